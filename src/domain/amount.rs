@@ -1,0 +1,188 @@
+//! Money and tokens are integers; floats end at the parser.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Nano-dollars in one dollar.
+pub const NANO_USD_PER_USD: i64 = 1_000_000_000;
+
+/// The largest cost one event may state: 100,000 USD.
+pub const EVENT_COST_MAX: NanoUsd = NanoUsd(100_000 * NANO_USD_PER_USD);
+
+/// The most tokens (of one class), requests or other units one event may state.
+pub const EVENT_UNITS_MAX: i64 = 1_000_000_000_000;
+
+/// Money in 1e-9 US dollars. Written as a decimal string in JSON (`"0.000135"`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct NanoUsd(pub i64);
+
+/// Why a text is not an amount of money.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotMoney {
+    #[error("not a decimal number")]
+    Malformed,
+    #[error("out of range: at most 9223372036 US dollars")]
+    OutOfRange,
+}
+
+impl NanoUsd {
+    /// Parses decimal text (sign, digits, fraction, exponent: everything JSON's number grammar allows) exactly,
+    /// rounding half to even at 1e-9. No float is involved, so `9.099999999999999e-05` becomes 91,000 nano-dollars.
+    ///
+    /// # Errors
+    /// [`NotMoney`] when the text is no decimal number or does not fit.
+    pub fn parse_decimal(text: &str) -> Result<NanoUsd, NotMoney> {
+        let (negative, unsigned) = match text.strip_prefix('-') {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let (mantissa, exponent) = match unsigned.find(['e', 'E']) {
+            Some(at) => (&unsigned[..at], parse_exponent(&unsigned[at + 1..])?),
+            None => (unsigned, 0),
+        };
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let digits_only = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+        if whole.is_empty() || !digits_only(whole) || !digits_only(fraction) || mantissa.ends_with('.') {
+            return Err(NotMoney::Malformed);
+        }
+        let digits: String = [whole, fraction].concat();
+        let significant = digits.trim_start_matches('0');
+        if significant.is_empty() {
+            return Ok(NanoUsd(0));
+        }
+        // value = 0.significant * 10^magnitude USD; keep `kept` digits to have whole nano-dollars.
+        let leading_zeros = (digits.len() - significant.len()) as i64;
+        let magnitude = (whole.len() as i64 - leading_zeros).saturating_add(exponent);
+        let kept = magnitude.saturating_add(9);
+        if kept > 19 {
+            return Err(NotMoney::OutOfRange);
+        }
+        let nanos = round_half_even(significant, kept)?;
+        Ok(NanoUsd(if negative { -nanos } else { nanos }))
+    }
+
+    #[must_use]
+    pub fn nanos(self) -> i64 {
+        self.0
+    }
+}
+
+fn parse_exponent(text: &str) -> Result<i64, NotMoney> {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(NotMoney::Malformed);
+    }
+    // An exponent beyond any i64 is as far out of range as one of four digits.
+    let size = digits.parse::<i64>().unwrap_or(i64::MAX).min(9_999);
+    Ok(if text.starts_with('-') { -size } else { size })
+}
+
+/// The first `kept` digits of `digits` as an integer (padded with zeros), rounded half to even on the rest.
+fn round_half_even(digits: &str, kept: i64) -> Result<i64, NotMoney> {
+    if kept < 0 {
+        return Ok(0);
+    }
+    let kept = kept as usize;
+    let (head, tail) = digits.split_at(kept.min(digits.len()));
+    let mut value: i128 = 0;
+    for byte in head.bytes() {
+        value = value * 10 + i128::from(byte - b'0');
+    }
+    for _ in head.len()..kept {
+        value *= 10;
+    }
+    let round_up = match tail.as_bytes() {
+        [] | [b'0'..=b'4', ..] => false,
+        [b'5', rest @ ..] if rest.iter().all(|byte| *byte == b'0') => value % 2 == 1,
+        _ => true,
+    };
+    i64::try_from(value + i128::from(round_up)).map_err(|_| NotMoney::OutOfRange)
+}
+
+impl FromStr for NanoUsd {
+    type Err = NotMoney;
+
+    fn from_str(text: &str) -> Result<NanoUsd, NotMoney> {
+        NanoUsd::parse_decimal(text)
+    }
+}
+
+impl fmt::Display for NanoUsd {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.0 < 0 { "-" } else { "" };
+        let nanos = self.0.unsigned_abs();
+        let per_usd = NANO_USD_PER_USD as u64;
+        let fraction = format!("{:09}", nanos % per_usd);
+        match fraction.trim_end_matches('0') {
+            "" => write!(formatter, "{sign}{}", nanos / per_usd),
+            fraction => write!(formatter, "{sign}{}.{fraction}", nanos / per_usd),
+        }
+    }
+}
+
+impl Serialize for NanoUsd {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for NanoUsd {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<NanoUsd, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn parses_what_litellm_writes() {
+        for (text, nanos) in [
+            ("0", 0),
+            ("0.0", 0),
+            ("0.00031250000000000006", 312_500),
+            ("9.099999999999999e-05", 91_000),
+            ("4.800000000000001e-07", 480),
+            ("1e-9", 1),
+            ("5e-10", 0),
+            ("1.5e-9", 2),
+            ("2.5e-9", 2),
+            ("2.5000000001e-9", 3),
+            ("4e-10", 0),
+            ("6e-10", 1),
+            ("12", 12_000_000_000),
+            ("-0.5", -500_000_000),
+            ("9223372036.854775807", i64::MAX),
+            ("1e-99999999999999999999", 0),
+        ] {
+            assert_eq!(NanoUsd::parse_decimal(text), Ok(NanoUsd(nanos)), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_money() {
+        for text in ["", "-", ".", "1.", ".5", "NaN", "inf", "1e", "1e+", "1,5", "0x1", " 1", "1 "] {
+            assert_eq!(NanoUsd::parse_decimal(text), Err(NotMoney::Malformed), "{text:?}");
+        }
+        for text in ["9223372036.854775808", "1e400", "1e99999999999999999999"] {
+            assert_eq!(NanoUsd::parse_decimal(text), Err(NotMoney::OutOfRange), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn survives_a_round_trip(nanos in -i64::MAX..=i64::MAX) {
+            prop_assert_eq!(NanoUsd(nanos).to_string().parse(), Ok(NanoUsd(nanos)));
+        }
+
+        #[test]
+        fn never_panics(text in "[-+0-9.eE]{0,40}") {
+            let _ = NanoUsd::parse_decimal(&text);
+        }
+    }
+}

@@ -1,0 +1,670 @@
+//! A tenant's books, and the posting that moves them from one commit to the next.
+//!
+//! [`Books`] is what the keeper holds in memory: quotas, counters, firing alerts, the chain's head. A [`Posting`] starts
+//! from committed books, takes one change after another, and ends as new books plus every row that has to be written
+//! with them. The writer commits those rows in one transaction; only then does the keeper adopt the new books. A counter
+//! always equals the sum over the ledger (invariant L1): what is not in memory is read, and what was never counted is
+//! recounted, before it is used.
+
+use std::collections::{BTreeMap, HashMap};
+
+use aws_lc_rs::digest;
+use jiff::tz::TimeZone;
+
+use super::chain::{self, Entry, EntryOutcome, Head, Record};
+use super::ids::{QuotaId, TenantId};
+use super::notice::{Alert, Attempt, Delivery, Event};
+use super::period::{self, PeriodKind, Window};
+use super::quota::{self, Decision, Quota, Standing};
+use super::time::{MICROS_PER_MINUTE, Timestamp};
+use super::usage::{Amounts, BodyHash, EventKey, FUTURE_TOLERANCE_MICROS, Refusal, Subject, Totals, UsageEvent};
+
+/// How long a counter stays in memory after its period ended, for events that come a little late.
+const COUNTER_KEPT_MICROS: i64 = 10 * MICROS_PER_MINUTE;
+
+/// One quota's usage in one period.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counter {
+    pub window: Window,
+    /// In the metric's unit.
+    pub used: i64,
+    /// Thresholds that have an alert, in percent.
+    pub fired: Vec<u16>,
+}
+
+/// Names a counter: one quota, one period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CounterKey {
+    pub quota: QuotaId,
+    pub period_start: Timestamp,
+}
+
+/// One hour's quarter of one subject's usage.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RollupKey {
+    pub start: Timestamp,
+    pub subject: Subject,
+}
+
+/// Where a stream has been read to, for this tenant: the newest message whose event is committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    pub stream: String,
+    pub sequence: i64,
+}
+
+/// A tenant's committed state.
+#[derive(Debug, Clone)]
+pub struct Books {
+    pub tenant: TenantId,
+    /// Whose writes this database accepts; grows with each owner (see `store/posting`).
+    pub epoch: i64,
+    /// Commits since these books began to be kept; what a decision's ETag is made of, together with the epoch.
+    pub version: i64,
+    pub time_zone: TimeZone,
+    /// Events that occurred longer ago than this are refused.
+    pub retention_micros: i64,
+    /// Channels that every alert is owed to, by configured name.
+    pub channels: Vec<String>,
+    pub quotas: Vec<Quota>,
+    pub counters: HashMap<CounterKey, Counter>,
+    /// Alerts that have not been resolved.
+    pub firing: Vec<Alert>,
+    /// Sums over the whole ledger.
+    pub lifetime: Totals,
+    /// No event of the ledger occurred later.
+    pub latest_event_at: Timestamp,
+    /// The ledger position the next event gets.
+    pub next_position: i64,
+    pub head: Head,
+}
+
+/// What has to be read before [`Posting::usage`] or [`Posting::replace_quotas`] may go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    pub quota: Quota,
+    pub window: Window,
+    /// The quota's scope, metric, period or calendar is new: a stored counter, if any, counts something else.
+    pub recount: bool,
+}
+
+impl Missing {
+    #[must_use]
+    pub fn key(&self) -> CounterKey {
+        CounterKey { quota: self.quota.id, period_start: self.window.start }
+    }
+}
+
+impl Books {
+    /// The books of a tenant whose database is empty.
+    #[must_use]
+    pub fn new(tenant: TenantId, time_zone: TimeZone, retention_micros: i64) -> Books {
+        Books {
+            tenant,
+            epoch: 0,
+            version: 0,
+            time_zone,
+            retention_micros,
+            channels: Vec::new(),
+            quotas: Vec::new(),
+            counters: HashMap::new(),
+            firing: Vec::new(),
+            lifetime: Totals::default(),
+            latest_event_at: Timestamp(0),
+            next_position: 1,
+            head: Head::EMPTY,
+        }
+    }
+
+    /// May this event be counted at `now`?
+    ///
+    /// # Errors
+    /// [`Refusal::TooOld`], [`Refusal::FromTheFuture`], or [`Refusal::AmountOverflow`] given what is already `pending`
+    /// in the same batch.
+    pub fn admit(&self, event: &UsageEvent, pending: &Totals, now: Timestamp) -> Result<Totals, Refusal> {
+        if event.occurred_at.0 < now.0.saturating_sub(self.retention_micros) {
+            return Err(Refusal::TooOld);
+        }
+        if event.occurred_at.0 > now.0.saturating_add(FUTURE_TOLERANCE_MICROS) {
+            return Err(Refusal::FromTheFuture);
+        }
+        let with_it = pending.checked_add(&Totals::of(event)).ok_or(Refusal::AmountOverflow)?;
+        self.lifetime.checked_add(&with_it).ok_or(Refusal::AmountOverflow)?;
+        Ok(with_it)
+    }
+
+    /// How every quota stands at `now`, in the order the tenant gave them.
+    #[must_use]
+    pub fn standings(&self, now: Timestamp) -> Vec<Standing> {
+        self.quotas.iter().map(|quota| self.standing(quota, now)).collect()
+    }
+
+    /// What a gateway should do with a request attributed to `subject`.
+    #[must_use]
+    pub fn decide(&self, subject: &Subject, now: Timestamp) -> Decision {
+        let matching = self.quotas.iter().filter(|quota| quota.scope.covers(subject));
+        quota::judge(matching.map(|quota| self.standing(quota, now)).collect(), self.version)
+    }
+
+    fn standing(&self, quota: &Quota, now: Timestamp) -> Standing {
+        let window = period::window(quota.period, now, &self.time_zone);
+        let key = CounterKey { quota: quota.id, period_start: window.start };
+        let used = self.counters.get(&key).map_or(0, |counter| counter.used);
+        Standing {
+            quota: quota.clone(),
+            used,
+            remaining: (quota.limit - used).max(0),
+            level: quota::level(quota, used),
+            period_start: window.start,
+            reset_at: window.reset_at(),
+        }
+    }
+
+    /// The next instant at which time alone changes these books: the end of a firing alert's period.
+    #[must_use]
+    pub fn next_roll(&self) -> Option<Timestamp> {
+        self.firing.iter().filter_map(|alert| alert.period_end).min()
+    }
+
+    /// The counters of the running periods, and of those that senders' clocks have begun already, that are not in
+    /// memory. After loading, supply them all.
+    #[must_use]
+    pub fn missing_now(&self, now: Timestamp) -> Vec<Missing> {
+        let unfinished = |quota| {
+            let windows = self.unfinished(quota, now, &self.time_zone);
+            windows.into_iter().map(|window| Missing { quota: quota.clone(), window, recount: false })
+        };
+        self.quotas.iter().flat_map(unfinished).filter(|missing| !self.knows(missing)).collect()
+    }
+
+    /// The running window of a quota, and the later ones in which an event may have occurred: senders' clocks may run
+    /// ahead of ours, and what they counted there must be known when that window becomes the running one.
+    fn unfinished(&self, quota: &Quota, now: Timestamp, zone: &TimeZone) -> Vec<Window> {
+        let latest = self.latest_event_at.min(now.plus_micros(FUTURE_TOLERANCE_MICROS));
+        let mut windows = vec![period::window(quota.period, now, zone)];
+        while let Some(next) = windows.last().map(|window| window.end).filter(|end| *end <= latest) {
+            windows.push(period::window(quota.period, next, zone));
+        }
+        windows
+    }
+
+    /// Is the counter in memory, or surely zero because nothing in the ledger is that young?
+    fn knows(&self, missing: &Missing) -> bool {
+        self.counters.contains_key(&missing.key()) || missing.window.start > self.latest_event_at
+    }
+}
+
+/// What a usage batch came to, for its record in the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BatchCounts {
+    /// Ledger positions the batch was offered; those of duplicates and conflicts stay empty.
+    pub attempted: i64,
+    pub duplicates: i64,
+    pub conflicts: i64,
+}
+
+/// Books in the making, and the rows that go with them.
+#[derive(Debug, Clone)]
+pub struct Posting {
+    /// The books as they will be after the commit.
+    pub books: Books,
+    /// Counters to write, whole.
+    pub counters: BTreeMap<CounterKey, Counter>,
+    /// Quotas whose stored counters count something else now; delete their counters first.
+    pub void_counters: Vec<QuotaId>,
+    /// Rollups to add to.
+    pub rollups: BTreeMap<RollupKey, Totals>,
+    /// Alerts to insert.
+    pub fired: Vec<Alert>,
+    /// Alerts to mark as resolved.
+    pub resolved: Vec<Alert>,
+    /// Outbox rows to insert.
+    pub owed: Vec<Delivery>,
+    /// Attempts to record in the outbox.
+    pub attempts: Vec<Attempt>,
+    /// The whole set of quotas, when it changed.
+    pub quotas: Option<Vec<Quota>>,
+    /// The IANA name of the tenant's calendar, when it changed.
+    pub time_zone: Option<String>,
+    /// Links to append to the chain.
+    pub records: Vec<Record>,
+    /// Stream positions to store.
+    pub cursors: BTreeMap<String, i64>,
+    now: Timestamp,
+    /// Fresh random bytes, from which each payload's salt is derived.
+    salt_seed: [u8; 32],
+}
+
+impl Posting {
+    /// Starts from committed books. `salt_seed` is 32 random bytes that no other posting had.
+    #[must_use]
+    pub fn open(books: &Books, now: Timestamp, salt_seed: [u8; 32]) -> Posting {
+        Posting {
+            books: books.clone(),
+            counters: BTreeMap::new(),
+            void_counters: Vec::new(),
+            rollups: BTreeMap::new(),
+            fired: Vec::new(),
+            resolved: Vec::new(),
+            owed: Vec::new(),
+            attempts: Vec::new(),
+            quotas: None,
+            time_zone: None,
+            records: Vec::new(),
+            cursors: BTreeMap::new(),
+            now,
+            salt_seed,
+        }
+    }
+
+    /// The instant this posting is made at.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// Is there nothing to write?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.attempts.is_empty() && self.cursors.is_empty() && self.resolved.is_empty()
+    }
+
+    // ---- usage ----
+
+    /// Counters that `events` need and that are not in memory: read or recount each as it was **before** these events,
+    /// and [`supply`](Posting::supply) it.
+    #[must_use]
+    pub fn missing_for_usage(&self, events: &[&UsageEvent]) -> Vec<Missing> {
+        let mut windows = Windows::new(&self.books.time_zone);
+        let mut missing: BTreeMap<CounterKey, Missing> = BTreeMap::new();
+        let (minutes, longer): (Vec<&Quota>, Vec<&Quota>) =
+            self.books.quotas.iter().partition(|quota| quota.period == PeriodKind::Minute);
+        let mut need = |quota: &Quota, window: Window| {
+            // The stored counters of a quota that this very posting changes still count something else.
+            let recount = self.void_counters.contains(&quota.id);
+            let one = Missing { quota: quota.clone(), window, recount };
+            if !self.books.knows(&one) {
+                missing.insert(one.key(), one);
+            }
+        };
+        for group in group(events).keys() {
+            for quota in longer.iter().filter(|quota| quota.scope.covers(&group.subject)) {
+                need(quota, windows.of(quota.period, group.start));
+            }
+        }
+        if !minutes.is_empty() {
+            for event in events {
+                for quota in minutes.iter().filter(|quota| quota.scope.covers(&event.subject)) {
+                    need(quota, windows.of(quota.period, event.occurred_at));
+                }
+            }
+        }
+        missing.into_values().collect()
+    }
+
+    /// Adds a counter that was read or recounted.
+    pub fn supply(&mut self, key: CounterKey, counter: Counter) {
+        self.books.counters.insert(key, counter);
+    }
+
+    /// Counts events that the ledger took as new, and everything that follows from them: rollups, counters, thresholds,
+    /// alerts, what is owed to the channels, the batch's record. `keys` digests the batch for the chain.
+    pub fn usage(
+        &mut self,
+        events: &[&UsageEvent],
+        keys: &[(EventKey, BodyHash)],
+        counts: BatchCounts,
+        request_id: &str,
+    ) {
+        let groups = group(events);
+        let mut sum = Totals::default();
+        let mut windows = Windows::new(&self.books.time_zone);
+        let mut added: BTreeMap<CounterKey, (Window, i64)> = BTreeMap::new();
+        let mut add = |quota: &Quota, window: Window, amounts: &Amounts| {
+            let key = CounterKey { quota: quota.id, period_start: window.start };
+            let slot = added.entry(key).or_insert((window, 0));
+            slot.1 = slot.1.saturating_add(quota.metric.of(amounts));
+        };
+        let by_scope = ByScope::new(&self.books.quotas);
+        for (key, totals) in &groups {
+            sum.add(totals);
+            for quota in by_scope.covering(&key.subject).filter(|quota| quota.period != PeriodKind::Minute) {
+                add(quota, windows.of(quota.period, key.start), &totals.amounts);
+            }
+        }
+        if self.books.quotas.iter().any(|quota| quota.period == PeriodKind::Minute) {
+            for event in events {
+                for quota in by_scope.covering(&event.subject).filter(|quota| quota.period == PeriodKind::Minute) {
+                    add(quota, windows.of(quota.period, event.occurred_at), &event.amounts);
+                }
+            }
+        }
+        for (key, totals) in groups {
+            self.rollups.entry(key).or_default().add(&totals);
+        }
+        for (key, (window, amount)) in added {
+            self.raise(key, window, amount);
+        }
+        self.books.lifetime.add(&sum);
+        self.books.next_position += counts.attempted;
+        if let Some(latest) = events.iter().map(|event| event.occurred_at).max() {
+            self.books.latest_event_at = self.books.latest_event_at.max(latest);
+        }
+        self.record_usage(&sum, keys, counts, request_id);
+    }
+
+    fn raise(&mut self, key: CounterKey, window: Window, amount: i64) {
+        let counter = self.books.counters.entry(key).or_insert(Counter { window, used: 0, fired: Vec::new() });
+        counter.used = counter.used.saturating_add(amount);
+        self.counters.insert(key, counter.clone());
+        self.fire(key);
+    }
+
+    /// Fires the alerts that a counter has reached and does not have yet.
+    fn fire(&mut self, key: CounterKey) {
+        let Some(quota) = self.books.quotas.iter().find(|quota| quota.id == key.quota) else { return };
+        let Some(counter) = self.books.counters.get_mut(&key) else { return };
+        let reached = |percent: &&u16| counter.used >= quota.threshold_amount(**percent);
+        let new: Vec<u16> = quota
+            .thresholds
+            .iter()
+            .filter(reached)
+            .filter(|percent| !counter.fired.contains(percent))
+            .copied()
+            .collect();
+        if new.is_empty() {
+            return;
+        }
+        counter.fired.extend(&new);
+        self.counters.insert(key, counter.clone());
+        let alerts: Vec<Alert> = new
+            .into_iter()
+            .map(|threshold| Alert {
+                id: Alert::id_for(self.books.tenant, quota, key.period_start, threshold),
+                quota: quota.clone(),
+                period_start: key.period_start,
+                period_end: counter.window.reset_at(),
+                threshold,
+                used: counter.used,
+                fired_at: self.now,
+                resolved_at: None,
+            })
+            .collect();
+        for alert in alerts {
+            self.owe(&alert, Event::Fired);
+            self.record_alert("alert.fired", &alert);
+            self.books.firing.push(alert.clone());
+            self.fired.push(alert);
+        }
+        // A late event may cross a threshold of a period that is over: on-call is told, and told that it is over.
+        self.roll();
+    }
+
+    fn owe(&mut self, alert: &Alert, event: Event) {
+        for channel in &self.books.channels {
+            self.owed.push(Delivery {
+                alert: alert.clone(),
+                event,
+                channel: channel.clone(),
+                attempts: 0,
+                next_attempt_at: self.now,
+            });
+        }
+    }
+
+    /// Resolves alerts whose period is over at this posting's instant.
+    pub fn roll(&mut self) {
+        let now = self.now;
+        self.resolve_where(|_, alert| alert.period_end.is_some_and(|end| end <= now));
+    }
+
+    fn resolve_where(&mut self, over: impl Fn(&Books, &Alert) -> bool) {
+        let (resolved, firing): (Vec<Alert>, Vec<Alert>) =
+            std::mem::take(&mut self.books.firing).into_iter().partition(|alert| over(&self.books, alert));
+        self.books.firing = firing;
+        for mut alert in resolved {
+            alert.resolved_at = Some(self.now);
+            self.owe(&alert, Event::Resolved);
+            self.record_alert("alert.resolved", &alert);
+            self.resolved.push(alert);
+        }
+    }
+
+    // ---- quotas and calendar ----
+
+    /// Counters of the periods that are not over which a new set of quotas needs recounted.
+    #[must_use]
+    pub fn missing_for_quotas(&self, quotas: &[Quota]) -> Vec<Missing> {
+        let unchanged = |quota: &Quota| {
+            self.books.quotas.iter().any(|known| {
+                known.id == quota.id
+                    && (&known.scope, known.metric, known.period) == (&quota.scope, quota.metric, quota.period)
+            })
+        };
+        self.recounts(quotas.iter().filter(|quota| !unchanged(quota)), &self.books.time_zone)
+    }
+
+    /// Counters of the periods that are not over which a new calendar needs recounted: all of them.
+    #[must_use]
+    pub fn missing_for_time_zone(&self, zone: &TimeZone) -> Vec<Missing> {
+        self.recounts(self.books.quotas.iter(), zone)
+    }
+
+    fn recounts<'a>(&self, quotas: impl Iterator<Item = &'a Quota>, zone: &TimeZone) -> Vec<Missing> {
+        let unfinished = |quota| {
+            let windows = self.books.unfinished(quota, self.now, zone);
+            windows.into_iter().map(|window| Missing { quota: quota.clone(), window, recount: true })
+        };
+        quotas.flat_map(unfinished).collect()
+    }
+
+    /// Replaces the set of quotas. What each has used in its running period stays; `recounted` holds the counters asked
+    /// for by [`missing_for_quotas`](Posting::missing_for_quotas).
+    pub fn replace_quotas(&mut self, quotas: Vec<Quota>, recounted: Vec<(CounterKey, Counter)>, entry: Entry) {
+        self.records_entry(entry);
+        let gone: Vec<QuotaId> = self
+            .books
+            .quotas
+            .iter()
+            .map(|quota| quota.id)
+            .filter(|id| !quotas.iter().any(|quota| quota.id == *id))
+            .collect();
+        self.books.quotas = quotas.clone();
+        self.quotas = Some(quotas);
+        self.recount(gone.into_iter().chain(recounted.iter().map(|(key, _)| key.quota)).collect(), recounted);
+    }
+
+    /// Moves the tenant to another calendar; every quota counts the period it is in by the new one.
+    pub fn change_time_zone(
+        &mut self,
+        name: &str,
+        zone: TimeZone,
+        recounted: Vec<(CounterKey, Counter)>,
+        entry: Entry,
+    ) {
+        self.records_entry(entry);
+        self.books.time_zone = zone;
+        self.time_zone = Some(name.to_owned());
+        self.recount(self.books.quotas.iter().map(|quota| quota.id).collect(), recounted);
+    }
+
+    fn recount(&mut self, void: Vec<QuotaId>, recounted: Vec<(CounterKey, Counter)>) {
+        self.books.counters.retain(|key, _| !void.contains(&key.quota));
+        self.counters.retain(|key, _| !void.contains(&key.quota));
+        self.void_counters.extend(void);
+        for (key, counter) in recounted {
+            self.books.counters.insert(key, counter.clone());
+            self.counters.insert(key, counter);
+        }
+        // An alert holds while its quota still counts the same period and is still past the threshold.
+        self.resolve_where(|books, alert| {
+            let Some(quota) = books.quotas.iter().find(|quota| quota.id == alert.quota.id) else { return true };
+            let key = CounterKey { quota: quota.id, period_start: alert.period_start };
+            let Some(counter) = books.counters.get(&key) else { return true };
+            !quota.thresholds.contains(&alert.threshold) || counter.used < quota.threshold_amount(alert.threshold)
+        });
+        let mut unfinished: Vec<CounterKey> = self
+            .books
+            .counters
+            .iter()
+            .filter(|(_, counter)| counter.window.end > self.now)
+            .map(|(key, _)| *key)
+            .collect();
+        // In a fixed order, so that the same change makes the same chain.
+        unfinished.sort_unstable();
+        for key in unfinished {
+            self.fire(key);
+        }
+    }
+
+    // ---- the rest ----
+
+    /// Appends a record that stands for itself: a denial, a lifecycle change, a new key.
+    pub fn records_entry(&mut self, entry: Entry) {
+        let seq = self.books.head.seq + 1;
+        let record = chain::link(self.books.head, &self.books.tenant.to_string(), entry, self.now, self.salt(seq));
+        self.books.head = Head { seq: record.seq, hash: record.hash };
+        self.records.push(record);
+    }
+
+    /// Notes how an attempt to deliver ended.
+    pub fn attempt(&mut self, attempt: Attempt) {
+        self.attempts.push(attempt);
+    }
+
+    /// Notes how far a stream is committed.
+    pub fn advance(&mut self, cursor: Cursor) {
+        let newest = self.cursors.entry(cursor.stream).or_insert(cursor.sequence);
+        *newest = (*newest).max(cursor.sequence);
+    }
+
+    /// Ends the posting: forgets counters of periods long over, and counts the commit.
+    pub fn close(&mut self) {
+        let horizon = self.now.plus_micros(-COUNTER_KEPT_MICROS);
+        self.books.counters.retain(|_, counter| counter.window.end > horizon);
+        self.books.version += 1;
+    }
+
+    fn salt(&self, seq: i64) -> [u8; 32] {
+        let mut context = digest::Context::new(&digest::SHA256);
+        context.update(&self.salt_seed);
+        context.update(&seq.to_be_bytes());
+        let mut salt = [0; 32];
+        salt.copy_from_slice(context.finish().as_ref());
+        salt
+    }
+
+    fn record_alert(&mut self, action: &str, alert: &Alert) {
+        let payload = serde_json::json!({
+            "quotaId": alert.quota.id,
+            "periodStart": alert.period_start,
+            "threshold": alert.threshold,
+            "limit": alert.quota.limit,
+            "used": alert.used,
+        });
+        self.records_entry(Entry {
+            actor: "system".into(),
+            action: action.into(),
+            target: format!("alert:{}", alert.id),
+            outcome: EntryOutcome::Success,
+            request_id: String::new(),
+            payload: payload.to_string(),
+        });
+    }
+
+    /// One record per committed batch: how many, their sums, and a digest of what was counted, in ledger order.
+    fn record_usage(&mut self, sum: &Totals, keys: &[(EventKey, BodyHash)], counts: BatchCounts, request_id: &str) {
+        let mut context = digest::Context::new(&digest::SHA256);
+        for (key, body) in keys {
+            context.update(&key.0);
+            context.update(&body.0);
+        }
+        let payload = serde_json::json!({
+            "events": sum.events,
+            "failures": sum.failures,
+            "duplicates": counts.duplicates,
+            "conflicts": counts.conflicts,
+            "lastPosition": self.books.next_position - 1,
+            "requests": sum.amounts.requests,
+            "promptTokens": sum.amounts.prompt_tokens,
+            "completionTokens": sum.amounts.completion_tokens,
+            "unclassifiedTokens": sum.amounts.unclassified_tokens,
+            "costUsd": sum.amounts.cost,
+            "digest": hex(context.finish().as_ref()),
+        });
+        self.records_entry(Entry {
+            actor: "system".into(),
+            action: "usage.committed".into(),
+            target: format!("tenant:{}", self.books.tenant),
+            outcome: EntryOutcome::Success,
+            request_id: request_id.into(),
+            payload: payload.to_string(),
+        });
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Sums of events that share a quarter of an hour and a subject. Most batches have few such groups, and quotas and
+/// rollups cost by the group, not by the event.
+fn group(events: &[&UsageEvent]) -> BTreeMap<RollupKey, Totals> {
+    let mut groups: HashMap<(Timestamp, &Subject), Totals, ahash::RandomState> =
+        HashMap::with_hasher(ahash::RandomState::with_seeds(1, 2, 3, 4));
+    for event in events {
+        groups.entry((period::rollup_start(event.occurred_at), &event.subject)).or_default().add(&Totals::of(event));
+    }
+    groups
+        .into_iter()
+        .map(|((start, subject), totals)| (RollupKey { start, subject: subject.clone() }, totals))
+        .collect()
+}
+
+/// Remembers the last window of each period: events come in runs, and a calendar look-up costs more than a comparison.
+struct Windows<'a> {
+    zone: &'a TimeZone,
+    last: HashMap<PeriodKind, Window>,
+}
+
+impl<'a> Windows<'a> {
+    fn new(zone: &'a TimeZone) -> Windows<'a> {
+        Windows { zone, last: HashMap::new() }
+    }
+
+    fn of(&mut self, kind: PeriodKind, at: Timestamp) -> Window {
+        match self.last.get(&kind) {
+            Some(window) if window.contains(at) => *window,
+            _ => {
+                let window = period::window(kind, at, self.zone);
+                self.last.insert(kind, window);
+                window
+            }
+        }
+    }
+}
+
+/// Quotas by the scope they count, so that a subject finds its own in six look-ups however many there are.
+struct ByScope<'a>(HashMap<(&'static str, &'a str), Vec<&'a Quota>>);
+
+impl<'a> ByScope<'a> {
+    fn new(quotas: &'a [Quota]) -> ByScope<'a> {
+        let mut index: HashMap<_, Vec<&Quota>> = HashMap::new();
+        for quota in quotas {
+            index.entry((quota.scope.kind(), quota.scope.id())).or_default().push(quota);
+        }
+        ByScope(index)
+    }
+
+    fn covering<'b>(&'b self, subject: &'b Subject) -> impl Iterator<Item = &'a Quota> + 'b {
+        let words = [
+            ("tenant", ""),
+            ("group", subject.group.as_str()),
+            ("user", subject.user.as_str()),
+            ("apiKey", subject.api_key.as_str()),
+            ("model", subject.model.as_str()),
+            ("provider", subject.provider.as_str()),
+        ];
+        words.into_iter().filter_map(|word| self.0.get(&word)).flatten().copied()
+    }
+}

@@ -1,0 +1,31 @@
+//! What is decided, and nothing else.
+//!
+//! Everything here is a pure function of its arguments: no async, no IO, no clock, no randomness, no logging.
+//! `now` and new ids are arguments. The same inputs give the same answer on every machine, which is what lets
+//! property tests, the crash tests' oracle and a recount of the ledger share this code with the running daemon.
+//!
+//! - [`ids`], [`time`], [`amount`]: the small words. Parsed once at a door, trusted afterwards.
+//! - [`usage`]: one usage event, its identity, and sums of events.
+//! - [`period`]: calendar windows in a tenant's time zone; they tile time.
+//! - [`quota`]: limits, standings and decisions.
+//! - [`notice`]: what deserves an alert, once.
+//! - [`chain`]: the audit chain: canonical bytes, link, verify.
+//! - [`books`]: a tenant's [`books::Books`], and the [`books::Posting`] that moves them from one commit to the next.
+//! - [`request`]: who asks for a change, and how often the same change may be asked for.
+//! - [`report`]: questions about the past, and their answers.
+//! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
+
+pub mod amount;
+pub mod books;
+#[cfg(test)]
+mod books_tests;
+pub mod chain;
+pub mod ids;
+pub mod notice;
+pub mod period;
+pub mod quota;
+pub mod report;
+pub mod request;
+pub mod tenant;
+pub mod time;
+pub mod usage;

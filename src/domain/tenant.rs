@@ -1,0 +1,130 @@
+//! What the catalogue knows of a tenant, and its lifecycle.
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::TenantId;
+use super::time::Timestamp;
+
+/// Where a tenant is in its life: pending → active ⇄ suspended → archived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Lifecycle {
+    /// Being provisioned; never served.
+    Pending,
+    Active,
+    /// Usage is still counted, gateways are told to deny, its credentials are refused.
+    Suspended,
+    /// Kept for its books and its chain; no longer served.
+    Archived,
+}
+
+impl Lifecycle {
+    pub const ALL: [Lifecycle; 4] = [Lifecycle::Pending, Lifecycle::Active, Lifecycle::Suspended, Lifecycle::Archived];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Lifecycle::Pending => "pending",
+            Lifecycle::Active => "active",
+            Lifecycle::Suspended => "suspended",
+            Lifecycle::Archived => "archived",
+        }
+    }
+
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Lifecycle> {
+        Lifecycle::ALL.into_iter().find(|lifecycle| lifecycle.name() == name)
+    }
+
+    /// May a tenant go from here to `next`? Staying where it is is no move.
+    #[must_use]
+    pub fn may_become(self, next: Lifecycle) -> bool {
+        matches!(
+            (self, next),
+            (Lifecycle::Pending | Lifecycle::Suspended, Lifecycle::Active)
+                | (Lifecycle::Active, Lifecycle::Suspended)
+                | (Lifecycle::Suspended, Lifecycle::Archived)
+        )
+    }
+}
+
+/// A tenant's id in another system. The pair (source, kind, id) belongs to one tenant at most.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ExternalId {
+    /// `litellm`.
+    pub source: String,
+    /// `team`, `organization`, `project`, `keyHash` or `keyAlias`: LiteLLM's `metadata.user_api_key_*` fields.
+    pub kind: String,
+    pub id: String,
+}
+
+/// One tenant as the catalogue has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tenant {
+    pub id: TenantId,
+    pub name: String,
+    /// Unique on the platform: lower-case letters, digits and hyphens.
+    pub slug: String,
+    pub tier: String,
+    /// IANA name; the calendar of its quotas and reports.
+    pub time_zone: String,
+    pub lifecycle: Lifecycle,
+    pub external_ids: Vec<ExternalId>,
+    /// A JSON object as text; ours to keep, the tenant's to define.
+    pub settings: String,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+/// What a credential may be used for within its tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Role {
+    /// Everything on the platform.
+    PlatformAdmin,
+    /// Everything within one tenant.
+    Admin,
+    /// Reports usage, asks for decisions.
+    Reporter,
+    /// Reads.
+    Reader,
+}
+
+impl Role {
+    pub const ALL: [Role; 4] = [Role::PlatformAdmin, Role::Admin, Role::Reporter, Role::Reader];
+    /// The roles each tenant is provisioned with, and what they are for.
+    pub const OF_A_TENANT: [(Role, &'static str); 3] = [
+        (Role::Admin, "manages quotas and API keys, reads everything of the tenant"),
+        (Role::Reporter, "reports usage and asks for decisions"),
+        (Role::Reader, "reads usage, quotas, alerts and the audit chain"),
+    ];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::PlatformAdmin => "platformAdmin",
+            Role::Admin => "admin",
+            Role::Reporter => "reporter",
+            Role::Reader => "reader",
+        }
+    }
+
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Role> {
+        Role::ALL.into_iter().find(|role| role.name() == name)
+    }
+}
+
+/// An API key as the index has it: never the key itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    /// The public part, which names the key in logs and rules.
+    pub id: String,
+    pub tenant: TenantId,
+    pub name: String,
+    pub role: Role,
+    /// HMAC-SHA-256 of the whole key under the platform's pepper.
+    pub hash: [u8; 32],
+    pub created_at: Timestamp,
+    pub revoked_at: Option<Timestamp>,
+}
