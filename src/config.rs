@@ -1,0 +1,520 @@
+//! Configuration: one struct per room; file, then environment; validated once, every error at once.
+//!
+//! Environment overrides are `PLATFORM_API__<SECTION>__<KEY>`, as in `PLATFORM_API__HTTP__LISTEN=0.0.0.0:8082`.
+//! Secrets are [`SecretString`]: no Debug or error output shows them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+/// Everything, with defaults that run on the embedded database with nothing installed.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub http: Http,
+    pub store: Store,
+    pub tenants: Tenants,
+    pub intake: Intake,
+    pub nats: Nats,
+    pub redis: Redis,
+    pub auth: Auth,
+    pub notify: Notify,
+    pub telemetry: Telemetry,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// `address:port`; port 0 lets the system choose and is logged.
+    pub listen: String,
+    /// Open connections; further ones wait in the accept queue.
+    pub connections_max: usize,
+    /// A request's headers must be complete after this long.
+    pub header_timeout_ms: u64,
+    /// An idle kept-alive connection is closed after this long.
+    pub idle_timeout_ms: u64,
+    /// Our own deadline for one request.
+    pub request_timeout_ms: u64,
+    /// Longest body of a request other than ingestion.
+    pub body_bytes_max: usize,
+    /// Longest body of `POST /v1/usage/events`.
+    pub events_body_bytes_max: usize,
+    /// Longest body of `POST /v1/usage/litellm`, whose sender cannot split.
+    pub litellm_body_bytes_max: usize,
+    /// How long a gateway may use a decision before it should ask again.
+    pub decision_refresh_ms: u64,
+    /// How long a gateway may use a decision when we do not answer.
+    pub decision_valid_ms: u64,
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http {
+            listen: "127.0.0.1:8082".into(),
+            connections_max: 10_000,
+            header_timeout_ms: 10_000,
+            idle_timeout_ms: 75_000,
+            request_timeout_ms: 30_000,
+            body_bytes_max: 256 * 1024,
+            events_body_bytes_max: 16 * 1024 * 1024,
+            litellm_body_bytes_max: 64 * 1024 * 1024,
+            decision_refresh_ms: 1_000,
+            decision_valid_ms: 5_000,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// `sqlite:<directory>`, or `postgres://…` naming the control database.
+    pub url: SecretString,
+    /// Connections this node may hold open, tenants' and readers' together.
+    pub connections_max: usize,
+    /// Connections of those that slow reads (reports, pages, verification) may use at once.
+    pub readers_max: usize,
+    pub statement_timeout_ms: u64,
+}
+
+impl Default for Store {
+    fn default() -> Store {
+        Store {
+            url: SecretString::from("sqlite:./data"),
+            connections_max: 80,
+            readers_max: 16,
+            statement_timeout_ms: 15_000,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tenants {
+    /// Tenants open at once; the least recently used idle ones rest first.
+    pub open_max: usize,
+    /// Tenants being opened at once.
+    pub opening_max: usize,
+    /// A tenant without messages for this long rests.
+    pub idle_ms: u64,
+    /// Usage events a tenant may have waiting.
+    pub permits_events: usize,
+    /// Bytes of usage events a tenant may have waiting.
+    pub permits_bytes: usize,
+    /// Most events of one commit.
+    pub commit_events_max: usize,
+    /// First delay before a failed tenant is opened again; doubles up to `restart_backoff_max_ms`.
+    pub restart_backoff_ms: u64,
+    pub restart_backoff_max_ms: u64,
+}
+
+impl Default for Tenants {
+    fn default() -> Tenants {
+        Tenants {
+            open_max: 60,
+            opening_max: 8,
+            idle_ms: 120_000,
+            permits_events: 20_000,
+            permits_bytes: 64 * 1024 * 1024,
+            commit_events_max: 5_000,
+            restart_backoff_ms: 100,
+            restart_backoff_max_ms: 60_000,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Intake {
+    /// Events that occurred longer ago are quarantined.
+    pub retention_days: u32,
+    /// Events of one request to `POST /v1/usage/events`.
+    pub batch_events_max: usize,
+    /// Longest single event, in bytes of JSON.
+    pub event_bytes_max: usize,
+    /// How long HTTP ingestion waits for a saturated tenant.
+    pub patience_ms: u64,
+    /// How long LiteLLM's callback, which does not come back, waits.
+    pub litellm_patience_ms: u64,
+}
+
+impl Default for Intake {
+    fn default() -> Intake {
+        Intake {
+            retention_days: 400,
+            batch_events_max: 5_000,
+            event_bytes_max: 8 * 1024 * 1024,
+            patience_ms: 250,
+            litellm_patience_ms: 10_000,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nats {
+    /// `nats://…`; NATS is off without it.
+    pub url: Option<SecretString>,
+    pub stream: String,
+    pub consumer: String,
+    /// Where usage events arrive; `<subject>.<tenantId>` too.
+    pub subject: String,
+    /// Where alerts are published, and the stream that keeps them.
+    pub alert_subject: String,
+    pub alert_stream: String,
+    /// Messages of one pull.
+    pub pull_messages: usize,
+    /// Messages delivered and not yet acknowledged, for the whole node.
+    pub ack_pending_max: usize,
+    pub ack_wait_ms: u64,
+    /// Delay before a message comes back that a saturated tenant could not take.
+    pub nak_delay_ms: u64,
+}
+
+impl Default for Nats {
+    fn default() -> Nats {
+        Nats {
+            url: None,
+            stream: "USAGE".into(),
+            consumer: "platform-api".into(),
+            subject: "quota.updated".into(),
+            alert_subject: "quota.alert".into(),
+            alert_stream: "QUOTA_ALERTS".into(),
+            pull_messages: 1_000,
+            ack_pending_max: 16_000,
+            ack_wait_ms: 30_000,
+            nak_delay_ms: 1_000,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Redis {
+    /// `redis://…`; the mirror is off without it.
+    pub url: Option<SecretString>,
+    /// Prefix of the mirrored keys: `<prefix><tenantId>`.
+    pub key_prefix: String,
+    /// A mirrored standing that is not refreshed disappears after this long.
+    pub ttl_ms: u64,
+}
+
+impl Default for Redis {
+    fn default() -> Redis {
+        Redis { url: None, key_prefix: "platform-api:standings:".into(), ttl_ms: 60_000 }
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// The platform administrator's key.
+    pub bootstrap_key: Option<SecretString>,
+    /// Key of the API keys' hashes; made and kept beside the data when absent.
+    pub key_pepper: Option<SecretString>,
+    /// Where a pepper that was made is kept; the SQLite directory when absent.
+    pub key_pepper_file: Option<PathBuf>,
+    pub issuers: Vec<Issuer>,
+}
+
+/// A trusted OpenID issuer, and how its claims read.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Issuer {
+    /// `iss`, exactly.
+    pub issuer: String,
+    /// `aud` must contain it.
+    pub audience: String,
+    /// Where the keys are; from the issuer's discovery document when absent.
+    pub jwks_url: Option<String>,
+    /// Claim with the tenant's id; `/`-separated for a nested claim.
+    #[serde(default = "tenant_claim")]
+    pub tenant_claim: String,
+    #[serde(default = "user_claim")]
+    pub user_claim: String,
+    /// Claim with a role name or a list of them.
+    #[serde(default = "roles_claim")]
+    pub roles_claim: String,
+    /// The issuer's role names → ours (`platformAdmin`, `admin`, `reporter`, `reader`).
+    #[serde(default)]
+    pub roles: std::collections::BTreeMap<String, String>,
+}
+
+fn tenant_claim() -> String {
+    "tenant".into()
+}
+fn user_claim() -> String {
+    "sub".into()
+}
+fn roles_claim() -> String {
+    "roles".into()
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Notify {
+    pub channels: Vec<Channel>,
+    /// Base of links in messages, as `https://platform.example.com`.
+    pub public_url: Option<String>,
+}
+
+/// One place alerts go to. The name is stable: what is owed is owed to it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Channel {
+    /// Alertmanager's API v2; `url` without `/api/v2/alerts`.
+    Alertmanager {
+        name: String,
+        url: String,
+        /// How often a firing alert is posted again.
+        #[serde(default = "repeat_ms")]
+        repeat_ms: u64,
+        #[serde(default)]
+        allow_private_addresses: bool,
+    },
+    /// A webhook in Standard Webhooks form.
+    Webhook {
+        name: String,
+        url: String,
+        /// `whsec_…`, base64 of the signing key.
+        secret: SecretString,
+        #[serde(default)]
+        allow_private_addresses: bool,
+    },
+    /// JetStream, on `nats.alert_subject`.
+    Nats { name: String },
+}
+
+fn repeat_ms() -> u64 {
+    60_000
+}
+
+impl Channel {
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Channel::Alertmanager { name, .. } | Channel::Webhook { name, .. } | Channel::Nats { name } => name,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// `tracing` filter, as `info,platform_api=debug`.
+    pub log: String,
+    /// `json`, `text`, or `auto`: text on a terminal.
+    pub log_format: String,
+    /// OTLP/HTTP traces go to `<endpoint>/v1/traces`; off without it.
+    pub otlp_endpoint: Option<String>,
+    /// Tenants that may have metrics of their own; the rest share the label `other`.
+    pub tenant_labels_max: usize,
+    /// On SIGTERM, how long everything may take.
+    pub shutdown_ms: u64,
+}
+
+impl Default for Telemetry {
+    fn default() -> Telemetry {
+        Telemetry {
+            log: "info,sqlx=warn,async_nats=warn,poem=warn".into(),
+            log_format: "auto".into(),
+            otlp_endpoint: None,
+            tenant_labels_max: 100,
+            shutdown_ms: 25_000,
+        }
+    }
+}
+
+/// Why the configuration cannot be used: every reason, not the first one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the configuration cannot be used:\n  - {}", problems.join("\n  - "))]
+pub struct Invalid {
+    pub problems: Vec<String>,
+}
+
+impl Config {
+    /// Reads `file` if given, then the environment, and validates.
+    ///
+    /// # Errors
+    /// [`Invalid`], naming every problem by its key. No value of a secret appears in it.
+    pub fn load(file: Option<&Path>) -> Result<Config, Invalid> {
+        let mut sources = config::Config::builder();
+        if let Some(path) = file {
+            sources = sources.add_source(config::File::from(path).format(config::FileFormat::Toml));
+        }
+        let environment = config::Environment::with_prefix("PLATFORM_API").prefix_separator("__").separator("__");
+        let read = sources
+            .add_source(environment.try_parsing(true))
+            .build()
+            .and_then(config::Config::try_deserialize::<Config>)
+            .map_err(|error| Invalid { problems: vec![error.to_string()] })?;
+        read.validated()
+    }
+
+    /// # Errors
+    /// [`Invalid`], with every problem.
+    pub fn validated(self) -> Result<Config, Invalid> {
+        let mut problems = Vec::new();
+        let mut check = |holds: bool, problem: &str| {
+            if !holds {
+                problems.push(problem.to_owned());
+            }
+        };
+        check(
+            self.http.listen.parse::<std::net::SocketAddr>().is_ok(),
+            "http.listen: not an address and port, such as 127.0.0.1:8082",
+        );
+        check(self.http.connections_max > 0, "http.connections_max: must be above zero");
+        check(
+            self.http.decision_valid_ms >= self.http.decision_refresh_ms,
+            "http.decision_valid_ms: must not be below http.decision_refresh_ms",
+        );
+        let url = self.store.url.expose_secret();
+        let known = ["sqlite:", "postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+        check(known, "store.url: must begin with sqlite: or postgres://");
+        check(url != "sqlite:", "store.url: sqlite: needs a directory, such as sqlite:./data");
+        check(self.store.readers_max > 0, "store.readers_max: must be above zero");
+        check(
+            self.tenants.open_max > 0
+                && self.tenants.open_max + self.store.readers_max + 2 <= self.store.connections_max,
+            "tenants.open_max: must be above zero, and with store.readers_max and 2 for the control database fit into store.connections_max",
+        );
+        check(self.tenants.opening_max > 0, "tenants.opening_max: must be above zero");
+        check(self.tenants.commit_events_max > 0, "tenants.commit_events_max: must be above zero");
+        check(
+            self.tenants.permits_events >= self.tenants.commit_events_max,
+            "tenants.permits_events: must not be below tenants.commit_events_max",
+        );
+        check(
+            u32::try_from(self.tenants.permits_bytes / 1024).is_ok_and(|kib| kib > 0),
+            "tenants.permits_bytes: must be from 1 KiB to 4 TiB",
+        );
+        check((1..=3_650).contains(&self.intake.retention_days), "intake.retention_days: must be from 1 to 3650");
+        check(
+            (1..=100_000).contains(&self.intake.batch_events_max),
+            "intake.batch_events_max: must be from 1 to 100000",
+        );
+        check(
+            self.nats.pull_messages > 0 && self.nats.pull_messages <= self.nats.ack_pending_max,
+            "nats.pull_messages: must be above zero and not above nats.ack_pending_max",
+        );
+        check(self.redis.ttl_ms >= 1_000, "redis.ttl_ms: must be at least 1000");
+        check(
+            ["auto", "json", "text"].contains(&self.telemetry.log_format.as_str()),
+            "telemetry.log_format: must be auto, json or text",
+        );
+        if let Some(key) = &self.auth.bootstrap_key {
+            check(key.expose_secret().len() >= 24, "auth.bootstrap_key: must have at least 24 characters");
+        }
+        if let Some(pepper) = &self.auth.key_pepper {
+            check(pepper.expose_secret().len() >= 32, "auth.key_pepper: must have at least 32 characters");
+        }
+        let stored_beside_data = url.starts_with("sqlite:") || self.auth.key_pepper_file.is_some();
+        check(
+            self.auth.key_pepper.is_some() || stored_beside_data,
+            "auth.key_pepper: must be set (or auth.key_pepper_file) when the store is Postgres",
+        );
+        for (at, issuer) in self.auth.issuers.iter().enumerate() {
+            check(
+                is_trusted_url(&issuer.issuer),
+                &format!("auth.issuers[{at}].issuer: must be an https:// URL (http:// only for this machine)"),
+            );
+            check(!issuer.audience.is_empty(), &format!("auth.issuers[{at}].audience: must not be empty"));
+            check(
+                issuer.jwks_url.as_deref().is_none_or(is_trusted_url),
+                &format!("auth.issuers[{at}].jwks_url: must be an https:// URL (http:// only for this machine)"),
+            );
+            for role in issuer.roles.values() {
+                let known = crate::domain::tenant::Role::from_name(role).is_some();
+                check(
+                    known,
+                    &format!("auth.issuers[{at}].roles: {role} is none of platformAdmin, admin, reporter, reader"),
+                );
+            }
+        }
+        let mut names = std::collections::BTreeSet::new();
+        for (at, channel) in self.notify.channels.iter().enumerate() {
+            let name = channel.name();
+            let plain = !name.is_empty()
+                && name.len() <= 64
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+            check(plain, &format!("notify.channels[{at}].name: must be 1 to 64 letters, digits, - or _"));
+            check(names.insert(name), &format!("notify.channels[{at}].name: {name} is used twice"));
+            if let Channel::Alertmanager { url, .. } | Channel::Webhook { url, .. } = channel {
+                let web = url.starts_with("https://") || url.starts_with("http://");
+                check(web, &format!("notify.channels[{at}].url: must be an http:// or https:// URL"));
+            }
+            if let Channel::Nats { .. } = channel {
+                check(self.nats.url.is_some(), &format!("notify.channels[{at}]: needs nats.url"));
+            }
+        }
+        if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }
+    }
+
+    /// How far back an event may have occurred.
+    #[must_use]
+    pub fn retention_micros(&self) -> i64 {
+        i64::from(self.intake.retention_days) * crate::domain::time::MICROS_PER_DAY
+    }
+}
+
+/// Is it an https:// URL, or an http:// one of this very machine?
+fn is_trusted_url(text: &str) -> bool {
+    let Ok(url) = reqwest::Url::parse(text) else { return false };
+    match url.scheme() {
+        "https" => url.host_str().is_some(),
+        "http" => matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]")),
+        _ => false,
+    }
+}
+
+/// Milliseconds of a setting as a duration.
+#[must_use]
+pub fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert!(Config::default().validated().is_ok());
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let mut config = Config::default();
+        config.http.listen = "nowhere".into();
+        config.store.url = SecretString::from("mysql://root:secret@db");
+        config.tenants.open_max = 0;
+        config.auth.bootstrap_key = Some(SecretString::from("short"));
+        let problems = config.validated().unwrap_err().problems;
+        for key in ["http.listen", "store.url", "tenants.open_max", "auth.bootstrap_key"] {
+            assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key}: {problems:?}");
+        }
+        assert!(
+            !problems.iter().any(|problem| problem.contains("secret") || problem.contains("short")),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
+    fn the_commented_example_is_the_defaults() {
+        let read =
+            Config::load(Some(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/config/platform-api.toml")))).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{:?}", Config::default()));
+    }
+
+    #[test]
+    fn only_this_machine_may_speak_without_tls() {
+        for url in ["https://id.example.com", "http://127.0.0.1:4000/x", "http://localhost", "http://[::1]:1"] {
+            assert!(is_trusted_url(url), "{url}");
+        }
+        for url in ["http://127.0.0.1.evil.example", "http://id.example.com", "ftp://127.0.0.1", "", "localhost"] {
+            assert!(!is_trusted_url(url), "{url}");
+        }
+    }
+}

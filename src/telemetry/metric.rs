@@ -1,0 +1,230 @@
+//! Every metric, on one page. Counters end in `_total`, times are seconds, labels are bounded: never a user, a key or
+//! a path.
+
+use metrics::Unit;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder};
+
+/// What kind of number a metric is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+use Kind::{Counter, Gauge, Histogram};
+
+/// Name, kind, unit, help. Labels are named in the help.
+pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
+    // Ingestion.
+    (
+        "platform_api_usage_events_total",
+        Counter,
+        Unit::Count,
+        "Usage events answered, by outcome (accepted, duplicate, conflict, refused, unavailable) and door.",
+    ),
+    ("platform_api_usage_parse_seconds", Histogram, Unit::Seconds, "Time to read one body of usage events."),
+    ("platform_api_quarantined_total", Counter, Unit::Count, "Events put into quarantine, by reason."),
+    (
+        "platform_api_litellm_surplus_copies_total",
+        Counter,
+        Unit::Count,
+        "Copies of events that were counted already, as LiteLLM sends them.",
+    ),
+    (
+        "platform_api_stream_pending_messages",
+        Gauge,
+        Unit::Count,
+        "Messages in the usage stream that were not delivered to us yet.",
+    ),
+    (
+        "platform_api_stream_ack_pending_messages",
+        Gauge,
+        Unit::Count,
+        "Messages of the usage stream delivered to us and not acknowledged yet.",
+    ),
+    ("platform_api_stream_pull_messages", Histogram, Unit::Count, "Messages of one pull from the usage stream."),
+    ("platform_api_stream_connected", Gauge, Unit::Count, "1 while the usage stream is being read, 0 otherwise."),
+    (
+        "platform_api_stream_naks_total",
+        Counter,
+        Unit::Count,
+        "Messages given back to the stream because their tenant could not take them, by cause.",
+    ),
+    (
+        "platform_api_stream_anomalies_total",
+        Counter,
+        Unit::Count,
+        "Times the stream went backwards or lost messages below our cursor.",
+    ),
+    // Tenants and commits.
+    ("platform_api_commit_seconds", Histogram, Unit::Seconds, "Time one tenant transaction takes."),
+    ("platform_api_commit_events", Histogram, Unit::Count, "Usage events of one commit."),
+    (
+        "platform_api_commits_total",
+        Counter,
+        Unit::Count,
+        "Tenant transactions, by outcome: committed, rolled_back, unknown.",
+    ),
+    ("platform_api_tenant_restarts_total", Counter, Unit::Count, "Tenants opened again after a failure."),
+    ("platform_api_tenants", Gauge, Unit::Count, "Tenants, by state."),
+    ("platform_api_waiting_events", Gauge, Unit::Count, "Usage events admitted and not committed yet."),
+    ("platform_api_oldest_waiting_seconds", Gauge, Unit::Seconds, "Age of the oldest usage event not committed yet."),
+    ("platform_api_permits_free_events", Gauge, Unit::Count, "Events that may still be admitted."),
+    ("platform_api_audit_records_total", Counter, Unit::Count, "Records appended to audit chains."),
+    // The store.
+    ("platform_api_store_failures_total", Counter, Unit::Count, "Failures of the database, by class."),
+    ("platform_api_store_reader_wait_seconds", Histogram, Unit::Seconds, "Time a slow read waits for a connection."),
+    ("platform_api_store_readers_busy", Gauge, Unit::Count, "Connections in use by slow reads."),
+    // The HTTP door and its lock.
+    ("platform_api_http_requests_total", Counter, Unit::Count, "Requests answered, by operation and status."),
+    ("platform_api_http_request_seconds", Histogram, Unit::Seconds, "Time to answer a request, by operation."),
+    ("platform_api_http_connections_open", Gauge, Unit::Count, "Open connections."),
+    (
+        "platform_api_http_connection_timeouts_total",
+        Counter,
+        Unit::Count,
+        "Connections closed because their client was too slow, by phase.",
+    ),
+    (
+        "platform_api_http_accept_errors_total",
+        Counter,
+        Unit::Count,
+        "Connections that could not be accepted, as when file descriptors run out.",
+    ),
+    ("platform_api_http_panics_total", Counter, Unit::Count, "Requests that panicked; there should be none."),
+    ("platform_api_http_denials_total", Counter, Unit::Count, "Requests denied to a known caller, by code."),
+    (
+        "platform_api_authentication_failures_total",
+        Counter,
+        Unit::Count,
+        "Callers that could not be authenticated, by kind.",
+    ),
+    (
+        "platform_api_issuer_key_fetches_total",
+        Counter,
+        Unit::Count,
+        "Fetches of an issuer's signing keys, by issuer and outcome.",
+    ),
+    // The outlets.
+    (
+        "platform_api_deliveries_total",
+        Counter,
+        Unit::Count,
+        "Attempts to deliver an alert, by channel and result: delivered, retry, gave_up.",
+    ),
+    ("platform_api_delivery_seconds", Histogram, Unit::Seconds, "Time of one send, by channel."),
+    ("platform_api_channel_open", Gauge, Unit::Count, "1 while a channel's circuit is open and it is left alone."),
+    ("platform_api_mirror_writes_total", Counter, Unit::Count, "Standings written to Redis, by result: ok, failed."),
+    // Ourselves.
+    ("platform_api_build_info", Gauge, Unit::Count, "1, with the version as a label."),
+];
+
+/// Buckets of every histogram of seconds: from a decision's memory look-up to a request's deadline.
+const SECONDS: [f64; 16] =
+    [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+/// Buckets of every histogram of counts.
+const COUNTS: [f64; 12] = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 5_000.0];
+
+/// A recorder with buckets for each histogram in the table.
+pub(super) fn recorder() -> PrometheusRecorder {
+    let histograms = METRICS.iter().filter(|(_, kind, ..)| *kind == Histogram);
+    let builder = histograms.fold(PrometheusBuilder::new(), |builder, (name, _, unit, _)| {
+        let buckets: &[f64] = if *unit == Unit::Seconds { &SECONDS } else { &COUNTS };
+        // The only error is an empty list of buckets.
+        #[allow(clippy::expect_used, reason = "both lists above have buckets")]
+        builder.set_buckets_for_metric(Matcher::Full((*name).into()), buckets).expect("buckets are given")
+    });
+    builder.build_recorder()
+}
+
+/// Registers the table with the installed recorder.
+pub(super) fn describe() {
+    for (name, kind, unit, help) in METRICS {
+        match kind {
+            Counter => metrics::describe_counter!(*name, *unit, *help),
+            Gauge => metrics::describe_gauge!(*name, *unit, *help),
+            Histogram => metrics::describe_histogram!(*name, *unit, *help),
+        }
+    }
+    metrics::gauge!("platform_api_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    /// The text of a process that has used every metric of the table.
+    fn rendered() -> String {
+        let recorder = recorder();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            for (name, kind, ..) in METRICS {
+                match kind {
+                    Counter => metrics::counter!(*name, "result" => "ok").increment(1),
+                    Gauge => metrics::gauge!(*name, "state" => "open").set(1.0),
+                    Histogram => metrics::histogram!(*name, "operation" => "test").record(0.02),
+                }
+            }
+        });
+        recorder.handle().render()
+    }
+
+    #[test]
+    fn every_metric_has_its_kind_help_and_buckets() {
+        let text = rendered();
+        for (name, kind, unit, help) in METRICS {
+            let word = format!("{kind:?}").to_lowercase();
+            assert!(text.contains(&format!("# TYPE {name} {word}\n")), "{name}");
+            assert!(text.contains(&format!("# HELP {name} {help}\n")), "{name}");
+            assert_eq!(name.ends_with("_total"), *kind == Counter, "{name}");
+            assert_eq!(name.ends_with("_seconds"), *unit == Unit::Seconds, "{name}");
+            assert!(*kind != Histogram || text.contains(&format!("{name}_bucket{{")), "{name}");
+        }
+        let mut names: Vec<&str> = METRICS.iter().map(|(name, ..)| *name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), METRICS.len());
+    }
+
+    #[test]
+    fn every_metric_that_is_used_is_in_the_table() {
+        let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+        let mut used = std::collections::BTreeSet::new();
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if !path.ends_with("telemetry/metric.rs") {
+                    let text = std::fs::read_to_string(&path).unwrap();
+                    let literals = text.split('"').filter(|part| part.starts_with("platform_api_"));
+                    used.extend(literals.filter(|name| !name.contains(['=', ' '])).map(str::to_owned));
+                }
+            }
+        }
+        let unknown: Vec<&String> =
+            used.iter().filter(|name| METRICS.iter().all(|(known, ..)| known != name)).collect();
+        assert!(used.len() > 5 && unknown.is_empty(), "not in the table: {unknown:?}");
+    }
+
+    #[test]
+    fn promtool_is_content() {
+        let spawned = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let Ok(mut promtool) = spawned else {
+            eprintln!("promtool is not installed (apt-get install prometheus): not checked");
+            return;
+        };
+        promtool.stdin.take().unwrap().write_all(rendered().as_bytes()).unwrap();
+        let output = promtool.wait_with_output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
+    }
+}
