@@ -1,0 +1,282 @@
+//! The catalogue: tenants, external ids, API keys, work to be finished, stream checkpoints. In the control database,
+//! whose one writer keeps all of it in memory as well.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use uuid::Uuid;
+
+use super::StoreError;
+use super::connection::{Bulk, Column};
+use super::database::{Connection, Row as Answer};
+use crate::domain::chain::{Hash, Head};
+use crate::domain::ids::TenantId;
+use crate::domain::tenant::{ApiKey, ExternalId, Lifecycle, Role, Tenant};
+use crate::domain::time::Timestamp;
+
+const SELECT_TENANTS: &str = "SELECT id, name, slug, tier, time_zone, lifecycle, settings, created_at, updated_at,
+    head_seq, head_hash, awake FROM tenant ORDER BY id";
+const SELECT_EXTERNAL_IDS: &str = "SELECT tenant_id, source, kind, id FROM external_id ORDER BY source, kind, id";
+const SELECT_KEYS: &str = "SELECT id, tenant_id, name, role, hash, created_at, revoked_at FROM api_key ORDER BY id";
+const INSERT_TENANT: &str = "INSERT INTO tenant (id, name, slug, tier, time_zone, lifecycle, settings, created_at,
+    updated_at, head_seq, head_hash, awake) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0)";
+const UPDATE_TENANT: &str = "UPDATE tenant SET name = $2, slug = $3, tier = $4, time_zone = $5, lifecycle = $6,
+    settings = $7, created_at = $8, updated_at = $9 WHERE id = $1";
+const DELETE_EXTERNAL_IDS: &str = "DELETE FROM external_id WHERE tenant_id = $1";
+static INSERT_EXTERNAL_IDS: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new("INSERT INTO external_id (source, kind, id, tenant_id)", &["TEXT", "TEXT", "TEXT", "TEXT"], "")
+});
+const INSERT_KEY: &str = "INSERT INTO api_key (id, tenant_id, name, role, hash, created_at, revoked_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)";
+/// A key that is revoked stays revoked at the instant it was.
+const REVOKE_KEY: &str = "UPDATE api_key SET revoked_at = $2 WHERE id = $1 AND revoked_at = 0";
+/// Never backwards: a late report of an older head changes nothing.
+const REMEMBER_HEAD: &str = "UPDATE tenant SET head_seq = $2, head_hash = $3, awake = $4
+    WHERE id = $1 AND head_seq <= $2";
+const INSERT_WORK: &str = "INSERT INTO work (id, tenant_id, kind, body, created_at) VALUES ($1, $2, $3, $4, $5)";
+const DELETE_WORK: &str = "DELETE FROM work WHERE id = $1";
+const SELECT_WORK: &str = "SELECT id, tenant_id, kind, body, created_at FROM work ORDER BY created_at, id";
+const KEEP_STREAM: &str = "INSERT INTO stream (name, created_at_text, sequence, message_hash, at)
+    VALUES ($1, $2, $3, $4, $5) ON CONFLICT (name) DO UPDATE SET created_at_text = excluded.created_at_text,
+    sequence = excluded.sequence, message_hash = excluded.message_hash, at = excluded.at";
+const SELECT_STREAM: &str = "SELECT name, created_at_text, sequence, message_hash, at FROM stream WHERE name = $1";
+
+/// A tenant and what the catalogue remembers of its database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    pub tenant: Tenant,
+    /// The tenant's chain holds this head, or the database is not to be trusted.
+    pub head: Head,
+    /// Something is owed that only an open tenant can do.
+    pub awake: bool,
+}
+
+/// A step that has to be finished, whatever happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Work {
+    pub id: Uuid,
+    pub tenant: TenantId,
+    pub kind: String,
+    /// What the kind needs to know, as it likes.
+    pub body: String,
+    pub created_at: Timestamp,
+}
+
+/// Where a stream was read to, and how to recognise that it is still the same stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    pub name: String,
+    /// The stream's creation time as its server writes it.
+    pub created_at_text: String,
+    pub sequence: i64,
+    pub message_hash: Vec<u8>,
+    pub at: Timestamp,
+}
+
+/// Every tenant by id, and every API key.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn load(connection: &mut Connection) -> Result<(Vec<Row>, Vec<ApiKey>), StoreError> {
+    let mut external_ids: HashMap<String, Vec<ExternalId>> = HashMap::new();
+    for row in connection.fetch(SELECT_EXTERNAL_IDS, &[]).await? {
+        let external = ExternalId { source: row.text(1)?, kind: row.text(2)?, id: row.text(3)? };
+        external_ids.entry(row.text(0)?).or_default().push(external);
+    }
+    let rows = connection.fetch(SELECT_TENANTS, &[]).await?;
+    let tenants = rows.iter().map(|row| tenant_at(row, &mut external_ids)).collect::<Result<_, _>>()?;
+    let keys = connection.fetch(SELECT_KEYS, &[]).await?.iter().map(key_at).collect::<Result<_, _>>()?;
+    Ok((tenants, keys))
+}
+
+/// Inserts a tenant and its external ids; belongs in a transaction.
+///
+/// # Errors
+/// [`StoreError::Wrong`] when a slug or an external id is taken: the caller, the only writer, has checked in memory.
+pub async fn insert_tenant(connection: &mut Connection, tenant: &Tenant) -> Result<(), StoreError> {
+    let mut values = tenant_values(tenant).to_vec();
+    values.push(Hash::NONE.0.as_slice().into());
+    connection.execute(INSERT_TENANT, &values).await?;
+    insert_external_ids(connection, tenant).await
+}
+
+/// Writes all fields of a tenant, and replaces its external ids; belongs in a transaction.
+///
+/// # Errors
+/// As [`insert_tenant`], and [`StoreError::Wrong`] when there is no such tenant.
+pub async fn update_tenant(connection: &mut Connection, tenant: &Tenant) -> Result<(), StoreError> {
+    let updated = connection.execute(UPDATE_TENANT, &tenant_values(tenant)).await?;
+    one_row(updated, "tenant")?;
+    connection.execute(DELETE_EXTERNAL_IDS, &[tenant.id.to_string().into()]).await?;
+    insert_external_ids(connection, tenant).await
+}
+
+/// # Errors
+/// [`StoreError`].
+pub async fn insert_key(connection: &mut Connection, key: &ApiKey) -> Result<(), StoreError> {
+    let values = [
+        key.id.as_str().into(),
+        key.tenant.to_string().into(),
+        key.name.as_str().into(),
+        key.role.name().into(),
+        key.hash.as_slice().into(),
+        key.created_at.into(),
+        key.revoked_at.unwrap_or(Timestamp(0)).into(),
+    ];
+    connection.execute(INSERT_KEY, &values).await?;
+    Ok(())
+}
+
+/// Revoking again changes nothing.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn revoke_key(connection: &mut Connection, id: &str, at: Timestamp) -> Result<(), StoreError> {
+    connection.execute(REVOKE_KEY, &[id.into(), at.into()]).await?;
+    Ok(())
+}
+
+/// Remembers how long a tenant's chain is, so that a database that is restored from a copy or swapped is noticed.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn remember_head(
+    connection: &mut Connection,
+    tenant: TenantId,
+    head: Head,
+    awake: bool,
+) -> Result<(), StoreError> {
+    let hash = head.hash.0.as_slice().into();
+    let values = [tenant.to_string().into(), head.seq.into(), hash, i64::from(awake).into()];
+    connection.execute(REMEMBER_HEAD, &values).await?;
+    Ok(())
+}
+
+/// # Errors
+/// [`StoreError`].
+pub async fn insert_work(connection: &mut Connection, work: &Work) -> Result<(), StoreError> {
+    let values = [
+        work.id.to_string().into(),
+        work.tenant.to_string().into(),
+        work.kind.as_str().into(),
+        work.body.as_str().into(),
+        work.created_at.into(),
+    ];
+    connection.execute(INSERT_WORK, &values).await?;
+    Ok(())
+}
+
+/// # Errors
+/// [`StoreError`].
+pub async fn delete_work(connection: &mut Connection, id: Uuid) -> Result<(), StoreError> {
+    connection.execute(DELETE_WORK, &[id.to_string().into()]).await?;
+    Ok(())
+}
+
+/// Everything that is still to be finished, oldest first.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn all_work(connection: &mut Connection) -> Result<Vec<Work>, StoreError> {
+    connection.fetch(SELECT_WORK, &[]).await?.iter().map(work_at).collect()
+}
+
+/// # Errors
+/// [`StoreError`].
+pub async fn keep_stream(connection: &mut Connection, stream: &Stream) -> Result<(), StoreError> {
+    let values = [
+        stream.name.as_str().into(),
+        stream.created_at_text.as_str().into(),
+        stream.sequence.into(),
+        stream.message_hash.as_slice().into(),
+        stream.at.into(),
+    ];
+    connection.execute(KEEP_STREAM, &values).await?;
+    Ok(())
+}
+
+/// # Errors
+/// [`StoreError`].
+pub async fn stream(connection: &mut Connection, name: &str) -> Result<Option<Stream>, StoreError> {
+    let row = connection.fetch_one_optional(SELECT_STREAM, &[name.into()]).await?;
+    row.map(|row| {
+        Ok(Stream {
+            name: row.text(0)?,
+            created_at_text: row.text(1)?,
+            sequence: row.int(2)?,
+            message_hash: row.bytes(3)?,
+            at: Timestamp(row.int(4)?),
+        })
+    })
+    .transpose()
+}
+
+async fn insert_external_ids(connection: &mut Connection, tenant: &Tenant) -> Result<(), StoreError> {
+    let ids = &tenant.external_ids;
+    let owner = tenant.id.to_string();
+    let columns = [
+        Column::Texts(ids.iter().map(|external| external.source.as_str()).collect()),
+        Column::Texts(ids.iter().map(|external| external.kind.as_str()).collect()),
+        Column::Texts(ids.iter().map(|external| external.id.as_str()).collect()),
+        Column::Texts(vec![owner.as_str(); ids.len()]),
+    ];
+    connection.execute_bulk(&INSERT_EXTERNAL_IDS, &columns).await?;
+    Ok(())
+}
+
+fn tenant_values(tenant: &Tenant) -> [super::database::Value; 9] {
+    [
+        tenant.id.to_string().into(),
+        tenant.name.as_str().into(),
+        tenant.slug.as_str().into(),
+        tenant.tier.as_str().into(),
+        tenant.time_zone.as_str().into(),
+        tenant.lifecycle.name().into(),
+        tenant.settings.as_str().into(),
+        tenant.created_at.into(),
+        tenant.updated_at.into(),
+    ]
+}
+
+fn tenant_at(row: &Answer, external_ids: &mut HashMap<String, Vec<ExternalId>>) -> Result<Row, StoreError> {
+    let tenant = Tenant {
+        id: row.parsed(0, |text| text.parse().ok())?,
+        name: row.text(1)?,
+        slug: row.text(2)?,
+        tier: row.text(3)?,
+        time_zone: row.text(4)?,
+        lifecycle: row.parsed(5, Lifecycle::from_name)?,
+        external_ids: external_ids.remove(&row.text(0)?).unwrap_or_default(),
+        settings: row.text(6)?,
+        created_at: Timestamp(row.int(7)?),
+        updated_at: Timestamp(row.int(8)?),
+    };
+    let head = Head { seq: row.int(9)?, hash: Hash(row.array(10)?) };
+    Ok(Row { tenant, head, awake: row.int(11)? != 0 })
+}
+
+fn key_at(row: &Answer) -> Result<ApiKey, StoreError> {
+    Ok(ApiKey {
+        id: row.text(0)?,
+        tenant: row.parsed(1, |text| text.parse().ok())?,
+        name: row.text(2)?,
+        role: row.parsed(3, Role::from_name)?,
+        hash: row.array(4)?,
+        created_at: Timestamp(row.int(5)?),
+        revoked_at: Some(row.int(6)?).filter(|at| *at != 0).map(Timestamp),
+    })
+}
+
+fn work_at(row: &Answer) -> Result<Work, StoreError> {
+    Ok(Work {
+        id: row.parsed(0, |text| Uuid::try_parse(text).ok())?,
+        tenant: row.parsed(1, |text| text.parse().ok())?,
+        kind: row.text(2)?,
+        body: row.text(3)?,
+        created_at: Timestamp(row.int(4)?),
+    })
+}
+
+fn one_row(changed: u64, what: &str) -> Result<(), StoreError> {
+    if changed == 1 { Ok(()) } else { Err(StoreError::Wrong(format!("there is no such {what}"))) }
+}

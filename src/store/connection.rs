@@ -1,0 +1,507 @@
+//! One connection to one database, whichever engine it is: transactions, statements, rows, and the bulk statement, the
+//! only one whose text differs.
+
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use sqlx::postgres::{PgArguments, PgConnection, PgRow};
+use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
+use sqlx::{Arguments, AssertSqlSafe, Connection as _, Row as _};
+
+use super::StoreError;
+use super::failure;
+use crate::domain::time::Timestamp;
+
+/// Rows of one bulk statement on SQLite, largest first: few different texts, so that each stays prepared. With the
+/// ledger's 25 columns the largest binds 5,000 values, of the 32,766 that SQLite takes.
+const CHUNK_ROWS: [usize; 4] = [200, 20, 4, 1];
+
+/// What a statement is given.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    Int(i64),
+    Text(String),
+    Bytes(Vec<u8>),
+    Real(f64),
+    NullInt,
+    NullText,
+    NullBytes,
+}
+
+impl From<i64> for Value {
+    fn from(number: i64) -> Value {
+        Value::Int(number)
+    }
+}
+
+impl From<Timestamp> for Value {
+    fn from(instant: Timestamp) -> Value {
+        Value::Int(instant.0)
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Value {
+        Value::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Value {
+        Value::Text(text)
+    }
+}
+
+impl From<&[u8]> for Value {
+    fn from(bytes: &[u8]) -> Value {
+        Value::Bytes(bytes.to_vec())
+    }
+}
+
+/// One row of an answer.
+pub struct Row(Answer);
+
+enum Answer {
+    Postgres(PgRow),
+    Sqlite(SqliteRow),
+}
+
+impl Row {
+    /// # Errors
+    /// [`StoreError::Untrusted`] when the column holds no integer.
+    pub fn int(&self, index: usize) -> Result<i64, StoreError> {
+        match &self.0 {
+            Answer::Postgres(row) => row.try_get(index),
+            Answer::Sqlite(row) => row.try_get(index),
+        }
+        .map_err(|error| failure::unreadable(&error.to_string()))
+    }
+
+    /// # Errors
+    /// [`StoreError::Untrusted`] when the column holds no text.
+    pub fn text(&self, index: usize) -> Result<String, StoreError> {
+        self.optional_text(index)?.ok_or_else(|| failure::unreadable("a text is absent"))
+    }
+
+    /// # Errors
+    /// [`StoreError::Untrusted`] when the column holds no text and is not NULL.
+    pub fn optional_text(&self, index: usize) -> Result<Option<String>, StoreError> {
+        match &self.0 {
+            Answer::Postgres(row) => row.try_get(index),
+            Answer::Sqlite(row) => row.try_get(index),
+        }
+        .map_err(|error| failure::unreadable(&error.to_string()))
+    }
+
+    /// # Errors
+    /// [`StoreError::Untrusted`] when the column holds no bytes.
+    pub fn bytes(&self, index: usize) -> Result<Vec<u8>, StoreError> {
+        self.optional_bytes(index)?.ok_or_else(|| failure::unreadable("bytes are absent"))
+    }
+
+    /// # Errors
+    /// [`StoreError::Untrusted`] when the column holds no bytes and is not NULL.
+    pub fn optional_bytes(&self, index: usize) -> Result<Option<Vec<u8>>, StoreError> {
+        match &self.0 {
+            Answer::Postgres(row) => row.try_get(index),
+            Answer::Sqlite(row) => row.try_get(index),
+        }
+        .map_err(|error| failure::unreadable(&error.to_string()))
+    }
+
+    /// # Errors
+    /// [`StoreError::Untrusted`] when the column does not hold exactly `N` bytes.
+    pub fn array<const N: usize>(&self, index: usize) -> Result<[u8; N], StoreError> {
+        self.bytes(index)?.try_into().map_err(|_| failure::unreadable("a digest has the wrong length"))
+    }
+
+    /// Parses a text column.
+    ///
+    /// # Errors
+    /// [`StoreError::Untrusted`] when the text is not one that `parse` knows.
+    pub(super) fn parsed<T>(&self, index: usize, parse: impl Fn(&str) -> Option<T>) -> Result<T, StoreError> {
+        let text = self.text(index)?;
+        parse(&text).ok_or_else(|| failure::unreadable(&text))
+    }
+}
+
+/// A statement over many rows: arrays on Postgres, chunks of positional rows on SQLite.
+pub(super) struct Bulk {
+    postgres: String,
+    /// A text for each of [`CHUNK_ROWS`].
+    sqlite: [String; CHUNK_ROWS.len()],
+}
+
+impl Bulk {
+    /// `head` and `tail` stand before and after the rows: `INSERT INTO t (a, b)` and `ON CONFLICT …`, or
+    /// `SELECT … WHERE a IN (` and `)`. `types` are the columns' types, in order.
+    pub(super) fn new(head: &str, types: &[&str], tail: &str) -> Bulk {
+        let arrays: Vec<String> =
+            types.iter().enumerate().map(|(index, kind)| format!("${}::{kind}[]", index + 1)).collect();
+        let row = format!("({})", vec!["?"; types.len()].join(","));
+        Bulk {
+            postgres: format!("{head} SELECT * FROM UNNEST({}) {tail}", arrays.join(", ")),
+            sqlite: CHUNK_ROWS.map(|rows| format!("{head} VALUES {} {tail}", vec![row.as_str(); rows].join(","))),
+        }
+    }
+}
+
+/// One column of the rows of a [`Bulk`] statement.
+pub(super) enum Column<'a> {
+    Ints(Vec<i64>),
+    Texts(Vec<&'a str>),
+    Bytes(Vec<&'a [u8]>),
+}
+
+impl Column<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Column::Ints(values) => values.len(),
+            Column::Texts(values) => values.len(),
+            Column::Bytes(values) => values.len(),
+        }
+    }
+}
+
+/// One connection to one database.
+pub struct Connection {
+    engine: Engine,
+    read_only: bool,
+    /// An answer that takes longer than this will not be waited for.
+    deadline: Duration,
+    /// A transaction was begun and is not known to have ended.
+    open: bool,
+    /// A statement of the open transaction failed. Postgres would answer COMMIT with a rollback, and no error.
+    failed: bool,
+    /// Something was sent and its answer not awaited, because its future was dropped.
+    busy: bool,
+}
+
+pub(super) enum Engine {
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+}
+
+impl Connection {
+    pub(super) fn new(engine: Engine, read_only: bool, deadline: Duration) -> Connection {
+        Connection { engine, read_only, deadline, open: false, failed: false, busy: false }
+    }
+
+    /// Begins a transaction. What a dropped future left half-way is rolled back first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn begin(&mut self) -> Result<(), StoreError> {
+        if self.open {
+            self.rollback().await?;
+        }
+        self.open = true;
+        self.failed = false;
+        let sql = match (&self.engine, self.read_only) {
+            // A deferred transaction that reads and then writes would fail at once, without waiting for the lock.
+            (Engine::Sqlite(_), false) => "BEGIN IMMEDIATE",
+            _ => "BEGIN",
+        };
+        let begun = self.run_text(sql.to_owned()).await;
+        self.open = begun.is_ok() || self.busy;
+        begun.map_err(|error| error.map_or_else(failure::of_silence, |error| failure::of_statement(&error)))
+    }
+
+    /// # Errors
+    /// [`StoreError::Retryable`] when it was rolled back for sure, [`StoreError::Unknown`] when nobody knows.
+    pub async fn commit(&mut self) -> Result<(), StoreError> {
+        if self.failed || !self.open {
+            self.rollback().await?;
+            return Err(StoreError::Wrong("nothing to commit: a statement of the transaction failed".into()));
+        }
+        self.run_text("COMMIT".into())
+            .await
+            .map_err(|error| error.map_or_else(failure::of_silence, |error| failure::of_commit(&error)))?;
+        self.open = false;
+        Ok(())
+    }
+
+    /// # Errors
+    /// [`StoreError::Unknown`] when the connection is lost; the server has then rolled back.
+    pub async fn rollback(&mut self) -> Result<(), StoreError> {
+        if !self.open {
+            return Ok(());
+        }
+        match self.run_text("ROLLBACK".into()).await {
+            Ok(()) => {}
+            // SQLite ends a transaction by itself on some errors, and then there is none to roll back.
+            Err(Some(sqlx::Error::Database(_))) if matches!(self.engine, Engine::Sqlite(_)) => {}
+            Err(error) => {
+                return Err(error.map_or_else(failure::of_silence, |error| failure::of_statement(&error)));
+            }
+        }
+        self.open = false;
+        self.failed = false;
+        Ok(())
+    }
+
+    /// Runs a statement; answers how many rows it changed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn execute(&mut self, sql: &'static str, values: &[Value]) -> Result<u64, StoreError> {
+        self.busy = true;
+        let deadline = self.deadline;
+        let executed = match &mut self.engine {
+            Engine::Postgres(connection) => {
+                let query = sqlx::query_with(sql, postgres_arguments(values)?);
+                in_time(deadline, query.execute(connection)).await.map(|done| done.rows_affected())
+            }
+            Engine::Sqlite(connection) => {
+                let query = sqlx::query_with(sql, sqlite_arguments(values)?);
+                in_time(deadline, query.execute(connection)).await.map(|done| done.rows_affected())
+            }
+        };
+        self.settle(executed)
+    }
+
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn fetch(&mut self, sql: &'static str, values: &[Value]) -> Result<Vec<Row>, StoreError> {
+        self.busy = true;
+        let deadline = self.deadline;
+        let fetched = match &mut self.engine {
+            Engine::Postgres(connection) => {
+                let rows = sqlx::query_with(sql, postgres_arguments(values)?).fetch(connection);
+                in_time(deadline, rows.map_ok(|row| Row(Answer::Postgres(row))).try_collect()).await
+            }
+            Engine::Sqlite(connection) => {
+                let rows = sqlx::query_with(sql, sqlite_arguments(values)?).fetch(connection);
+                in_time(deadline, rows.map_ok(|row| Row(Answer::Sqlite(row))).try_collect()).await
+            }
+        };
+        self.settle(fetched)
+    }
+
+    /// The first row, if any.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn fetch_one_optional(&mut self, sql: &'static str, values: &[Value]) -> Result<Option<Row>, StoreError> {
+        Ok(self.fetch(sql, values).await?.into_iter().next())
+    }
+
+    /// Runs `bulk` over the rows of `columns`; answers how many rows it changed. No rows, no statement.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(super) async fn execute_bulk(
+        &mut self,
+        bulk: &'static Bulk,
+        columns: &[Column<'_>],
+    ) -> Result<u64, StoreError> {
+        let rows = columns.first().map_or(0, Column::len);
+        if rows == 0 {
+            return Ok(0);
+        }
+        self.busy = true;
+        let deadline = self.deadline;
+        let executed = match &mut self.engine {
+            Engine::Postgres(connection) => {
+                let query = sqlx::query_with(bulk.postgres.as_str(), postgres_arrays(columns)?);
+                in_time(deadline, query.execute(connection)).await.map(|done| done.rows_affected())
+            }
+            Engine::Sqlite(connection) => {
+                let mut changed = Ok(0);
+                for (text, from, to) in chunks(bulk, rows) {
+                    let query = sqlx::query_with(text, sqlite_rows(columns, from, to)?);
+                    let done = in_time(deadline, query.execute(&mut *connection)).await;
+                    changed = changed.and_then(|before| Ok(before + done?.rows_affected()));
+                    if changed.is_err() {
+                        break;
+                    }
+                }
+                changed
+            }
+        };
+        self.settle(executed)
+    }
+
+    /// Runs `bulk`, a SELECT, over the values of `columns`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(super) async fn fetch_bulk(
+        &mut self,
+        bulk: &'static Bulk,
+        columns: &[Column<'_>],
+    ) -> Result<Vec<Row>, StoreError> {
+        let rows = columns.first().map_or(0, Column::len);
+        if rows == 0 {
+            return Ok(Vec::new());
+        }
+        self.busy = true;
+        let deadline = self.deadline;
+        let fetched = match &mut self.engine {
+            Engine::Postgres(connection) => {
+                let found = sqlx::query_with(bulk.postgres.as_str(), postgres_arrays(columns)?).fetch(connection);
+                in_time(deadline, found.map_ok(|row| Row(Answer::Postgres(row))).try_collect()).await
+            }
+            Engine::Sqlite(connection) => {
+                let mut all = Ok(Vec::new());
+                for (text, from, to) in chunks(bulk, rows) {
+                    let found = sqlx::query_with(text, sqlite_rows(columns, from, to)?).fetch_all(&mut *connection);
+                    let found = in_time(deadline, found).await;
+                    all = all.and_then(|mut before: Vec<Row>| {
+                        before.extend(found?.into_iter().map(|row| Row(Answer::Sqlite(row))));
+                        Ok(before)
+                    });
+                    if all.is_err() {
+                        break;
+                    }
+                }
+                all
+            }
+        };
+        self.settle(fetched)
+    }
+
+    /// Runs a text of several statements without values: schema, and nothing else.
+    pub(super) async fn execute_script(&mut self, sql: String) -> Result<(), StoreError> {
+        let ran = self.run_text(sql).await;
+        if ran.is_err() {
+            self.failed = true;
+        }
+        ran.map_err(|error| error.map_or_else(failure::of_silence, |error| failure::of_statement(&error)))
+    }
+
+    /// Closes the connection and waits until it is closed.
+    pub async fn close(self) {
+        // A connection that is not closed politely is closed all the same.
+        let _ = match self.engine {
+            Engine::Postgres(connection) => connection.close().await,
+            Engine::Sqlite(connection) => connection.close().await,
+        };
+    }
+
+    /// Is nothing under way, so that another may use this connection?
+    pub(super) fn is_at_rest(&self) -> bool {
+        !self.open && !self.busy
+    }
+
+    pub(super) fn is_postgres(&self) -> bool {
+        matches!(self.engine, Engine::Postgres(_))
+    }
+
+    /// Runs a text without values; `Err(None)` when no answer came in time.
+    async fn run_text(&mut self, sql: String) -> Result<(), Option<sqlx::Error>> {
+        self.busy = true;
+        let deadline = self.deadline;
+        let ran = match &mut self.engine {
+            Engine::Postgres(connection) => {
+                in_time(deadline, sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection)).await.map(|_| ())
+            }
+            Engine::Sqlite(connection) => {
+                in_time(deadline, sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection)).await.map(|_| ())
+            }
+        };
+        self.busy = matches!(ran, Err(None));
+        ran
+    }
+
+    fn settle<T>(&mut self, result: Result<T, Option<sqlx::Error>>) -> Result<T, StoreError> {
+        self.busy = matches!(result, Err(None));
+        self.failed |= result.is_err();
+        result.map_err(|error| error.map_or_else(failure::of_silence, |error| failure::of_statement(&error)))
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Connection").field("open", &self.open).finish_non_exhaustive()
+    }
+}
+
+/// `Err(None)` when no answer came in time: a server that was frozen or cut off sends no error.
+async fn in_time<T>(
+    deadline: Duration,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Option<sqlx::Error>> {
+    match tokio::time::timeout(deadline, work).await {
+        Ok(answer) => answer.map_err(Some),
+        Err(_) => Err(None),
+    }
+}
+
+/// The texts that together cover `rows` rows, each with its range.
+fn chunks(bulk: &'static Bulk, rows: usize) -> impl Iterator<Item = (&'static str, usize, usize)> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let fits = CHUNK_ROWS.iter().position(|size| *size <= rows - from)?;
+        let chunk = (bulk.sqlite[fits].as_str(), from, from + CHUNK_ROWS[fits]);
+        from = chunk.2;
+        Some(chunk)
+    })
+}
+
+fn postgres_arguments(values: &[Value]) -> Result<PgArguments, StoreError> {
+    let mut arguments = PgArguments::default();
+    for value in values {
+        match value {
+            Value::Int(number) => arguments.add(number),
+            Value::Text(text) => arguments.add(text),
+            Value::Bytes(bytes) => arguments.add(bytes),
+            Value::Real(number) => arguments.add(number),
+            Value::NullInt => arguments.add(None::<i64>),
+            Value::NullText => arguments.add(None::<String>),
+            Value::NullBytes => arguments.add(None::<Vec<u8>>),
+        }
+        .map_err(unbindable)?;
+    }
+    Ok(arguments)
+}
+
+fn sqlite_arguments(values: &[Value]) -> Result<SqliteArguments, StoreError> {
+    let mut arguments = SqliteArguments::default();
+    for value in values {
+        match value {
+            Value::Int(number) => Arguments::add(&mut arguments, *number),
+            Value::Text(text) => Arguments::add(&mut arguments, text.as_str()),
+            Value::Bytes(bytes) => Arguments::add(&mut arguments, bytes.as_slice()),
+            Value::Real(number) => Arguments::add(&mut arguments, *number),
+            Value::NullInt => Arguments::add(&mut arguments, None::<i64>),
+            Value::NullText => Arguments::add(&mut arguments, None::<String>),
+            Value::NullBytes => Arguments::add(&mut arguments, None::<Vec<u8>>),
+        }
+        .map_err(unbindable)?;
+    }
+    Ok(arguments)
+}
+
+fn postgres_arrays(columns: &[Column<'_>]) -> Result<PgArguments, StoreError> {
+    let mut arguments = PgArguments::default();
+    for column in columns {
+        match column {
+            Column::Ints(values) => arguments.add(values),
+            Column::Texts(values) => arguments.add(values),
+            Column::Bytes(values) => arguments.add(values),
+        }
+        .map_err(unbindable)?;
+    }
+    Ok(arguments)
+}
+
+fn sqlite_rows(columns: &[Column<'_>], from: usize, to: usize) -> Result<SqliteArguments, StoreError> {
+    let mut arguments = SqliteArguments::default();
+    arguments.reserve((to - from) * columns.len(), 0);
+    for row in from..to {
+        for column in columns {
+            match column {
+                Column::Ints(values) => Arguments::add(&mut arguments, values[row]),
+                Column::Texts(values) => Arguments::add(&mut arguments, values[row]),
+                Column::Bytes(values) => Arguments::add(&mut arguments, values[row]),
+            }
+            .map_err(unbindable)?;
+        }
+    }
+    Ok(arguments)
+}
+
+fn unbindable(error: sqlx::error::BoxDynError) -> StoreError {
+    StoreError::Wrong(format!("a value cannot be bound: {error}"))
+}

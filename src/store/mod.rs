@@ -1,0 +1,53 @@
+//! SQL, and nothing but SQL.
+//!
+//! Two kinds of database: the control database (catalogue, keys, work to finish, quarantine, the platform's chain) and
+//! one database per tenant (ledger, rollups, counters, quotas, alerts, outbox, chain). One body of portable SQL serves
+//! Postgres and SQLite through [`database::Connection`], a thin enum over the two native drivers; only the bulk insert
+//! differs. Values, ids, hashes and instants are computed by the caller: nothing here decides, and nothing in a schema
+//! has a default, a sequence or a clock.
+//!
+//! - [`database`]: where the databases are: open, create, lend a reader. `connection` runs statements, `migration`
+//!   brings a schema up to date, `failure` sorts what the drivers report into [`StoreError`].
+//! - [`load`]: a tenant's books, read by a new owner. [`posting`]: the hot transaction. [`quota`]: a counter that is
+//!   not in memory.
+//! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
+//! - [`catalogue`], [`quarantine`]: the control database.
+
+pub mod audit;
+pub mod catalogue;
+mod connection;
+pub mod database;
+mod failure;
+pub mod load;
+mod migration;
+pub mod notice;
+pub mod posting;
+pub mod quarantine;
+pub mod quota;
+pub mod request;
+#[cfg(test)]
+mod tests;
+pub mod usage;
+
+/// Why the store could not do what was asked, by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Rolled back for sure: the same work may be tried again.
+    #[error("rolled back, try again: {0}")]
+    Retryable(String),
+    /// The outcome of a commit is unknown.
+    #[error("outcome unknown: {0}")]
+    Unknown(String),
+    /// The database is not there.
+    #[error("the database is missing: {0}")]
+    Missing(String),
+    /// It is not the database it should be: swapped, behind, corrupt, or from a newer program.
+    #[error("the database cannot be trusted: {0}")]
+    Untrusted(String),
+    /// Another owner has taken over.
+    #[error("another owner has taken over")]
+    Fenced,
+    /// Nothing a retry would help: a bug or a wrong schema.
+    #[error("the statement is wrong: {0}")]
+    Wrong(String),
+}

@@ -1,0 +1,96 @@
+//! Alerts and the outbox, as questions.
+
+use super::StoreError;
+use super::connection::Row;
+use super::database::Connection;
+use super::quota;
+use crate::domain::ids::AlertId;
+use crate::domain::notice::{Alert, Delivery, Event};
+use crate::domain::period::Window;
+use crate::domain::report::{AlertPage, AlertQuery};
+use crate::domain::time::Timestamp;
+
+const SELECT_PAGE: &str = "SELECT id, quota_id, scope_kind, scope_id, metric, period, limit_amount, thresholds,
+    enforcement, period_start, period_end, threshold, used, fired_at, resolved_at FROM alert
+    WHERE fired_at < $1 OR (fired_at = $1 AND id < $2) ORDER BY fired_at DESC, id DESC LIMIT $3";
+
+const SELECT_FIRING: &str = "SELECT id, quota_id, scope_kind, scope_id, metric, period, limit_amount, thresholds,
+    enforcement, period_start, period_end, threshold, used, fired_at, resolved_at FROM alert
+    WHERE resolved_at = 0 ORDER BY fired_at, id";
+
+/// That an alert is over is told to a channel only after the channel knows that it fired.
+const SELECT_DUE: &str = "SELECT alert.id, alert.quota_id, alert.scope_kind, alert.scope_id, alert.metric,
+    alert.period, alert.limit_amount, alert.thresholds, alert.enforcement, alert.period_start, alert.period_end,
+    alert.threshold, alert.used, alert.fired_at, alert.resolved_at,
+    outbox.event, outbox.channel, outbox.attempts, outbox.next_attempt_at
+    FROM outbox JOIN alert ON alert.id = outbox.alert_id
+    WHERE outbox.settled_at = 0 AND outbox.next_attempt_at <= $1
+    AND (outbox.event = 'fired' OR NOT EXISTS (SELECT 1 FROM outbox AS earlier
+        WHERE earlier.alert_id = outbox.alert_id AND earlier.event = 'fired'
+        AND earlier.channel = outbox.channel AND earlier.settled_at = 0))
+    ORDER BY outbox.next_attempt_at, outbox.created_at, outbox.alert_id, outbox.channel LIMIT $2";
+
+const COUNT_OWED: &str = "SELECT COUNT(*) FROM outbox WHERE settled_at = 0";
+
+/// The history of alerts, newest first.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn alerts(connection: &mut Connection, query: &AlertQuery) -> Result<AlertPage, StoreError> {
+    let (at, id) = match query.before {
+        Some((at, id)) => (at.0, AlertId(id).to_string()),
+        None => (i64::MAX, String::new()),
+    };
+    let fetched = i64::try_from(query.limit.saturating_add(1)).unwrap_or(i64::MAX);
+    let rows = connection.fetch(SELECT_PAGE, &[at.into(), id.into(), fetched.into()]).await?;
+    let items: Vec<Alert> = rows.iter().take(query.limit).map(alert_at).collect::<Result<_, _>>()?;
+    let next = items.last().filter(|_| rows.len() > query.limit).map(|alert| (alert.fired_at, alert.id.0));
+    Ok(AlertPage { items, next })
+}
+
+/// Deliveries that are due at `now`, those that wait longest first.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn due(connection: &mut Connection, now: Timestamp, limit: usize) -> Result<Vec<Delivery>, StoreError> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    connection.fetch(SELECT_DUE, &[now.into(), limit.into()]).await?.iter().map(delivery_at).collect()
+}
+
+/// How many deliveries are owed, due or not.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn owed_count(connection: &mut Connection) -> Result<i64, StoreError> {
+    connection.fetch_one_optional(COUNT_OWED, &[]).await?.map_or(Ok(0), |row| row.int(0))
+}
+
+/// Alerts that have not been resolved, oldest first.
+pub(super) async fn firing(connection: &mut Connection) -> Result<Vec<Alert>, StoreError> {
+    connection.fetch(SELECT_FIRING, &[]).await?.iter().map(alert_at).collect()
+}
+
+/// An alert from its fifteen columns.
+fn alert_at(row: &Row) -> Result<Alert, StoreError> {
+    let period = Window { start: Timestamp(row.int(9)?), end: Timestamp(row.int(10)?) };
+    Ok(Alert {
+        id: row.parsed(0, |text| text.parse::<AlertId>().ok())?,
+        quota: quota::quota_at(row, 1)?,
+        period_start: period.start,
+        period_end: period.reset_at(),
+        threshold: quota::threshold_at(row, 11)?,
+        used: row.int(12)?,
+        fired_at: Timestamp(row.int(13)?),
+        resolved_at: Some(row.int(14)?).filter(|at| *at != 0).map(Timestamp),
+    })
+}
+
+fn delivery_at(row: &Row) -> Result<Delivery, StoreError> {
+    Ok(Delivery {
+        alert: alert_at(row)?,
+        event: row.parsed(15, Event::from_name)?,
+        channel: row.text(16)?,
+        attempts: row.int(17)?,
+        next_attempt_at: Timestamp(row.int(18)?),
+    })
+}

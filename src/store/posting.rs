@@ -1,0 +1,468 @@
+//! The hot transaction: events into the ledger, and everything a posting says, under the writer's epoch.
+//!
+//! The writer begins, calls these, and commits. An event is counted once because its key is unique here, and nowhere
+//! else is that decided.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use super::StoreError;
+use super::connection::{Bulk, Column, Value};
+use super::database::Connection;
+use super::quota::thresholds_text;
+use super::usage::{kind_name, status_name};
+use crate::domain::books::{Books, Posting};
+use crate::domain::notice::{Alert, Attempt, AttemptResult};
+use crate::domain::quota::Quota;
+use crate::domain::time::Timestamp;
+use crate::domain::usage::{BodyHash, EventKey, Totals, UsageEvent};
+
+static INSERT_EVENTS: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(
+        "INSERT INTO usage_ledger (position, event_key, body_hash, source, event_id, occurred_at, recorded_at, kind,
+            status, user_id, group_id, api_key_id, model, provider, call_type, requests, prompt_tokens,
+            cache_read_tokens, cache_write_tokens, completion_tokens, reasoning_tokens, unclassified_tokens,
+            cost_nano_usd, flags, details)",
+        &[
+            "BIGINT", "BYTEA", "BYTEA", "TEXT", "TEXT", "BIGINT", "BIGINT", "TEXT", "TEXT", "TEXT", "TEXT", "TEXT",
+            "TEXT", "TEXT", "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", "BIGINT",
+            "BIGINT", "TEXT",
+        ],
+        "ON CONFLICT (event_key) DO NOTHING",
+    )
+});
+
+const SELECT_POSITIONS: &str = "SELECT position FROM usage_ledger WHERE position >= $1 AND position < $2";
+
+static SELECT_BODIES: LazyLock<Bulk> =
+    LazyLock::new(|| Bulk::new("SELECT event_key, body_hash FROM usage_ledger WHERE event_key IN (", &["BYTEA"], ")"));
+
+static INSERT_CONFLICTS: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(
+        "INSERT INTO usage_conflict (event_key, body_hash, source, event_id, recorded_at, body)",
+        &["BYTEA", "BYTEA", "TEXT", "TEXT", "BIGINT", "TEXT"],
+        "ON CONFLICT (event_key, body_hash) DO NOTHING",
+    )
+});
+
+const UPDATE_BOOKS: &str = "UPDATE books SET version = $2, next_position = $3, latest_event_at = $4, head_seq = $5,
+    head_hash = $6, time_zone = CASE WHEN $7 = '' THEN time_zone ELSE $7 END, events = $8, failures = $9,
+    requests = $10, prompt_tokens = $11, cache_read_tokens = $12, cache_write_tokens = $13, completion_tokens = $14,
+    reasoning_tokens = $15, unclassified_tokens = $16, cost_nano_usd = $17 WHERE id = 1 AND epoch = $1";
+
+static DELETE_COUNTERS: LazyLock<Bulk> =
+    LazyLock::new(|| Bulk::new("DELETE FROM counter WHERE quota_id IN (", &["TEXT"], ")"));
+
+static WRITE_COUNTERS: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(
+        "INSERT INTO counter (quota_id, period_start, period_end, used)",
+        &["TEXT", "BIGINT", "BIGINT", "BIGINT"],
+        "ON CONFLICT (quota_id, period_start) DO UPDATE SET period_end = excluded.period_end, used = excluded.used",
+    )
+});
+
+static ADD_ROLLUPS: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(
+        "INSERT INTO usage_rollup (start_at, user_id, group_id, api_key_id, model, provider, events, failures,
+            requests, prompt_tokens, cache_read_tokens, cache_write_tokens, completion_tokens, reasoning_tokens,
+            unclassified_tokens, cost_nano_usd)",
+        &[
+            "BIGINT", "TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", "BIGINT",
+            "BIGINT", "BIGINT", "BIGINT", "BIGINT", "BIGINT",
+        ],
+        "ON CONFLICT (start_at, user_id, group_id, api_key_id, model, provider) DO UPDATE SET
+            events = usage_rollup.events + excluded.events,
+            failures = usage_rollup.failures + excluded.failures,
+            requests = usage_rollup.requests + excluded.requests,
+            prompt_tokens = usage_rollup.prompt_tokens + excluded.prompt_tokens,
+            cache_read_tokens = usage_rollup.cache_read_tokens + excluded.cache_read_tokens,
+            cache_write_tokens = usage_rollup.cache_write_tokens + excluded.cache_write_tokens,
+            completion_tokens = usage_rollup.completion_tokens + excluded.completion_tokens,
+            reasoning_tokens = usage_rollup.reasoning_tokens + excluded.reasoning_tokens,
+            unclassified_tokens = usage_rollup.unclassified_tokens + excluded.unclassified_tokens,
+            cost_nano_usd = usage_rollup.cost_nano_usd + excluded.cost_nano_usd",
+    )
+});
+
+const ALERT_HEAD: &str = "INSERT INTO alert (id, quota_id, scope_kind, scope_id, metric, period, limit_amount,
+    thresholds, enforcement, period_start, period_end, threshold, used, fired_at, resolved_at)";
+const ALERT_TYPES: [&str; 15] = [
+    "TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "BIGINT", "TEXT", "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT",
+    "BIGINT", "BIGINT",
+];
+/// A second alert for the same quota, period and threshold is refused by the table: that would be a bug.
+static INSERT_ALERTS: LazyLock<Bulk> = LazyLock::new(|| Bulk::new(ALERT_HEAD, &ALERT_TYPES, ""));
+static RESOLVE_ALERTS: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(ALERT_HEAD, &ALERT_TYPES, "ON CONFLICT (id) DO UPDATE SET resolved_at = excluded.resolved_at")
+});
+
+static INSERT_OWED: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(
+        "INSERT INTO outbox (alert_id, event, channel, created_at, attempts, next_attempt_at, settled_at, outcome,
+            reason)",
+        &["TEXT", "TEXT", "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", "TEXT", "TEXT"],
+        "",
+    )
+});
+
+/// What is settled stays so, whatever a late attempt says.
+const UPDATE_ATTEMPT: &str = "UPDATE outbox SET attempts = attempts + 1, next_attempt_at = $4, settled_at = $5,
+    outcome = $6, reason = $7 WHERE alert_id = $1 AND event = $2 AND channel = $3 AND settled_at = 0";
+
+const DELETE_QUOTAS: &str = "DELETE FROM quota";
+static INSERT_QUOTAS: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(
+        "INSERT INTO quota (id, ordinal, scope_kind, scope_id, metric, period, limit_amount, thresholds,
+            enforcement)",
+        &["TEXT", "BIGINT", "TEXT", "TEXT", "TEXT", "TEXT", "BIGINT", "TEXT", "TEXT"],
+        "",
+    )
+});
+
+static INSERT_RECORDS: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(
+        "INSERT INTO audit_record (seq, at, action, bytes, hash, payload, salt)",
+        &["BIGINT", "BIGINT", "TEXT", "BYTEA", "BYTEA", "TEXT", "BYTEA"],
+        "",
+    )
+});
+
+static ADVANCE_CURSORS: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(
+        "INSERT INTO stream_cursor (stream, sequence)",
+        &["TEXT", "BIGINT"],
+        "ON CONFLICT (stream) DO UPDATE SET sequence = CASE WHEN excluded.sequence > stream_cursor.sequence
+            THEN excluded.sequence ELSE stream_cursor.sequence END",
+    )
+});
+
+/// What the ledger made of one event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Inserted {
+    New,
+    /// Known with the same body.
+    Duplicate,
+    /// Known with another body.
+    Conflict,
+}
+
+/// Offers `events` to the ledger at positions from `first_position` on, in order; answers what became of each. The keys
+/// are distinct, and no row stands at those positions.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn insert_events(
+    connection: &mut Connection,
+    first_position: i64,
+    recorded_at: Timestamp,
+    events: &[&UsageEvent],
+    keys: &[(EventKey, BodyHash)],
+) -> Result<Vec<Inserted>, StoreError> {
+    let columns = ledger_columns(first_position, recorded_at, events, keys);
+    let inserted = connection.execute_bulk(&INSERT_EVENTS, &columns).await?;
+    // The usual case: every key was new, and there is nothing to ask.
+    if inserted == events.len() as u64 {
+        return Ok(vec![Inserted::New; events.len()]);
+    }
+    let mut outcomes = vec![Inserted::Duplicate; events.len()];
+    let range = [first_position.into(), (first_position + events.len() as i64).into()];
+    for row in connection.fetch(SELECT_POSITIONS, &range).await? {
+        let offset = usize::try_from(row.int(0)? - first_position).unwrap_or(usize::MAX);
+        if let Some(outcome) = outcomes.get_mut(offset) {
+            *outcome = Inserted::New;
+        }
+    }
+    find_conflicts(connection, keys, &mut outcomes).await?;
+    Ok(outcomes)
+}
+
+/// Tells those of the `outcomes` that are not new apart: the ledger has the same body, or another.
+async fn find_conflicts(
+    connection: &mut Connection,
+    keys: &[(EventKey, BodyHash)],
+    outcomes: &mut [Inserted],
+) -> Result<(), StoreError> {
+    let known = keys.iter().zip(outcomes.iter()).filter(|(_, outcome)| **outcome != Inserted::New);
+    let known: Vec<&[u8]> = known.map(|((key, _), _)| key.0.as_slice()).collect();
+    let mut bodies: HashMap<[u8; 20], [u8; 16]> = HashMap::with_capacity(known.len());
+    for row in connection.fetch_bulk(&SELECT_BODIES, &[Column::Bytes(known)]).await? {
+        bodies.insert(row.array(0)?, row.array(1)?);
+    }
+    for ((key, body), outcome) in keys.iter().zip(outcomes) {
+        if *outcome != Inserted::New && bodies.get(&key.0) != Some(&body.0) {
+            *outcome = Inserted::Conflict;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps events whose key is known with another body, whole. The same conflict again is the same row.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn keep_conflicts(
+    connection: &mut Connection,
+    recorded_at: Timestamp,
+    conflicts: &[(&UsageEvent, EventKey, BodyHash)],
+) -> Result<(), StoreError> {
+    let bodies: Vec<String> = conflicts.iter().map(|(event, _, _)| body_text(event)).collect();
+    let columns = [
+        Column::Bytes(conflicts.iter().map(|(_, key, _)| key.0.as_slice()).collect()),
+        Column::Bytes(conflicts.iter().map(|(_, _, body)| body.0.as_slice()).collect()),
+        Column::Texts(conflicts.iter().map(|(event, _, _)| event.source.as_str()).collect()),
+        Column::Texts(conflicts.iter().map(|(event, _, _)| event.event_id.as_str()).collect()),
+        Column::Ints(vec![recorded_at.0; conflicts.len()]),
+        Column::Texts(bodies.iter().map(String::as_str).collect()),
+    ];
+    connection.execute_bulk(&INSERT_CONFLICTS, &columns).await?;
+    Ok(())
+}
+
+/// Writes everything `posting` says. `before` are the books it started from, whose epoch must still be the database's.
+///
+/// # Errors
+/// [`StoreError::Fenced`] when another owner has taken over.
+pub async fn write(connection: &mut Connection, before: &Books, posting: &Posting) -> Result<(), StoreError> {
+    update_books(connection, before, posting).await?;
+    write_counters(connection, posting).await?;
+    add_rollups(connection, posting).await?;
+    write_quotas(connection, posting).await?;
+    write_notices(connection, posting).await?;
+    insert_records(connection, posting).await?;
+    let cursors = [
+        Column::Texts(posting.cursors.keys().map(String::as_str).collect()),
+        Column::Ints(posting.cursors.values().copied().collect()),
+    ];
+    connection.execute_bulk(&ADVANCE_CURSORS, &cursors).await?;
+    Ok(())
+}
+
+/// First of all, because it is also the lock that keeps a new owner waiting, and the check that we are still the owner.
+async fn update_books(connection: &mut Connection, before: &Books, posting: &Posting) -> Result<(), StoreError> {
+    let books = &posting.books;
+    let mut values: Vec<Value> = vec![
+        before.epoch.into(),
+        books.version.into(),
+        books.next_position.into(),
+        books.latest_event_at.into(),
+        books.head.seq.into(),
+        books.head.hash.0.as_slice().into(),
+        posting.time_zone.as_deref().unwrap_or_default().into(),
+    ];
+    values.extend(numbers(&books.lifetime).map(Value::Int));
+    match connection.execute(UPDATE_BOOKS, &values).await? {
+        1 => Ok(()),
+        _ => Err(StoreError::Fenced),
+    }
+}
+
+async fn write_counters(connection: &mut Connection, posting: &Posting) -> Result<(), StoreError> {
+    let void: Vec<String> = posting.void_counters.iter().map(ToString::to_string).collect();
+    let void = [Column::Texts(void.iter().map(String::as_str).collect())];
+    connection.execute_bulk(&DELETE_COUNTERS, &void).await?;
+    let quotas: Vec<String> = posting.counters.keys().map(|key| key.quota.to_string()).collect();
+    let columns = [
+        Column::Texts(quotas.iter().map(String::as_str).collect()),
+        Column::Ints(posting.counters.keys().map(|key| key.period_start.0).collect()),
+        Column::Ints(posting.counters.values().map(|counter| counter.window.end.0).collect()),
+        Column::Ints(posting.counters.values().map(|counter| counter.used).collect()),
+    ];
+    connection.execute_bulk(&WRITE_COUNTERS, &columns).await?;
+    Ok(())
+}
+
+async fn add_rollups(connection: &mut Connection, posting: &Posting) -> Result<(), StoreError> {
+    let keys = || posting.rollups.keys();
+    let mut columns = vec![
+        Column::Ints(keys().map(|key| key.start.0).collect()),
+        Column::Texts(keys().map(|key| key.subject.user.as_str()).collect()),
+        Column::Texts(keys().map(|key| key.subject.group.as_str()).collect()),
+        Column::Texts(keys().map(|key| key.subject.api_key.as_str()).collect()),
+        Column::Texts(keys().map(|key| key.subject.model.as_str()).collect()),
+        Column::Texts(keys().map(|key| key.subject.provider.as_str()).collect()),
+    ];
+    let sums: Vec<[i64; 10]> = posting.rollups.values().map(numbers).collect();
+    columns.extend((0..10).map(|at| Column::Ints(sums.iter().map(|sum| sum[at]).collect())));
+    connection.execute_bulk(&ADD_ROLLUPS, &columns).await?;
+    Ok(())
+}
+
+async fn write_quotas(connection: &mut Connection, posting: &Posting) -> Result<(), StoreError> {
+    let Some(quotas) = &posting.quotas else { return Ok(()) };
+    connection.execute(DELETE_QUOTAS, &[]).await?;
+    let quotas: Vec<&Quota> = quotas.iter().collect();
+    let texts = QuotaTexts::of(&quotas);
+    let mut columns = texts.columns(&quotas);
+    columns.insert(1, Column::Ints((0..quotas.len() as i64).collect()));
+    connection.execute_bulk(&INSERT_QUOTAS, &columns).await?;
+    Ok(())
+}
+
+async fn write_notices(connection: &mut Connection, posting: &Posting) -> Result<(), StoreError> {
+    write_alerts(connection, &INSERT_ALERTS, &posting.fired).await?;
+    write_alerts(connection, &RESOLVE_ALERTS, &posting.resolved).await?;
+    let owed = &posting.owed;
+    let alerts: Vec<String> = owed.iter().map(|delivery| delivery.alert.id.to_string()).collect();
+    let columns = [
+        Column::Texts(alerts.iter().map(String::as_str).collect()),
+        Column::Texts(owed.iter().map(|delivery| delivery.event.name()).collect()),
+        Column::Texts(owed.iter().map(|delivery| delivery.channel.as_str()).collect()),
+        Column::Ints(vec![posting.now().0; owed.len()]),
+        Column::Ints(owed.iter().map(|delivery| delivery.attempts).collect()),
+        Column::Ints(owed.iter().map(|delivery| delivery.next_attempt_at.0).collect()),
+        Column::Ints(vec![0; owed.len()]),
+        Column::Texts(vec!["owed"; owed.len()]),
+        Column::Texts(vec![""; owed.len()]),
+    ];
+    connection.execute_bulk(&INSERT_OWED, &columns).await?;
+    for attempt in &posting.attempts {
+        update_attempt(connection, attempt).await?;
+    }
+    Ok(())
+}
+
+async fn write_alerts(connection: &mut Connection, bulk: &'static Bulk, alerts: &[Alert]) -> Result<(), StoreError> {
+    let ids: Vec<String> = alerts.iter().map(|alert| alert.id.to_string()).collect();
+    let quotas: Vec<&Quota> = alerts.iter().map(|alert| &alert.quota).collect();
+    let texts = QuotaTexts::of(&quotas);
+    let mut columns = texts.columns(&quotas);
+    columns.insert(0, Column::Texts(ids.iter().map(String::as_str).collect()));
+    let ints = |of: fn(&Alert) -> i64| Column::Ints(alerts.iter().map(of).collect());
+    columns.extend([
+        ints(|alert| alert.period_start.0),
+        ints(|alert| alert.period_end.unwrap_or(Timestamp::MAX).0),
+        ints(|alert| i64::from(alert.threshold)),
+        ints(|alert| alert.used),
+        ints(|alert| alert.fired_at.0),
+        ints(|alert| alert.resolved_at.map_or(0, |at| at.0)),
+    ]);
+    connection.execute_bulk(bulk, &columns).await?;
+    Ok(())
+}
+
+async fn update_attempt(connection: &mut Connection, attempt: &Attempt) -> Result<(), StoreError> {
+    let (next, settled, outcome, reason) = match &attempt.result {
+        AttemptResult::Delivered => (attempt.at, attempt.at, "delivered", ""),
+        AttemptResult::Retry { at, reason } => (*at, Timestamp(0), "owed", reason.as_str()),
+        AttemptResult::GaveUp { reason } => (attempt.at, attempt.at, "gaveUp", reason.as_str()),
+    };
+    let values = [
+        attempt.alert.to_string().into(),
+        attempt.event.name().into(),
+        attempt.channel.as_str().into(),
+        next.into(),
+        settled.into(),
+        outcome.into(),
+        reason.into(),
+    ];
+    connection.execute(UPDATE_ATTEMPT, &values).await?;
+    Ok(())
+}
+
+async fn insert_records(connection: &mut Connection, posting: &Posting) -> Result<(), StoreError> {
+    let records = &posting.records;
+    let columns = [
+        Column::Ints(records.iter().map(|record| record.seq).collect()),
+        Column::Ints(records.iter().map(|record| record.at.0).collect()),
+        Column::Texts(records.iter().map(|record| record.action.as_str()).collect()),
+        Column::Bytes(records.iter().map(|record| record.bytes.as_slice()).collect()),
+        Column::Bytes(records.iter().map(|record| record.hash.0.as_slice()).collect()),
+        Column::Texts(records.iter().map(|record| record.payload.as_str()).collect()),
+        Column::Bytes(records.iter().map(|record| record.salt.as_slice()).collect()),
+    ];
+    connection.execute_bulk(&INSERT_RECORDS, &columns).await?;
+    Ok(())
+}
+
+/// The columns of a quota that need a text made for them.
+struct QuotaTexts {
+    ids: Vec<String>,
+    thresholds: Vec<String>,
+}
+
+impl QuotaTexts {
+    fn of(quotas: &[&Quota]) -> QuotaTexts {
+        QuotaTexts {
+            ids: quotas.iter().map(|quota| quota.id.to_string()).collect(),
+            thresholds: quotas.iter().map(|quota| thresholds_text(&quota.thresholds)).collect(),
+        }
+    }
+
+    /// The eight columns of a quota, in the order of both tables that have them.
+    fn columns<'a>(&'a self, quotas: &[&'a Quota]) -> Vec<Column<'a>> {
+        vec![
+            Column::Texts(self.ids.iter().map(String::as_str).collect()),
+            Column::Texts(quotas.iter().map(|quota| quota.scope.kind()).collect()),
+            Column::Texts(quotas.iter().map(|quota| quota.scope.id()).collect()),
+            Column::Texts(quotas.iter().map(|quota| quota.metric.name()).collect()),
+            Column::Texts(quotas.iter().map(|quota| quota.period.name()).collect()),
+            Column::Ints(quotas.iter().map(|quota| quota.limit).collect()),
+            Column::Texts(self.thresholds.iter().map(String::as_str).collect()),
+            Column::Texts(quotas.iter().map(|quota| quota.enforcement.name()).collect()),
+        ]
+    }
+}
+
+/// The ten numbers of a sum in their column order.
+fn numbers(totals: &Totals) -> [i64; 10] {
+    let [a, b, c, d, e, f, g, h] = totals.amounts.to_array();
+    [totals.events, totals.failures, a, b, c, d, e, f, g, h]
+}
+
+fn ledger_columns<'a>(
+    first_position: i64,
+    recorded_at: Timestamp,
+    events: &[&'a UsageEvent],
+    keys: &'a [(EventKey, BodyHash)],
+) -> Vec<Column<'a>> {
+    let texts = |of: fn(&'a UsageEvent) -> &'a str| Column::Texts(events.iter().map(|event| of(event)).collect());
+    let mut columns = vec![
+        Column::Ints((first_position..).take(events.len()).collect()),
+        Column::Bytes(keys.iter().map(|(key, _)| key.0.as_slice()).collect()),
+        Column::Bytes(keys.iter().map(|(_, body)| body.0.as_slice()).collect()),
+        texts(|event| &event.source),
+        texts(|event| &event.event_id),
+        Column::Ints(events.iter().map(|event| event.occurred_at.0).collect()),
+        Column::Ints(vec![recorded_at.0; events.len()]),
+        texts(|event| kind_name(event.kind)),
+        texts(|event| status_name(event.status)),
+        texts(|event| &event.subject.user),
+        texts(|event| &event.subject.group),
+        texts(|event| &event.subject.api_key),
+        texts(|event| &event.subject.model),
+        texts(|event| &event.subject.provider),
+        texts(|event| &event.call_type),
+    ];
+    let amounts: Vec<[i64; 8]> = events.iter().map(|event| event.amounts.to_array()).collect();
+    columns.extend((0..8).map(|at| Column::Ints(amounts.iter().map(|numbers| numbers[at]).collect())));
+    columns.push(Column::Ints(events.iter().map(|event| event.flags.0).collect()));
+    columns.push(texts(|event| &event.details));
+    columns
+}
+
+/// The whole event as JSON, for whoever has to decide which of two bodies was right.
+fn body_text(event: &UsageEvent) -> String {
+    let amounts = &event.amounts;
+    serde_json::json!({
+        "occurredAt": event.occurred_at.0,
+        "kind": kind_name(event.kind),
+        "status": status_name(event.status),
+        "user": event.subject.user,
+        "group": event.subject.group,
+        "apiKey": event.subject.api_key,
+        "model": event.subject.model,
+        "provider": event.subject.provider,
+        "callType": event.call_type,
+        "requests": amounts.requests,
+        "promptTokens": amounts.prompt_tokens,
+        "cacheReadTokens": amounts.cache_read_tokens,
+        "cacheWriteTokens": amounts.cache_write_tokens,
+        "completionTokens": amounts.completion_tokens,
+        "reasoningTokens": amounts.reasoning_tokens,
+        "unclassifiedTokens": amounts.unclassified_tokens,
+        "costUsd": amounts.cost,
+        "flags": event.flags.0,
+        "details": event.details,
+    })
+    .to_string()
+}

@@ -1,0 +1,119 @@
+//! What was not counted, why, and whether another try counted it. In the control database.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use uuid::Uuid;
+
+use super::StoreError;
+use super::connection::{Bulk, Column, Row};
+use super::database::Connection;
+use crate::domain::ids::TenantId;
+use crate::domain::report::{Page, Quarantined};
+use crate::domain::time::Timestamp;
+use crate::domain::usage::Refusal;
+
+static INSERT: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(
+        "INSERT INTO quarantine (id, tenant_id, reason, detail, origin, format, digest, body, received_at,
+            last_received_at, arrivals, replayed_at)",
+        &["TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "BYTEA", "BYTEA", "BIGINT", "BIGINT", "BIGINT", "BIGINT"],
+        "ON CONFLICT (digest) DO UPDATE SET arrivals = quarantine.arrivals + excluded.arrivals,
+            last_received_at = excluded.last_received_at",
+    )
+});
+
+const SELECT_PAGE: &str = "SELECT id, tenant_id, reason, detail, origin, format, digest, body, received_at, replayed_at
+    FROM quarantine WHERE ($1 = '' OR tenant_id = $1) AND ($2 = '' OR reason = $2) AND ($3 = '' OR id < $3)
+    ORDER BY id DESC LIMIT $4";
+const SELECT_ONE: &str = "SELECT id, tenant_id, reason, detail, origin, format, digest, body, received_at, replayed_at
+    FROM quarantine WHERE id = $1";
+const MARK_REPLAYED: &str = "UPDATE quarantine SET replayed_at = $2 WHERE id = $1 AND replayed_at = 0";
+
+/// Keeps what could not be counted. The same digest again is the same row, with one more arrival.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn insert(connection: &mut Connection, rows: &[Quarantined]) -> Result<(), StoreError> {
+    // One statement may touch a row once only.
+    let mut distinct: BTreeMap<[u8; 32], (&Quarantined, i64)> = BTreeMap::new();
+    for row in rows {
+        distinct.entry(row.digest).or_insert((row, 0)).1 += 1;
+    }
+    let (rows, arrivals): (Vec<&Quarantined>, Vec<i64>) = distinct.into_values().unzip();
+    let ids: Vec<String> = rows.iter().map(|row| row.id.to_string()).collect();
+    let tenants: Vec<String> =
+        rows.iter().map(|row| row.tenant.map(|tenant| tenant.to_string()).unwrap_or_default()).collect();
+    let columns = [
+        Column::Texts(ids.iter().map(String::as_str).collect()),
+        Column::Texts(tenants.iter().map(String::as_str).collect()),
+        Column::Texts(rows.iter().map(|row| row.reason.code()).collect()),
+        Column::Texts(rows.iter().map(|row| row.detail.as_str()).collect()),
+        Column::Texts(rows.iter().map(|row| row.origin.as_str()).collect()),
+        Column::Texts(rows.iter().map(|row| row.format.as_str()).collect()),
+        Column::Bytes(rows.iter().map(|row| row.digest.as_slice()).collect()),
+        Column::Bytes(rows.iter().map(|row| row.body.as_slice()).collect()),
+        Column::Ints(rows.iter().map(|row| row.received_at.0).collect()),
+        Column::Ints(rows.iter().map(|row| row.received_at.0).collect()),
+        Column::Ints(arrivals),
+        Column::Ints(rows.iter().map(|row| row.replayed_at.map_or(0, |at| at.0)).collect()),
+    ];
+    connection.execute_bulk(&INSERT, &columns).await?;
+    Ok(())
+}
+
+/// Newest first. `tenant: None` sees all; `reason` filters.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn page(
+    connection: &mut Connection,
+    tenant: Option<TenantId>,
+    reason: Option<Refusal>,
+    before: Option<Uuid>,
+    limit: usize,
+) -> Result<Page<Quarantined, Uuid>, StoreError> {
+    let fetched = i64::try_from(limit.saturating_add(1)).unwrap_or(i64::MAX);
+    let values = [
+        tenant.map(|tenant| tenant.to_string()).unwrap_or_default().into(),
+        reason.map(Refusal::code).unwrap_or_default().into(),
+        before.map(|id| id.to_string()).unwrap_or_default().into(),
+        fetched.into(),
+    ];
+    let rows = connection.fetch(SELECT_PAGE, &values).await?;
+    let items: Vec<Quarantined> = rows.iter().take(limit).map(row_at).collect::<Result<_, _>>()?;
+    let next = items.last().filter(|_| rows.len() > limit).map(|row| row.id);
+    Ok(Page { items, next })
+}
+
+/// # Errors
+/// [`StoreError`].
+pub async fn one(connection: &mut Connection, id: Uuid) -> Result<Option<Quarantined>, StoreError> {
+    let row = connection.fetch_one_optional(SELECT_ONE, &[id.to_string().into()]).await?;
+    row.as_ref().map(row_at).transpose()
+}
+
+/// Another try counted it. Marking again changes nothing.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn mark_replayed(connection: &mut Connection, id: Uuid, at: Timestamp) -> Result<(), StoreError> {
+    connection.execute(MARK_REPLAYED, &[id.to_string().into(), at.into()]).await?;
+    Ok(())
+}
+
+fn row_at(row: &Row) -> Result<Quarantined, StoreError> {
+    let tenant = row.text(1)?;
+    Ok(Quarantined {
+        id: row.parsed(0, |text| Uuid::try_parse(text).ok())?,
+        tenant: if tenant.is_empty() { None } else { Some(row.parsed(1, |text| text.parse().ok())?) },
+        reason: row.parsed(2, Refusal::from_code)?,
+        detail: row.text(3)?,
+        origin: row.text(4)?,
+        format: row.text(5)?,
+        digest: row.array(6)?,
+        body: row.bytes(7)?,
+        received_at: Timestamp(row.int(8)?),
+        replayed_at: Some(row.int(9)?).filter(|at| *at != 0).map(Timestamp),
+    })
+}

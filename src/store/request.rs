@@ -1,0 +1,32 @@
+//! Answers kept for idempotency keys: the same table in the control database and in each tenant's.
+
+use super::StoreError;
+use super::database::Connection;
+use crate::domain::time::Timestamp;
+
+const FIND: &str = "SELECT body_hash, answer FROM request WHERE idempotency_key = $1";
+const KEEP: &str = "INSERT INTO request (idempotency_key, body_hash, answer, at) VALUES ($1, $2, $3, $4)";
+
+/// The body's hash and the answer given under `key`, if any.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn find(connection: &mut Connection, key: &str) -> Result<Option<([u8; 32], String)>, StoreError> {
+    let row = connection.fetch_one_optional(FIND, &[key.into()]).await?;
+    row.map(|row| Ok((row.array(0)?, row.text(1)?))).transpose()
+}
+
+/// Keeps an answer, in the transaction of the change it answers.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn keep(
+    connection: &mut Connection,
+    key: &str,
+    body_hash: &[u8; 32],
+    answer: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    connection.execute(KEEP, &[key.into(), body_hash.as_slice().into(), answer.into(), now.into()]).await?;
+    Ok(())
+}

@@ -1,0 +1,360 @@
+//! The hot transaction, and the books read back.
+
+use super::harness::{House, NOW, assert_same, commit, entry, event, keys_of, opening, post, quota_of, set_quotas};
+use crate::domain::books::{Cursor, Missing};
+use crate::domain::chain::{Hash, Head};
+use crate::domain::notice::{Attempt, AttemptResult, Event};
+use crate::domain::period::{self, PeriodKind};
+use crate::domain::quota::{Metric, Scope};
+use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE};
+use crate::domain::usage::UsageEvent;
+use crate::store::posting::{self, Inserted};
+use crate::store::{StoreError, load, notice, quota};
+
+super::conformance!(
+    an_event_is_counted_once,
+    a_conflict_is_kept_whole_and_once,
+    what_a_posting_says_is_what_is_stored,
+    an_old_owner_is_fenced,
+    a_recount_equals_the_ledger,
+    a_half_made_transaction_leaves_nothing,
+    a_failed_statement_cannot_be_committed,
+    the_ledger_and_the_chain_only_grow,
+    a_chain_that_is_not_the_witnessed_one_is_refused,
+    books_behind_their_ledger_are_refused,
+    deliveries_are_due_until_they_are_settled,
+    large_batches_come_back_in_order,
+);
+
+async fn an_event_is_counted_once(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let first = [event("a", "ada", NOW, 10), event("b", "ada", NOW, 20)];
+    let (books, outcomes) = commit(&mut connection, &books, &first, NOW).await.unwrap();
+    assert_eq!(outcomes, [Inserted::New, Inserted::New]);
+
+    let again = [event("a", "ada", NOW, 10), event("c", "ada", NOW, 5), event("b", "ada", NOW, 21)];
+    let (books, outcomes) = commit(&mut connection, &books, &again, NOW).await.unwrap();
+    assert_eq!(outcomes, [Inserted::Duplicate, Inserted::New, Inserted::Conflict]);
+    assert_eq!(books.lifetime.events, 3);
+    assert_eq!(books.lifetime.amounts.prompt_tokens, 35);
+    assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
+}
+
+async fn a_conflict_is_kept_whole_and_once(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let (books, _) = commit(&mut connection, &books, &[event("a", "ada", NOW, 10)], NOW).await.unwrap();
+    let other = [event("a", "eve", NOW, 99)];
+    let (books, _) = commit(&mut connection, &books, &other, NOW).await.unwrap();
+    let (_, outcomes) = commit(&mut connection, &books, &other, NOW).await.unwrap();
+    assert_eq!(outcomes, [Inserted::Conflict]);
+    let rows = connection.fetch("SELECT source, event_id, body FROM usage_conflict", &[]).await.unwrap();
+    assert_eq!(rows.len(), 1);
+    assert_eq!((rows[0].text(0).unwrap().as_str(), rows[0].text(1).unwrap().as_str()), ("litellm", "a"));
+    let body: serde_json::Value = serde_json::from_str(&rows[0].text(2).unwrap()).unwrap();
+    assert_eq!((body["user"].as_str(), body["promptTokens"].as_i64()), (Some("eve"), Some(99)));
+}
+
+async fn what_a_posting_says_is_what_is_stored(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let quotas = vec![
+        quota_of(Scope::Tenant, Metric::Tokens, PeriodKind::Day, 100),
+        quota_of(Scope::User("ada".into()), Metric::Cost, PeriodKind::Month, 1_000_000),
+        quota_of(Scope::Model("gpt-5".into()), Metric::Requests, PeriodKind::Total, 3),
+        quota_of(Scope::Group("research".into()), Metric::PromptTokens, PeriodKind::Minute, 15),
+        quota_of(Scope::ApiKey("key-1".into()), Metric::CompletionTokens, PeriodKind::Week, 1_000),
+    ];
+    let books = set_quotas(&mut connection, &books, quotas.clone(), NOW).await;
+    let earlier = NOW.plus_micros(-2 * MICROS_PER_DAY);
+    let events = [event("a", "ada", NOW, 10), event("b", "bob", NOW, 20), event("c", "ada", earlier, 31)];
+    let (books, _) = commit(&mut connection, &books, &events, NOW).await.unwrap();
+    assert!(books.firing.len() > 3);
+    assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
+
+    // Everything else a posting may carry: a cursor, another calendar, fewer quotas, resolved alerts.
+    let books = post(&mut connection, &books, NOW, |posting| {
+        posting.advance(Cursor { stream: "USAGE".into(), sequence: 7 });
+        posting.records_entry(entry("access.denied"));
+    })
+    .await
+    .unwrap();
+    let books = post(&mut connection, &books, NOW, |posting| {
+        posting.advance(Cursor { stream: "USAGE".into(), sequence: 5 });
+    })
+    .await
+    .unwrap();
+    let cursor = connection.fetch("SELECT sequence FROM stream_cursor WHERE stream = 'USAGE'", &[]).await.unwrap();
+    assert_eq!(cursor[0].int(0).unwrap(), 7);
+
+    let zone = period::time_zone("Asia/Kathmandu").unwrap();
+    let mut recounted = Vec::new();
+    for missing in crate::domain::books::Posting::open(&books, NOW, [0; 32]).missing_for_time_zone(&zone) {
+        let counter = quota::counter(&mut connection, &books, &missing, books.next_position).await.unwrap();
+        recounted.push((missing.key(), counter));
+    }
+    let books = post(&mut connection, &books, NOW, |posting| {
+        posting.change_time_zone("Asia/Kathmandu", zone, recounted, entry("tenant.timeZoneChanged"));
+    })
+    .await
+    .unwrap();
+    assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
+
+    let books = set_quotas(&mut connection, &books, quotas[1..3].to_vec(), NOW).await;
+    let stored = load::read_books(&mut connection, books.tenant).await.unwrap();
+    assert_same(&stored, &books);
+    assert!(stored.counters.keys().all(|key| key.quota == quotas[1].id || key.quota == quotas[2].id));
+
+    // A new owner finds the same, one epoch later.
+    let head = books.head;
+    let taken = load::take_over(&mut connection, opening(books.tenant, head)).await.unwrap();
+    assert_eq!(taken.epoch, books.epoch + 1);
+    assert_eq!(taken.head.seq, head.seq + 1);
+    assert_eq!(taken.channels, ["pager", "mail"]);
+    assert_eq!(taken.standings(NOW), books.standings(NOW));
+    assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &taken);
+}
+
+async fn an_old_owner_is_fenced(house: &House) {
+    let (store, mut old, books) = house.owner().await;
+    let mut new = store.open_tenant(books.tenant).await.unwrap();
+    let taken = load::take_over(&mut new, opening(books.tenant, books.head)).await.unwrap();
+    let late = commit(&mut old, &books, &[event("a", "ada", NOW, 10)], NOW).await;
+    assert!(matches!(late, Err(StoreError::Fenced)), "{late:?}");
+    old.rollback().await.unwrap();
+    let stored = load::read_books(&mut new, books.tenant).await.unwrap();
+    assert_same(&stored, &taken);
+    assert_eq!(stored.lifetime.events, 0);
+    let (_, outcomes) = commit(&mut new, &taken, &[event("a", "ada", NOW, 10)], NOW).await.unwrap();
+    assert_eq!(outcomes, [Inserted::New]);
+}
+
+async fn a_recount_equals_the_ledger(house: &House) {
+    let (_store, mut connection, mut books) = house.owner().await;
+    let mut all: Vec<UsageEvent> = Vec::new();
+    // A fixed mixture of users, models, times and late arrivals, over many commits.
+    for batch in 0..12_i64 {
+        let now = NOW.plus_micros(batch * 7 * MICROS_PER_MINUTE);
+        let events: Vec<UsageEvent> = (0..40_i64)
+            .map(|number| {
+                let mixed = (batch * 40 + number) * 2_654_435_761 % 1_000_003;
+                let age = mixed % 90 * MICROS_PER_MINUTE + mixed % 7 * MICROS_PER_HOUR;
+                let user = ["ada", "bob", "eve"][mixed as usize % 3];
+                event(&format!("{batch}-{number}"), user, now.plus_micros(-age), mixed % 50)
+            })
+            .collect();
+        books = commit(&mut connection, &books, &events, now).await.unwrap().0;
+        all.extend(events);
+    }
+    let sample = all.iter().find(|event| event.subject.user == "bob" && event.subject.model == "gpt-5").unwrap();
+    let instant = sample.occurred_at;
+    let scopes = [
+        Scope::Tenant,
+        Scope::User("bob".into()),
+        Scope::Group("research".into()),
+        Scope::ApiKey("key-1".into()),
+        Scope::Model("gpt-5".into()),
+        Scope::Provider("openai".into()),
+        Scope::Provider("nobody".into()),
+    ];
+    let mut above_zero = 0;
+    for scope in scopes {
+        for kind in PeriodKind::ALL {
+            for metric in Metric::ALL {
+                let quota = quota_of(scope.clone(), metric, kind, 1_000);
+                let window = period::window(kind, instant, &books.time_zone);
+                let missing = Missing { quota, window, recount: true };
+                let counter = quota::counter(&mut connection, &books, &missing, books.next_position).await.unwrap();
+                let expected: i64 = all
+                    .iter()
+                    .filter(|event| window.contains(event.occurred_at) && scope.covers(&event.subject))
+                    .map(|event| metric.of(&event.amounts))
+                    .sum();
+                assert_eq!(counter.used, expected, "{scope:?} {kind:?} {metric:?}");
+                above_zero += usize::from(expected > 0);
+            }
+        }
+    }
+    assert!(above_zero > 150, "not even one minute has usage: {above_zero}");
+
+    // A recount of a minute leaves the running batch out.
+    let quota = quota_of(Scope::Tenant, Metric::Requests, PeriodKind::Minute, 10);
+    let late = [event("late", "ada", NOW, 8)];
+    let window = period::window(PeriodKind::Minute, NOW, &books.time_zone);
+    let missing = Missing { quota, window, recount: true };
+    let before = quota::counter(&mut connection, &books, &missing, books.next_position).await.unwrap();
+    connection.begin().await.unwrap();
+    let events: Vec<&UsageEvent> = late.iter().collect();
+    posting::insert_events(&mut connection, books.next_position, NOW, &events, &keys_of(&events)).await.unwrap();
+    let within = quota::counter(&mut connection, &books, &missing, books.next_position).await.unwrap();
+    assert_eq!(within, before);
+    connection.rollback().await.unwrap();
+}
+
+async fn a_half_made_transaction_leaves_nothing(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let lost = [event("lost", "ada", NOW, 10)];
+    let events: Vec<&UsageEvent> = lost.iter().collect();
+    connection.begin().await.unwrap();
+    posting::insert_events(&mut connection, books.next_position, NOW, &events, &keys_of(&events)).await.unwrap();
+    // The future of this unit of work was dropped here; the next one begins.
+    let (books, outcomes) = commit(&mut connection, &books, &lost, NOW).await.unwrap();
+    assert_eq!(outcomes, [Inserted::New]);
+    assert_eq!(books.lifetime.events, 1);
+
+    // Dropped in the middle of a statement, many times, at whatever point that is.
+    let mut books = books;
+    for round in 0..20_u64 {
+        let many: Vec<UsageEvent> =
+            (0..300).map(|number| event(&format!("{round}-{number}"), "ada", NOW, 10)).collect();
+        let patience = std::time::Duration::from_micros(round * 700);
+        let cut = tokio::time::timeout(patience, commit(&mut connection, &books, &many, NOW)).await;
+        // Only what is committed counts: all of the batch, or nothing.
+        connection.begin().await.unwrap();
+        connection.rollback().await.unwrap();
+        let stored = load::read_books(&mut connection, books.tenant).await.unwrap();
+        let added = stored.lifetime.events - books.lifetime.events;
+        assert!(added == 0 || added == 300, "{added}");
+        if let Ok(committed) = cut {
+            assert_same(&stored, &committed.unwrap().0);
+        }
+        let rows = connection.fetch("SELECT COUNT(*) FROM usage_ledger", &[]).await.unwrap();
+        assert_eq!(rows[0].int(0).unwrap(), stored.lifetime.events);
+        books = stored;
+    }
+}
+
+async fn a_failed_statement_cannot_be_committed(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    connection.begin().await.unwrap();
+    connection.execute("DELETE FROM role", &[]).await.unwrap();
+    let wrong = connection.execute("INSERT INTO role (name) VALUES ('x')", &[]).await;
+    assert!(matches!(wrong, Err(StoreError::Wrong(_))), "{wrong:?}");
+    assert!(matches!(connection.commit().await, Err(StoreError::Wrong(_))));
+    let roles = connection.fetch("SELECT name FROM role ORDER BY name", &[]).await.unwrap();
+    let names: Vec<String> = roles.iter().map(|row| row.text(0).unwrap()).collect();
+    assert_eq!(names, ["admin", "reader", "reporter"]);
+    assert!(commit(&mut connection, &books, &[event("a", "ada", NOW, 1)], NOW).await.is_ok());
+}
+
+async fn the_ledger_and_the_chain_only_grow(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    commit(&mut connection, &books, &[event("a", "ada", NOW, 10)], NOW).await.unwrap();
+    for sql in [
+        "UPDATE usage_ledger SET requests = 2",
+        "DELETE FROM usage_ledger",
+        "UPDATE audit_record SET bytes = hash",
+        "DELETE FROM audit_record",
+    ] {
+        let refused = connection.execute(sql, &[]).await;
+        assert!(matches!(refused, Err(StoreError::Wrong(_))), "{sql}: {refused:?}");
+    }
+    // What may be erased may be erased.
+    let erased = connection.execute("UPDATE audit_record SET payload = NULL, salt = NULL WHERE seq = 1", &[]).await;
+    assert_eq!(erased.unwrap(), 1);
+    let report = crate::store::audit::verify(&mut connection, &books.tenant.to_string()).await.unwrap();
+    assert_eq!(report.broken, None);
+}
+
+async fn a_chain_that_is_not_the_witnessed_one_is_refused(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let ahead = Head { seq: books.head.seq + 1, hash: books.head.hash };
+    let behind = load::take_over(&mut connection, opening(books.tenant, ahead)).await;
+    assert!(matches!(&behind, Err(StoreError::Untrusted(text)) if text.contains("behind")), "{behind:?}");
+    let forged = Head { seq: books.head.seq, hash: Hash([1; 32]) };
+    let other = load::take_over(&mut connection, opening(books.tenant, forged)).await;
+    assert!(matches!(&other, Err(StoreError::Untrusted(text)) if text.contains("another chain")), "{other:?}");
+    // Nothing of the refused take-overs has stayed.
+    assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
+}
+
+async fn books_behind_their_ledger_are_refused(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let events = [event("a", "ada", NOW, 10), event("b", "ada", NOW, 10)];
+    let (books, _) = commit(&mut connection, &books, &events, NOW).await.unwrap();
+    house.tamper(books.tenant, "UPDATE books SET next_position = 2").await;
+    let refused = load::take_over(&mut connection, opening(books.tenant, Head::EMPTY)).await;
+    assert!(matches!(refused, Err(StoreError::Untrusted(_))), "{refused:?}");
+    house.tamper(books.tenant, "UPDATE books SET next_position = 3, head_seq = head_seq - 1").await;
+    let refused = load::take_over(&mut connection, opening(books.tenant, Head::EMPTY)).await;
+    assert!(matches!(refused, Err(StoreError::Untrusted(_))), "{refused:?}");
+}
+
+async fn deliveries_are_due_until_they_are_settled(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let daily = quota_of(Scope::Tenant, Metric::PromptTokens, PeriodKind::Day, 100);
+    let books = set_quotas(&mut connection, &books, vec![daily.clone()], NOW).await;
+    let (books, _) = commit(&mut connection, &books, &[event("a", "ada", NOW, 60)], NOW).await.unwrap();
+    let due = notice::due(&mut connection, NOW, 10).await.unwrap();
+    assert_eq!(due.iter().map(|one| one.channel.as_str()).collect::<Vec<_>>(), ["mail", "pager"]);
+    assert!(due.iter().all(|one| one.event == Event::Fired && one.alert == books.firing[0] && one.attempts == 0));
+    assert_eq!(notice::due(&mut connection, NOW.plus_micros(-1), 10).await.unwrap(), []);
+
+    // The day ends: resolved is owed to both, and due to none before it knows that the alert fired.
+    let tomorrow = books.firing[0].period_end.unwrap();
+    let books = post(&mut connection, &books, tomorrow, |posting| posting.roll()).await.unwrap();
+    assert!(books.firing.is_empty());
+    assert_eq!(notice::owed_count(&mut connection).await.unwrap(), 4);
+    let due = notice::due(&mut connection, tomorrow, 10).await.unwrap();
+    assert_eq!(due.iter().filter(|one| one.event == Event::Fired).count(), 2);
+    assert_eq!(due.len(), 2);
+
+    let attempt = |channel: &str, event, result| Attempt {
+        alert: due[0].alert.id,
+        event,
+        channel: channel.into(),
+        at: tomorrow,
+        result,
+    };
+    let later = tomorrow.plus_micros(MICROS_PER_MINUTE);
+    let books = post(&mut connection, &books, tomorrow, |posting| {
+        posting.attempt(attempt("pager", Event::Fired, AttemptResult::Delivered));
+        posting.attempt(attempt("mail", Event::Fired, AttemptResult::Retry { at: later, reason: "503".into() }));
+    })
+    .await
+    .unwrap();
+    let due = notice::due(&mut connection, tomorrow, 10).await.unwrap();
+    assert_eq!(due.len(), 1);
+    assert_eq!((due[0].channel.as_str(), due[0].event), ("pager", Event::Resolved));
+    assert_eq!(due[0].alert.resolved_at, Some(tomorrow));
+    let due_later = notice::due(&mut connection, later, 10).await.unwrap();
+    assert_eq!(
+        due_later.iter().map(|one| (one.channel.as_str(), one.attempts)).collect::<Vec<_>>(),
+        [("pager", 0), ("mail", 1)]
+    );
+    post(&mut connection, &books, later, |posting| {
+        posting.attempt(attempt("mail", Event::Fired, AttemptResult::GaveUp { reason: "410".into() }));
+        posting.attempt(attempt("pager", Event::Resolved, AttemptResult::Delivered));
+        // Too late: what is settled stays settled.
+        posting.attempt(attempt("pager", Event::Fired, AttemptResult::Retry { at: later, reason: "?".into() }));
+    })
+    .await
+    .unwrap();
+    assert_eq!(notice::owed_count(&mut connection).await.unwrap(), 1);
+    let due = notice::due(&mut connection, later, 10).await.unwrap();
+    assert_eq!((due[0].channel.as_str(), due[0].event), ("mail", Event::Resolved));
+}
+
+async fn large_batches_come_back_in_order(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let first: Vec<UsageEvent> =
+        (0..1_237).map(|number| event(&format!("{number}"), &format!("user-{number}"), NOW, number)).collect();
+    let (books, outcomes) = commit(&mut connection, &books, &first, NOW).await.unwrap();
+    assert!(outcomes.iter().all(|outcome| *outcome == Inserted::New));
+    // Every third known with the same body, every third known with another, every third new.
+    let second: Vec<UsageEvent> = (0..1_237)
+        .map(|number| match number % 3 {
+            0 => event(&format!("{number}"), &format!("user-{number}"), NOW, number),
+            1 => event(&format!("{number}"), &format!("user-{number}"), NOW, number + 1),
+            _ => event(&format!("new-{number}"), &format!("user-{number}"), NOW, number),
+        })
+        .collect();
+    let (books, outcomes) = commit(&mut connection, &books, &second, NOW).await.unwrap();
+    for (number, outcome) in outcomes.iter().enumerate() {
+        assert_eq!(*outcome, [Inserted::Duplicate, Inserted::Conflict, Inserted::New][number % 3], "{number}");
+    }
+    assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
+    let mut ledger =
+        connection.fetch("SELECT position, event_id FROM usage_ledger ORDER BY position", &[]).await.unwrap();
+    let last = ledger.pop().unwrap();
+    assert_eq!((last.int(0).unwrap(), last.text(1).unwrap()), (1_237 + 1_236, "new-1235".into()));
+    assert!(books.next_position > last.int(0).unwrap());
+}

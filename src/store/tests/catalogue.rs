@@ -1,0 +1,205 @@
+//! The control database.
+
+use super::harness::{House, NOW, entry};
+use crate::domain::chain::{self, Hash, Head};
+use crate::domain::ids::TenantId;
+use crate::domain::report::Quarantined;
+use crate::domain::tenant::{ApiKey, ExternalId, Lifecycle, Role, Tenant};
+use crate::domain::usage::Refusal;
+use crate::store::catalogue::{self, Stream, Work};
+use crate::store::{StoreError, audit, quarantine, request};
+
+super::conformance!(
+    the_catalogue_comes_back_as_it_was_written,
+    slugs_and_external_ids_have_one_owner,
+    work_and_streams_are_kept,
+    the_quarantine_keeps_each_poison_once,
+    an_answer_is_kept_for_its_key,
+    the_platform_has_a_chain_of_its_own,
+);
+
+fn tenant(slug: &str) -> Tenant {
+    Tenant {
+        id: TenantId(crate::clock::new_id()),
+        name: "Grüße GmbH".into(),
+        slug: slug.into(),
+        tier: "standard".into(),
+        time_zone: "Europe/Berlin".into(),
+        lifecycle: Lifecycle::Pending,
+        external_ids: ["a", "b"]
+            .map(|id| ExternalId { source: "litellm".into(), kind: "team".into(), id: format!("{slug}-{id}") })
+            .to_vec(),
+        settings: "{}".into(),
+        created_at: NOW,
+        updated_at: NOW,
+    }
+}
+
+async fn the_catalogue_comes_back_as_it_was_written(house: &House) {
+    let store = house.store().await;
+    let mut connection = store.control().await.unwrap();
+    let (mut one, two) = (tenant("one"), tenant("two"));
+    for tenant in [&one, &two] {
+        connection.begin().await.unwrap();
+        catalogue::insert_tenant(&mut connection, tenant).await.unwrap();
+        connection.commit().await.unwrap();
+    }
+    let key = ApiKey {
+        id: "pk_1".into(),
+        tenant: one.id,
+        name: "first".into(),
+        role: Role::Admin,
+        hash: [5; 32],
+        created_at: NOW,
+        revoked_at: None,
+    };
+    catalogue::insert_key(&mut connection, &key).await.unwrap();
+    one.lifecycle = Lifecycle::Active;
+    one.name = "Another".into();
+    one.external_ids.remove(0);
+    one.updated_at = NOW.plus_micros(1);
+    connection.begin().await.unwrap();
+    catalogue::update_tenant(&mut connection, &one).await.unwrap();
+    connection.commit().await.unwrap();
+    let head = Head { seq: 7, hash: Hash([7; 32]) };
+    catalogue::remember_head(&mut connection, one.id, head, true).await.unwrap();
+    // A report that comes late does not take the memory back.
+    let older = Head { seq: 3, hash: Hash([3; 32]) };
+    catalogue::remember_head(&mut connection, one.id, older, false).await.unwrap();
+    let revoked_at = NOW.plus_micros(2);
+    catalogue::revoke_key(&mut connection, "pk_1", revoked_at).await.unwrap();
+    catalogue::revoke_key(&mut connection, "pk_1", NOW.plus_micros(9)).await.unwrap();
+
+    let mut reader = store.control_reader().await.unwrap();
+    let (rows, keys) = catalogue::load(&mut reader).await.unwrap();
+    assert_eq!(
+        rows,
+        [
+            catalogue::Row { tenant: one.clone(), head, awake: true },
+            catalogue::Row { tenant: two, head: Head::EMPTY, awake: false },
+        ]
+    );
+    assert_eq!(keys, [ApiKey { revoked_at: Some(revoked_at), ..key }]);
+    one.id = TenantId(crate::clock::new_id());
+    let unknown = catalogue::update_tenant(&mut connection, &one).await;
+    assert!(matches!(unknown, Err(StoreError::Wrong(_))), "{unknown:?}");
+}
+
+async fn slugs_and_external_ids_have_one_owner(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    let first = tenant("one");
+    catalogue::insert_tenant(&mut connection, &first).await.unwrap();
+    let same_slug = Tenant { external_ids: vec![], ..tenant("one") };
+    let same_external = Tenant { slug: "two".into(), ..tenant("one") };
+    for taken in [same_slug, same_external] {
+        connection.begin().await.unwrap();
+        let refused = catalogue::insert_tenant(&mut connection, &taken).await;
+        assert!(matches!(refused, Err(StoreError::Wrong(_))), "{refused:?}");
+        connection.rollback().await.unwrap();
+    }
+    assert_eq!(catalogue::load(&mut connection).await.unwrap().0.len(), 1);
+}
+
+async fn work_and_streams_are_kept(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    let work = |age: i64| Work {
+        id: crate::clock::new_id(),
+        tenant: TenantId(crate::clock::new_id()),
+        kind: "provision".into(),
+        body: format!("{{\"age\":{age}}}"),
+        created_at: NOW.plus_micros(-age),
+    };
+    let (young, old) = (work(1), work(2));
+    catalogue::insert_work(&mut connection, &young).await.unwrap();
+    catalogue::insert_work(&mut connection, &old).await.unwrap();
+    assert_eq!(catalogue::all_work(&mut connection).await.unwrap(), [old.clone(), young.clone()]);
+    catalogue::delete_work(&mut connection, old.id).await.unwrap();
+    assert_eq!(catalogue::all_work(&mut connection).await.unwrap(), [young]);
+
+    assert_eq!(catalogue::stream(&mut connection, "USAGE").await.unwrap(), None);
+    let mut stream = Stream {
+        name: "USAGE".into(),
+        created_at_text: "2026-11-20T15:37:12.123456789Z".into(),
+        sequence: 9,
+        message_hash: vec![1, 2, 3],
+        at: NOW,
+    };
+    catalogue::keep_stream(&mut connection, &stream).await.unwrap();
+    stream.sequence = 4;
+    catalogue::keep_stream(&mut connection, &stream).await.unwrap();
+    assert_eq!(catalogue::stream(&mut connection, "USAGE").await.unwrap(), Some(stream));
+}
+
+async fn the_quarantine_keeps_each_poison_once(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    let owner = TenantId(crate::clock::new_id());
+    let rows: Vec<Quarantined> = (0..7_u8)
+        .map(|number| Quarantined {
+            id: crate::clock::new_id(),
+            tenant: (number % 2 == 0).then_some(owner),
+            reason: if number < 3 { Refusal::Malformed } else { Refusal::TooOld },
+            detail: "not JSON".into(),
+            origin: "nats:quota.updated".into(),
+            format: "envelope".into(),
+            digest: [number; 32],
+            body: vec![0, 255, number],
+            received_at: NOW,
+            replayed_at: None,
+        })
+        .collect();
+    quarantine::insert(&mut connection, &rows).await.unwrap();
+    let again = [Quarantined { id: crate::clock::new_id(), ..rows[0].clone() }, rows[0].clone()];
+    quarantine::insert(&mut connection, &again).await.unwrap();
+    quarantine::insert(&mut connection, &[]).await.unwrap();
+
+    let newest_first: Vec<Quarantined> = rows.iter().rev().cloned().collect();
+    let page = quarantine::page(&mut connection, None, None, None, 4).await.unwrap();
+    assert_eq!(page.items, newest_first[..4]);
+    let page = quarantine::page(&mut connection, None, None, page.next, 4).await.unwrap();
+    assert_eq!((page.items.as_slice(), page.next), (&newest_first[4..], None));
+    let page = quarantine::page(&mut connection, Some(owner), Some(Refusal::Malformed), None, 10).await.unwrap();
+    assert_eq!(page.items, [rows[2].clone(), rows[0].clone()]);
+    let arrivals = connection.fetch("SELECT arrivals FROM quarantine ORDER BY id LIMIT 1", &[]).await.unwrap();
+    assert_eq!(arrivals[0].int(0).unwrap(), 3);
+
+    quarantine::mark_replayed(&mut connection, rows[1].id, NOW.plus_micros(5)).await.unwrap();
+    quarantine::mark_replayed(&mut connection, rows[1].id, NOW.plus_micros(6)).await.unwrap();
+    let replayed = quarantine::one(&mut connection, rows[1].id).await.unwrap().unwrap();
+    assert_eq!(replayed, Quarantined { replayed_at: Some(NOW.plus_micros(5)), ..rows[1].clone() });
+    assert_eq!(quarantine::one(&mut connection, crate::clock::new_id()).await.unwrap(), None);
+}
+
+async fn an_answer_is_kept_for_its_key(house: &House) {
+    let store = house.store().await;
+    let tenant = house.tenant(&store).await;
+    for mut connection in [store.control().await.unwrap(), store.open_tenant(tenant).await.unwrap()] {
+        assert_eq!(request::find(&mut connection, "k").await.unwrap(), None);
+        request::keep(&mut connection, "k", &[4; 32], "{\"id\":1}", NOW).await.unwrap();
+        let found = request::find(&mut connection, "k").await.unwrap();
+        assert_eq!(found, Some(([4; 32], "{\"id\":1}".into())));
+        let twice = request::keep(&mut connection, "k", &[4; 32], "{}", NOW).await;
+        assert!(matches!(twice, Err(StoreError::Wrong(_))), "{twice:?}");
+    }
+}
+
+async fn the_platform_has_a_chain_of_its_own(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    assert_eq!(audit::verify(&mut connection, audit::PLATFORM_CHAIN).await.unwrap().broken, None);
+    let mut head = audit::head(&mut connection).await.unwrap();
+    assert_eq!(head, Head::EMPTY);
+    for number in 0..3 {
+        let record = chain::link(head, audit::PLATFORM_CHAIN, entry("tenant.created"), NOW, [number; 32]);
+        connection.begin().await.unwrap();
+        audit::append(&mut connection, head, &record).await.unwrap();
+        connection.commit().await.unwrap();
+        // The same place again: somebody else was faster.
+        connection.begin().await.unwrap();
+        let late = audit::append(&mut connection, head, &record).await;
+        assert!(matches!(late, Err(StoreError::Fenced)), "{late:?}");
+        connection.rollback().await.unwrap();
+        head = Head { seq: record.seq, hash: record.hash };
+        assert_eq!(audit::head(&mut connection).await.unwrap(), head);
+    }
+    let report = audit::verify(&mut connection, audit::PLATFORM_CHAIN).await.unwrap();
+    assert_eq!((report.head, report.broken), (head, None));
+}

@@ -1,0 +1,159 @@
+//! Questions about the past.
+
+use super::harness::{House, NOW, commit, entry, event, post, quota_of, set_quotas};
+use crate::domain::period::{self, PeriodKind, Window};
+use crate::domain::quota::{Metric, Scope};
+use crate::domain::report::{AlertQuery, ChainQuery, Dimension, LedgerQuery, UsageQuery};
+use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE};
+use crate::domain::usage::{Subject, Totals, UsageEvent};
+use crate::store::{audit, notice, usage};
+
+super::conformance!(
+    rollups_add_up_by_the_dimensions_asked_for,
+    ledger_pages_are_complete_and_filtered,
+    alert_pages_are_complete,
+    verification_finds_a_changed_byte,
+    verification_finds_a_cut_chain,
+);
+
+async fn rollups_add_up_by_the_dimensions_asked_for(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let events: Vec<UsageEvent> = (0..60_i64)
+        .map(|number| {
+            let user = ["ada", "bob", "eve"][number as usize % 3];
+            event(&format!("{number}"), user, NOW.plus_micros(-number * 5 * MICROS_PER_MINUTE), number)
+        })
+        .collect();
+    // In two commits, so that rollups are added to.
+    let (books, _) = commit(&mut connection, &books, &events[..30], NOW).await.unwrap();
+    let (books, _) = commit(&mut connection, &books, &events[30..], NOW).await.unwrap();
+    let window = Window { start: NOW.plus_micros(-MICROS_PER_DAY), end: NOW.plus_micros(MICROS_PER_DAY) };
+    for group_by in [vec![], vec![Dimension::User], vec![Dimension::Model, Dimension::User], Dimension::ALL.to_vec()] {
+        let query = UsageQuery { window, granularity: PeriodKind::Hour, group_by: group_by.clone() };
+        let found = usage::rollups(&mut connection, &query).await.unwrap();
+        assert!(found.is_sorted_by_key(|(start, _, _)| *start));
+        let mut sum = Totals::default();
+        found.iter().for_each(|(_, _, totals)| sum.add(totals));
+        assert_eq!(sum, books.lifetime, "{group_by:?}");
+        for (start, subject, totals) in found {
+            let mut expected = Totals::default();
+            let matching = events.iter().filter(|event| {
+                period::rollup_start(event.occurred_at) == start
+                    && group_by.iter().all(|dimension| dimension.of(&subject) == dimension.of(&event.subject))
+            });
+            matching.for_each(|event| expected.add(&Totals::of(event)));
+            assert_eq!(totals, expected);
+            let unasked = Dimension::ALL.into_iter().filter(|dimension| !group_by.contains(dimension));
+            unasked.for_each(|dimension| assert_eq!(dimension.of(&subject), ""));
+        }
+    }
+    let empty = Window { start: NOW.plus_micros(MICROS_PER_DAY), end: NOW.plus_micros(2 * MICROS_PER_DAY) };
+    let query = UsageQuery { window: empty, granularity: PeriodKind::Day, group_by: vec![] };
+    assert_eq!(usage::rollups(&mut connection, &query).await.unwrap(), []);
+}
+
+async fn ledger_pages_are_complete_and_filtered(house: &House) {
+    let (_store, mut connection, mut books) = house.owner().await;
+    let mut all: Vec<UsageEvent> = Vec::new();
+    for hour in 0..6_i64 {
+        let now = NOW.plus_micros(hour * MICROS_PER_HOUR);
+        let events: Vec<UsageEvent> = (0..10_i64)
+            .map(|number| {
+                let user = ["ada", "bob"][number as usize % 2];
+                let age = if number == 9 { 3 * MICROS_PER_HOUR } else { number * MICROS_PER_MINUTE };
+                event(&format!("{hour}-{number}"), user, now.plus_micros(-age), number)
+            })
+            .collect();
+        books = commit(&mut connection, &books, &events, now).await.unwrap().0;
+        all.extend(events);
+    }
+    all.reverse();
+    let bob = Subject { user: "bob".into(), ..Subject::default() };
+    let hour = Window { start: NOW.plus_micros(2 * MICROS_PER_HOUR), end: NOW.plus_micros(3 * MICROS_PER_HOUR) };
+    for (window, subject) in [(None, Subject::default()), (None, bob.clone()), (Some(hour), bob)] {
+        let expected: Vec<&UsageEvent> = all
+            .iter()
+            .filter(|event| window.is_none_or(|window: Window| window.contains(event.occurred_at)))
+            .filter(|event| subject.user.is_empty() || event.subject.user == subject.user)
+            .collect();
+        assert!(expected.len() > 2);
+        let mut query = LedgerQuery { before: None, limit: 3, window, subject };
+        let mut found = Vec::new();
+        loop {
+            let page = usage::page(&mut connection, &query).await.unwrap();
+            found.extend(page.items);
+            match page.next {
+                Some(next) => query.before = Some(next),
+                None => break,
+            }
+        }
+        assert!(found.is_sorted_by_key(|row| std::cmp::Reverse(row.position)));
+        assert_eq!(found.iter().map(|row| &row.event).collect::<Vec<_>>(), expected);
+    }
+}
+
+async fn alert_pages_are_complete(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let quotas = [PeriodKind::Hour, PeriodKind::Day, PeriodKind::Total]
+        .map(|kind| quota_of(Scope::Tenant, Metric::PromptTokens, kind, 10));
+    let books = set_quotas(&mut connection, &books, quotas.to_vec(), NOW).await;
+    let (books, _) = commit(&mut connection, &books, &[event("a", "ada", NOW, 8)], NOW).await.unwrap();
+    let later = NOW.plus_micros(MICROS_PER_MINUTE);
+    let (books, _) = commit(&mut connection, &books, &[event("b", "ada", later, 8)], later).await.unwrap();
+    assert_eq!(books.firing.len(), 9);
+    let mut query = AlertQuery { before: None, limit: 2 };
+    let mut found = Vec::new();
+    loop {
+        let page = notice::alerts(&mut connection, &query).await.unwrap();
+        found.extend(page.items);
+        match page.next {
+            Some(next) => query.before = Some(next),
+            None => break,
+        }
+    }
+    let mut expected = books.firing;
+    expected.sort_by_key(|alert| std::cmp::Reverse((alert.fired_at, alert.id)));
+    assert_eq!(found, expected);
+}
+
+async fn verification_finds_a_changed_byte(house: &House) {
+    let (_store, mut connection, mut books) = house.owner().await;
+    for _ in 0..4 {
+        books =
+            post(&mut connection, &books, NOW, |posting| posting.records_entry(entry("access.denied"))).await.unwrap();
+    }
+    let chain = books.tenant.to_string();
+    let report = audit::verify(&mut connection, &chain).await.unwrap();
+    assert_eq!((report.head, report.broken), (books.head, None));
+    let page = audit::page(&mut connection, ChainQuery { after: 1, limit: 2 }).await.unwrap();
+    assert_eq!(page.items.iter().map(|record| record.link.seq).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(page.next, Some(3));
+    let page = audit::page(&mut connection, ChainQuery { after: 3, limit: 2 }).await.unwrap();
+    assert_eq!((page.items.len(), page.next), (2, None));
+
+    house.unlock(books.tenant).await;
+    house.tamper(books.tenant, "UPDATE audit_record SET payload = '{\"a\":1}' WHERE seq = 4").await;
+    let report = audit::verify(&mut connection, &chain).await.unwrap();
+    assert_eq!((report.head.seq, report.broken.map(|broken| broken.seq)), (3, Some(4)));
+    house.tamper(books.tenant, "UPDATE audit_record SET bytes = hash WHERE seq = 2").await;
+    let report = audit::verify(&mut connection, &chain).await.unwrap();
+    assert_eq!((report.head.seq, report.broken.map(|broken| broken.seq)), (1, Some(2)));
+}
+
+async fn verification_finds_a_cut_chain(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let books = post(&mut connection, &books, NOW, |posting| posting.records_entry(entry("a.b"))).await.unwrap();
+    let chain = books.tenant.to_string();
+    house.unlock(books.tenant).await;
+    house.tamper(books.tenant, "DELETE FROM audit_record WHERE seq = 2").await;
+    let report = audit::verify(&mut connection, &chain).await.unwrap();
+    assert_eq!(report.broken.unwrap().reason, "the chain ends before the books' head");
+    let back = "UPDATE books SET head_seq = 1, head_hash = (SELECT hash FROM audit_record WHERE seq = 1)";
+    house.tamper(books.tenant, back).await;
+    assert_eq!(audit::verify(&mut connection, &chain).await.unwrap().broken, None);
+    let forged = "INSERT INTO audit_record SELECT 2, at, action, bytes, hash, payload, salt FROM audit_record";
+    house.tamper(books.tenant, forged).await;
+    let report = audit::verify(&mut connection, &chain).await.unwrap();
+    assert_eq!(report.broken.unwrap().reason, "the chain goes on after the books' head");
+    assert_eq!(audit::verify(&mut connection, "another").await.unwrap().broken.unwrap().seq, 1);
+}
