@@ -1,0 +1,339 @@
+//! The typed doorbell of a tenant: permits before the send, a time-out on every call, one mapping of errors.
+//!
+//! ractor's mailboxes are unbounded, so the bound is here: a batch takes permits counted in events and in bytes before
+//! it is sent; they travel in the message and drop after the commit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{ActorRef, ActorStatus, MessagingErr, RpcReplyPort};
+use tokio::sync::Semaphore;
+
+use super::message::{
+    Audit, Batch, ChangeRefused, Decided, Description, Life, Message, Notice, Permits, QuotaDraft, QuotaMessage,
+    ReadFailure, ReplaceQuotas, Usage,
+};
+use super::pulse::Pulse;
+use crate::clock::Clock;
+use crate::domain::books::{Books, Cursor};
+use crate::domain::chain::Entry;
+use crate::domain::ids::TenantId;
+use crate::domain::notice::{Alert, Attempt, Delivery};
+use crate::domain::quota::Standing;
+use crate::domain::report::{
+    AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, Page, UsageQuery, UsageRow,
+};
+use crate::domain::request::{Answer, Request};
+use crate::domain::time::Timestamp;
+use crate::domain::usage::{Outcome, Subject, UsageEvent};
+use crate::store::audit::StoredRecord;
+
+/// How long a question to memory may take before the caller is told to come back.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a change or a slow read may take. The outcome of a change that times out is unknown to the caller.
+const WORK_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// Why a tenant gave no answer. Never a verdict about the question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// It is starting, restarting or leaving: ask again soon.
+    #[error("the tenant is starting")]
+    ComeBack,
+    /// As many events are waiting as it may have.
+    #[error("the tenant is saturated")]
+    Saturated,
+    /// It did not answer in time; whether a change was made is unknown.
+    #[error("the tenant did not answer in time")]
+    TimedOut,
+}
+
+/// Where a batch of events comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The stream position that is read once these are committed; `None` over HTTP.
+    pub cursor: Option<Cursor>,
+    /// `X-Request-Id` of the request, or empty.
+    pub request_id: String,
+}
+
+/// How many events and bytes may wait in one tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    pub events: usize,
+    pub kibibytes: usize,
+    /// Events of one message; a longer batch is sent in parts.
+    pub message_events: usize,
+}
+
+/// A tenant's doorbell. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    tenant: TenantId,
+    actor: ActorRef<Message>,
+    clock: Clock,
+    bounds: Bounds,
+    pulse: Arc<Pulse>,
+    events: Arc<Semaphore>,
+    kibibytes: Arc<Semaphore>,
+}
+
+impl Handle {
+    pub(crate) fn new(
+        tenant: TenantId,
+        actor: ActorRef<Message>,
+        clock: Clock,
+        bounds: Bounds,
+        pulse: Arc<Pulse>,
+    ) -> Handle {
+        Handle {
+            tenant,
+            actor,
+            clock,
+            bounds,
+            pulse,
+            events: Arc::new(Semaphore::new(bounds.events)),
+            kibibytes: Arc::new(Semaphore::new(bounds.kibibytes)),
+        }
+    }
+
+    #[must_use]
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// Permits that are free, in events: what a metric shows.
+    #[must_use]
+    pub fn free_events(&self) -> usize {
+        self.events.available_permits()
+    }
+
+    /// What the tenant shows without being asked.
+    #[must_use]
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    /// The present, noted as a sign that somebody uses this tenant.
+    fn heard(&self) -> Timestamp {
+        let now = self.clock.now();
+        self.pulse.hear(now);
+        now
+    }
+
+    pub(crate) fn actor(&self) -> &ActorRef<Message> {
+        &self.actor
+    }
+
+    /// Counts `events`; answers one outcome per event, in order, after the commit. Waits up to `patience` for room.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; the outcome is then unknown, and sending the same events again is safe.
+    pub async fn record(
+        &self,
+        events: Vec<UsageEvent>,
+        origin: Origin,
+        patience: Duration,
+    ) -> Result<Vec<Outcome>, Unavailable> {
+        let mut outcomes = Vec::with_capacity(events.len());
+        let mut rest = events;
+        while !rest.is_empty() {
+            let later = rest.split_off(rest.len().min(self.bounds.message_events));
+            let permits = self.permits(&rest, patience).await?;
+            let batch = Batch {
+                events: rest,
+                cursor: origin.cursor.clone().filter(|_| later.is_empty()),
+                request_id: origin.request_id.clone(),
+                now: self.heard(),
+                permits,
+                span: tracing::Span::current(),
+            };
+            outcomes.extend(self.ask(WORK_TIMEOUT, |reply| Message::Usage(Usage::Record { batch, reply })).await?);
+            rest = later;
+        }
+        Ok(outcomes)
+    }
+
+    async fn permits(&self, events: &[UsageEvent], patience: Duration) -> Result<Permits, Unavailable> {
+        let bytes: usize = events.iter().map(UsageEvent::memory_bytes).sum();
+        let wanted = |amount: usize, most: usize| u32::try_from(amount.clamp(1, most)).unwrap_or(u32::MAX);
+        let kibibytes = wanted(bytes.div_ceil(1024), self.bounds.kibibytes);
+        let events = wanted(events.len(), self.bounds.events);
+        let both = async {
+            let events = self.events.clone().acquire_many_owned(events).await;
+            let kibibytes = self.kibibytes.clone().acquire_many_owned(kibibytes).await;
+            (events, kibibytes)
+        };
+        match tokio::time::timeout(patience, both).await {
+            Ok((Ok(events), Ok(kibibytes))) => Ok(Permits { _events: events, _kibibytes: kibibytes }),
+            // The semaphores are never closed; a closed one would mean that the tenant is gone.
+            Ok(_) => Err(Unavailable::ComeBack),
+            Err(_) => Err(Unavailable::Saturated),
+        }
+    }
+
+    /// How every quota stands now.
+    ///
+    /// # Errors
+    /// [`Unavailable::ComeBack`].
+    pub fn standings(&self) -> Result<Vec<Standing>, Unavailable> {
+        let now = self.heard();
+        Ok(self.committed()?.standings(now))
+    }
+
+    /// What a gateway should do with a request attributed to `subject`. Asked in a gateway's own request path, so it is
+    /// judged here, by the books that the keeper published with its last commit, and waits for no mailbox.
+    ///
+    /// # Errors
+    /// [`Unavailable::ComeBack`].
+    pub fn decide(&self, subject: &Subject) -> Result<Decided, Unavailable> {
+        let now = self.heard();
+        let books = self.committed()?;
+        Ok(Decided { decision: books.decide(subject, now), epoch: books.epoch })
+    }
+
+    /// The books of the last commit, while there is a keeper who vouches for them. One that is still starting does: it was
+    /// born with the books it has published.
+    fn committed(&self) -> Result<Arc<Books>, Unavailable> {
+        match self.actor.get_status() {
+            ActorStatus::Draining | ActorStatus::Stopping | ActorStatus::Stopped => Err(Unavailable::ComeBack),
+            _ => Ok(self.pulse.books()),
+        }
+    }
+
+    /// Replaces the set of quotas; answers how the new ones stand.
+    ///
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ChangeRefused`].
+    pub async fn replace_quotas(
+        &self,
+        quotas: Vec<QuotaDraft>,
+        request: Request,
+        render: fn(&[Standing]) -> String,
+    ) -> Result<Result<Answer<Vec<Standing>>, ChangeRefused>, Unavailable> {
+        let change = ReplaceQuotas { quotas, request, now: self.heard(), render };
+        self.ask(WORK_TIMEOUT, |reply| Message::Quota(QuotaMessage::Replace { change, reply })).await
+    }
+
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn usage_report(&self, query: UsageQuery) -> Result<Result<Vec<UsageRow>, ReadFailure>, Unavailable> {
+        self.heard();
+        self.ask(WORK_TIMEOUT, |reply| Message::Usage(Usage::Report { query, reply })).await
+    }
+
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn ledger(&self, query: LedgerQuery) -> Result<Result<Page<LedgerRow>, ReadFailure>, Unavailable> {
+        self.heard();
+        self.ask(WORK_TIMEOUT, |reply| Message::Usage(Usage::Page { query, reply })).await
+    }
+
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn alerts(&self, query: AlertQuery) -> Result<Result<AlertPage, ReadFailure>, Unavailable> {
+        self.heard();
+        self.ask(WORK_TIMEOUT, |reply| Message::Notice(Notice::Alerts { query, reply })).await
+    }
+
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn audit_page(&self, query: ChainQuery) -> Result<Result<Page<StoredRecord>, ReadFailure>, Unavailable> {
+        self.heard();
+        self.ask(WORK_TIMEOUT, |reply| Message::Audit(Audit::Page { query, reply })).await
+    }
+
+    /// Recomputes the whole chain.
+    ///
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn audit_verify(&self) -> Result<Result<ChainReport, ReadFailure>, Unavailable> {
+        self.heard();
+        self.ask(WORK_TIMEOUT, |reply| Message::Audit(Audit::Verify { reply })).await
+    }
+
+    /// Appends a record to the chain; with a `once` key, at most one is ever appended for that key.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn append(&self, entry: Entry, once: Option<String>) -> Result<(), Unavailable> {
+        let now = self.clock.now();
+        self.ask(WORK_TIMEOUT, |reply| Message::Audit(Audit::Append { entry, once, now, reply })).await
+    }
+
+    /// Deliveries that are due, oldest first.
+    ///
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn due(&self, limit: usize) -> Result<Result<Vec<Delivery>, ReadFailure>, Unavailable> {
+        let now = self.clock.now();
+        self.ask(WORK_TIMEOUT, |reply| Message::Notice(Notice::Due { now, limit, reply })).await
+    }
+
+    /// Alerts that fire now.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn firing(&self) -> Result<Vec<Alert>, Unavailable> {
+        self.ask(LOOKUP_TIMEOUT, |reply| Message::Notice(Notice::Firing { reply })).await
+    }
+
+    /// Records how attempts to deliver ended.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; the attempts may then be made again, and receivers deduplicate by the delivery's id.
+    pub async fn settle(&self, attempts: Vec<Attempt>) -> Result<(), Unavailable> {
+        let now = self.clock.now();
+        self.ask(WORK_TIMEOUT, |reply| Message::Notice(Notice::Settle { attempts, now, reply })).await
+    }
+
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn describe(&self) -> Result<Description, Unavailable> {
+        let now = self.clock.now();
+        self.ask(LOOKUP_TIMEOUT, |reply| Message::Life(Life::Describe { now, reply })).await
+    }
+
+    /// Moves the tenant to another calendar, with its record in the chain; once per `once` key.
+    ///
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ChangeRefused`].
+    pub async fn change_time_zone(
+        &self,
+        name: String,
+        entry: Entry,
+        once: String,
+    ) -> Result<Result<(), ChangeRefused>, Unavailable> {
+        let now = self.clock.now();
+        self.ask(WORK_TIMEOUT, |reply| Message::Life(Life::ChangeTimeZone { name, entry, once, now, reply })).await
+    }
+
+    /// Asks and maps the three ways of getting no answer, once for all.
+    pub(crate) async fn ask<T>(
+        &self,
+        timeout: Duration,
+        message: impl FnOnce(RpcReplyPort<T>) -> Message,
+    ) -> Result<T, Unavailable>
+    where
+        T: Send + 'static,
+    {
+        let (sender, receiver) = ractor::concurrency::oneshot();
+        match self.actor.cast(message(sender.into())) {
+            Ok(()) => {}
+            Err(MessagingErr::SendErr(_) | MessagingErr::ChannelClosed | MessagingErr::InvalidActorType) => {
+                return Err(Unavailable::ComeBack);
+            }
+        }
+        match tokio::time::timeout(timeout, receiver).await {
+            Ok(Ok(answer)) => Ok(answer),
+            // The actor ended with our message in its mailbox or its hands: doubt is a restart.
+            Ok(Err(_)) => Err(Unavailable::ComeBack),
+            Err(_) => Err(Unavailable::TimedOut),
+        }
+    }
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Handle").field("tenant", &self.tenant).finish_non_exhaustive()
+    }
+}

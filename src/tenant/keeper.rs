@@ -1,0 +1,249 @@
+//! The keeper: holds the committed books, answers from memory, gathers work for the writer. It never awaits IO.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use tokio::sync::mpsc;
+
+use super::message::{Audit, Description, Life, Message, Notice, QuotaMessage, Usage};
+use super::pulse::Pulse;
+use super::read;
+use super::work::{Unit, Work, Written};
+use super::writer::{self, Writer};
+use crate::domain::books::Books;
+use crate::domain::ids::TenantId;
+use crate::domain::time::Timestamp;
+use crate::store::database::{Connection, Store};
+
+/// How long the writer may take to close its connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a keeper left of its own will; the directory tells a rest from a failure by it.
+pub(crate) const RESTED: &str = "rested";
+pub(crate) const DRAINED: &str = "drained";
+
+/// What a keeper is born with.
+pub(crate) struct Birth {
+    pub(crate) connection: Connection,
+    pub(crate) books: Arc<Books>,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) store: Store,
+    /// Tells the outlets that something was committed. A hint that may be dropped: the outbox row is the truth.
+    pub(crate) hints: mpsc::Sender<TenantId>,
+    pub(crate) commit_events_max: usize,
+}
+
+pub(crate) struct Keeper;
+
+pub(crate) struct State {
+    books: Arc<Books>,
+    pulse: Arc<Pulse>,
+    store: Store,
+    writer: ActorRef<Unit>,
+    hints: mpsc::Sender<TenantId>,
+    commit_events_max: usize,
+    open: VecDeque<Work>,
+    open_events: usize,
+    in_flight: bool,
+    draining: Vec<RpcReplyPort<()>>,
+}
+
+impl Actor for Keeper {
+    type Msg = Message;
+    type State = State;
+    type Arguments = Birth;
+
+    async fn pre_start(&self, myself: ActorRef<Message>, birth: Birth) -> Result<State, ActorProcessingErr> {
+        let arguments = writer::Birth { connection: birth.connection, keeper: myself.clone() };
+        let (writer, _) = Actor::spawn_linked(None, Writer, arguments, myself.get_cell()).await?;
+        Ok(State {
+            books: birth.books,
+            pulse: birth.pulse,
+            store: birth.store,
+            writer,
+            hints: birth.hints,
+            commit_events_max: birth.commit_events_max,
+            open: VecDeque::new(),
+            open_events: 0,
+            in_flight: false,
+            draining: Vec::new(),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Message::Usage(usage) => state.usage(usage),
+            Message::Quota(quota) => state.quota(quota),
+            Message::Audit(audit) => state.audit(audit),
+            Message::Notice(notice) => state.notice(notice),
+            Message::Life(life) => state.life(life, &myself),
+            Message::Written(written) => state.written(written),
+        }
+        state.hand_over()?;
+        state.leave_if_drained(&myself);
+        Ok(())
+    }
+
+    /// The writer has ended in the middle of work, or cannot be trusted any more: so do we, and are opened anew.
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<Message>,
+        event: SupervisionEvent,
+        _: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorFailed(_, error) => Err(error),
+            SupervisionEvent::ActorTerminated(..) => Err("the writer has left".into()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn post_stop(&self, _: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        let _ = state.writer.stop_and_wait(None, Some(CLOSE_TIMEOUT)).await;
+        state.store.forget(state.books.tenant);
+        Ok(())
+    }
+}
+
+impl State {
+    fn usage(&mut self, usage: Usage) {
+        match usage {
+            Usage::Record { batch, reply } => self.queue(Work::Record { batch, reply }),
+            Usage::Report { query, reply } => read::report(&self.store, &self.books, query, reply),
+            Usage::Page { query, reply } => read::ledger(&self.store, &self.books, query, reply),
+        }
+    }
+
+    fn quota(&mut self, quota: QuotaMessage) {
+        match quota {
+            QuotaMessage::Replace { change, reply } => self.queue(Work::Replace { change, reply }),
+        }
+    }
+
+    fn audit(&mut self, audit: Audit) {
+        match audit {
+            Audit::Append { entry, once, now, reply } => self.queue(Work::Append { entry, once, now, reply }),
+            Audit::Page { query, reply } => read::chain(&self.store, &self.books, query, reply),
+            Audit::Verify { reply } => read::verify(&self.store, &self.books, reply),
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Alerts { query, reply } => read::alerts(&self.store, &self.books, query, reply),
+            Notice::Due { now, limit, reply } if self.pulse.owed() > 0 => {
+                read::due(&self.store, &self.books, now, limit, reply)
+            }
+            Notice::Due { reply, .. } => answer(reply, Ok(Vec::new())),
+            Notice::Firing { reply } => answer(reply, self.books.firing.clone()),
+            Notice::Settle { attempts, now, reply } => self.queue(Work::Settle { attempts, now, reply }),
+        }
+    }
+
+    fn life(&mut self, life: Life, myself: &ActorRef<Message>) {
+        match life {
+            Life::Describe { now, reply } => answer(reply, self.describe(now)),
+            Life::ChangeTimeZone { name, entry, once, now, reply } => {
+                self.queue(Work::ChangeTimeZone { name, entry, once, now, reply });
+            }
+            Life::Roll { now } => {
+                let due = self.books.next_roll().is_some_and(|at| at <= now);
+                let queued = self.open.iter().any(|work| matches!(work, Work::Roll { .. }));
+                if due && !queued {
+                    self.queue(Work::Roll { now });
+                }
+            }
+            Life::Rest { now, idle_micros } => {
+                if self.may_rest(now, idle_micros) {
+                    myself.stop(Some(RESTED.to_owned()));
+                }
+            }
+            Life::Drain { reply } => self.draining.push(reply),
+        }
+    }
+
+    /// Queues work for the next unit. A keeper that is leaving drops it, which tells the caller to come back.
+    fn queue(&mut self, work: Work) {
+        if self.draining.is_empty() {
+            self.open_events += work.events();
+            self.open.push_back(work);
+        }
+    }
+
+    /// Adopts what the writer committed, then answers.
+    fn written(&mut self, written: Written) {
+        self.in_flight = false;
+        self.books = written.books.clone();
+        self.pulse.adopt(written.books, written.owed_more);
+        for reply in written.answers {
+            reply.send();
+        }
+        if written.committed {
+            // A full channel means that the outlets are behind and will look at every open tenant anyway.
+            let _ = self.hints.try_send(self.books.tenant);
+        }
+    }
+
+    /// Hands the next unit to an idle writer.
+    fn hand_over(&mut self) -> Result<(), ActorProcessingErr> {
+        if !self.in_flight && !self.open.is_empty() {
+            let work = self.take_unit();
+            self.in_flight = true;
+            self.writer.cast(Unit { books: self.books.clone(), work })?;
+        }
+        self.pulse.waiting(self.open_events, self.open.front().map(Work::now), self.in_flight);
+        Ok(())
+    }
+
+    /// The oldest work, up to the most events of one commit, and at least one piece.
+    fn take_unit(&mut self) -> Vec<Work> {
+        let mut unit = Vec::new();
+        let mut events = 0;
+        while let Some(next) = self.open.front() {
+            if !unit.is_empty() && events + next.events() > self.commit_events_max {
+                break;
+            }
+            events += next.events();
+            unit.extend(self.open.pop_front());
+        }
+        self.open_events -= events;
+        unit
+    }
+
+    fn may_rest(&self, now: Timestamp, idle_micros: i64) -> bool {
+        let quiet = now.0 - self.pulse.heard_at().0 >= idle_micros;
+        quiet && self.open.is_empty() && !self.in_flight && self.pulse.owed() <= 0
+    }
+
+    fn leave_if_drained(&mut self, myself: &ActorRef<Message>) {
+        if !self.draining.is_empty() && self.open.is_empty() && !self.in_flight {
+            for reply in self.draining.drain(..) {
+                let _ = reply.send(());
+            }
+            myself.stop(Some(DRAINED.to_owned()));
+        }
+    }
+
+    fn describe(&self, now: Timestamp) -> Description {
+        Description {
+            books: self.books.clone(),
+            waiting_events: self.open_events,
+            committing: self.in_flight,
+            oldest_waiting_micros: self.pulse.oldest_waiting_micros(now),
+        }
+    }
+}
+
+/// Answers a caller that may have given up.
+fn answer<T>(reply: RpcReplyPort<T>, value: T) {
+    if !reply.is_closed() {
+        let _ = reply.send(value);
+    }
+}

@@ -1,0 +1,29 @@
+//! One tenant, two actors.
+//!
+//! The **keeper** holds the tenant's committed [`Books`](crate::domain::books::Books), publishes each version, and never
+//! awaits IO: a gateway asks in its request path while usage arrives at full rate, and must not wait behind a commit.
+//! Standings and decisions are judged by the published books in the caller's own task (measured, the mailbox cost a
+//! tenth of a request); everything else is a message. The **writer** owns the single write connection. It takes one unit of work at a time (an open batch
+//! of usage events and queued changes, with the books they apply to), runs one transaction, and hands back the books as
+//! they are now. Only then does the keeper adopt them, and only then are callers answered. While a commit is in flight
+//! the next unit gathers: group commit without timers, small when idle, large under load.
+//!
+//! A domain refusal is a reply; a definite rollback is tried again; a commit whose outcome is unknown ends the pair,
+//! and the [directory](crate::directory) opens it again from the database. Callers then see "come back soon", never a
+//! false answer.
+//!
+//! - [`message`]: the whole protocol, on one page.
+//! - [`handle`]: the typed doorbell, with the permits that bound what may wait.
+//! - [`keeper`], [`writer`]: the two actors. [`work`]: what travels from one to the other and back.
+//! - [`change`]: how each queued change becomes part of a posting. [`read`]: slow reads, in tasks of their own.
+//! - [`pulse`]: what the directory may see without asking.
+
+mod change;
+pub mod handle;
+pub(crate) mod keeper;
+pub mod message;
+pub mod pulse;
+mod read;
+mod record;
+mod work;
+mod writer;

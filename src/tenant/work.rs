@@ -1,0 +1,131 @@
+//! What travels from the keeper to the writer and back.
+
+use std::sync::Arc;
+
+use ractor::RpcReplyPort;
+
+use super::message::{Batch, ChangeRefused, ReplaceQuotas};
+use crate::domain::books::Books;
+use crate::domain::chain::Entry;
+use crate::domain::notice::Attempt;
+use crate::domain::quota::Standing;
+use crate::domain::request::Answer;
+use crate::domain::time::Timestamp;
+use crate::domain::usage::Outcome;
+
+/// One piece of queued work, with whom to answer.
+#[derive(Debug)]
+pub(crate) enum Work {
+    Record {
+        batch: Batch,
+        reply: RpcReplyPort<Vec<Outcome>>,
+    },
+    Replace {
+        change: ReplaceQuotas,
+        reply: RpcReplyPort<Result<Answer<Vec<Standing>>, ChangeRefused>>,
+    },
+    ChangeTimeZone {
+        name: String,
+        entry: Entry,
+        once: String,
+        now: Timestamp,
+        reply: RpcReplyPort<Result<(), ChangeRefused>>,
+    },
+    Append {
+        entry: Entry,
+        once: Option<String>,
+        now: Timestamp,
+        reply: RpcReplyPort<()>,
+    },
+    Settle {
+        attempts: Vec<Attempt>,
+        now: Timestamp,
+        reply: RpcReplyPort<()>,
+    },
+    Roll {
+        now: Timestamp,
+    },
+}
+
+impl Work {
+    /// When the work was asked for.
+    pub(crate) fn now(&self) -> Timestamp {
+        match self {
+            Work::Record { batch, .. } => batch.now,
+            Work::Replace { change, .. } => change.now,
+            Work::ChangeTimeZone { now, .. }
+            | Work::Append { now, .. }
+            | Work::Settle { now, .. }
+            | Work::Roll { now } => *now,
+        }
+    }
+
+    /// Usage events it brings.
+    pub(crate) fn events(&self) -> usize {
+        match self {
+            Work::Record { batch, .. } => batch.events.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// One transaction's worth of work, and the books it applies to.
+#[derive(Debug)]
+pub(crate) struct Unit {
+    pub(crate) books: Arc<Books>,
+    pub(crate) work: Vec<Work>,
+}
+
+/// How a unit ended: committed, and what to tell whom. Everybody is told after the keeper has adopted the books.
+#[derive(Debug)]
+pub struct Written {
+    /// The books after the commit; the same as before when there was nothing to write or it was rolled back.
+    pub(crate) books: Arc<Books>,
+    pub(crate) answers: Vec<Reply>,
+    /// Outbox rows that came minus those that were settled.
+    pub(crate) owed_more: i64,
+    pub(crate) committed: bool,
+}
+
+/// An answer that waits for the adoption. Dropping one tells its caller to come back.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Record {
+        batch: Batch,
+        reply: RpcReplyPort<Vec<Outcome>>,
+        outcomes: Vec<Outcome>,
+    },
+    Replace {
+        reply: RpcReplyPort<Result<Answer<Vec<Standing>>, ChangeRefused>>,
+        answer: Result<Answer<Vec<Standing>>, ChangeRefused>,
+    },
+    ChangeTimeZone {
+        reply: RpcReplyPort<Result<(), ChangeRefused>>,
+        answer: Result<(), ChangeRefused>,
+    },
+    Done {
+        reply: RpcReplyPort<()>,
+    },
+}
+
+impl Reply {
+    /// Sends the answer. A caller that is gone has given up, and its work is done all the same.
+    pub(crate) fn send(self) {
+        match self {
+            Reply::Record { batch, reply, outcomes } => {
+                // The permits go first: whoever is answered finds the room that the answer made.
+                drop(batch);
+                let _ = reply.send(outcomes);
+            }
+            Reply::Replace { reply, answer } => {
+                let _ = reply.send(answer);
+            }
+            Reply::ChangeTimeZone { reply, answer } => {
+                let _ = reply.send(answer);
+            }
+            Reply::Done { reply } => {
+                let _ = reply.send(());
+            }
+        }
+    }
+}

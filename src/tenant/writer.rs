@@ -1,0 +1,316 @@
+//! The writer: owns the tenant's write connection, and runs one transaction for each unit of work.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::time::Instant;
+use tracing::{Instrument, Span};
+
+use super::change;
+use super::message::{Batch, ChangeRefused, Message};
+use super::record;
+use super::work::{Reply, Unit, Work, Written};
+use crate::clock;
+use crate::domain::books::{Books, Posting};
+use crate::domain::notice::AttemptResult;
+use crate::domain::quota::Standing;
+use crate::domain::request::Answer;
+use crate::domain::time::Timestamp;
+use crate::domain::usage::{Outcome, Refusal, UsageEvent};
+use crate::store::database::Connection;
+use crate::store::{StoreError, posting};
+
+/// How often a unit that was surely rolled back is tried before its callers are told to come back.
+const TRIES_MAX: u32 = 5;
+/// First delay between tries; doubles.
+const RETRY_DELAY: Duration = Duration::from_millis(10);
+
+pub(crate) struct Birth {
+    pub(crate) connection: Connection,
+    pub(crate) keeper: ActorRef<Message>,
+}
+
+pub(crate) struct Writer;
+
+pub(crate) struct State {
+    connection: Connection,
+    keeper: ActorRef<Message>,
+}
+
+impl Actor for Writer {
+    type Msg = Unit;
+    type State = State;
+    type Arguments = Birth;
+
+    async fn pre_start(&self, _: ActorRef<Unit>, birth: Birth) -> Result<State, ActorProcessingErr> {
+        Ok(State { connection: birth.connection, keeper: birth.keeper })
+    }
+
+    /// Doubt is a restart: an error that leaves the outcome of a commit unknown ends the pair.
+    async fn handle(&self, _: ActorRef<Unit>, unit: Unit, state: &mut State) -> Result<(), ActorProcessingErr> {
+        let span = commit_span(&unit);
+        let written = Box::pin(write(&mut state.connection, unit).instrument(span)).await?;
+        state.keeper.cast(Message::Written(written))?;
+        Ok(())
+    }
+}
+
+/// The commit's span: a part of the first batch's trace, linked to those of the others.
+fn commit_span(unit: &Unit) -> Span {
+    let mut sources = unit.work.iter().filter_map(|piece| match piece {
+        Work::Record { batch, .. } => Some(&batch.span),
+        _ => None,
+    });
+    let parent = sources.next().cloned().unwrap_or_else(Span::none);
+    let events: usize = unit.work.iter().map(Work::events).sum();
+    let span = tracing::info_span!(parent: &parent, "commit", tenant = %unit.books.tenant, events);
+    sources.for_each(|source| {
+        span.follows_from(source);
+    });
+    span
+}
+
+/// Writes a unit; tries again what was surely rolled back, and takes apart a unit that holds something unwritable.
+async fn write(connection: &mut Connection, unit: Unit) -> Result<Written, StoreError> {
+    let mut delay = RETRY_DELAY;
+    let mut attempt = 1;
+    loop {
+        match transact(connection, &unit.books, &unit.work).await {
+            Ok(done) => return Ok(done.into_written(unit)),
+            Err(StoreError::Retryable(reason)) if attempt < TRIES_MAX => {
+                tracing::warn!(tenant = %unit.books.tenant, attempt, reason, "commit was rolled back, trying again");
+                tokio::time::sleep(delay).await;
+                delay *= 2;
+                attempt += 1;
+            }
+            Err(StoreError::Retryable(reason)) => {
+                tracing::error!(tenant = %unit.books.tenant, reason, "commit was rolled back too often, callers must come back");
+                metrics::counter!("platform_api_commits_total", "outcome" => "rolled_back").increment(1);
+                return Ok(given_up(unit));
+            }
+            Err(StoreError::Wrong(reason)) => {
+                tracing::error!(tenant = %unit.books.tenant, reason, "a unit cannot be written, taking it apart");
+                return Box::pin(take_apart(connection, unit)).await;
+            }
+            Err(error) => {
+                metrics::counter!("platform_api_commits_total", "outcome" => "unknown").increment(1);
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Nothing was written. Who asked for a change is told so; who brought events is told to come back, by a port that closes.
+fn given_up(unit: Unit) -> Written {
+    let answers = unit.work.into_iter().filter_map(|piece| match piece {
+        Work::Replace { reply, .. } => Some(Reply::Replace { reply, answer: Err(ChangeRefused::RolledBack) }),
+        Work::ChangeTimeZone { reply, .. } => {
+            Some(Reply::ChangeTimeZone { reply, answer: Err(ChangeRefused::RolledBack) })
+        }
+        _ => None,
+    });
+    Written { answers: answers.collect(), books: unit.books, owed_more: 0, committed: false }
+}
+
+/// What a committed transaction leaves to be told.
+struct Done {
+    books: Arc<Books>,
+    outcomes: Vec<Vec<Outcome>>,
+    changes: Vec<Changed>,
+    owed_more: i64,
+    committed: bool,
+}
+
+/// The result of a piece of work that is not usage, in the unit's order.
+enum Changed {
+    Replaced(Result<Answer<Vec<Standing>>, ChangeRefused>),
+    TimeZone(Result<(), ChangeRefused>),
+    Done,
+}
+
+/// One transaction for all the work.
+async fn transact(connection: &mut Connection, before: &Arc<Books>, work: &[Work]) -> Result<Done, StoreError> {
+    let started = Instant::now();
+    let now = work.iter().map(Work::now).max().unwrap_or(Timestamp(0));
+    let mut posting = Posting::open(before, now, clock::random_bytes());
+    connection.begin().await?;
+    let result = fill(connection, before, &mut posting, work).await;
+    let (outcomes, changes) = match result {
+        Ok(filled) => filled,
+        Err(error) => {
+            connection.rollback().await?;
+            return Err(error);
+        }
+    };
+    if posting.is_empty() {
+        connection.rollback().await?;
+        return Ok(Done { books: before.clone(), outcomes, changes, owed_more: 0, committed: false });
+    }
+    posting.close();
+    if let Err(error) = posting::write(connection, before, &posting).await {
+        connection.rollback().await?;
+        return Err(error);
+    }
+    connection.commit().await?;
+    observe(&posting, &outcomes, started);
+    let settled =
+        posting.attempts.iter().filter(|attempt| !matches!(attempt.result, AttemptResult::Retry { .. })).count();
+    let owed_more = posting.owed.len() as i64 - settled as i64;
+    Ok(Done { books: Arc::new(posting.books), outcomes, changes, owed_more, committed: true })
+}
+
+/// Changes first, then usage, then whatever time alone has changed.
+async fn fill(
+    connection: &mut Connection,
+    before: &Books,
+    posting: &mut Posting,
+    work: &[Work],
+) -> Result<(Vec<Vec<Outcome>>, Vec<Changed>), StoreError> {
+    let mut changes = Vec::new();
+    let mut batches: Vec<&Batch> = Vec::new();
+    for piece in work {
+        match piece {
+            Work::Record { batch, .. } => batches.push(batch),
+            Work::Replace { change, .. } => {
+                changes.push(Changed::Replaced(change::replace_quotas(connection, posting, change).await?));
+            }
+            Work::ChangeTimeZone { name, entry, once, .. } => {
+                changes
+                    .push(Changed::TimeZone(change::change_time_zone(connection, posting, name, entry, once).await?));
+            }
+            Work::Append { entry, once, .. } => {
+                change::append(connection, posting, entry, once.as_deref()).await?;
+                changes.push(Changed::Done);
+            }
+            Work::Settle { attempts, .. } => {
+                attempts.iter().cloned().for_each(|attempt| posting.attempt(attempt));
+                changes.push(Changed::Done);
+            }
+            Work::Roll { .. } => changes.push(Changed::Done),
+        }
+    }
+    let outcomes =
+        if batches.is_empty() { Vec::new() } else { record::record(connection, before, posting, &batches).await? };
+    posting.roll();
+    Ok((outcomes, changes))
+}
+
+impl Done {
+    /// Pairs every piece of work with its result.
+    fn into_written(self, unit: Unit) -> Written {
+        let mut outcomes = self.outcomes.into_iter();
+        let mut changes = self.changes.into_iter();
+        let answers = unit.work.into_iter().filter_map(|piece| match piece {
+            Work::Record { batch, reply } => outcomes.next().map(|outcomes| Reply::Record { batch, reply, outcomes }),
+            Work::Replace { reply, .. } => match changes.next() {
+                Some(Changed::Replaced(answer)) => Some(Reply::Replace { reply, answer }),
+                _ => None,
+            },
+            Work::ChangeTimeZone { reply, .. } => match changes.next() {
+                Some(Changed::TimeZone(answer)) => Some(Reply::ChangeTimeZone { reply, answer }),
+                _ => None,
+            },
+            Work::Append { reply, .. } | Work::Settle { reply, .. } => changes.next().map(|_| Reply::Done { reply }),
+            Work::Roll { .. } => changes.next().and(None),
+        });
+        Written { answers: answers.collect(), books: self.books, owed_more: self.owed_more, committed: self.committed }
+    }
+}
+
+/// A unit the database refuses as wrong is written piece by piece, and a batch event by event, so that one unwritable
+/// event is refused (and quarantined by whoever sent it) and everything else is counted.
+async fn take_apart(connection: &mut Connection, unit: Unit) -> Result<Written, StoreError> {
+    let mut written = Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false };
+    for piece in unit.work {
+        let whole = [piece];
+        match transact(connection, &written.books, &whole).await {
+            Ok(done) => {
+                let [piece] = whole;
+                let one = done.into_written(Unit { books: written.books.clone(), work: vec![piece] });
+                merge(&mut written, one);
+            }
+            Err(StoreError::Wrong(reason)) => {
+                let [piece] = whole;
+                tracing::error!(tenant = %written.books.tenant, reason, "a piece of work cannot be written");
+                if let Work::Record { batch, reply } = piece {
+                    let outcomes = event_by_event(connection, &mut written, &batch).await?;
+                    written.answers.push(Reply::Record { batch, reply, outcomes });
+                }
+            }
+            Err(StoreError::Retryable(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(written)
+}
+
+fn merge(written: &mut Written, one: Written) {
+    written.books = one.books;
+    written.answers.extend(one.answers);
+    written.owed_more += one.owed_more;
+    written.committed |= one.committed;
+}
+
+async fn event_by_event(
+    connection: &mut Connection,
+    written: &mut Written,
+    batch: &Batch,
+) -> Result<Vec<Outcome>, StoreError> {
+    let mut outcomes = Vec::with_capacity(batch.events.len());
+    for event in &batch.events {
+        let now = batch.now;
+        let mut posting = Posting::open(&written.books, now, clock::random_bytes());
+        connection.begin().await?;
+        match one_event(connection, &written.books, &mut posting, event, &batch.request_id).await {
+            Ok(outcome) => {
+                connection.commit().await?;
+                written.owed_more += posting.owed.len() as i64;
+                written.books = Arc::new(posting.books);
+                written.committed = true;
+                outcomes.push(outcome);
+            }
+            Err(StoreError::Wrong(_)) => {
+                connection.rollback().await?;
+                outcomes.push(Outcome::Refused(Refusal::Malformed));
+            }
+            Err(error) => {
+                connection.rollback().await?;
+                return Err(error);
+            }
+        }
+    }
+    Ok(outcomes)
+}
+
+async fn one_event(
+    connection: &mut Connection,
+    before: &Books,
+    posting: &mut Posting,
+    event: &UsageEvent,
+    request_id: &str,
+) -> Result<Outcome, StoreError> {
+    let outcomes = record::record_events(connection, before, posting, &[event], request_id).await?;
+    posting.roll();
+    posting.close();
+    posting::write(connection, before, posting).await?;
+    Ok(outcomes.first().copied().unwrap_or(Outcome::Refused(Refusal::Malformed)))
+}
+
+/// Once per commit: one line, and the figures.
+fn observe(posting: &Posting, outcomes: &[Vec<Outcome>], started: Instant) {
+    let events: usize = outcomes.iter().map(Vec::len).sum();
+    let seconds = started.elapsed().as_secs_f64();
+    metrics::counter!("platform_api_commits_total", "outcome" => "committed").increment(1);
+    metrics::histogram!("platform_api_commit_seconds").record(seconds);
+    metrics::histogram!("platform_api_commit_events").record(events as f64);
+    metrics::counter!("platform_api_audit_records_total").increment(posting.records.len() as u64);
+    tracing::debug!(
+        tenant = %posting.books.tenant,
+        version = posting.books.version,
+        events,
+        alerts = posting.fired.len(),
+        commit_ms = seconds * 1_000.0,
+        "committed"
+    );
+}
