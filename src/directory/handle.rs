@@ -1,0 +1,569 @@
+//! The directory's doorbell: who is home, what the catalogue knows, and changes to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{ActorRef, RpcReplyPort};
+use uuid::Uuid;
+
+use super::index::Index;
+use super::registrar::{self, Change, Edit, What, Written};
+use super::supervisor::{self, Homes};
+use super::workflow::{self, Plan, PlannedRecord};
+use crate::clock::Clock;
+use crate::domain::chain::Entry;
+use crate::domain::ids::TenantId;
+use crate::domain::period;
+use crate::domain::report::{ChainQuery, ChainReport, Page, Quarantined};
+use crate::domain::request::{Answer, Request};
+use crate::domain::tenant::{ApiKey, ExternalId, Lifecycle, Role, Tenant};
+use crate::domain::time::Timestamp;
+use crate::domain::usage::Refusal;
+use crate::store::audit::StoredRecord;
+use crate::store::database::Store;
+use crate::store::{StoreError, audit, quarantine};
+use crate::tenant;
+
+/// Live API keys one tenant may have.
+pub const API_KEYS_MAX: usize = 100;
+/// Longest slug we derive, leaving room for a number.
+const SLUG_DERIVED_MAX: usize = 48;
+/// How long a look-up waits for a resting tenant to open before the caller is told to come back.
+const FIND_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the registrar may take for one message.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Why a tenant cannot be spoken to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Absent {
+    /// No such tenant, or one that is not served (pending, archived). Indistinguishable on purpose.
+    #[error("no such tenant")]
+    Unknown,
+    /// It is starting, restarting after a failure, or all places are taken: ask again after this long.
+    #[error("the tenant is starting")]
+    ComeBack { after_ms: u64 },
+    /// Its database is missing, swapped, corrupt or behind. It stays so until a person has looked.
+    #[error("the tenant is frozen")]
+    Frozen,
+}
+
+/// Why a change to the catalogue was refused. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("no such tenant")]
+    UnknownTenant,
+    #[error("no such API key")]
+    UnknownKey,
+    #[error("the slug is taken")]
+    SlugTaken,
+    /// The external id at this index belongs to another tenant.
+    #[error("the external id belongs to another tenant")]
+    ExternalIdTaken { index: usize },
+    #[error("a tenant that is {} cannot become {}", from.name(), to.name())]
+    IllegalMove { from: Lifecycle, to: Lifecycle },
+    #[error("not an IANA time zone")]
+    UnknownTimeZone,
+    #[error("the idempotency key was used with another body")]
+    IdempotencyMismatch,
+    /// The tenant has as many live keys as it may have.
+    #[error("too many API keys")]
+    TooManyKeys,
+    /// The catalogue or the tenant could not be reached; whether the change was made is unknown, asking again is safe.
+    #[error("the change could not be completed: {0}")]
+    Unavailable(String),
+}
+
+/// A tenant to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTenant {
+    pub name: String,
+    /// Derived from the name when absent.
+    pub slug: Option<String>,
+    pub tier: String,
+    pub time_zone: String,
+    pub external_ids: Vec<ExternalId>,
+    /// A JSON object as text.
+    pub settings: String,
+}
+
+/// What to change; `None` leaves it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Amendment {
+    pub name: Option<String>,
+    pub tier: Option<String>,
+    pub time_zone: Option<String>,
+    pub external_ids: Option<Vec<ExternalId>>,
+    pub settings: Option<String>,
+}
+
+/// A key that the http door has made. The secret itself never comes past that door.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewKey {
+    pub id: String,
+    /// HMAC-SHA-256 of the whole key under the platform's pepper.
+    pub hash: [u8; 32],
+    pub name: String,
+    pub role: Role,
+}
+
+/// A finished onboarding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Onboarded {
+    pub tenant: Tenant,
+    pub admin_key: ApiKey,
+}
+
+/// The directory's doorbell. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle(Arc<Parts>);
+
+pub(super) struct Parts {
+    pub(super) store: Store,
+    pub(super) index: Arc<Index>,
+    pub(super) homes: Arc<Homes>,
+    pub(super) registrar: ActorRef<registrar::Message>,
+    pub(super) supervisor: ActorRef<supervisor::Message>,
+    pub(super) clock: Clock,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("directory::Handle")
+    }
+}
+
+impl Handle {
+    pub(super) fn new(parts: Parts) -> Handle {
+        Handle(Arc::new(parts))
+    }
+
+    // ---- who is home: memory only ----
+
+    /// The tenant's doorbell; opens it if it rests.
+    ///
+    /// # Errors
+    /// [`Absent`].
+    pub async fn find(&self, tenant: TenantId) -> Result<tenant::handle::Handle, Absent> {
+        match self.lifecycle(tenant) {
+            Some(lifecycle) if registrar::is_served(lifecycle) => self.open(tenant).await,
+            _ => Err(Absent::Unknown),
+        }
+    }
+
+    /// As [`find`](Handle::find), for a tenant that need not be served: workflows open pending and archived ones.
+    pub(super) async fn open(&self, tenant: TenantId) -> Result<tenant::handle::Handle, Absent> {
+        if let Some(home) = self.0.homes.get(tenant) {
+            return Ok(home);
+        }
+        let (sender, receiver) = ractor::concurrency::oneshot();
+        let gone = Absent::ComeBack { after_ms: 1_000 };
+        if self.0.supervisor.cast(supervisor::Message::Find { tenant, reply: sender.into() }).is_err() {
+            return Err(gone);
+        }
+        match tokio::time::timeout(FIND_TIMEOUT, receiver).await {
+            Ok(Ok(answer)) => answer,
+            _ => Err(gone),
+        }
+    }
+
+    /// Opens a tenant for nobody in particular.
+    pub(super) fn wake(&self, tenant: TenantId) {
+        let _ = self.0.supervisor.cast(supervisor::Message::Wake { tenant });
+    }
+
+    /// Every tenant that is open now.
+    #[must_use]
+    pub fn open_tenants(&self) -> Vec<tenant::handle::Handle> {
+        self.0.homes.all()
+    }
+
+    /// The catalogue's row.
+    #[must_use]
+    pub fn tenant(&self, tenant: TenantId) -> Option<Tenant> {
+        self.0.index.tenant(tenant)
+    }
+
+    /// Where the tenant is in its life, without the rest of its row.
+    #[must_use]
+    pub fn lifecycle(&self, tenant: TenantId) -> Option<Lifecycle> {
+        self.0.index.lifecycle(tenant)
+    }
+
+    /// The API key with this public id; revoked ones too.
+    #[must_use]
+    pub fn api_key(&self, id: &str) -> Option<ApiKey> {
+        self.0.index.key(id)
+    }
+
+    /// The tenant that owns the first of these external ids that anybody owns.
+    #[must_use]
+    pub fn attribute(&self, candidates: &[ExternalId]) -> Option<TenantId> {
+        self.0.index.attribute(candidates)
+    }
+
+    /// Tenants in the order of their ids (which is the order of their making), after `after`.
+    #[must_use]
+    pub fn tenants(&self, after: Option<TenantId>, limit: usize) -> Page<Tenant, TenantId> {
+        self.0.index.page(after, limit)
+    }
+
+    /// The tenant's keys, oldest first.
+    #[must_use]
+    pub fn api_keys(&self, tenant: TenantId) -> Vec<ApiKey> {
+        self.0.index.keys_of(tenant)
+    }
+
+    /// How many tenants are in which state; a moment old.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        self.0.homes.census()
+    }
+
+    // ---- changes to the catalogue ----
+
+    /// Provisions a tenant, all steps. `render` makes the answer that is kept for the idempotency key; it has no secret
+    /// to put there.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn onboard(
+        &self,
+        new: NewTenant,
+        admin_key: NewKey,
+        request: Request,
+        render: fn(&Onboarded) -> String,
+    ) -> Result<Answer<Onboarded>, Refused> {
+        if period::time_zone(&new.time_zone).is_none() {
+            return Err(Refused::UnknownTimeZone);
+        }
+        let now = self.0.clock.now();
+        let id = TenantId(crate::clock::new_id());
+        let slug_is_derived = new.slug.is_none();
+        let tenant = Tenant {
+            id,
+            slug: new.slug.unwrap_or_else(|| derive_slug(&new.name)),
+            name: new.name,
+            tier: new.tier,
+            time_zone: new.time_zone,
+            lifecycle: Lifecycle::Pending,
+            external_ids: new.external_ids,
+            settings: new.settings,
+            created_at: now,
+            updated_at: now,
+        };
+        let key = admin_key.into_key(id, now);
+        let what = What::Reserve { tenant, key, slug_is_derived };
+        let idempotency = request.idempotency.clone();
+        let plan = Box::new(move |written: &Written| {
+            let mut records =
+                vec![record(&request, "tenant.created", format!("tenant:{id}"), tenant_payload(&written.tenant))];
+            records.extend(written.key.iter().map(|key| key_record(&request, "apiKey.created", key)));
+            let plan = Plan { create: Some(written.tenant.time_zone.clone()), records, ..Plan::default() };
+            match Onboarded::of(written.clone()) {
+                Some(onboarded) => plan.answering(request.idempotency.as_ref(), || render(&onboarded)),
+                None => plan,
+            }
+        });
+        match workflow::run(self, Change { what, plan, idempotency }).await? {
+            Answer::Replayed(answer) => Ok(Answer::Replayed(answer)),
+            Answer::Fresh(written) => Onboarded::of(written)
+                .map(Answer::Fresh)
+                .ok_or_else(|| Refused::Unavailable("the first key was not written".into())),
+        }
+    }
+
+    /// Changes what a tenant is called and how its calendar runs.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn amend(&self, tenant: TenantId, amendment: Amendment, request: Request) -> Result<Tenant, Refused> {
+        if amendment.time_zone.as_deref().is_some_and(|name| period::time_zone(name).is_none()) {
+            return Err(Refused::UnknownTimeZone);
+        }
+        let time_zone = amendment.time_zone.clone();
+        self.edit(tenant, Edit::Amend(amendment), "tenant.amended", time_zone, request).await
+    }
+
+    /// Suspends, reactivates or archives a tenant.
+    ///
+    /// # Errors
+    /// [`Refused`]; [`Refused::IllegalMove`] when the tenant cannot go there from where it is.
+    pub async fn shift(&self, tenant: TenantId, to: Lifecycle, request: Request) -> Result<Tenant, Refused> {
+        let action = match to {
+            Lifecycle::Active => "tenant.reactivated",
+            Lifecycle::Suspended => "tenant.suspended",
+            Lifecycle::Archived => "tenant.archived",
+            Lifecycle::Pending => "tenant.pending",
+        };
+        self.edit(tenant, Edit::Shift(to), action, None, request).await
+    }
+
+    async fn edit(
+        &self,
+        tenant: TenantId,
+        edit: Edit,
+        action: &'static str,
+        time_zone: Option<String>,
+        request: Request,
+    ) -> Result<Tenant, Refused> {
+        let plan = Box::new(move |written: &Written| {
+            let payload = tenant_payload(&written.tenant);
+            let records = vec![record(&request, action, format!("tenant:{tenant}"), payload)];
+            Plan { time_zone, records, ..Plan::default() }
+        });
+        let change = Change { what: What::Edit { tenant, edit }, plan, idempotency: None };
+        match workflow::run(self, change).await? {
+            Answer::Fresh(written) => Ok(written.tenant),
+            Answer::Replayed(_) => Err(Refused::UnknownTenant),
+        }
+    }
+
+    /// Gives a tenant another key. `render` makes the answer that is kept for the idempotency key, without the secret.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn issue_key(
+        &self,
+        tenant: TenantId,
+        key: NewKey,
+        request: Request,
+        render: fn(&ApiKey) -> String,
+    ) -> Result<Answer<ApiKey>, Refused> {
+        let key = key.into_key(tenant, self.0.clock.now());
+        let idempotency = request.idempotency.clone();
+        let issued = key.clone();
+        let plan = Box::new(move |_: &Written| {
+            let plan = Plan { records: vec![key_record(&request, "apiKey.created", &issued)], ..Plan::default() };
+            plan.answering(request.idempotency.as_ref(), || render(&issued))
+        });
+        let change = Change { what: What::IssueKey { key: key.clone() }, plan, idempotency };
+        match workflow::run(self, change).await? {
+            Answer::Fresh(_) => Ok(Answer::Fresh(key)),
+            Answer::Replayed(answer) => Ok(Answer::Replayed(answer)),
+        }
+    }
+
+    /// Revokes a key for every request that begins after the catalogue has the change, which is before this returns.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn revoke_key(&self, tenant: TenantId, id: &str, request: Request) -> Result<ApiKey, Refused> {
+        let plan = Box::new(move |written: &Written| {
+            let records = written.key.iter().map(|key| key_record(&request, "apiKey.revoked", key)).collect();
+            Plan { records, ..Plan::default() }
+        });
+        let what = What::RevokeKey { tenant, id: id.to_owned() };
+        match workflow::run(self, Change { what, plan, idempotency: None }).await? {
+            Answer::Fresh(Written { key: Some(key), .. }) => Ok(key),
+            _ => Err(Refused::UnknownKey),
+        }
+    }
+
+    // ---- quarantine ----
+
+    /// Keeps what could not be counted; durable when this returns. The same digest again is the same row.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn quarantine(&self, rows: Vec<Quarantined>) -> Result<(), Refused> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.register(|reply| registrar::Message::Quarantine { rows, reply }).await
+    }
+
+    /// Newest first, before `before`. Without a tenant it lists all; `reason` filters.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn quarantined(
+        &self,
+        tenant: Option<TenantId>,
+        reason: Option<Refusal>,
+        before: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Page<Quarantined, Uuid>, Refused> {
+        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        quarantine::page(&mut reader, tenant, reason, before, limit).await.map_err(unavailable)
+    }
+
+    /// One row of the quarantine.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn quarantined_one(&self, id: Uuid) -> Result<Option<Quarantined>, Refused> {
+        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        quarantine::one(&mut reader, id).await.map_err(unavailable)
+    }
+
+    /// The row was counted on another try; recorded in the platform's chain.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn mark_replayed(&self, id: Uuid, request: Request) -> Result<(), Refused> {
+        self.register(|reply| registrar::Message::MarkReplayed { id, request, reply }).await
+    }
+
+    // ---- the platform's chain ----
+
+    /// Appends what no tenant's chain should hold to the platform's chain.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn append_platform(&self, entry: Entry) -> Result<(), Refused> {
+        self.register(|reply| registrar::Message::AppendPlatform { entry, reply }).await
+    }
+
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn platform_audit_page(&self, query: ChainQuery) -> Result<Page<StoredRecord>, Refused> {
+        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        audit::page(&mut reader, query).await.map_err(unavailable)
+    }
+
+    /// Recomputes the platform's chain.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn platform_audit_verify(&self) -> Result<ChainReport, Refused> {
+        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        audit::verify(&mut reader, registrar::PLATFORM_CHAIN).await.map_err(unavailable)
+    }
+
+    // ---- for the daemon ----
+
+    /// Does the control database answer? The text is for people.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn probe(&self) -> Result<(), String> {
+        self.register(|reply| registrar::Message::Probe { reply }).await.map_err(|error| error.to_string())
+    }
+
+    /// Every tenant commits what is waiting and leaves; nobody is opened any more. Then the registrar leaves.
+    pub async fn drain(&self, patience: Duration) {
+        let (sender, receiver) = ractor::concurrency::oneshot();
+        if self.0.supervisor.cast(supervisor::Message::Drain { reply: sender.into() }).is_ok()
+            && !matches!(tokio::time::timeout(patience, receiver).await, Ok(Ok(())))
+        {
+            tracing::warn!("not every tenant has left in time; what was not committed comes back");
+        }
+        // What the tenants' ends left to remember is in the registrar's mailbox; a drain works it off.
+        let _ = self.0.registrar.drain_and_wait(Some(REGISTER_TIMEOUT)).await;
+        let _ = self.0.supervisor.stop_and_wait(None, Some(REGISTER_TIMEOUT)).await;
+    }
+
+    pub(super) async fn create_database(&self, tenant: TenantId, time_zone: &str) -> Result<(), StoreError> {
+        self.0.store.create_tenant(tenant, time_zone, self.0.clock.now()).await
+    }
+
+    pub(super) async fn register<T: Send + 'static>(
+        &self,
+        message: impl FnOnce(RpcReplyPort<Result<T, Refused>>) -> registrar::Message,
+    ) -> Result<T, Refused> {
+        let (sender, receiver) = ractor::concurrency::oneshot();
+        let silent = |why: &str| Refused::Unavailable(why.to_owned());
+        self.0.registrar.cast(message(sender.into())).map_err(|_| silent("the registrar has left"))?;
+        match tokio::time::timeout(REGISTER_TIMEOUT, receiver).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(silent("the registrar ended before it answered")),
+            Err(_) => Err(silent("the control database did not answer in time")),
+        }
+    }
+}
+
+impl NewKey {
+    fn into_key(self, tenant: TenantId, now: Timestamp) -> ApiKey {
+        ApiKey {
+            id: self.id,
+            tenant,
+            name: self.name,
+            role: self.role,
+            hash: self.hash,
+            created_at: now,
+            revoked_at: None,
+        }
+    }
+}
+
+impl Onboarded {
+    /// The tenant as it will be once its onboarding is finished.
+    fn of(written: Written) -> Option<Onboarded> {
+        let tenant = Tenant { lifecycle: Lifecycle::Active, ..written.tenant };
+        written.key.map(|admin_key| Onboarded { tenant, admin_key })
+    }
+}
+
+fn unavailable(error: StoreError) -> Refused {
+    Refused::Unavailable(error.to_string())
+}
+
+/// Lower-case letters and digits of the name, the rest as single hyphens; `tenant` when nothing is left.
+fn derive_slug(name: &str) -> String {
+    let plain: String = name
+        .chars()
+        .map(|letter| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '-' })
+        .collect();
+    let words: Vec<&str> = plain.split('-').filter(|word| !word.is_empty()).collect();
+    let slug: String = words.join("-").chars().take(SLUG_DERIVED_MAX).collect();
+    match slug.trim_end_matches('-') {
+        "" => "tenant".to_owned(),
+        slug => slug.to_owned(),
+    }
+}
+
+fn record(request: &Request, action: &str, target: String, payload: String) -> PlannedRecord {
+    PlannedRecord {
+        actor: request.actor.clone(),
+        action: action.to_owned(),
+        target,
+        request_id: request.request_id.clone(),
+        payload,
+    }
+}
+
+fn key_record(request: &Request, action: &str, key: &ApiKey) -> PlannedRecord {
+    let payload = serde_json::json!({ "name": key.name, "role": key.role.name() }).to_string();
+    record(request, action, format!("apiKey:{}", key.id), payload)
+}
+
+fn tenant_payload(tenant: &Tenant) -> String {
+    let external_ids: Vec<serde_json::Value> = tenant
+        .external_ids
+        .iter()
+        .map(|external| serde_json::json!({ "source": external.source, "kind": external.kind, "id": external.id }))
+        .collect();
+    serde_json::json!({
+        "name": tenant.name,
+        "slug": tenant.slug,
+        "tier": tenant.tier,
+        "timeZone": tenant.time_zone,
+        "status": tenant.lifecycle.name(),
+        "externalIds": external_ids,
+    })
+    .to_string()
+}
+
+/// How many tenants are in which state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Census {
+    pub registered: usize,
+    pub open: usize,
+    pub starting: usize,
+    pub backing_off: usize,
+    pub frozen: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slugs_are_derived_from_names() {
+        for (name, slug) in [("Acme Corp.", "acme-corp"), ("  --  ", "tenant"), ("Zoë & Söhne", "zo-s-hne"), ("A", "a")]
+        {
+            assert_eq!(derive_slug(name), slug, "{name:?}");
+        }
+        assert!(derive_slug(&"long name ".repeat(40)).len() <= SLUG_DERIVED_MAX);
+    }
+}

@@ -1,0 +1,130 @@
+//! The catalogue in memory: what request paths look up. Written by the registrar alone, after its commits.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::domain::chain::Head;
+use crate::domain::ids::TenantId;
+use crate::domain::report::Page;
+use crate::domain::tenant::{ApiKey, ExternalId, Lifecycle, Tenant};
+
+#[derive(Debug, Default)]
+pub(super) struct Index(RwLock<Tables>);
+
+#[derive(Debug, Default)]
+struct Tables {
+    tenants: BTreeMap<TenantId, Tenant>,
+    heads: HashMap<TenantId, Head>,
+    slugs: HashMap<String, TenantId>,
+    external_ids: HashMap<ExternalId, TenantId>,
+    keys: HashMap<String, ApiKey>,
+    keys_of: HashMap<TenantId, Vec<String>>,
+}
+
+impl Index {
+    /// A panic while writing cannot leave the tables half-written in a way a reload would not mend; go on reading.
+    fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces everything by what the control database holds.
+    pub(super) fn load(&self, tenants: Vec<(Tenant, Head)>, keys: Vec<ApiKey>) {
+        let mut tables = Tables::default();
+        for (tenant, head) in tenants {
+            tables.heads.insert(tenant.id, head);
+            tables.put(tenant);
+        }
+        keys.into_iter().for_each(|key| tables.put_key(key));
+        *self.write() = tables;
+    }
+
+    pub(super) fn put(&self, tenant: Tenant) {
+        self.write().put(tenant);
+    }
+
+    pub(super) fn put_key(&self, key: ApiKey) {
+        self.write().put_key(key);
+    }
+
+    pub(super) fn put_head(&self, tenant: TenantId, head: Head) {
+        self.write().heads.insert(tenant, head);
+    }
+
+    pub(super) fn tenant(&self, tenant: TenantId) -> Option<Tenant> {
+        self.read().tenants.get(&tenant).cloned()
+    }
+
+    pub(super) fn lifecycle(&self, tenant: TenantId) -> Option<Lifecycle> {
+        self.read().tenants.get(&tenant).map(|tenant| tenant.lifecycle)
+    }
+
+    pub(super) fn head(&self, tenant: TenantId) -> Head {
+        self.read().heads.get(&tenant).copied().unwrap_or(Head::EMPTY)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.read().tenants.len()
+    }
+
+    pub(super) fn slug_owner(&self, slug: &str) -> Option<TenantId> {
+        self.read().slugs.get(slug).copied()
+    }
+
+    pub(super) fn external_id_owner(&self, id: &ExternalId) -> Option<TenantId> {
+        self.read().external_ids.get(id).copied()
+    }
+
+    /// The owner of the first of `candidates` that anybody owns.
+    pub(super) fn attribute(&self, candidates: &[ExternalId]) -> Option<TenantId> {
+        let tables = self.read();
+        candidates.iter().find_map(|id| tables.external_ids.get(id)).copied()
+    }
+
+    pub(super) fn key(&self, id: &str) -> Option<ApiKey> {
+        self.read().keys.get(id).cloned()
+    }
+
+    /// The tenant's keys, oldest first.
+    pub(super) fn keys_of(&self, tenant: TenantId) -> Vec<ApiKey> {
+        let tables = self.read();
+        let ids = tables.keys_of.get(&tenant).map(Vec::as_slice).unwrap_or_default();
+        let mut keys: Vec<ApiKey> = ids.iter().filter_map(|id| tables.keys.get(id)).cloned().collect();
+        keys.sort_by(|one, other| (one.created_at, &one.id).cmp(&(other.created_at, &other.id)));
+        keys
+    }
+
+    pub(super) fn page(&self, after: Option<TenantId>, limit: usize) -> Page<Tenant, TenantId> {
+        let tables = self.read();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rest = tables.tenants.range((from, Bound::Unbounded));
+        let items: Vec<Tenant> = rest.by_ref().take(limit).map(|(_, tenant)| tenant.clone()).collect();
+        let next = rest.next().and(items.last()).map(|tenant| tenant.id);
+        Page { items, next }
+    }
+}
+
+impl Tables {
+    fn put(&mut self, tenant: Tenant) {
+        if let Some(before) = self.tenants.remove(&tenant.id) {
+            self.slugs.remove(&before.slug);
+            before.external_ids.iter().for_each(|id| {
+                self.external_ids.remove(id);
+            });
+        }
+        self.slugs.insert(tenant.slug.clone(), tenant.id);
+        self.external_ids.extend(tenant.external_ids.iter().map(|id| (id.clone(), tenant.id)));
+        self.tenants.insert(tenant.id, tenant);
+    }
+
+    fn put_key(&mut self, key: ApiKey) {
+        if !self.keys.contains_key(&key.id) {
+            self.keys_of.entry(key.tenant).or_default().push(key.id.clone());
+        }
+        self.keys.insert(key.id.clone(), key);
+    }
+}

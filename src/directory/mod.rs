@@ -1,0 +1,81 @@
+//! Who is home: finds a tenant's pair of actors, opens it, restarts it, lets it rest, and keeps the catalogue.
+//!
+//! - [`handle`]: the doorbell. A look-up of an open tenant is a read of a shared map; only a miss asks an actor.
+//! - [`supervisor`]: the actor that owns the slots. It opens tenants in tasks of their own, so that one slow database
+//!   holds up nobody, restarts failed ones with a doubling delay, asks idle ones to rest, and drains them all at the end.
+//! - [`slot`]: what a tenant's place may be, as a pure state machine.
+//! - [`registrar`]: the actor that owns the control database's write connection: the only writer of the catalogue.
+//! - [`index`]: the catalogue in memory, for look-ups in the request path.
+//! - [`workflow`]: changes that touch the control database and a tenant's; each step may be done again, and whatever a
+//!   crash left unfinished is finished at the next start.
+//!
+//! A tenant that is not served (pending, archived) and one that does not exist look the same from outside. A tenant whose
+//! database is missing, swapped, corrupt or behind is frozen: answered with "unavailable", never created anew.
+
+pub mod handle;
+mod index;
+mod registrar;
+mod slot;
+mod supervisor;
+mod workflow;
+
+use std::sync::Arc;
+
+use ractor::Actor;
+use tokio::sync::mpsc;
+
+use crate::clock::Clock;
+use crate::config;
+use crate::domain::ids::TenantId;
+use crate::store::StoreError;
+use crate::store::database::Store;
+
+/// What the directory is given by the daemon.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub tenants: config::Tenants,
+    pub retention_micros: i64,
+    /// Names of the channels that alerts are owed to.
+    pub channels: Vec<String>,
+}
+
+/// Opens the directory: loads the catalogue, finishes what a crash left unfinished, and wakes the tenants that were
+/// awake, so that what they owe is delivered.
+///
+/// # Errors
+/// [`StoreError`] when the control database cannot be opened or read.
+pub async fn open(
+    store: Store,
+    settings: Settings,
+    clock: Clock,
+    hints: mpsc::Sender<TenantId>,
+) -> Result<handle::Handle, StoreError> {
+    let index = Arc::new(index::Index::default());
+    let registrar = registrar::Birth { store: store.clone(), index: index.clone(), clock: clock.clone() };
+    let awake = registrar::load(&registrar).await?;
+    let (registrar, _) = Actor::spawn(None, registrar::Registrar, registrar)
+        .await
+        .map_err(|error| StoreError::Wrong(format!("the registrar did not start: {error}")))?;
+    let homes = Arc::new(supervisor::Homes::default());
+    let birth = supervisor::Birth {
+        store: store.clone(),
+        settings,
+        clock: clock.clone(),
+        hints,
+        homes: homes.clone(),
+        index: index.clone(),
+        registrar: registrar.clone(),
+    };
+    let (supervisor, _) = Actor::spawn(None, supervisor::Supervisor, birth)
+        .await
+        .map_err(|error| StoreError::Wrong(format!("the supervisor did not start: {error}")))?;
+    let handle = handle::Handle::new(handle::Parts { store, index, homes, registrar, supervisor, clock });
+    workflow::resume(&handle).await;
+    for tenant in awake {
+        handle.wake(tenant);
+    }
+    Ok(handle)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,474 @@
+//! The registrar: owns the control database's write connection, and is the only writer of the catalogue.
+//!
+//! Nothing here is in a request's hot path, so its handlers await the database. Doubt is a reload: after an error whose
+//! outcome is unknown the connection is dropped, and the next message opens it again and reads the catalogue anew.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use uuid::Uuid;
+
+use super::handle::Refused;
+use super::index::Index;
+use super::workflow::{self, Plan};
+use crate::clock::{self, Clock};
+use crate::domain::chain::{self, Entry, EntryOutcome, Head};
+use crate::domain::ids::TenantId;
+use crate::domain::report::Quarantined;
+use crate::domain::request::{Idempotency, Request};
+use crate::domain::tenant::{ApiKey, Lifecycle, Tenant};
+use crate::store::catalogue::{self, Work};
+use crate::store::database::{Connection, Store};
+use crate::store::{StoreError, audit, quarantine, request};
+
+/// The name of the platform's own chain.
+pub(super) const PLATFORM_CHAIN: &str = "platform";
+
+pub(super) struct Birth {
+    pub(super) store: Store,
+    pub(super) index: Arc<Index>,
+    pub(super) clock: Clock,
+}
+
+/// What the registrar is asked.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// Write a change and the work that finishes it, in one transaction.
+    Begin {
+        change: Box<Change>,
+        reply: RpcReplyPort<Result<Begun, Refused>>,
+    },
+    /// The work is finished: forget it, and make the last change with it.
+    Finish {
+        work: Uuid,
+        activate: Option<TenantId>,
+        answer: Option<(Idempotency, String)>,
+        reply: RpcReplyPort<Result<(), Refused>>,
+    },
+    Quarantine {
+        rows: Vec<Quarantined>,
+        reply: RpcReplyPort<Result<(), Refused>>,
+    },
+    MarkReplayed {
+        id: Uuid,
+        request: Request,
+        reply: RpcReplyPort<Result<(), Refused>>,
+    },
+    AppendPlatform {
+        entry: Entry,
+        reply: RpcReplyPort<Result<(), Refused>>,
+    },
+    /// Remember how long a tenant's chain is, and whether the tenant is open.
+    Remember {
+        tenant: TenantId,
+        head: Head,
+        awake: bool,
+    },
+    Unfinished {
+        reply: RpcReplyPort<Result<Vec<Work>, Refused>>,
+    },
+    Probe {
+        reply: RpcReplyPort<Result<(), Refused>>,
+    },
+}
+
+/// A change to the catalogue, checked by the registrar against what is there when it is its turn.
+pub(super) struct Change {
+    pub(super) what: What,
+    /// Plans what is left to do, from what was written.
+    pub(super) plan: Box<dyn FnOnce(&Written) -> Plan + Send>,
+    pub(super) idempotency: Option<Idempotency>,
+}
+
+impl std::fmt::Debug for Change {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Change").field("what", &self.what).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum What {
+    /// A new tenant, pending, and its first key.
+    Reserve {
+        tenant: Tenant,
+        key: ApiKey,
+        slug_is_derived: bool,
+    },
+    /// A tenant's row, changed by `edit`.
+    Edit {
+        tenant: TenantId,
+        edit: Edit,
+    },
+    IssueKey {
+        key: ApiKey,
+    },
+    RevokeKey {
+        tenant: TenantId,
+        id: String,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Edit {
+    Amend(super::handle::Amendment),
+    Shift(Lifecycle),
+}
+
+/// What was written.
+#[derive(Debug, Clone)]
+pub(super) struct Written {
+    pub(super) tenant: Tenant,
+    pub(super) key: Option<ApiKey>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Begun {
+    Now {
+        written: Box<Written>,
+        work: Uuid,
+        plan: Box<Plan>,
+    },
+    /// The idempotency key was used before, for the same body: the stored answer.
+    Before(String),
+}
+
+pub(super) struct Registrar;
+
+pub(super) struct State {
+    birth: Birth,
+    connection: Option<Connection>,
+    platform_head: Head,
+    /// Idempotency keys whose first request is under way.
+    under_way: HashSet<String>,
+}
+
+/// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended.
+pub(super) async fn load(birth: &Birth) -> Result<Vec<TenantId>, StoreError> {
+    let mut connection = birth.store.control().await?;
+    let (rows, keys) = catalogue::load(&mut connection).await?;
+    let awake =
+        rows.iter().filter(|row| row.awake && is_served(row.tenant.lifecycle)).map(|row| row.tenant.id).collect();
+    birth.index.load(rows.into_iter().map(|row| (row.tenant, row.head)).collect(), keys);
+    Ok(awake)
+}
+
+/// Does a tenant in this state have actors?
+pub(super) fn is_served(lifecycle: Lifecycle) -> bool {
+    matches!(lifecycle, Lifecycle::Active | Lifecycle::Suspended)
+}
+
+impl Actor for Registrar {
+    type Msg = Message;
+    type State = State;
+    type Arguments = Birth;
+
+    async fn pre_start(&self, _: ActorRef<Message>, birth: Birth) -> Result<State, ActorProcessingErr> {
+        Ok(State { birth, connection: None, platform_head: Head::EMPTY, under_way: HashSet::new() })
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Message::Begin { change, reply } => answer(reply, Box::pin(state.begin(*change)).await),
+            Message::Finish { work, activate, answer: kept, reply } => {
+                answer(reply, Box::pin(state.finish(work, activate, kept)).await);
+            }
+            Message::Quarantine { rows, reply } => answer(reply, state.quarantine(&rows).await),
+            Message::MarkReplayed { id, request, reply } => answer(reply, state.mark_replayed(id, &request).await),
+            Message::AppendPlatform { entry, reply } => answer(reply, state.append_platform(entry).await),
+            Message::Remember { tenant, head, awake } => state.remember(tenant, head, awake).await,
+            Message::Unfinished { reply } => answer(reply, state.unfinished().await),
+            Message::Probe { reply } => answer(reply, state.probe().await),
+        }
+        Ok(())
+    }
+}
+
+fn answer<T>(reply: RpcReplyPort<Result<T, Refused>>, result: Result<T, Refused>) {
+    let _ = reply.send(result);
+}
+
+fn unavailable(error: &StoreError) -> Refused {
+    Refused::Unavailable(error.to_string())
+}
+
+impl State {
+    /// The connection, opened and with the catalogue read anew if the last one was dropped in doubt.
+    async fn connection(&mut self) -> Result<&mut Connection, Refused> {
+        if self.connection.is_none() {
+            let mut connection = self.birth.store.control().await.map_err(|error| unavailable(&error))?;
+            let (rows, keys) = catalogue::load(&mut connection).await.map_err(|error| unavailable(&error))?;
+            self.platform_head = audit::head(&mut connection).await.map_err(|error| unavailable(&error))?;
+            let unfinished = catalogue::all_work(&mut connection).await.map_err(|error| unavailable(&error))?;
+            // A request that a crash interrupted is still running: repeated, it must not begin a second time.
+            self.under_way.extend(unfinished.iter().filter_map(workflow::idempotency_key));
+            self.birth.index.load(rows.into_iter().map(|row| (row.tenant, row.head)).collect(), keys);
+            self.connection = Some(connection);
+        }
+        // Just filled; an absent one here would be a slip of ours, told as what it is to the caller.
+        self.connection.as_mut().ok_or_else(|| Refused::Unavailable("no connection to the control database".into()))
+    }
+
+    /// An error after `begin` leaves the connection, and what we believe the catalogue holds, in doubt.
+    fn doubt(&mut self, error: &StoreError) -> Refused {
+        tracing::error!(%error, "the control database failed; its connection is opened anew");
+        self.connection = None;
+        unavailable(error)
+    }
+
+    async fn begin(&mut self, change: Change) -> Result<Begun, Refused> {
+        self.connection().await?;
+        if let Some(idempotency) = &change.idempotency {
+            if self.under_way.contains(&idempotency.key) {
+                return Err(Refused::Unavailable(
+                    "the first request with this idempotency key is still running".into(),
+                ));
+            }
+            if let Some(stored) = self.stored(idempotency).await? {
+                return Ok(Begun::Before(stored));
+            }
+        }
+        let written = self.check(&change.what)?;
+        let plan = (change.plan)(&written);
+        let work = plan.to_work(clock::new_id(), written.tenant.id, self.birth.clock.now());
+        if let Err(error) = self.write_change(&change.what, &written, &work).await {
+            return Err(self.doubt(&error));
+        }
+        self.birth.index.put(written.tenant.clone());
+        if let Some(key) = &written.key {
+            self.birth.index.put_key(key.clone());
+        }
+        if let Some(idempotency) = change.idempotency {
+            self.under_way.insert(idempotency.key);
+        }
+        Ok(Begun::Now { written: Box::new(written), work: work.id, plan: Box::new(plan) })
+    }
+
+    async fn stored(&mut self, idempotency: &Idempotency) -> Result<Option<String>, Refused> {
+        let connection = self.connection().await?;
+        match request::find(connection, &idempotency.key).await {
+            Ok(None) => Ok(None),
+            Ok(Some((hash, answer))) if hash == idempotency.body_hash => Ok(Some(answer)),
+            Ok(Some(_)) => Err(Refused::IdempotencyMismatch),
+            Err(error) => Err(self.doubt(&error)),
+        }
+    }
+
+    /// Checks a change against the catalogue as it is now; answers what would be written.
+    fn check(&self, what: &What) -> Result<Written, Refused> {
+        let index = &self.birth.index;
+        let now = self.birth.clock.now();
+        match what {
+            What::Reserve { tenant, key, slug_is_derived } => {
+                let mut tenant = tenant.clone();
+                if index.slug_owner(&tenant.slug).is_some() {
+                    if !slug_is_derived {
+                        return Err(Refused::SlugTaken);
+                    }
+                    tenant.slug = self.free_slug(&tenant.slug);
+                }
+                self.check_external_ids(&tenant)?;
+                Ok(Written { tenant, key: Some(key.clone()) })
+            }
+            What::Edit { tenant, edit } => {
+                let mut tenant = known(index, *tenant)?;
+                apply(&mut tenant, edit)?;
+                tenant.updated_at = now;
+                self.check_external_ids(&tenant)?;
+                Ok(Written { tenant, key: None })
+            }
+            What::IssueKey { key } => {
+                let tenant = known(index, key.tenant)?;
+                let live = index.keys_of(key.tenant).iter().filter(|known| known.revoked_at.is_none()).count();
+                if live >= super::handle::API_KEYS_MAX {
+                    return Err(Refused::TooManyKeys);
+                }
+                Ok(Written { tenant, key: Some(key.clone()) })
+            }
+            What::RevokeKey { tenant, id } => {
+                let tenant = known(index, *tenant)?;
+                let mut key = index.key(id).filter(|key| key.tenant == tenant.id).ok_or(Refused::UnknownKey)?;
+                key.revoked_at.get_or_insert(now);
+                Ok(Written { tenant, key: Some(key) })
+            }
+        }
+    }
+
+    fn free_slug(&self, slug: &str) -> String {
+        let numbered = (2..).map(|number| format!("{slug}-{number}"));
+        numbered.into_iter().find(|slug| self.birth.index.slug_owner(slug).is_none()).unwrap_or_default()
+    }
+
+    fn check_external_ids(&self, tenant: &Tenant) -> Result<(), Refused> {
+        let taken = tenant
+            .external_ids
+            .iter()
+            .position(|id| self.birth.index.external_id_owner(id).is_some_and(|owner| owner != tenant.id));
+        taken.map_or(Ok(()), |index| Err(Refused::ExternalIdTaken { index }))
+    }
+
+    async fn write_change(&mut self, what: &What, written: &Written, work: &Work) -> Result<(), StoreError> {
+        let now = self.birth.clock.now();
+        let Some(connection) = self.connection.as_mut() else {
+            return Err(StoreError::Retryable("no connection".into()));
+        };
+        connection.begin().await?;
+        match (what, &written.key) {
+            (What::Reserve { .. }, Some(key)) => {
+                catalogue::insert_tenant(connection, &written.tenant).await?;
+                catalogue::insert_key(connection, key).await?;
+            }
+            (What::IssueKey { .. }, Some(key)) => catalogue::insert_key(connection, key).await?,
+            (What::RevokeKey { .. }, Some(key)) => {
+                catalogue::revoke_key(connection, &key.id, key.revoked_at.unwrap_or(now)).await?
+            }
+            (_, _) => catalogue::update_tenant(connection, &written.tenant).await?,
+        }
+        catalogue::insert_work(connection, work).await?;
+        connection.commit().await
+    }
+
+    async fn finish(
+        &mut self,
+        work: Uuid,
+        activate: Option<TenantId>,
+        kept: Option<(Idempotency, String)>,
+    ) -> Result<(), Refused> {
+        self.connection().await?;
+        let tenant = match activate {
+            Some(id) => Some(Tenant { lifecycle: Lifecycle::Active, ..known(&self.birth.index, id)? }),
+            None => None,
+        };
+        if let Err(error) = self.write_finish(work, tenant.as_ref(), kept.as_ref()).await {
+            return Err(self.doubt(&error));
+        }
+        if let Some(tenant) = tenant {
+            self.birth.index.put(tenant);
+        }
+        if let Some((idempotency, _)) = kept {
+            self.under_way.remove(&idempotency.key);
+        }
+        Ok(())
+    }
+
+    async fn write_finish(
+        &mut self,
+        work: Uuid,
+        tenant: Option<&Tenant>,
+        kept: Option<&(Idempotency, String)>,
+    ) -> Result<(), StoreError> {
+        let now = self.birth.clock.now();
+        let Some(connection) = self.connection.as_mut() else {
+            return Err(StoreError::Retryable("no connection".into()));
+        };
+        connection.begin().await?;
+        catalogue::delete_work(connection, work).await?;
+        if let Some(tenant) = tenant {
+            catalogue::update_tenant(connection, tenant).await?;
+        }
+        if let Some((idempotency, answer)) = kept {
+            request::keep(connection, &idempotency.key, &idempotency.body_hash, answer, now).await?;
+        }
+        connection.commit().await
+    }
+
+    async fn quarantine(&mut self, rows: &[Quarantined]) -> Result<(), Refused> {
+        let connection = self.connection().await?;
+        let inserted = async {
+            connection.begin().await?;
+            quarantine::insert(connection, rows).await?;
+            connection.commit().await
+        };
+        inserted.await.map_err(|error| self.doubt(&error))
+    }
+
+    async fn mark_replayed(&mut self, id: Uuid, request: &Request) -> Result<(), Refused> {
+        self.connection().await?;
+        let entry = Entry {
+            actor: request.actor.clone(),
+            action: "quarantine.replayed".into(),
+            target: format!("quarantine:{id}"),
+            outcome: EntryOutcome::Success,
+            request_id: request.request_id.clone(),
+            payload: "{}".into(),
+        };
+        self.with_record(entry, Some(id)).await
+    }
+
+    async fn append_platform(&mut self, entry: Entry) -> Result<(), Refused> {
+        self.connection().await?;
+        self.with_record(entry, None).await
+    }
+
+    /// Appends to the platform's chain, together with the mark of a replayed row if there is one.
+    async fn with_record(&mut self, entry: Entry, replayed: Option<Uuid>) -> Result<(), Refused> {
+        let now = self.birth.clock.now();
+        let head = self.platform_head;
+        let record = chain::link(head, PLATFORM_CHAIN, entry, now, clock::random_bytes());
+        let connection = self.connection().await?;
+        let written = async {
+            connection.begin().await?;
+            audit::append(connection, head, &record).await?;
+            if let Some(id) = replayed {
+                quarantine::mark_replayed(connection, id, now).await?;
+            }
+            connection.commit().await
+        };
+        written.await.map_err(|error| self.doubt(&error))?;
+        self.platform_head = Head { seq: record.seq, hash: record.hash };
+        Ok(())
+    }
+
+    /// Best effort: an older head only means that a restored database is noticed later.
+    async fn remember(&mut self, tenant: TenantId, head: Head, awake: bool) {
+        let Ok(connection) = self.connection().await else { return };
+        match catalogue::remember_head(connection, tenant, head, awake).await {
+            Ok(()) => self.birth.index.put_head(tenant, head),
+            Err(error) => {
+                self.doubt(&error);
+            }
+        }
+    }
+
+    async fn unfinished(&mut self) -> Result<Vec<Work>, Refused> {
+        let connection = self.connection().await?;
+        catalogue::all_work(connection).await.map_err(|error| self.doubt(&error))
+    }
+
+    async fn probe(&mut self) -> Result<(), Refused> {
+        let connection = self.connection().await?;
+        connection.fetch("SELECT 1", &[]).await.map(|_| ()).map_err(|error| self.doubt(&error))
+    }
+}
+
+fn known(index: &Index, tenant: TenantId) -> Result<Tenant, Refused> {
+    index.tenant(tenant).ok_or(Refused::UnknownTenant)
+}
+
+fn apply(tenant: &mut Tenant, edit: &Edit) -> Result<(), Refused> {
+    match edit {
+        Edit::Shift(to) => {
+            if !tenant.lifecycle.may_become(*to) {
+                return Err(Refused::IllegalMove { from: tenant.lifecycle, to: *to });
+            }
+            tenant.lifecycle = *to;
+        }
+        Edit::Amend(amendment) => {
+            if matches!(tenant.lifecycle, Lifecycle::Pending | Lifecycle::Archived) {
+                return Err(Refused::IllegalMove { from: tenant.lifecycle, to: tenant.lifecycle });
+            }
+            let amendment = amendment.clone();
+            tenant.name = amendment.name.unwrap_or_else(|| tenant.name.clone());
+            tenant.tier = amendment.tier.unwrap_or_else(|| tenant.tier.clone());
+            tenant.time_zone = amendment.time_zone.unwrap_or_else(|| tenant.time_zone.clone());
+            tenant.external_ids = amendment.external_ids.unwrap_or_else(|| tenant.external_ids.clone());
+            tenant.settings = amendment.settings.unwrap_or_else(|| tenant.settings.clone());
+        }
+    }
+    Ok(())
+}

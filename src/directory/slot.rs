@@ -1,0 +1,113 @@
+//! What a tenant's place may be. Pure: events in, the next state and what to do out.
+//!
+//! ```text
+//! (resting) --find--> Starting --opened--> Open --rests--> (resting)
+//!                        |                  | fails
+//!                        | fails            v
+//!                        +-----------> BackingOff --time--> Starting
+//!                        | cannot be trusted
+//!                        v
+//!                     Frozen
+//! ```
+//! A tenant without a slot rests.
+
+use crate::domain::time::Timestamp;
+
+/// How long a tenant must have been open for its next failure to count as the first.
+pub(super) const HEALTHY_MICROS: i64 = 60_000_000;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Slot {
+    /// Waiting for a place or being opened. `failures` came in a row before.
+    Starting {
+        failures: u32,
+    },
+    Open {
+        since: Timestamp,
+        failures: u32,
+    },
+    /// Failed; opened again at `until`.
+    BackingOff {
+        until: Timestamp,
+        failures: u32,
+    },
+    /// Its database cannot be trusted. Only a person, and a restart, thaws it.
+    Frozen {
+        reason: String,
+    },
+}
+
+/// First delay and longest delay before a failed tenant is opened again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Backoff {
+    pub(super) first_ms: u64,
+    pub(super) most_ms: u64,
+}
+
+impl Backoff {
+    fn micros(self, failures: u32) -> i64 {
+        let doubled = self.first_ms.saturating_mul(1_u64 << failures.saturating_sub(1).min(30));
+        i64::try_from(doubled.min(self.most_ms)).unwrap_or(i64::MAX / 1_000) * 1_000
+    }
+}
+
+impl Slot {
+    /// The tenant was opened.
+    pub(super) fn opened(&self, now: Timestamp) -> Slot {
+        Slot::Open { since: now, failures: self.failures() }
+    }
+
+    /// Opening it, or the open tenant, failed.
+    pub(super) fn failed(&self, now: Timestamp, backoff: Backoff) -> Slot {
+        let before = match self {
+            Slot::Open { since, .. } if now.0 - since.0 >= HEALTHY_MICROS => 0,
+            other => other.failures(),
+        };
+        let failures = before.saturating_add(1);
+        Slot::BackingOff { until: now.plus_micros(backoff.micros(failures)), failures }
+    }
+
+    /// Time has come to open it again.
+    pub(super) fn is_due(&self, now: Timestamp) -> bool {
+        matches!(self, Slot::BackingOff { until, .. } if *until <= now)
+    }
+
+    pub(super) fn failures(&self) -> u32 {
+        match self {
+            Slot::Starting { failures } | Slot::Open { failures, .. } | Slot::BackingOff { failures, .. } => *failures,
+            Slot::Frozen { .. } => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BACKOFF: Backoff = Backoff { first_ms: 100, most_ms: 1_000 };
+
+    fn delay(slot: &Slot, now: Timestamp) -> i64 {
+        match slot {
+            Slot::BackingOff { until, .. } => until.0 - now.0,
+            other => panic!("{other:?} is not backing off"),
+        }
+    }
+
+    #[test]
+    fn the_delay_doubles_up_to_its_cap_and_is_forgotten_after_health() {
+        let now = Timestamp(0);
+        let mut slot = Slot::Starting { failures: 0 };
+        for expected_ms in [100, 200, 400, 800, 1_000, 1_000] {
+            let failed = slot.failed(now, BACKOFF);
+            assert_eq!(delay(&failed, now), expected_ms * 1_000);
+            assert!(!failed.is_due(now));
+            assert!(failed.is_due(now.plus_micros(expected_ms * 1_000)));
+            slot = Slot::Starting { failures: failed.failures() };
+        }
+        let open = slot.opened(now);
+        let soon = open.failed(now.plus_micros(HEALTHY_MICROS - 1), BACKOFF);
+        assert_eq!(soon.failures(), 7);
+        let late = now.plus_micros(HEALTHY_MICROS);
+        assert_eq!(delay(&open.failed(late, BACKOFF), late), 100_000);
+    }
+}

@@ -1,0 +1,474 @@
+//! The supervisor: owns the slots; opens, restarts, rests and drains tenants. It never awaits a database itself.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, ActorStatus, RpcReplyPort, SupervisionEvent};
+use tokio::sync::mpsc;
+
+use super::Settings;
+use super::handle::{Absent, Census};
+use super::index::Index;
+use super::registrar;
+use super::slot::{Backoff, Slot};
+use crate::clock::{self, Clock};
+use crate::domain::chain::Head;
+use crate::domain::ids::TenantId;
+use crate::domain::time::Timestamp;
+use crate::store::database::Store;
+use crate::store::load::{self, Opening};
+use crate::store::{StoreError, notice};
+use crate::tenant::handle::{Bounds, Handle as Home};
+use crate::tenant::keeper::{self, Keeper};
+use crate::tenant::message::{Life, Message as TenantMessage};
+use crate::tenant::pulse::Pulse;
+
+/// How often slots and open tenants are looked over.
+const SWEEP_EVERY: Duration = Duration::from_millis(250);
+/// The clock has been set back when it shows this much less than at the last sweep.
+const SET_BACK_MICROS: i64 = 60_000_000;
+/// Sweeps between two notes of how long each chain is.
+const SWEEPS_PER_NOTE: u32 = 120;
+/// Tenants asked to rest when a place is needed; the first that can, will.
+const ASKED_TO_REST: usize = 4;
+/// A tenant heard of more recently than this is not asked to make room: somebody may be about to ask it again.
+const MADE_ROOM_IDLE_MICROS: i64 = 100_000;
+/// How long a tenant may take to commit what is waiting when the daemon ends.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Doorbells of the open tenants: written by the supervisor, read by everybody.
+#[derive(Debug, Default)]
+pub(super) struct Homes {
+    open: RwLock<HashMap<TenantId, Home, ahash::RandomState>>,
+    census: Mutex<Census>,
+}
+
+impl Homes {
+    pub(super) fn get(&self, tenant: TenantId) -> Option<Home> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).get(&tenant).cloned()
+    }
+
+    pub(super) fn all(&self) -> Vec<Home> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(super) fn census(&self) -> Census {
+        *self.census.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, home: Home) {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(home.tenant(), home);
+    }
+
+    fn remove(&self, tenant: TenantId) -> Option<Home> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&tenant)
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Birth {
+    pub(super) store: Store,
+    pub(super) settings: Settings,
+    pub(super) clock: Clock,
+    pub(super) hints: mpsc::Sender<TenantId>,
+    pub(super) homes: Arc<Homes>,
+    pub(super) index: Arc<Index>,
+    pub(super) registrar: ActorRef<registrar::Message>,
+}
+
+#[derive(Debug)]
+pub(super) enum Message {
+    /// The tenant's doorbell, opened if it rests.
+    Find {
+        tenant: TenantId,
+        reply: RpcReplyPort<Result<Home, Absent>>,
+    },
+    /// As `Find`, for nobody.
+    Wake {
+        tenant: TenantId,
+    },
+    /// From the task that opened a tenant.
+    Opened {
+        tenant: TenantId,
+        result: Result<Home, StoreError>,
+    },
+    Sweep,
+    /// Every tenant commits what is waiting and leaves; answered when all are gone.
+    Drain {
+        reply: RpcReplyPort<()>,
+    },
+}
+
+pub(super) struct Supervisor;
+
+pub(super) struct State {
+    birth: Birth,
+    slots: HashMap<TenantId, Slot>,
+    tenants: HashMap<ActorId, TenantId>,
+    waiting: HashMap<TenantId, Vec<RpcReplyPort<Result<Home, Absent>>>>,
+    /// Tenants to open, in the order they were asked for.
+    queue: VecDeque<TenantId>,
+    opening: usize,
+    drained: Option<RpcReplyPort<()>>,
+    sweeps: u32,
+    swept_at: Timestamp,
+    noted: HashMap<TenantId, Head>,
+}
+
+impl Actor for Supervisor {
+    type Msg = Message;
+    type State = State;
+    type Arguments = Birth;
+
+    async fn pre_start(&self, myself: ActorRef<Message>, birth: Birth) -> Result<State, ActorProcessingErr> {
+        myself.send_after(SWEEP_EVERY, || Message::Sweep);
+        Ok(State {
+            birth,
+            slots: HashMap::new(),
+            tenants: HashMap::new(),
+            waiting: HashMap::new(),
+            queue: VecDeque::new(),
+            opening: 0,
+            drained: None,
+            sweeps: 0,
+            swept_at: Timestamp(0),
+            noted: HashMap::new(),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Message::Find { tenant, reply } => state.find(tenant, Some(reply)),
+            Message::Wake { tenant } => state.find(tenant, None),
+            Message::Opened { tenant, result } => state.opened(tenant, result),
+            Message::Sweep => {
+                state.sweep();
+                myself.send_after(SWEEP_EVERY, || Message::Sweep);
+            }
+            Message::Drain { reply } => state.drain(reply),
+        }
+        state.open_next(&myself);
+        Ok(())
+    }
+
+    /// ractor's default stops the supervisor when a child stops; ours knows what each end means.
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Message>,
+        event: SupervisionEvent,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorTerminated(cell, _, reason) => match reason.as_deref() {
+                Some(keeper::RESTED | keeper::DRAINED) => state.left(cell.get_id()),
+                _ => state.ended(cell.get_id(), "it was stopped", None),
+            },
+            SupervisionEvent::ActorFailed(cell, error) => {
+                let verdict =
+                    error.downcast_ref::<StoreError>().filter(|error| is_final(error)).map(ToString::to_string);
+                state.ended(cell.get_id(), &error.to_string(), verdict);
+            }
+            _ => {}
+        }
+        state.open_next(&myself);
+        state.answer_drain();
+        Ok(())
+    }
+}
+
+/// Does opening it again promise nothing until a person has looked?
+fn is_final(error: &StoreError) -> bool {
+    matches!(error, StoreError::Missing(_) | StoreError::Untrusted(_) | StoreError::Fenced)
+}
+
+impl State {
+    fn find(&mut self, tenant: TenantId, reply: Option<RpcReplyPort<Result<Home, Absent>>>) {
+        let now = self.birth.clock.now();
+        let answer = match self.slots.get(&tenant) {
+            _ if self.drained.is_some() => Err(Absent::ComeBack { after_ms: 1_000 }),
+            Some(Slot::Open { .. }) => match self.birth.homes.get(tenant) {
+                Some(home) => Ok(home),
+                None => Err(Absent::ComeBack { after_ms: 100 }),
+            },
+            Some(Slot::BackingOff { until, .. }) => {
+                Err(Absent::ComeBack { after_ms: u64::try_from((until.0 - now.0) / 1_000).unwrap_or(0).max(100) })
+            }
+            Some(Slot::Frozen { .. }) => Err(Absent::Frozen),
+            Some(Slot::Starting { .. }) => {
+                self.waiting.entry(tenant).or_default().extend(reply);
+                return;
+            }
+            None => {
+                self.slots.insert(tenant, Slot::Starting { failures: 0 });
+                self.queue.push_back(tenant);
+                self.waiting.entry(tenant).or_default().extend(reply);
+                return;
+            }
+        };
+        if let Some(reply) = reply {
+            let _ = reply.send(answer);
+        }
+    }
+
+    /// Opens queued tenants while there are places; asks idle tenants to rest when there are none.
+    fn open_next(&mut self, myself: &ActorRef<Message>) {
+        let settings = &self.birth.settings.tenants;
+        while self.opening < settings.opening_max && !self.queue.is_empty() && self.drained.is_none() {
+            if self.tenants.len() + self.opening >= settings.open_max {
+                self.make_room();
+                return;
+            }
+            let Some(tenant) = self.queue.pop_front() else { return };
+            self.opening += 1;
+            let birth = self.birth.clone();
+            let supervisor = myself.clone();
+            tokio::spawn(async move {
+                let result = Box::pin(open(&birth, tenant, &supervisor)).await;
+                let _ = supervisor.cast(Message::Opened { tenant, result });
+            });
+        }
+    }
+
+    fn make_room(&self) {
+        let now = self.birth.clock.now();
+        let mut idle: Vec<Home> = self
+            .birth
+            .homes
+            .all()
+            .into_iter()
+            .filter(|home| home.pulse().waiting_events() == 0 && home.pulse().owed() == 0)
+            .collect();
+        idle.sort_by_key(|home| home.pulse().heard_at());
+        for home in idle.into_iter().take(ASKED_TO_REST) {
+            let _ = home.actor().cast(TenantMessage::Life(Life::Rest { now, idle_micros: MADE_ROOM_IDLE_MICROS }));
+        }
+    }
+
+    fn opened(&mut self, tenant: TenantId, result: Result<Home, StoreError>) {
+        self.opening = self.opening.saturating_sub(1);
+        let now = self.birth.clock.now();
+        match result {
+            Ok(home) if home.actor().get_status() != ActorStatus::Stopped => {
+                let slot =
+                    self.slots.get(&tenant).map_or(Slot::Open { since: now, failures: 0 }, |slot| slot.opened(now));
+                self.slots.insert(tenant, slot);
+                self.tenants.insert(home.actor().get_id(), tenant);
+                self.note(&home, true);
+                self.birth.homes.put(home.clone());
+                self.answer(tenant, &Ok(home.clone()));
+                if self.drained.is_some() {
+                    drain_all(vec![home]);
+                }
+            }
+            Ok(_) => self.failed(tenant, "it ended while it was opened", None),
+            Err(error) => {
+                let verdict = is_final(&error).then(|| error.to_string());
+                self.failed(tenant, &error.to_string(), verdict);
+            }
+        }
+        self.answer_drain();
+    }
+
+    /// A tenant that has nothing left to do is gone.
+    fn left(&mut self, actor: ActorId) {
+        let Some(tenant) = self.tenants.remove(&actor) else { return };
+        if let Some(home) = self.birth.homes.remove(tenant) {
+            // The outlets must hear of what it owes and what fires, even after a restart: wake it then.
+            let awake = home.pulse().owed() > 0 || !home.pulse().books().firing.is_empty();
+            self.note(&home, awake);
+        }
+        self.slots.remove(&tenant);
+        self.noted.remove(&tenant);
+        // Somebody asked for it while it was leaving.
+        if self.waiting.get(&tenant).is_some_and(|waiting| !waiting.is_empty()) {
+            self.slots.insert(tenant, Slot::Starting { failures: 0 });
+            self.queue.push_back(tenant);
+        }
+    }
+
+    fn ended(&mut self, actor: ActorId, reason: &str, verdict: Option<String>) {
+        let Some(tenant) = self.tenants.remove(&actor) else { return };
+        self.birth.homes.remove(tenant);
+        self.failed(tenant, reason, verdict);
+    }
+
+    fn failed(&mut self, tenant: TenantId, reason: &str, verdict: Option<String>) {
+        let now = self.birth.clock.now();
+        metrics::counter!("platform_api_tenant_restarts_total").increment(1);
+        if let Some(reason) = verdict {
+            tracing::error!(%tenant, reason, "tenant is frozen: its database needs a person");
+            self.slots.insert(tenant, Slot::Frozen { reason });
+            self.answer(tenant, &Err(Absent::Frozen));
+            return;
+        }
+        let settings = &self.birth.settings.tenants;
+        let backoff = Backoff { first_ms: settings.restart_backoff_ms, most_ms: settings.restart_backoff_max_ms };
+        let slot = self.slots.get(&tenant).map_or(Slot::Starting { failures: 0 }, Clone::clone).failed(now, backoff);
+        tracing::warn!(%tenant, reason, failures = slot.failures(), "tenant failed and is opened again later");
+        let after_ms = match &slot {
+            Slot::BackingOff { until, .. } => u64::try_from((until.0 - now.0) / 1_000).unwrap_or(0),
+            _ => 0,
+        };
+        self.slots.insert(tenant, slot);
+        self.answer(tenant, &Err(Absent::ComeBack { after_ms }));
+    }
+
+    fn answer(&mut self, tenant: TenantId, answer: &Result<Home, Absent>) {
+        for reply in self.waiting.remove(&tenant).unwrap_or_default() {
+            let _ = reply.send(answer.clone());
+        }
+    }
+
+    /// Remembers in the catalogue how long the tenant's chain is, so that a restored database is noticed.
+    fn note(&mut self, home: &Home, awake: bool) {
+        let head = home.pulse().books().head;
+        self.noted.insert(home.tenant(), head);
+        let _ = self.birth.registrar.cast(registrar::Message::Remember { tenant: home.tenant(), head, awake });
+    }
+
+    fn sweep(&mut self) {
+        let now = self.birth.clock.now();
+        self.sweeps = self.sweeps.wrapping_add(1);
+        let homes = self.birth.homes.all();
+        // Books forget the counters of periods that are over; if they are not over after all, they are read anew.
+        if now.0 < self.swept_at.0 - SET_BACK_MICROS {
+            tracing::warn!(before = %self.swept_at, %now, "the clock was set back: every tenant is opened anew");
+            drain_all(homes.clone());
+        }
+        self.swept_at = now;
+        for home in &homes {
+            self.look_over(home, now);
+        }
+        if self.sweeps.is_multiple_of(SWEEPS_PER_NOTE) {
+            let grown = homes.iter().filter(|home| self.noted.get(&home.tenant()) != Some(&home.pulse().books().head));
+            for home in grown.cloned().collect::<Vec<_>>() {
+                self.note(&home, true);
+            }
+        }
+        let due: Vec<(TenantId, u32)> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.is_due(now))
+            .map(|(tenant, slot)| (*tenant, slot.failures()))
+            .collect();
+        for (tenant, failures) in due {
+            self.slots.insert(tenant, Slot::Starting { failures });
+            self.queue.push_back(tenant);
+        }
+        self.publish(&homes, now);
+    }
+
+    fn look_over(&self, home: &Home, now: Timestamp) {
+        let pulse = home.pulse();
+        if pulse.books().next_roll().is_some_and(|at| at <= now) {
+            let _ = home.actor().cast(TenantMessage::Life(Life::Roll { now }));
+        }
+        let idle_micros = i64::try_from(self.birth.settings.tenants.idle_ms).unwrap_or(i64::MAX / 1_000) * 1_000;
+        if now.0 - pulse.heard_at().0 >= idle_micros && pulse.owed() == 0 && pulse.waiting_events() == 0 {
+            let _ = home.actor().cast(TenantMessage::Life(Life::Rest { now, idle_micros }));
+        }
+    }
+
+    fn publish(&self, homes: &[Home], now: Timestamp) {
+        let count = |wanted: fn(&Slot) -> bool| self.slots.values().filter(|slot| wanted(slot)).count();
+        let census = Census {
+            registered: self.birth.index.count(),
+            open: homes.len(),
+            starting: count(|slot| matches!(slot, Slot::Starting { .. })),
+            backing_off: count(|slot| matches!(slot, Slot::BackingOff { .. })),
+            frozen: count(|slot| matches!(slot, Slot::Frozen { .. })),
+        };
+        *self.birth.homes.census.lock().unwrap_or_else(PoisonError::into_inner) = census;
+        let states = [
+            ("registered", census.registered),
+            ("open", census.open),
+            ("starting", census.starting),
+            ("backing_off", census.backing_off),
+            ("frozen", census.frozen),
+        ];
+        for (state, count) in states {
+            metrics::gauge!("platform_api_tenants", "state" => state).set(count as f64);
+        }
+        let waiting: usize = homes.iter().map(|home| home.pulse().waiting_events()).sum();
+        let oldest = homes.iter().map(|home| home.pulse().oldest_waiting_micros(now)).max().unwrap_or(0);
+        let free = homes.iter().map(Home::free_events).min().unwrap_or(self.birth.settings.tenants.permits_events);
+        metrics::gauge!("platform_api_waiting_events").set(waiting as f64);
+        metrics::gauge!("platform_api_oldest_waiting_seconds").set(oldest as f64 / 1e6);
+        metrics::gauge!("platform_api_permits_free_events").set(free as f64);
+    }
+
+    fn drain(&mut self, reply: RpcReplyPort<()>) {
+        self.drained = Some(reply);
+        self.queue.clear();
+        for (_, waiting) in self.waiting.drain() {
+            for reply in waiting {
+                let _ = reply.send(Err(Absent::ComeBack { after_ms: 1_000 }));
+            }
+        }
+        drain_all(self.birth.homes.all());
+        self.answer_drain();
+    }
+
+    /// Answers the drain once every tenant has left.
+    fn answer_drain(&mut self) {
+        if self.drained.is_some() && self.tenants.is_empty() && self.opening == 0 {
+            // The flag stays: nobody is opened any more. Only the port is used up.
+            if let Some(reply) = self.drained.replace(ractor::concurrency::oneshot().0.into()) {
+                let _ = reply.send(());
+            }
+        }
+    }
+}
+
+/// Asks each to commit and leave; their ends arrive as supervision events.
+fn drain_all(homes: Vec<Home>) {
+    tokio::spawn(async move {
+        join_all(homes.iter().map(|home| home.ask(DRAIN_TIMEOUT, |reply| TenantMessage::Life(Life::Drain { reply }))))
+            .await;
+    });
+}
+
+/// Opens a tenant: its database, its books, its pair of actors.
+async fn open(birth: &Birth, tenant: TenantId, supervisor: &ActorRef<Message>) -> Result<Home, StoreError> {
+    let settings = &birth.settings;
+    let now = birth.clock.now();
+    let mut connection = birth.store.open_tenant(tenant).await?;
+    let opening = Opening {
+        tenant,
+        retention_micros: settings.retention_micros,
+        channels: settings.channels.clone(),
+        now,
+        salt_seed: clock::random_bytes(),
+        witnessed: birth.index.head(tenant),
+    };
+    let books = Arc::new(load::take_over(&mut connection, opening).await?);
+    let owed = notice::owed_count(&mut connection).await?;
+    let pulse = Arc::new(Pulse::new(books.clone(), now, owed));
+    let born = keeper::Birth {
+        connection,
+        books,
+        pulse: pulse.clone(),
+        store: birth.store.clone(),
+        hints: birth.hints.clone(),
+        commit_events_max: settings.tenants.commit_events_max,
+    };
+    let (actor, _) = Actor::spawn_linked(None, Keeper, born, supervisor.get_cell())
+        .await
+        .map_err(|error| StoreError::Retryable(format!("the keeper did not start: {error}")))?;
+    let bounds = Bounds {
+        events: settings.tenants.permits_events,
+        kibibytes: settings.tenants.permits_bytes / 1024,
+        message_events: settings.tenants.commit_events_max,
+    };
+    if owed > 0 || !pulse.books().firing.is_empty() {
+        let _ = birth.hints.try_send(tenant);
+    }
+    Ok(Home::new(tenant, actor, birth.clock.clone(), bounds, pulse))
+}

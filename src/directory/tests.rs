@@ -1,0 +1,315 @@
+//! The directory and the tenants' actors on real databases.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::sync::mpsc;
+
+use super::handle::{Amendment, Handle, NewKey, NewTenant, Onboarded, Refused};
+use super::{Settings, open};
+use crate::clock::{self, Clock};
+use crate::config;
+use crate::domain::ids::{QuotaId, TenantId};
+use crate::domain::period::PeriodKind;
+use crate::domain::quota::{Enforcement, Metric, Quota, Scope, Verdict};
+use crate::domain::report::ChainQuery;
+use crate::domain::request::{Answer, Idempotency, Request};
+use crate::domain::tenant::{ExternalId, Lifecycle, Role};
+use crate::domain::time::Timestamp;
+use crate::domain::usage::{Amounts, Flags, Kind, Outcome, Refusal, Status, Subject, UsageEvent};
+use crate::store::database::Store;
+use crate::tenant::handle::Origin;
+use crate::tenant::message::QuotaDraft;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A node on a database of its own; what it made is dropped with it.
+struct Node {
+    settings: config::Store,
+    _directory: tempfile::TempDir,
+}
+
+impl Node {
+    fn sqlite() -> Node {
+        let directory = tempfile::tempdir().unwrap();
+        let url = SecretString::from(format!("sqlite:{}", directory.path().join("data").display()));
+        Node { settings: config::Store { url, ..config::Store::default() }, _directory: directory }
+    }
+
+    async fn open(&self) -> Handle {
+        self.open_with(config::Tenants { idle_ms: 600_000, ..config::Tenants::default() }).await
+    }
+
+    async fn open_with(&self, tenants: config::Tenants) -> Handle {
+        self.open_at(tenants, Clock::system()).await
+    }
+
+    async fn open_at(&self, tenants: config::Tenants, clock: Clock) -> Handle {
+        let store = Store::open(&self.settings).await.unwrap();
+        let settings = Settings {
+            tenants,
+            retention_micros: 400 * crate::domain::time::MICROS_PER_DAY,
+            channels: vec!["test".into()],
+        };
+        let (hints, mut committed) = mpsc::channel(16);
+        tokio::spawn(async move { while committed.recv().await.is_some() {} });
+        open(store, settings, clock, hints).await.unwrap()
+    }
+}
+
+fn new_tenant(name: &str) -> NewTenant {
+    NewTenant {
+        name: name.into(),
+        slug: None,
+        tier: "standard".into(),
+        time_zone: "Europe/Berlin".into(),
+        external_ids: vec![ExternalId { source: "litellm".into(), kind: "team".into(), id: format!("team-{name}") }],
+        settings: "{}".into(),
+    }
+}
+
+fn new_key(id: &str) -> NewKey {
+    NewKey { id: id.into(), hash: [7; 32], name: "admin".into(), role: Role::Admin }
+}
+
+fn request(key: Option<&str>) -> Request {
+    let idempotency = key.map(|key| Idempotency { key: key.into(), body_hash: [1; 32] });
+    Request { actor: "platform".into(), request_id: "r-1".into(), idempotency }
+}
+
+fn render(onboarded: &Onboarded) -> String {
+    onboarded.tenant.slug.clone()
+}
+
+async fn onboard(handle: &Handle, name: &str) -> TenantId {
+    let answer = handle.onboard(new_tenant(name), new_key(&format!("key-{name}")), request(None), render).await;
+    match answer.unwrap() {
+        Answer::Fresh(onboarded) => onboarded.tenant.id,
+        Answer::Replayed(answer) => panic!("replayed {answer}"),
+    }
+}
+
+fn event(id: &str, tokens: i64) -> UsageEvent {
+    UsageEvent {
+        source: "test".into(),
+        event_id: id.into(),
+        occurred_at: Clock::system().now(),
+        kind: Kind::Delta,
+        status: Status::Success,
+        subject: Subject { user: "ada".into(), model: "gpt-4o".into(), ..Subject::default() },
+        call_type: "acompletion".into(),
+        amounts: Amounts { requests: 1, prompt_tokens: tokens, ..Amounts::default() },
+        flags: Flags::default(),
+        details: String::new(),
+    }
+}
+
+fn draft(limit: i64, enforcement: Enforcement) -> QuotaDraft {
+    let quota = Quota {
+        id: QuotaId(clock::new_id()),
+        scope: Scope::User("ada".into()),
+        metric: Metric::Tokens,
+        period: PeriodKind::Total,
+        limit,
+        thresholds: vec![50, 100],
+        enforcement,
+    };
+    QuotaDraft { quota, named: false }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_lives_through_usage_alerts_a_restart_and_a_suspension() {
+    let node = Node::sqlite();
+    let handle = node.open().await;
+    let id = onboard(&handle, "acme").await;
+    assert_eq!(handle.lifecycle(id), Some(Lifecycle::Active));
+    assert_eq!(handle.attribute(&new_tenant("acme").external_ids), Some(id));
+    let tenant = handle.find(id).await.unwrap();
+
+    let standings = tenant.replace_quotas(vec![draft(100, Enforcement::Block)], request(None), |_| String::new()).await;
+    let Answer::Fresh(standings) = standings.unwrap().unwrap() else { panic!("replayed") };
+    let quota = standings[0].quota.id;
+
+    let first = event("1", 40);
+    let mut changed = first.clone();
+    changed.amounts.prompt_tokens = 41;
+    let mut old = event("old", 1);
+    old.occurred_at = Timestamp(1);
+    let events = vec![first.clone(), first.clone(), changed.clone(), event("2", 20), old];
+    let outcomes = tenant.record(events, Origin::default(), PATIENCE).await.unwrap();
+    let expected = [
+        Outcome::Accepted,
+        Outcome::Duplicate,
+        Outcome::Conflict,
+        Outcome::Accepted,
+        Outcome::Refused(Refusal::TooOld),
+    ];
+    assert_eq!(outcomes, expected);
+    let again = tenant.record(vec![first, changed], Origin::default(), PATIENCE).await.unwrap();
+    assert_eq!(again, [Outcome::Duplicate, Outcome::Conflict]);
+    assert_eq!(tenant.standings().unwrap()[0].used, 60);
+    assert_eq!(tenant.firing().await.unwrap().len(), 1);
+    assert_eq!(tenant.due(10).await.unwrap().unwrap().len(), 1);
+
+    // Editing keeps the usage and the id; the alert resolves because the threshold is far again.
+    let standings =
+        tenant.replace_quotas(vec![draft(1_000, Enforcement::Block)], request(None), |_| String::new()).await;
+    let Answer::Fresh(standings) = standings.unwrap().unwrap() else { panic!("replayed") };
+    assert_eq!((standings[0].quota.id, standings[0].used), (quota, 60));
+    assert!(tenant.firing().await.unwrap().is_empty());
+    tenant.record(vec![event("3", 940)], Origin::default(), PATIENCE).await.unwrap();
+    let subject = Subject { user: "ada".into(), ..Subject::default() };
+    assert_eq!(tenant.decide(&subject).unwrap().decision.verdict, Verdict::Deny);
+    assert_eq!(tenant.decide(&Subject::default()).unwrap().decision.verdict, Verdict::Allow);
+
+    handle.drain(PATIENCE).await;
+    drop((handle, tenant));
+    let handle = node.open().await;
+    let tenant = handle.find(id).await.unwrap();
+    assert_eq!(tenant.standings().unwrap()[0].used, 1_000);
+    assert_eq!(tenant.decide(&subject).unwrap().decision.verdict, Verdict::Deny);
+    let again = tenant.record(vec![event("3", 940)], Origin::default(), PATIENCE).await.unwrap();
+    assert_eq!(again, [Outcome::Conflict], "the same id at another time is a conflict, not a second charge");
+    assert_eq!(tenant.audit_verify().await.unwrap().unwrap().broken, None);
+
+    let suspended = handle.shift(id, Lifecycle::Suspended, request(None)).await.unwrap();
+    assert_eq!(suspended.lifecycle, Lifecycle::Suspended);
+    let refused = handle.shift(id, Lifecycle::Suspended, request(None)).await;
+    assert_eq!(refused, Err(Refused::IllegalMove { from: Lifecycle::Suspended, to: Lifecycle::Suspended }));
+    let chain = tenant.audit_page(ChainQuery { after: 0, limit: 100 }).await.unwrap().unwrap();
+    let text: String =
+        chain.items.iter().map(|record| String::from_utf8_lossy(&record.link.bytes).into_owned()).collect();
+    for action in [
+        "tenant.created",
+        "apiKey.created",
+        "quotas.replaced",
+        "usage.committed",
+        "alert.fired",
+        "alert.resolved",
+        "owner.changed",
+        "tenant.suspended",
+    ] {
+        assert!(text.contains(action), "{action} is missing");
+    }
+    handle.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn onboarding_is_idempotent_and_guards_what_is_taken() {
+    let node = Node::sqlite();
+    let handle = node.open().await;
+    let first = handle.onboard(new_tenant("acme"), new_key("k1"), request(Some("once")), render).await.unwrap();
+    assert!(matches!(first, Answer::Fresh(_)));
+    let again = handle.onboard(new_tenant("acme"), new_key("k2"), request(Some("once")), render).await.unwrap();
+    assert_eq!(again, Answer::Replayed("acme".into()));
+    let mut other = request(Some("once"));
+    other.idempotency = other.idempotency.map(|known| Idempotency { body_hash: [2; 32], ..known });
+    let mismatch = handle.onboard(new_tenant("acme"), new_key("k3"), other, render).await;
+    assert_eq!(mismatch, Err(Refused::IdempotencyMismatch));
+    let taken = handle.onboard(new_tenant("acme"), new_key("k4"), request(None), render).await;
+    assert_eq!(taken, Err(Refused::ExternalIdTaken { index: 0 }));
+    let mut named = new_tenant("other");
+    named.slug = Some("acme".into());
+    assert_eq!(handle.onboard(named, new_key("k5"), request(None), render).await, Err(Refused::SlugTaken));
+
+    let id = handle.tenants(None, 10).items[0].id;
+    let key = handle.revoke_key(id, "k1", request(None)).await.unwrap();
+    assert!(key.revoked_at.is_some() && handle.api_key("k1").unwrap().revoked_at.is_some());
+    let amendment = Amendment { time_zone: Some("Asia/Kathmandu".into()), ..Amendment::default() };
+    handle.amend(id, amendment, request(None)).await.unwrap();
+    handle.drain(PATIENCE).await;
+    drop(handle);
+
+    let handle = node.open().await;
+    assert_eq!(handle.tenant(id).unwrap().time_zone, "Asia/Kathmandu");
+    let tenant = handle.find(id).await.unwrap();
+    assert_eq!(tenant.describe().await.unwrap().books.time_zone.iana_name(), Some("Asia/Kathmandu"));
+    handle.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_tenants_rest_and_make_room() {
+    let node = Node::sqlite();
+    let handle = node.open_with(config::Tenants { open_max: 2, idle_ms: 600_000, ..config::Tenants::default() }).await;
+    let mut ids = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        ids.push(onboard(&handle, name).await);
+    }
+    for round in 0..2 {
+        for id in &ids {
+            let outcome = loop {
+                let Ok(tenant) = handle.find(*id).await else { continue };
+                if let Ok(outcomes) = tenant.record(vec![event("1", 5)], Origin::default(), PATIENCE).await {
+                    break outcomes[0];
+                }
+            };
+            assert_eq!(outcome == Outcome::Accepted, round == 0, "{outcome:?}");
+        }
+    }
+    assert!(handle.open_tenants().len() <= 2);
+    handle.drain(PATIENCE).await;
+    assert!(handle.open_tenants().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_reporters_share_commits_and_lose_nothing() {
+    let node = Node::sqlite();
+    let handle = node.open().await;
+    let id = onboard(&handle, "acme").await;
+    let tenant = handle.find(id).await.unwrap();
+    let tenant = Arc::new(tenant);
+    let reporters = (0..32).map(|reporter| {
+        let tenant = tenant.clone();
+        tokio::spawn(async move {
+            for number in 0..20 {
+                let events = vec![event(&format!("{reporter}-{number}"), 1), event(&format!("shared-{number}"), 1)];
+                tenant.record(events, Origin::default(), PATIENCE).await.unwrap();
+            }
+        })
+    });
+    for reporter in reporters.collect::<Vec<_>>() {
+        reporter.await.unwrap();
+    }
+    let books = tenant.describe().await.unwrap().books;
+    assert_eq!(books.lifetime.events, 32 * 20 + 20);
+    assert!(books.version < 32 * 20, "{} commits were not shared", books.version);
+    assert_eq!(tenant.audit_verify().await.unwrap().unwrap().broken, None);
+    handle.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_jumps_ahead_and_back_does_not_reset_a_running_quota() {
+    let node = Node::sqlite();
+    let now = Clock::system().now();
+    let clock = Clock::held_at(now);
+    let handle =
+        node.open_at(config::Tenants { idle_ms: 600_000_000, ..config::Tenants::default() }, clock.clone()).await;
+    let id = onboard(&handle, "acme").await;
+    let tenant = handle.find(id).await.unwrap();
+    let mut quota = draft(100, Enforcement::Block);
+    quota.quota.period = PeriodKind::Day;
+    tenant.replace_quotas(vec![quota], request(None), |_| String::new()).await.unwrap().unwrap();
+    tenant.record(vec![event("1", 100)], Origin::default(), PATIENCE).await.unwrap();
+
+    let used = async || match handle.find(id).await {
+        Ok(tenant) => tenant.describe().await.map(|found| found.books.standings(clock.now())[0].used).ok(),
+        Err(_) => None,
+    };
+    clock.set(now.plus_micros(3 * crate::domain::time::MICROS_PER_DAY));
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    // A commit made in the wrong future forgets the counter.
+    let mut ahead = event("2", 1);
+    ahead.occurred_at = clock.now();
+    tenant.record(vec![ahead], Origin::default(), PATIENCE).await.unwrap();
+    assert_eq!(used().await, Some(1));
+    clock.set(now);
+    for _ in 0..100 {
+        if used().await == Some(100) {
+            handle.drain(PATIENCE).await;
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the day's usage is {:?}, and not 100", used().await);
+}
