@@ -1,0 +1,347 @@
+//! A body as it arrived, and the items in it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{cloudevents, envelope, litellm, text};
+use crate::config;
+use crate::domain::ids::TenantId;
+use crate::domain::tenant::ExternalId;
+use crate::domain::usage::{Refusal, UsageEvent};
+
+/// Events of one body that LiteLLM's callback posts: its queue has no bound of its own, and it cannot split.
+pub const LITELLM_BATCH_EVENTS_MAX: usize = 50_000;
+/// Bodies up to this size are read where they arrive; longer ones on a thread that may block.
+pub(super) const READ_INLINE_BYTES_MAX: usize = 64 * 1024;
+
+/// How bytes are to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// Each item says what it is: a CloudEvent has `specversion`, LiteLLM's payload `litellm_call_id` and
+    /// `startTime`, and everything else is a platform envelope.
+    Events,
+    /// LiteLLM's `StandardLoggingPayload`, and nothing else.
+    Litellm,
+}
+
+/// Who brings the events, and what it may say about whose they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reporter {
+    /// The platform's own gateways: they may name any tenant.
+    Platform,
+    /// One tenant's credential, or the tenant in a subject: events of any other tenant are refused.
+    Tenant(TenantId),
+}
+
+/// Where and how a body arrived; what its items have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrival {
+    /// `http:/v1/usage/events`, `http:/v1/usage/litellm`, `nats:<subject>`.
+    pub origin: String,
+    pub format: Format,
+    /// `X-Request-Id` of the request, or empty.
+    pub request_id: String,
+    /// How long a saturated tenant is waited for.
+    pub patience: Duration,
+}
+
+/// How much one body may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub events_max: usize,
+    pub event_bytes_max: usize,
+}
+
+impl Limits {
+    #[must_use]
+    pub fn of(format: Format, intake: &config::Intake) -> Limits {
+        let events_max = match format {
+            Format::Events => intake.batch_events_max,
+            Format::Litellm => LITELLM_BATCH_EVENTS_MAX,
+        };
+        Limits { events_max, event_bytes_max: intake.event_bytes_max }
+    }
+}
+
+/// One event, or what was meant to be one, with its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    pub raw: Bytes,
+    pub reading: Result<Parsed, Unreadable>,
+}
+
+/// An event and what its sender says about whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parsed {
+    pub event: UsageEvent,
+    pub claim: TenantClaim,
+}
+
+/// What an event says about its tenant. Whether that is believed is decided in [`super::attribution`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TenantClaim {
+    Named(TenantId),
+    /// It names one, and that is not an id of ours.
+    NamedUnknown(String),
+    /// It names two.
+    Contradictory,
+    /// Ids in another system, the most telling first.
+    External(Vec<ExternalId>),
+    /// It leaves that to whoever brings it.
+    Absent,
+}
+
+/// Why an item is no event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    pub reason: Refusal,
+    /// For a person; begins with the path to what is wrong.
+    pub detail: String,
+}
+
+/// A body's items.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    pub items: Vec<Item>,
+    /// The body is not JSON (nor lines of it): its one item is the whole body.
+    pub not_json: bool,
+}
+
+/// The body holds more events than it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{events} events, at most {max} are allowed")]
+pub struct TooMany {
+    pub events: usize,
+    pub max: usize,
+}
+
+/// Reads a body: one object, an array of them, or lines of them.
+///
+/// # Errors
+/// [`TooMany`] events; nothing was read then.
+pub fn read(body: &Bytes, format: Format, limits: Limits) -> Result<Reading, TooMany> {
+    let Split { pieces, not_json } = split(body, limits.events_max)?;
+    let items = pieces
+        .into_iter()
+        .map(|piece| Item { raw: body.slice_ref(piece), reading: read_item(piece, format, limits.event_bytes_max) })
+        .collect();
+    Ok(Reading { items, not_json })
+}
+
+/// As [`read`], on a thread that may block when the body is long.
+///
+/// # Errors
+/// [`TooMany`].
+pub async fn read_body(body: Bytes, format: Format, limits: Limits) -> Result<Reading, TooMany> {
+    let started = tokio::time::Instant::now();
+    let reading = if body.len() <= READ_INLINE_BYTES_MAX {
+        read(&body, format, limits)
+    } else {
+        let copy = body.clone();
+        match tokio::task::spawn_blocking(move || read(&copy, format, limits)).await {
+            Ok(reading) => reading,
+            // The runtime is shutting down; the readers themselves do not panic.
+            Err(_) => read(&body, format, limits),
+        }
+    };
+    metrics::histogram!("platform_api_usage_parse_seconds").record(started.elapsed().as_secs_f64());
+    reading
+}
+
+/// Reads one item.
+///
+/// # Errors
+/// [`Unreadable`], with the reason it goes to quarantine for.
+pub fn read_item(piece: &[u8], format: Format, event_bytes_max: usize) -> Result<Parsed, Unreadable> {
+    if piece.len() > event_bytes_max {
+        let problem = format!("{} bytes, at most {event_bytes_max} are allowed", piece.len());
+        return Err(text::unreadable(Refusal::Oversized, problem));
+    }
+    if !piece.trim_ascii_start().starts_with(b"{") {
+        return Err(text::malformed("not a JSON object"));
+    }
+    match format {
+        Format::Litellm => litellm::read(piece),
+        Format::Events => match Kin::of(piece) {
+            Kin::CloudEvent => cloudevents::read(piece),
+            Kin::Litellm => litellm::read(piece),
+            Kin::Envelope => envelope::read(piece),
+        },
+    }
+}
+
+/// Which of the three shapes an object has.
+enum Kin {
+    Envelope,
+    CloudEvent,
+    Litellm,
+}
+
+#[derive(serde::Deserialize)]
+struct TellingKeys {
+    #[serde(default, deserialize_with = "present")]
+    specversion: bool,
+    #[serde(default, deserialize_with = "present")]
+    litellm_call_id: bool,
+    #[serde(default, rename = "startTime", deserialize_with = "present")]
+    start_time: bool,
+}
+
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    <IgnoredAny as serde::Deserialize>::deserialize(deserializer).map(|_| true)
+}
+
+impl Kin {
+    fn of(piece: &[u8]) -> Kin {
+        // Nearly every item is an envelope, and a search for bytes is cheaper than a second reading.
+        let mentions = |text: &str| text.contains("\"specversion\"") || text.contains("\"litellm_call_id\"");
+        if !std::str::from_utf8(piece).is_ok_and(mentions) {
+            return Kin::Envelope;
+        }
+        match serde_json::from_slice::<TellingKeys>(piece) {
+            Ok(keys) if keys.specversion => Kin::CloudEvent,
+            Ok(keys) if keys.litellm_call_id && keys.start_time => Kin::Litellm,
+            _ => Kin::Envelope,
+        }
+    }
+}
+
+struct Split<'a> {
+    pieces: Vec<&'a [u8]>,
+    not_json: bool,
+}
+
+fn split(body: &[u8], events_max: usize) -> Result<Split<'_>, TooMany> {
+    let whole = |not_json| Split { pieces: vec![if not_json { body } else { body.trim_ascii() }], not_json };
+    let found = match body.trim_ascii_start().first() {
+        Some(b'[') => match elements(body, events_max) {
+            Some(Elements { count, .. }) if count > events_max => {
+                return Err(TooMany { events: count, max: events_max });
+            }
+            Some(Elements { kept, .. }) => Split { pieces: kept, not_json: false },
+            None => whole(true),
+        },
+        _ if is_one_value(body) => whole(false),
+        Some(b'{') => match lines(body) {
+            Some(pieces) => Split { pieces, not_json: false },
+            None => whole(true),
+        },
+        _ => whole(true),
+    };
+    match found.pieces.len() {
+        events if events > events_max => Err(TooMany { events, max: events_max }),
+        _ => Ok(found),
+    }
+}
+
+fn is_one_value(body: &[u8]) -> bool {
+    serde_json::from_slice::<&RawValue>(body).is_ok()
+}
+
+/// The lines of a body that is JSON line by line. One bad line does not spoil the others, so it is enough that the
+/// first or the last one is an object by itself; in a broken object that was written over several lines neither is.
+fn lines(body: &[u8]) -> Option<Vec<&[u8]>> {
+    let lines: Vec<&[u8]> =
+        body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()).collect();
+    let (first, last) = (lines.first()?, lines.last()?);
+    let is_object = |line: &[u8]| line.starts_with(b"{") && is_one_value(line);
+    (lines.len() > 1 && (is_object(first) || is_object(last))).then_some(lines)
+}
+
+/// The elements of an array: all are counted, and no more than `max` are kept.
+#[derive(Default)]
+struct Elements<'a> {
+    kept: Vec<&'a [u8]>,
+    count: usize,
+}
+
+struct ElementsVisitor {
+    max: usize,
+}
+
+impl<'de> Visitor<'de> for ElementsVisitor {
+    type Value = Elements<'de>;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Elements<'de>, A::Error> {
+        let mut elements = Elements::default();
+        while elements.count < self.max {
+            let Some(raw) = sequence.next_element::<&'de RawValue>()? else { return Ok(elements) };
+            elements.kept.push(raw.get().as_bytes());
+            elements.count += 1;
+        }
+        while sequence.next_element::<IgnoredAny>()?.is_some() {
+            elements.count += 1;
+        }
+        Ok(elements)
+    }
+}
+
+fn elements(body: &[u8], max: usize) -> Option<Elements<'_>> {
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    let elements = reader.deserialize_seq(ElementsVisitor { max }).ok()?;
+    reader.end().ok()?;
+    Some(elements)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { events_max: 4, event_bytes_max: 200 };
+
+    fn pieces(body: &str) -> (Vec<String>, bool) {
+        let reading = read(&Bytes::copy_from_slice(body.as_bytes()), Format::Events, LIMITS).unwrap();
+        let raw = |item: &Item| String::from_utf8(item.raw.to_vec()).unwrap();
+        (reading.items.iter().map(raw).collect(), reading.not_json)
+    }
+
+    #[test]
+    fn splits_objects_arrays_and_lines() {
+        let strings = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
+        for (body, parts, not_json) in [
+            (r#"{"a":1}"#, &[r#"{"a":1}"#][..], false),
+            (r#" [ {"a":1} , 7,[{}] ] "#, &[r#"{"a":1}"#, "7", "[{}]"], false),
+            ("[]", &[], false),
+            ("{\"a\":1}\n\n{\"b\":2}\r\n", &[r#"{"a":1}"#, r#"{"b":2}"#], false),
+            ("{\"a\":1}\n{\"b\":\n{\"c\":3}", &[r#"{"a":1}"#, r#"{"b":"#, r#"{"c":3}"#], false),
+            ("{\"a\":\n{\"b\":2}", &[r#"{"a":"#, r#"{"b":2}"#], false),
+            ("{\n\"a\": 1,\n}", &["{\n\"a\": 1,\n}"], true),
+            ("[{},", &["[{},"], true),
+            ("", &[""], true),
+            ("tokens=5", &["tokens=5"], true),
+            ("\"text\"", &["\"text\""], false),
+        ] {
+            assert_eq!(pieces(body), (strings(parts), not_json), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn counts_what_it_does_not_keep() {
+        let read = |body: &str| read(&Bytes::copy_from_slice(body.as_bytes()), Format::Events, LIMITS);
+        assert_eq!(read("[1,2,3,4,5,6]"), Err(TooMany { events: 6, max: 4 }));
+        assert_eq!(read("{}\n{}\n{}\n{}\n{}"), Err(TooMany { events: 5, max: 4 }));
+        assert_eq!(read("[1,2,3,4]").unwrap().items.len(), 4);
+    }
+
+    #[test]
+    fn a_long_event_is_refused_by_itself() {
+        let body = format!("[{{\"pad\":\"{}\"}},{{}}]", "x".repeat(300));
+        let reading = read(&Bytes::from(body), Format::Events, LIMITS).unwrap();
+        let reasons: Vec<_> = reading.items.iter().map(|item| item.reading.clone().unwrap_err().reason).collect();
+        assert_eq!(reasons, [Refusal::Oversized, Refusal::Malformed]);
+    }
+
+    #[test]
+    fn depth_is_no_stack() {
+        let deep = format!("{{\"eventId\":{}", "[".repeat(100_000));
+        assert!(pieces(&format!("{}{}}}", deep, "]".repeat(100_000))).0.len() == 1);
+        assert!(pieces(&deep).1);
+    }
+}

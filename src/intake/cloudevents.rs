@@ -1,0 +1,143 @@
+//! CloudEvents 1.0, whose `data` is the envelope's payload.
+//!
+//! Structured and batched events are read as they are. A binary one (attributes in `ce-*` headers, over HTTP or NATS)
+//! is written down in structured form first, so that there is one reader, and so that its bytes in quarantine say
+//! everything that arrived.
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::arrival::{Parsed, TenantClaim, Unreadable};
+use super::envelope::{self, Identity};
+use super::text::{self, Details, malformed};
+use bytes::Bytes;
+
+const SPEC_VERSION: &str = "1.0";
+const HEADER_PREFIX: &str = "ce-";
+
+#[derive(Debug, Deserialize)]
+struct CloudEvent<'a> {
+    specversion: String,
+    id: String,
+    source: String,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    time: Option<String>,
+    subject: Option<String>,
+    tenantid: Option<String>,
+    correlationid: Option<String>,
+    platformid: Option<String>,
+    datacontenttype: Option<String>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+/// Reads one structured event. Its identity is `source` + `id`; the tenant is in `subject` or the extension
+/// `tenantid`.
+///
+/// # Errors
+/// [`Unreadable`].
+pub fn read(json: &[u8]) -> Result<Parsed, Unreadable> {
+    let outer: CloudEvent<'_> = text::object(json)?;
+    if outer.specversion != SPEC_VERSION {
+        return Err(malformed("specversion: only 1.0 is understood"));
+    }
+    if outer.datacontenttype.as_deref().is_some_and(|kind| !is_json(kind)) {
+        return Err(malformed("datacontenttype: only JSON is understood"));
+    }
+    let data = outer.data.ok_or_else(|| malformed("data: missing, or not JSON"))?;
+    let time = outer.time.ok_or_else(|| malformed("time: missing"))?;
+    let mut payload: envelope::Payload<'_> = text::object(data.get().as_bytes())
+        .map_err(|problem| Unreadable { detail: format!("data: {}", problem.detail), ..problem })?;
+    let identity = Identity {
+        source: envelope::source_name("source", outer.source)?,
+        event_id: envelope::event_id("id", outer.id)?,
+        occurred_at: envelope::instant("time", &time)?,
+    };
+    let mut details = Details::default();
+    details.text("type", outer.kind);
+    details.text("correlationId", outer.correlationid);
+    details.text("platformId", outer.platformid);
+    // The identity's source counts; the payload's own is kept.
+    details.text("payloadSource", payload.source.take());
+    let actor = payload.actor.take().unwrap_or_default();
+    let event = envelope::event(identity, actor, payload, details)?;
+    Ok(Parsed { event, claim: claim(outer.tenantid, outer.subject) })
+}
+
+fn claim(extension: Option<String>, subject: Option<String>) -> TenantClaim {
+    let named = |text: &Option<String>| match text.as_deref().map(envelope::tenant_claim) {
+        Some(TenantClaim::Named(tenant)) => Some(tenant),
+        _ => None,
+    };
+    match (named(&extension), named(&subject)) {
+        (Some(one), Some(other)) if one != other => TenantClaim::Contradictory,
+        (Some(tenant), _) => TenantClaim::Named(tenant),
+        (None, Some(tenant)) if extension.is_none() => TenantClaim::Named(tenant),
+        _ => match extension.or(subject) {
+            Some(text) => envelope::tenant_claim(&text),
+            None => TenantClaim::Absent,
+        },
+    }
+}
+
+/// The body in structured form when `headers` carry a binary event, the body itself otherwise. Names of headers may
+/// have any case; values are percent-decoded, as the HTTP and NATS bindings say.
+pub fn structured<'a>(headers: impl IntoIterator<Item = (&'a str, &'a str)>, body: Bytes) -> Bytes {
+    let mut attributes = serde_json::Map::new();
+    let mut content_type = None;
+    for (name, value) in headers {
+        let name = name.to_ascii_lowercase();
+        if let Some(attribute) = name.strip_prefix(HEADER_PREFIX) {
+            attributes.insert(attribute.to_owned(), Value::String(percent_decoded(value)));
+        } else if name == "content-type" {
+            content_type = Some(value);
+        }
+    }
+    if !attributes.contains_key("specversion") {
+        return body;
+    }
+    if let Some(kind) = content_type {
+        attributes.insert("datacontenttype".to_owned(), Value::String(kind.to_owned()));
+    }
+    // The data goes in as it is: reading it here and writing it again could change a number's text.
+    let Ok(mut text) = serde_json::to_string(&attributes) else { return body };
+    if let Some(data) = serde_json::from_slice::<&RawValue>(&body).ok().map(RawValue::get) {
+        text.truncate(text.len() - 1);
+        text.push_str(",\"data\":");
+        text.push_str(data);
+        text.push('}');
+    } else if let Ok(data) = serde_json::to_string(&String::from_utf8_lossy(&body)) {
+        text.truncate(text.len() - 1);
+        text.push_str(",\"data_text\":");
+        text.push_str(&data);
+        text.push('}');
+    }
+    Bytes::from(text)
+}
+
+fn is_json(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || essence == "text/json" || essence.ends_with("+json")
+}
+
+fn percent_decoded(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let escape = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
+        match escape.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                decoded.push(byte);
+                at += 3;
+            }
+            None => {
+                decoded.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}

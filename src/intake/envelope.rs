@@ -1,0 +1,323 @@
+//! The platform's own envelope: `{eventId, occurredAt, tenantId, …, payload: {source, model, usage, costUsd, …}}`.
+//!
+//! Every name is accepted in camelCase and in snake_case; naming a field both ways is an error. Unknown fields are
+//! ignored, because producers are upgraded before we are; a known field of the wrong type is an error.
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::arrival::{Parsed, TenantClaim, Unreadable};
+use super::text::{self, Details, bounded, label, malformed, units};
+use crate::domain::amount::NanoUsd;
+use crate::domain::time::Timestamp;
+use crate::domain::usage::{Amounts, EVENT_ID_BYTES_MAX, Flags, Kind, Status, Subject, UsageEvent};
+
+/// What `source` is when an envelope does not say.
+pub const DEFAULT_SOURCE: &str = "platform";
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope<'a> {
+    #[serde(alias = "event_id")]
+    event_id: String,
+    #[serde(alias = "occurred_at")]
+    occurred_at: String,
+    #[serde(alias = "tenant_id")]
+    tenant_id: Option<String>,
+    #[serde(alias = "platform_id")]
+    platform_id: Option<String>,
+    #[serde(alias = "correlation_id")]
+    correlation_id: Option<String>,
+    actor: Option<Actor>,
+    #[serde(borrow)]
+    payload: Payload<'a>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Actor {
+    #[serde(alias = "user_id")]
+    user_id: Option<String>,
+    #[serde(alias = "group_id")]
+    group_id: Option<String>,
+    #[serde(alias = "api_key_id")]
+    api_key_id: Option<String>,
+}
+
+/// What was used; also the `data` of a CloudEvent.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Payload<'a> {
+    pub(super) source: Option<String>,
+    kind: Option<WireKind>,
+    model: Option<String>,
+    provider: Option<String>,
+    #[serde(alias = "call_type")]
+    call_type: Option<String>,
+    status: Option<WireStatus>,
+    #[serde(alias = "request_id")]
+    request_id: Option<String>,
+    usage: Option<Usage>,
+    #[serde(borrow, alias = "cost_usd")]
+    cost_usd: Option<&'a RawValue>,
+    tags: Option<Tags>,
+    /// A CloudEvent has no other place for it.
+    pub(super) actor: Option<Actor>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum WireKind {
+    Delta,
+    Cumulative,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum WireStatus {
+    Success,
+    Failure,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Usage {
+    tokens: Option<i64>,
+    #[serde(alias = "total_tokens")]
+    total_tokens: Option<i64>,
+    #[serde(alias = "prompt_tokens")]
+    prompt_tokens: Option<i64>,
+    #[serde(alias = "completion_tokens")]
+    completion_tokens: Option<i64>,
+    #[serde(alias = "cache_read_tokens")]
+    cache_read_tokens: Option<i64>,
+    #[serde(alias = "cache_write_tokens")]
+    cache_write_tokens: Option<i64>,
+    #[serde(alias = "reasoning_tokens")]
+    reasoning_tokens: Option<i64>,
+    requests: Option<i64>,
+}
+
+/// Labels a sender likes to give: a list, or names with values.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Tags {
+    List(Vec<String>),
+    Named(std::collections::BTreeMap<String, String>),
+}
+
+/// Who vouches for an event, and what it is called there.
+pub(super) struct Identity {
+    pub(super) source: String,
+    pub(super) event_id: String,
+    pub(super) occurred_at: Timestamp,
+}
+
+/// Reads one envelope.
+///
+/// # Errors
+/// [`Unreadable`].
+pub fn read(json: &[u8]) -> Result<Parsed, Unreadable> {
+    let envelope: Envelope<'_> = text::object(json)?;
+    let source = envelope.payload.source.clone().unwrap_or_else(|| DEFAULT_SOURCE.to_owned());
+    let identity = Identity {
+        source: source_name("payload.source", source)?,
+        event_id: event_id("eventId", envelope.event_id)?,
+        occurred_at: instant("occurredAt", &envelope.occurred_at)?,
+    };
+    let mut details = Details::default();
+    details.text("correlationId", envelope.correlation_id);
+    details.text("platformId", envelope.platform_id);
+    let claim = envelope.tenant_id.map_or(TenantClaim::Absent, |id| tenant_claim(&id));
+    let event = event(identity, envelope.actor.unwrap_or_default(), envelope.payload, details)?;
+    Ok(Parsed { event, claim })
+}
+
+/// # Errors
+/// [`Refusal::Malformed`] when it is empty, otherwise as [`label`].
+pub(super) fn source_name(path: &str, source: String) -> Result<String, Unreadable> {
+    if source.is_empty() {
+        return Err(malformed(format!("{path}: empty")));
+    }
+    label(path, Some(source))
+}
+
+/// # Errors
+/// [`Refusal::Malformed`] when it is empty or contains a NUL, [`Refusal::Oversized`] above [`EVENT_ID_BYTES_MAX`].
+pub(super) fn event_id(path: &str, id: String) -> Result<String, Unreadable> {
+    if id.is_empty() {
+        return Err(malformed(format!("{path}: empty")));
+    }
+    bounded(path, id, EVENT_ID_BYTES_MAX)
+}
+
+/// # Errors
+/// [`Refusal::Malformed`].
+pub(super) fn instant(path: &str, text: &str) -> Result<Timestamp, Unreadable> {
+    text.parse().map_err(|error| malformed(format!("{path}: {error}")))
+}
+
+pub(super) fn tenant_claim(id: &str) -> TenantClaim {
+    match id.parse() {
+        Ok(tenant) => TenantClaim::Named(tenant),
+        Err(_) => TenantClaim::NamedUnknown(text::shortened(id, 64)),
+    }
+}
+
+/// # Errors
+/// [`Unreadable`], with the path within `payload`.
+pub(super) fn event(
+    identity: Identity,
+    actor: Actor,
+    payload: Payload<'_>,
+    mut details: Details,
+) -> Result<UsageEvent, Unreadable> {
+    let kind = match payload.kind {
+        None | Some(WireKind::Delta) => Kind::Delta,
+        Some(WireKind::Cumulative) => Kind::Cumulative,
+    };
+    let status = match payload.status {
+        None | Some(WireStatus::Success) => Status::Success,
+        Some(WireStatus::Failure) => Status::Failure,
+    };
+    let cost = text::cost("payload.costUsd", payload.cost_usd)?;
+    let stated = Stated::read(payload.usage.unwrap_or_default(), cost)?;
+    if stated.is_silent() && status == Status::Success {
+        return Err(malformed("payload.usage: states no tokens, no requests, and there is no payload.costUsd"));
+    }
+    details.text("requestId", payload.request_id);
+    match payload.tags {
+        Some(Tags::List(tags)) => details.texts("tags", tags),
+        Some(Tags::Named(tags)) => {
+            let tags = tags.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
+            details.value("tags", Value::Object(tags));
+        }
+        None => {}
+    }
+    let (amounts, flags) = match kind {
+        Kind::Delta => stated.counted(status, &mut details),
+        Kind::Cumulative => {
+            stated.as_statement(&mut details);
+            (Amounts::default(), Flags::default())
+        }
+    };
+    Ok(UsageEvent {
+        source: identity.source,
+        event_id: identity.event_id,
+        occurred_at: identity.occurred_at,
+        kind,
+        status,
+        subject: Subject {
+            user: label("actor.userId", actor.user_id)?,
+            group: label("actor.groupId", actor.group_id)?,
+            api_key: label("actor.apiKeyId", actor.api_key_id)?,
+            model: label("payload.model", payload.model)?,
+            provider: label("payload.provider", payload.provider)?,
+        },
+        call_type: label("payload.callType", payload.call_type)?,
+        amounts,
+        flags,
+        details: details.finish()?,
+    })
+}
+
+/// What a sender states, every number checked by itself and against the others.
+struct Stated {
+    requests: Option<i64>,
+    prompt: Option<i64>,
+    completion: Option<i64>,
+    cache_read: i64,
+    cache_write: i64,
+    reasoning: i64,
+    /// The sender's total.
+    total: Option<i64>,
+    cost: Option<NanoUsd>,
+}
+
+impl Stated {
+    fn read(usage: Usage, cost: Option<NanoUsd>) -> Result<Stated, Unreadable> {
+        let tokens = units("payload.usage.tokens", usage.tokens)?;
+        let total = units("payload.usage.totalTokens", usage.total_tokens)?;
+        if tokens.is_some() && total.is_some() && tokens != total {
+            return Err(malformed("payload.usage: tokens and totalTokens are two names of one number, and differ"));
+        }
+        let total = total.or(tokens);
+        let prompt = units("payload.usage.promptTokens", usage.prompt_tokens)?;
+        let completion = units("payload.usage.completionTokens", usage.completion_tokens)?;
+        let stated = Stated {
+            requests: units("payload.usage.requests", usage.requests)?,
+            // A total and one part state the other part.
+            prompt: prompt.or_else(|| rest_of(total, completion)),
+            completion: completion.or_else(|| rest_of(total, prompt)),
+            cache_read: units("payload.usage.cacheReadTokens", usage.cache_read_tokens)?.unwrap_or(0),
+            cache_write: units("payload.usage.cacheWriteTokens", usage.cache_write_tokens)?.unwrap_or(0),
+            reasoning: units("payload.usage.reasoningTokens", usage.reasoning_tokens)?.unwrap_or(0),
+            total,
+            cost,
+        };
+        if stated.cache_read + stated.cache_write > stated.prompt.unwrap_or(0) {
+            return Err(malformed("payload.usage: cache tokens are a share of promptTokens, and exceed them"));
+        }
+        if stated.reasoning > stated.completion.unwrap_or(0) {
+            return Err(malformed("payload.usage.reasoningTokens: a share of completionTokens, and exceeds them"));
+        }
+        Ok(stated)
+    }
+
+    fn is_silent(&self) -> bool {
+        [self.requests, self.prompt, self.completion, self.total].iter().all(Option::is_none) && self.cost.is_none()
+    }
+
+    fn has_classes(&self) -> bool {
+        self.prompt.is_some() || self.completion.is_some()
+    }
+
+    fn counted(&self, status: Status, details: &mut Details) -> (Amounts, Flags) {
+        let mut amounts = Amounts {
+            requests: 0,
+            prompt_tokens: self.prompt.unwrap_or(0),
+            cache_read_tokens: self.cache_read,
+            cache_write_tokens: self.cache_write,
+            completion_tokens: self.completion.unwrap_or(0),
+            reasoning_tokens: self.reasoning,
+            unclassified_tokens: if self.has_classes() { 0 } else { self.total.unwrap_or(0) },
+            cost: self.cost.unwrap_or_default(),
+        };
+        let consumed = status == Status::Success || amounts.total_tokens() > 0 || amounts.cost.0 > 0;
+        amounts.requests = self.requests.unwrap_or(i64::from(consumed));
+        let mut flags = Flags::default();
+        // A cost of zero that is stated is a price; a missing one is a missing price.
+        if status == Status::Success && amounts.total_tokens() > 0 && self.cost.is_none() {
+            flags = flags.with(Flags::UNPRICED);
+        }
+        if let Some(total) = self.total.filter(|total| *total != amounts.total_tokens()) {
+            flags = flags.with(Flags::TOTAL_DIFFERS);
+            details.number("senderTotal", total);
+        }
+        (amounts, flags)
+    }
+
+    fn as_statement(&self, details: &mut Details) {
+        let numbers = [
+            ("cacheReadTokens", Some(self.cache_read).filter(|tokens| *tokens > 0)),
+            ("cacheWriteTokens", Some(self.cache_write).filter(|tokens| *tokens > 0)),
+            ("completionTokens", self.completion),
+            ("promptTokens", self.prompt),
+            ("reasoningTokens", Some(self.reasoning).filter(|tokens| *tokens > 0)),
+            ("requests", self.requests),
+            ("totalTokens", self.total),
+        ];
+        let mut statement: std::collections::BTreeMap<&str, Value> =
+            numbers.into_iter().filter_map(|(name, number)| Some((name, Value::from(number?)))).collect();
+        if let Some(cost) = self.cost {
+            statement.insert("costUsd", Value::String(cost.to_string()));
+        }
+        let statement = statement.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        details.value("statement", Value::Object(statement));
+    }
+}
+
+fn rest_of(total: Option<i64>, part: Option<i64>) -> Option<i64> {
+    total?.checked_sub(part?).filter(|rest| *rest >= 0)
+}

@@ -1,0 +1,105 @@
+//! What was not counted: kept with its bytes, its reason, and how to read it again.
+
+use aws_lc_rs::digest;
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::arrival::{Arrival, Format, Reporter, Unreadable};
+use crate::domain::ids::TenantId;
+use crate::domain::report::Quarantined;
+use crate::domain::time::Timestamp;
+
+const EVENTS: &str = "events";
+const LITELLM: &str = "litellm";
+/// Begins the tenant that a reporter may speak for.
+const ONLY: &str = ";only=";
+
+/// How quarantined bytes are to be read again: `events` or `litellm`, and `;only=<tenantId>` when they came from a
+/// reporter that may speak for one tenant only. Another try must not trust them more than the first one did.
+#[must_use]
+pub fn tag(format: Format, reporter: Reporter) -> String {
+    let name = match format {
+        Format::Events => EVENTS,
+        Format::Litellm => LITELLM,
+    };
+    match reporter {
+        Reporter::Platform => name.to_owned(),
+        Reporter::Tenant(tenant) => format!("{name}{ONLY}{tenant}"),
+    }
+}
+
+/// The reverse of [`tag`]; `None` for what it never made.
+#[must_use]
+pub fn read_tag(tag: &str) -> Option<(Format, Reporter)> {
+    let (name, reporter) = match tag.split_once(ONLY) {
+        Some((name, tenant)) => (name, Reporter::Tenant(tenant.parse().ok()?)),
+        None => (tag, Reporter::Platform),
+    };
+    match name {
+        EVENTS => Some((Format::Events, reporter)),
+        LITELLM => Some((Format::Litellm, reporter)),
+        _ => None,
+    }
+}
+
+/// A row for `raw`. Its digest is over origin, tag and bytes, so the same poison arriving again is the same row.
+#[must_use]
+pub fn row(
+    id: Uuid,
+    arrival: &Arrival,
+    reporter: Reporter,
+    raw: &Bytes,
+    problem: &Unreadable,
+    tenant: Option<TenantId>,
+    received_at: Timestamp,
+) -> Quarantined {
+    let format = tag(arrival.format, reporter);
+    Quarantined {
+        id,
+        tenant,
+        reason: problem.reason,
+        detail: problem.detail.clone(),
+        origin: arrival.origin.clone(),
+        digest: digest_of(&arrival.origin, &format, raw),
+        format,
+        body: raw.to_vec(),
+        received_at,
+        replayed_at: None,
+    }
+}
+
+fn digest_of(origin: &str, format: &str, body: &[u8]) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in [origin.as_bytes(), format.as_bytes(), body] {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part);
+    }
+    let mut hash = [0; 32];
+    hash.copy_from_slice(context.finish().as_ref());
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_read_as_it_was_written() {
+        let only = Reporter::Tenant(TenantId(Uuid::from_u128(7)));
+        for format in [Format::Events, Format::Litellm] {
+            for reporter in [Reporter::Platform, only] {
+                assert_eq!(read_tag(&tag(format, reporter)), Some((format, reporter)));
+            }
+        }
+        for foreign in ["", "event", "events;only=", "litellm;only=acme", "events;only"] {
+            assert_eq!(read_tag(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_same_bytes_from_elsewhere_are_another_row() {
+        assert_eq!(digest_of("a", "events", b"x"), digest_of("a", "events", b"x"));
+        assert_ne!(digest_of("a", "events", b"x"), digest_of("b", "events", b"x"));
+        assert_ne!(digest_of("ab", "c", b""), digest_of("a", "bc", b""));
+    }
+}
