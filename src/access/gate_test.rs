@@ -1,0 +1,216 @@
+//! The whole gate, before a real directory on the embedded database.
+
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::issuer_peer::{IssuerPeer, Signer, settings};
+use super::*;
+use crate::directory::handle::{Handle, NewKey, NewTenant};
+use crate::domain::request::{Answer, Request};
+use crate::store::database::Store;
+
+struct House {
+    gate: Gate,
+    directory: Handle,
+    tenant: TenantId,
+    admin_key: SecretString,
+    signer: Signer,
+    issuer: IssuerPeer,
+    _data: TempDir,
+}
+
+impl House {
+    async fn new() -> House {
+        let data = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", data.path().display());
+        let store = config::Store { url: SecretString::from(url), ..config::Store::default() };
+        let signer = Signer::ed25519("d");
+        let issuer = IssuerPeer::start(&[&signer]).await;
+        let auth = config::Auth {
+            bootstrap_key: Some(SecretString::from("bootstrap.key.with-24-characters")),
+            issuers: vec![settings(&issuer.url)],
+            ..config::Auth::default()
+        };
+        let pepper = Pepper::open(&auth, &store).unwrap();
+        let rules = crate::directory::Settings {
+            tenants: config::Tenants::default(),
+            retention_micros: config::Config::default().retention_micros(),
+            channels: Vec::new(),
+        };
+        let (hints, _) = mpsc::channel(1);
+        let clock = Clock::system();
+        let directory =
+            crate::directory::open(Store::open(&store).await.unwrap(), rules, clock.clone(), hints).await.unwrap();
+
+        let (admin_key, key) = new_key(&pepper, Role::Admin);
+        let new = NewTenant {
+            name: "Acme".into(),
+            slug: None,
+            tier: "standard".into(),
+            time_zone: "UTC".into(),
+            external_ids: Vec::new(),
+            settings: "{}".into(),
+        };
+        let answer = directory.onboard(new, key, Request::system(), |_| String::new()).await.unwrap();
+        let Answer::Fresh(onboarded) = answer else { panic!("nothing was onboarded before") };
+        let gate = Gate::new(&auth, pepper, directory.clone(), clock).unwrap();
+        House { gate, directory, tenant: onboarded.tenant.id, admin_key, signer, issuer, _data: data }
+    }
+
+    async fn key(&self, role: Role) -> (SecretString, String) {
+        let (secret, key) = new_key(self.gate.pepper(), role);
+        let id = key.id.clone();
+        self.directory.issue_key(self.tenant, key, Request::system(), |_| String::new()).await.unwrap();
+        (secret, id)
+    }
+
+    fn token(&self, tenant: &str, roles: &[&str]) -> String {
+        let now = Clock::system().now().micros() / 1_000_000;
+        let claims = json!({"iss": self.issuer.url, "aud": super::issuer_peer::AUDIENCE, "sub": "jane",
+            "exp": now + 600, "tenant": tenant, "roles": roles});
+        self.signer.sign(&self.signer.header(), &claims)
+    }
+
+    async fn bearer(&self, text: &str) -> Result<Caller, Unauthenticated> {
+        let line = format!("Bearer {text}");
+        self.gate.authenticate(Credentials { authorization: vec![&line], api_key: None }).await
+    }
+
+    async fn header(&self, text: &str) -> Result<Caller, Unauthenticated> {
+        self.gate.authenticate(Credentials { authorization: Vec::new(), api_key: Some(text) }).await
+    }
+}
+
+fn new_key(pepper: &Pepper, role: Role) -> (SecretString, NewKey) {
+    let minted = api_key::mint(pepper, api_key::LIVE);
+    let key = NewKey { id: minted.id, hash: minted.hash, name: format!("{} key", role.name()), role };
+    (minted.secret, key)
+}
+
+#[tokio::test]
+async fn every_credential_becomes_its_caller() {
+    let house = House::new().await;
+    let platform = house.bearer("bootstrap.key.with-24-characters").await.unwrap();
+    assert_eq!(platform, house.header("bootstrap.key.with-24-characters").await.unwrap());
+    assert_eq!((platform.actor.as_str(), platform.tenant, platform.service), ("platform", None, true));
+    assert!(house.gate.allows(&platform, "tenants", "create"));
+
+    let admin = house.bearer(house.admin_key.expose_secret()).await.unwrap();
+    assert_eq!(admin, house.header(house.admin_key.expose_secret()).await.unwrap());
+    assert_eq!((admin.tenant, admin.roles.as_slice()), (Some(house.tenant), [Role::Admin].as_slice()));
+    assert!(admin.actor.starts_with("apiKey:") && admin.service && admin.user.is_none());
+    assert!(house.gate.allows(&admin, "quotas", "replace"));
+    assert!(!house.gate.allows(&admin, "tenants", "create"));
+
+    let (reporter, id) = house.key(Role::Reporter).await;
+    let reporter = house.bearer(reporter.expose_secret()).await.unwrap();
+    assert_eq!(reporter.actor, format!("apiKey:{id}"));
+    assert!(house.gate.allows(&reporter, "usage", "report"));
+    assert!(!house.gate.allows(&reporter, "usage", "read"));
+
+    let jane = house.bearer(&house.token(&house.tenant.to_string(), &["reader"])).await.unwrap();
+    assert_eq!(jane.actor, "user:jane");
+    assert_eq!((jane.tenant, jane.user.as_deref(), jane.service), (Some(house.tenant), Some("jane"), false));
+    assert!(house.gate.allows(&jane, "usage", "read"));
+    assert!(!house.gate.allows(&jane, "quotas", "replace"));
+
+    let nobody = house.bearer(&house.token(&house.tenant.to_string(), &["owner"])).await.unwrap();
+    for rule in house.gate.policy_rows() {
+        assert!(!house.gate.allows(&nobody, &rule.object, &rule.action), "{rule:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_valid_is_refused_and_all_refusals_look_the_same() {
+    let house = House::new().await;
+    let stranger = api_key::mint(house.gate.pepper(), api_key::LIVE).secret;
+    let elsewhere = api_key::mint(&Pepper::from_bytes(&[0; 32]), api_key::LIVE).secret;
+    let token = house.token(&house.tenant.to_string(), &["admin"]);
+    let no_tenant = house.token("018f3a5e-0000-7000-8000-00000000000a", &["admin"]);
+    let mut typo = house.admin_key.expose_secret().to_owned();
+    typo.replace_range(30..31, if &typo[30..31] == "A" { "B" } else { "A" });
+    let right = house.admin_key.expose_secret();
+    // The right id with another secret and its right checksum.
+    let mixed = mixed(right, stranger.expose_secret());
+    assert_eq!(api_key::parse(&mixed).unwrap().id, api_key::parse(right).unwrap().id);
+
+    let invalid = [
+        "bootstrap.key.with-24-characterz",
+        "bootstrap.key.with-24-character",
+        stranger.expose_secret(),
+        elsewhere.expose_secret(),
+        &typo,
+        &mixed,
+        &no_tenant,
+        &token[..token.len() - 2],
+        "pak_live_x",
+        "opaque",
+    ];
+    for text in invalid {
+        assert_eq!(house.bearer(text).await, Err(Unauthenticated::Invalid), "{text}");
+    }
+    assert_eq!(house.header(&token).await, Err(Unauthenticated::Invalid), "a token is no API key");
+    assert_eq!(house.gate.authenticate(Credentials::default()).await, Err(Unauthenticated::Missing));
+    let twice = Credentials { authorization: vec!["Bearer a", "Bearer a"], api_key: None };
+    assert_eq!(house.gate.authenticate(twice).await, Err(Unauthenticated::Malformed));
+    house.issuer.behave(|issuer| issuer.status = 500);
+    assert_eq!(house.bearer(&token).await.map(|caller| caller.actor), Ok("user:jane".into()));
+}
+
+fn mixed(id_of: &str, secret_of: &str) -> String {
+    let body = format!("{}{}", &id_of[..22], &secret_of[22..52]);
+    let candidates = crc32fast::hash(body.as_bytes());
+    const DIGITS: &[u8] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let digit = |power: u32| char::from(DIGITS[(candidates as u64 / 62_u64.pow(power) % 62) as usize]);
+    let checksum = (0..6).rev().map(digit).collect::<String>();
+    format!("{body}{checksum}")
+}
+
+#[tokio::test]
+async fn a_revoked_key_and_a_tenant_that_is_not_served_are_refused_at_once() {
+    let house = House::new().await;
+    let (reader, id) = house.key(Role::Reader).await;
+    let token = house.token(&house.tenant.to_string(), &["reader"]);
+    assert!(house.bearer(reader.expose_secret()).await.is_ok());
+    house.directory.revoke_key(house.tenant, &id, Request::system()).await.unwrap();
+    assert_eq!(house.bearer(reader.expose_secret()).await, Err(Unauthenticated::Invalid));
+    assert!(!house.bearer(&token).await.unwrap().suspended);
+
+    house.directory.shift(house.tenant, Lifecycle::Suspended, Request::system()).await.unwrap();
+    assert!(house.bearer(house.admin_key.expose_secret()).await.unwrap().suspended);
+    assert!(house.bearer(&token).await.unwrap().suspended, "although the token is remembered");
+
+    house.directory.shift(house.tenant, Lifecycle::Archived, Request::system()).await.unwrap();
+    assert_eq!(house.bearer(house.admin_key.expose_secret()).await, Err(Unauthenticated::Invalid));
+    assert_eq!(house.bearer(&token).await, Err(Unauthenticated::Invalid));
+}
+
+/// Prints what a caller costs; `cargo test --lib -- --ignored --nocapture cost_of_a_caller`.
+#[tokio::test]
+#[ignore = "a measurement, not a check"]
+async fn cost_of_a_caller() {
+    const ROUNDS: u32 = 20_000;
+    let house = House::new().await;
+    let token = house.token(&house.tenant.to_string(), &["reader"]);
+    let unknown = api_key::mint(house.gate.pepper(), api_key::LIVE).secret;
+    let key = house.admin_key.expose_secret();
+    for (what, text) in
+        [("remembered token", token.as_str()), ("API key", key), ("unknown key", unknown.expose_secret())]
+    {
+        let _ = house.bearer(text).await;
+        let started = Instant::now();
+        for _ in 0..ROUNDS {
+            let _ = std::hint::black_box(house.bearer(text).await);
+        }
+        println!("{what}: {:.2} µs", started.elapsed().as_secs_f64() * 1e6 / f64::from(ROUNDS));
+    }
+    let caller = house.bearer(key).await.unwrap();
+    let started = Instant::now();
+    for _ in 0..ROUNDS {
+        let _ = std::hint::black_box(house.gate.allows(&caller, "usage", "report"));
+    }
+    println!("decision: {:.2} µs", started.elapsed().as_secs_f64() * 1e6 / f64::from(ROUNDS));
+}

@@ -1,0 +1,369 @@
+//! JWT access tokens of the configured issuers, after RFC 8725 and RFC 9068.
+//!
+//! The issuer's key decides the algorithm; the token only names the key. Nothing in a token makes us ask anybody but
+//! its configured issuer. A verified token is remembered by its SHA-256 until it expires or a minute has passed, and
+//! verified again when its issuer's keys have changed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, Validation};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
+
+use super::keyring::{Found, Keyring, Missing};
+use crate::clock::Clock;
+use crate::config;
+use crate::domain::ids::TenantId;
+use crate::domain::tenant::Role;
+use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
+
+/// Longest token that is looked at.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// How far an issuer's clock may be from ours.
+const LEEWAY_SECONDS: i64 = 60;
+const REMEMBER: Duration = Duration::from_secs(60);
+const REMEMBER_MAX: u64 = 10_000;
+/// OpenID Connect Core 2: a subject has at most 255 characters.
+const SUBJECT_MAX: usize = 255;
+const KEY_ID_MAX: usize = 256;
+const ROLES_MAX: usize = 100;
+/// The last second of the year 9999; later expiries are milliseconds by mistake.
+const SECONDS_MAX: i64 = 253_402_300_799;
+/// Claims that only ID tokens and logout tokens have.
+const NOT_FOR_ACCESS: [&str; 5] = ["nonce", "at_hash", "c_hash", "s_hash", "events"];
+
+/// Why a token is not accepted, as far as a metric's label tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Too long, not three parts, not JSON.
+    Form,
+    /// An algorithm, type or parameter in its header that we never accept.
+    Header,
+    UnknownIssuer,
+    UnknownKey,
+    Signature,
+    Audience,
+    Expired,
+    NotYetValid,
+    /// A required claim is missing or unreadable, or it is no access token.
+    Claims,
+    /// Whether it is valid cannot be told now: the issuer's keys are out of reach.
+    KeysUnavailable,
+}
+
+impl Refusal {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Refusal::Form => "token_form",
+            Refusal::Header => "token_header",
+            Refusal::UnknownIssuer => "token_issuer",
+            Refusal::UnknownKey => "token_key",
+            Refusal::Signature => "token_signature",
+            Refusal::Audience => "token_audience",
+            Refusal::Expired => "token_expired",
+            Refusal::NotYetValid => "token_not_yet_valid",
+            Refusal::Claims => "token_claims",
+            Refusal::KeysUnavailable => "keys_unavailable",
+        }
+    }
+}
+
+/// Who a verified token speaks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) subject: String,
+    pub(super) user: Option<String>,
+    /// `None` only for a platform administrator.
+    pub(super) tenant: Option<TenantId>,
+    pub(super) roles: Vec<Role>,
+}
+
+#[derive(Debug)]
+struct Remembered {
+    identity: Arc<Identity>,
+    issuer: usize,
+    generation: u64,
+    until: Timestamp,
+}
+
+struct Trusted {
+    settings: config::Issuer,
+    keyring: Arc<Keyring>,
+}
+
+/// Verifies tokens and remembers them.
+pub(super) struct Tokens {
+    issuers: Vec<Trusted>,
+    remembered: moka::sync::Cache<[u8; 32], Arc<Remembered>>,
+    clock: Clock,
+}
+
+impl Tokens {
+    /// # Errors
+    /// When the client that asks issuers cannot be made.
+    pub(super) fn new(issuers: &[config::Issuer], clock: Clock) -> Result<Tokens, reqwest::Error> {
+        let mut trusted = Vec::with_capacity(issuers.len());
+        if !issuers.is_empty() {
+            let client = super::keyring::client()?;
+            let keyring = |settings: &config::Issuer| Keyring::new(settings, client.clone());
+            trusted.extend(issuers.iter().map(|issuer| Trusted { settings: issuer.clone(), keyring: keyring(issuer) }));
+        }
+        let remembered = moka::sync::Cache::builder().max_capacity(REMEMBER_MAX).time_to_live(REMEMBER).build();
+        Ok(Tokens { issuers: trusted, remembered, clock })
+    }
+
+    /// Reads every issuer's keys, so that the first tokens need not wait.
+    pub(super) async fn warm(&self) {
+        futures_util::future::join_all(self.issuers.iter().map(|issuer| issuer.keyring.refresh())).await;
+    }
+
+    /// Waits only when the token's key is not at hand.
+    pub(super) async fn verify(&self, token: &str) -> Result<Arc<Identity>, Refusal> {
+        if token.len() > TOKEN_BYTES_MAX {
+            return Err(Refusal::Form);
+        }
+        let now = self.clock.now();
+        let digest = digest_of(token);
+        if let Some(identity) = self.recall(&digest, now) {
+            return Ok(identity);
+        }
+        let parts = Parts::read(token)?;
+        let (index, issuer) = self.issuer(&parts)?;
+        let found = issuer.keyring.find(parts.header.kid.as_deref()).await.map_err(|missing| match missing {
+            Missing::Unknown => Refusal::UnknownKey,
+            Missing::Unavailable => Refusal::KeysUnavailable,
+        })?;
+        let claims = verified_claims(token, &parts, &found, &issuer.settings)?;
+        let expires_at = check_times(&claims, now)?;
+        let identity = Arc::new(identity(&claims, &parts.header, &issuer.settings)?);
+        let remember_micros = i64::try_from(REMEMBER.as_micros()).unwrap_or(i64::MAX);
+        let until = now.plus_micros(remember_micros).min(expires_at);
+        let remembered =
+            Remembered { identity: Arc::clone(&identity), issuer: index, generation: found.generation, until };
+        self.remembered.insert(digest, Arc::new(remembered));
+        Ok(identity)
+    }
+
+    fn recall(&self, digest: &[u8; 32], now: Timestamp) -> Option<Arc<Identity>> {
+        let remembered = self.remembered.get(digest)?;
+        let keyring = &self.issuers.get(remembered.issuer)?.keyring;
+        let holds = now < remembered.until && remembered.generation == keyring.generation();
+        holds.then(|| Arc::clone(&remembered.identity))
+    }
+
+    fn issuer(&self, parts: &Parts) -> Result<(usize, &Trusted), Refusal> {
+        let mut issuers = self.issuers.iter().enumerate();
+        issuers.find(|(_, issuer)| issuer.settings.issuer == parts.issuer).ok_or(Refusal::UnknownIssuer)
+    }
+}
+
+/// A JOSE header. What could make a verifier trust the token's own word is only noticed, never read.
+#[derive(Debug, Deserialize)]
+struct Header {
+    alg: String,
+    typ: Option<String>,
+    kid: Option<String>,
+    crit: Option<IgnoredAny>,
+    jku: Option<IgnoredAny>,
+    jwk: Option<IgnoredAny>,
+    x5u: Option<IgnoredAny>,
+    x5c: Option<IgnoredAny>,
+    b64: Option<IgnoredAny>,
+    enc: Option<IgnoredAny>,
+    zip: Option<IgnoredAny>,
+}
+
+/// What can be read before anything is believed.
+#[derive(Debug)]
+struct Parts {
+    header: Header,
+    /// `iss`: which of our issuers to ask, which then has to have signed it.
+    issuer: String,
+}
+
+impl Parts {
+    fn read(token: &str) -> Result<Parts, Refusal> {
+        #[derive(Deserialize)]
+        struct Unverified {
+            iss: String,
+        }
+        let mut parts = token.split('.');
+        let (Some(header), Some(claims), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(Refusal::Form);
+        };
+        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| Refusal::Form);
+        let header: Header = serde_json::from_slice(&decode(header)?).map_err(|_| Refusal::Form)?;
+        header.check()?;
+        let Unverified { iss } = serde_json::from_slice(&decode(claims)?).map_err(|_| Refusal::Claims)?;
+        Ok(Parts { header, issuer: iss })
+    }
+}
+
+impl Header {
+    fn check(&self) -> Result<(), Refusal> {
+        let steers = [&self.crit, &self.jku, &self.jwk, &self.x5u, &self.x5c, &self.b64, &self.enc, &self.zip];
+        let plain = steers.iter().all(|parameter| parameter.is_none());
+        let known = matches!(self.alg.as_str(), "RS256" | "ES256" | "EdDSA");
+        let short = self.kid.as_ref().is_none_or(|kid| kid.len() <= KEY_ID_MAX);
+        if plain && known && short && self.kind().is_some() { Ok(()) } else { Err(Refusal::Header) }
+    }
+
+    fn kind(&self) -> Option<Kind> {
+        let typ = self.typ.as_deref()?.to_ascii_lowercase();
+        match typ.strip_prefix("application/").unwrap_or(&typ) {
+            "at+jwt" => Some(Kind::AccessToken),
+            "jwt" => Some(Kind::Jwt),
+            _ => None,
+        }
+    }
+}
+
+/// What a token says it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// RFC 9068.
+    AccessToken,
+    /// Anything: it may be an ID token, which is not for us.
+    Jwt,
+}
+
+fn verified_claims(
+    token: &str,
+    parts: &Parts,
+    found: &Found,
+    settings: &config::Issuer,
+) -> Result<Map<String, Value>, Refusal> {
+    if parts.header.alg != name_of(found.key.algorithm) {
+        return Err(Refusal::Header);
+    }
+    let mut validation = Validation::new(found.key.algorithm);
+    validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+    validation.set_issuer(&[&settings.issuer]);
+    validation.set_audience(&[&settings.audience]);
+    // Times are checked below, against our clock rather than the library's.
+    validation.validate_exp = false;
+    validation.validate_nbf = false;
+    jsonwebtoken::decode(token, &found.key.decoding, &validation).map(|data| data.claims).map_err(|error| {
+        use jsonwebtoken::errors::ErrorKind;
+        match error.kind() {
+            ErrorKind::InvalidAudience => Refusal::Audience,
+            ErrorKind::InvalidIssuer => Refusal::UnknownIssuer,
+            ErrorKind::MissingRequiredClaim(_) | ErrorKind::Json(_) | ErrorKind::InvalidClaimFormat(_) => {
+                Refusal::Claims
+            }
+            _ => Refusal::Signature,
+        }
+    })
+}
+
+fn name_of(algorithm: Algorithm) -> &'static str {
+    match algorithm {
+        Algorithm::RS256 => "RS256",
+        Algorithm::ES256 => "ES256",
+        Algorithm::EdDSA => "EdDSA",
+        _ => "",
+    }
+}
+
+/// When the token expires, if it holds at `now`, give or take the leeway.
+fn check_times(claims: &Map<String, Value>, now: Timestamp) -> Result<Timestamp, Refusal> {
+    let now_seconds = now.micros().div_euclid(MICROS_PER_SECOND);
+    let expires = claims.get("exp").and_then(seconds).ok_or(Refusal::Claims)?;
+    if now_seconds >= expires + LEEWAY_SECONDS {
+        return Err(Refusal::Expired);
+    }
+    if let Some(not_before) = claims.get("nbf") {
+        let not_before = seconds(not_before).ok_or(Refusal::Claims)?;
+        if not_before > now_seconds + LEEWAY_SECONDS {
+            return Err(Refusal::NotYetValid);
+        }
+    }
+    Ok(Timestamp(expires * MICROS_PER_SECOND))
+}
+
+/// A NumericDate, fractions cut off.
+fn seconds(value: &Value) -> Option<i64> {
+    #[allow(clippy::cast_possible_truncation, reason = "out of range saturates, and is refused")]
+    let whole = value.as_i64().or_else(|| value.as_f64().map(|seconds| seconds.floor() as i64))?;
+    (0..=SECONDS_MAX).contains(&whole).then_some(whole)
+}
+
+fn identity(claims: &Map<String, Value>, header: &Header, settings: &config::Issuer) -> Result<Identity, Refusal> {
+    if header.kind() == Some(Kind::Jwt) && is_not_for_access(claims) {
+        return Err(Refusal::Claims);
+    }
+    let subject = claims.get("sub").and_then(name).ok_or(Refusal::Claims)?;
+    let user = match claim(claims, &settings.user_claim) {
+        None | Some(Value::Null) => None,
+        Some(user) => Some(name(user).ok_or(Refusal::Claims)?.to_owned()),
+    };
+    let tenant = match claim(claims, &settings.tenant_claim) {
+        None | Some(Value::Null) => None,
+        Some(tenant) => Some(tenant.as_str().and_then(|text| text.parse().ok()).ok_or(Refusal::Claims)?),
+    };
+    let mut roles = roles(claims, settings);
+    match tenant {
+        // A token that names a tenant is confined to it, whatever role its issuer lets the tenant's people have.
+        Some(_) => roles.retain(|role| *role != Role::PlatformAdmin),
+        // Without a tenant there is only the platform, and that is for its administrators.
+        None if !roles.contains(&Role::PlatformAdmin) => return Err(Refusal::Claims),
+        None => {}
+    }
+    Ok(Identity { subject: subject.to_owned(), user, tenant, roles })
+}
+
+fn is_not_for_access(claims: &Map<String, Value>) -> bool {
+    let text = |name: &str| claims.get(name).and_then(Value::as_str);
+    // Keycloak writes what a token is into `typ`, Cognito into `token_use`.
+    NOT_FOR_ACCESS.iter().any(|name| claims.contains_key(*name))
+        || text("typ").is_some_and(|typ| !typ.eq_ignore_ascii_case("Bearer"))
+        || text("token_use").is_some_and(|token_use| token_use != "access")
+}
+
+/// A name that can stand in a log and in the audit chain.
+fn name(value: &Value) -> Option<&str> {
+    let fits = |text: &&str| !text.is_empty() && text.len() <= SUBJECT_MAX && !text.chars().any(char::is_control);
+    value.as_str().filter(fits)
+}
+
+/// The claim of this very name (some issuers use URLs), or the one its `/`-separated path leads to.
+fn claim<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
+    if let Some(value) = claims.get(path) {
+        return Some(value);
+    }
+    let (first, rest) = path.split_once('/')?;
+    rest.split('/').try_fold(claims.get(first)?, |value, part| value.get(part))
+}
+
+/// The issuer's roles as ours: by the configured map, or by our own names when there is none. Other names mean nothing.
+fn roles(claims: &Map<String, Value>, settings: &config::Issuer) -> Vec<Role> {
+    let names = match claim(claims, &settings.roles_claim) {
+        Some(Value::String(name)) => vec![name.as_str()],
+        Some(Value::Array(names)) => names.iter().take(ROLES_MAX).filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    };
+    let ours = |name: &str| match settings.roles.is_empty() {
+        true => Role::from_name(name),
+        false => settings.roles.get(name).and_then(|role| Role::from_name(role)),
+    };
+    let mut roles = names.into_iter().filter_map(ours).collect::<Vec<_>>();
+    roles.sort_unstable();
+    roles.dedup();
+    roles
+}
+
+fn digest_of(token: &str) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
+    bytes
+}
+
+#[cfg(test)]
+#[path = "token_test.rs"]
+mod tests;
