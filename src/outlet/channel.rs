@@ -1,0 +1,84 @@
+//! The channels, behind one door.
+
+use std::time::Duration;
+
+use super::alertmanager::Alertmanager;
+use super::egress::{self, Failure};
+use super::nats::Nats;
+use super::parcel::Parcel;
+use super::webhook::{self, Webhook};
+use crate::config::{self, Config, millis};
+use crate::domain::ids::TenantId;
+use crate::domain::notice::Alert;
+use crate::domain::time::Timestamp;
+
+/// Sends one channel may have under way.
+const SENDS_MAX: usize = 8;
+
+/// One place alerts go to.
+pub(super) struct Channel {
+    pub(super) name: String,
+    /// How often firing alerts are repeated, for a channel that forgets.
+    pub(super) repeat: Option<Duration>,
+    pub(super) sends_max: usize,
+    sender: Sender,
+}
+
+enum Sender {
+    Alertmanager(Alertmanager),
+    Webhook(Box<Webhook>),
+    Nats(Box<Nats>),
+}
+
+/// What is wrong with a configured channel, as `<key>: <problem>`.
+pub(super) fn problem(channel: &config::Channel) -> Option<String> {
+    match channel {
+        config::Channel::Alertmanager { url, repeat_ms, allow_private_addresses, .. } => {
+            let url = egress::problem(url, *allow_private_addresses).map(|problem| format!("url: {problem}"));
+            url.or_else(|| (*repeat_ms < 1_000).then(|| "repeat_ms: must be at least 1000".into()))
+        }
+        config::Channel::Webhook { url, secret, allow_private_addresses, .. } => {
+            let url = egress::problem(url, *allow_private_addresses).map(|problem| format!("url: {problem}"));
+            url.or_else(|| webhook::secret_problem(secret).map(|problem| format!("secret: {problem}")))
+        }
+        config::Channel::Nats { .. } => None,
+    }
+}
+
+impl Channel {
+    pub(super) fn open(channel: &config::Channel, config: &Config) -> Result<Channel, String> {
+        let name = channel.name().to_owned();
+        Ok(match channel {
+            config::Channel::Alertmanager { url, repeat_ms, allow_private_addresses, .. } => {
+                let public_url = config.notify.public_url.clone();
+                let sender = Alertmanager::open(url, *repeat_ms, *allow_private_addresses, public_url)?;
+                // One at a time: a repetition that overtakes a resolution would make the alert fire again.
+                Channel { name, repeat: Some(millis(*repeat_ms)), sends_max: 1, sender: Sender::Alertmanager(sender) }
+            }
+            config::Channel::Webhook { url, secret, allow_private_addresses, .. } => {
+                let sender = Webhook::open(url, secret, *allow_private_addresses)?;
+                Channel { name, repeat: None, sends_max: SENDS_MAX, sender: Sender::Webhook(Box::new(sender)) }
+            }
+            config::Channel::Nats { .. } => {
+                let sender = Nats::open(&config.nats)?;
+                Channel { name, repeat: None, sends_max: SENDS_MAX, sender: Sender::Nats(Box::new(sender)) }
+            }
+        })
+    }
+
+    pub(super) async fn send(&self, parcel: &Parcel, now: Timestamp) -> Result<(), Failure> {
+        match &self.sender {
+            Sender::Alertmanager(alertmanager) => alertmanager.send(parcel, now).await,
+            Sender::Webhook(webhook) => webhook.send(parcel, now).await,
+            Sender::Nats(nats) => nats.send(parcel).await,
+        }
+    }
+
+    /// Tells a channel that forgets which alerts still fire.
+    pub(super) async fn repeat(&self, firing: &[(TenantId, Alert)], now: Timestamp) -> Result<(), Failure> {
+        match &self.sender {
+            Sender::Alertmanager(alertmanager) => alertmanager.repeat(firing, now).await,
+            Sender::Webhook(_) | Sender::Nats(_) => Ok(()),
+        }
+    }
+}
