@@ -1,0 +1,360 @@
+//! Who is calling, and may they: every operation that is not open passes here, and what no rule allows is denied.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use bytes::Bytes;
+use poem::http::HeaderMap;
+use poem::{FromRequest, Request, RequestBody};
+use serde_json::json;
+
+use super::Api;
+use super::door::Passage;
+use super::operation::{Operation, Scope};
+use super::problem::{Code, Problem};
+use crate::access::{Caller, Credentials, Unauthenticated};
+use crate::domain::chain::{Entry, EntryOutcome};
+use crate::domain::ids::TenantId;
+use crate::domain::request::{self, Idempotency};
+use crate::domain::tenant::{Role, Tenant};
+use crate::tenant;
+
+/// How long a denied caller waits for the record of its denial.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A caller who may do what it asks for. `None` for an open operation.
+#[derive(Debug, Clone)]
+pub(super) struct Admitted {
+    pub(super) caller: Option<Caller>,
+    /// The tenant in question; `None` for the platform's own matters.
+    pub(super) tenant: Option<TenantId>,
+}
+
+/// What a handler knows of its request.
+#[derive(Clone)]
+pub(super) struct Ask(Arc<Asked>);
+
+pub(super) struct Asked {
+    pub(super) api: Arc<Api>,
+    pub(super) operation: &'static Operation,
+    pub(super) admitted: Admitted,
+    pub(super) request_id: String,
+    pub(super) headers: HeaderMap,
+    pub(super) query: Vec<(String, String)>,
+    pub(super) body: Bytes,
+    idempotency: Option<Idempotency>,
+}
+
+/// Decides whether the passage may go on, and about which tenant it is.
+///
+/// # Errors
+/// 401, 403 or 404; a denial of a caller who is known is in the audit chain when this returns.
+pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Problem> {
+    if passage.operation.scope == Scope::Open {
+        return Ok(Admitted { caller: None, tenant: None });
+    }
+    let mut caller = authenticate(api, passage).await?;
+    if let Some(user) = passage.said.user.as_ref().filter(|_| caller.service) {
+        caller.actor = format!("{} for user:{user}", caller.actor);
+        caller.user = Some(user.clone());
+    }
+    let span = tracing::Span::current();
+    span.record("actor", caller.actor.as_str());
+    let allows = |caller: &Caller| api.gate.allows(caller, passage.operation.object, passage.operation.action);
+    match judge(&caller, passage, allows) {
+        Ok(tenant) => {
+            if let Some(tenant) = tenant {
+                span.record("tenant", tracing::field::display(tenant));
+            }
+            Ok(Admitted { caller: Some(caller), tenant })
+        }
+        Err(problem) => {
+            record_denial(api, &caller, passage, problem.code).await;
+            Err(problem)
+        }
+    }
+}
+
+async fn authenticate(api: &Api, passage: &Passage) -> Result<Caller, Problem> {
+    let headers = passage.request.headers();
+    let unreadable = || Problem::new(Code::MalformedCredentials);
+    let text = |name: &str| -> Result<Vec<&str>, Problem> {
+        headers.get_all(name).iter().map(|value| value.to_str().map_err(|_| unreadable())).collect()
+    };
+    let authorization = text("authorization")?;
+    let keys = text("x-api-key")?;
+    if keys.len() > 1 {
+        return Err(unreadable());
+    }
+    let credentials = Credentials { authorization, api_key: keys.first().copied() };
+    api.gate.authenticate(credentials).await.map_err(|unauthenticated| {
+        Problem::new(match unauthenticated {
+            Unauthenticated::Missing => Code::AuthenticationRequired,
+            Unauthenticated::Malformed => Code::MalformedCredentials,
+            Unauthenticated::Invalid => Code::InvalidCredentials,
+            Unauthenticated::KeysUnavailable => Code::KeysUnavailable,
+        })
+    })
+}
+
+/// The tenant in question, or why the caller may not.
+fn judge(caller: &Caller, passage: &Passage, allows: impl Fn(&Caller) -> bool) -> Result<Option<TenantId>, Problem> {
+    if caller.suspended {
+        return Err(Problem::new(Code::TenantSuspended));
+    }
+    let tenant = subject(caller, passage)?;
+    let holds = match passage.operation.scope {
+        Scope::Platform => is_platform(caller),
+        // Without a tenant and without the platform's role, a caller has no books to look into.
+        _ => is_platform(caller) || (caller.tenant.is_some() && caller.tenant == tenant),
+    };
+    if holds && allows(caller) { Ok(tenant) } else { Err(Problem::new(Code::Forbidden)) }
+}
+
+/// Platform rights need the role and no tenant: a role within a tenant's own token never reaches beyond it.
+fn is_platform(caller: &Caller) -> bool {
+    caller.tenant.is_none() && caller.roles.contains(&Role::PlatformAdmin)
+}
+
+/// Which tenant it is about. Another tenant's is answered as one that does not exist.
+fn subject(caller: &Caller, passage: &Passage) -> Result<Option<TenantId>, Problem> {
+    let unknown = || Problem::new(Code::TenantNotFound);
+    let own = |named: TenantId| match caller.tenant {
+        Some(tenant) if tenant != named => Err(unknown()),
+        _ => Ok(Some(named)),
+    };
+    let said = passage.said.tenant;
+    match passage.operation.scope {
+        Scope::Open => Ok(None),
+        Scope::Platform => Ok(caller.tenant),
+        Scope::TenantInPath => {
+            let segment = passage.segments[0].as_deref().unwrap_or_default();
+            let named: TenantId = segment.parse().map_err(|_| unknown())?;
+            if said.is_some_and(|tenant| tenant != named) {
+                return Err(Problem::new(Code::TenantMismatch));
+            }
+            own(named)
+        }
+        Scope::TenantOfCredential => {
+            let asked = passage.query.iter().find(|(name, _)| name == "tenantId");
+            let asked: Option<TenantId> = match asked {
+                Some((_, text)) => Some(text.parse().map_err(|_| unknown())?),
+                None => None,
+            };
+            if asked.is_some() && said.is_some() && asked != said {
+                return Err(Problem::new(Code::TenantMismatch));
+            }
+            asked.or(said).map_or(Ok(caller.tenant), own)
+        }
+    }
+}
+
+/// One record in the caller's own chain, or the platform's. A chain that cannot take it does not hide the denial.
+async fn record_denial(api: &Api, caller: &Caller, passage: &Passage, code: Code) {
+    metrics::counter!("platform_api_http_denials_total", "code" => code.name()).increment(1);
+    let entry = Entry {
+        actor: caller.actor.clone(),
+        action: "access.denied".into(),
+        target: format!("operation:{}", passage.operation.id),
+        outcome: EntryOutcome::Denied,
+        request_id: passage.identity.request_id.clone(),
+        payload: json!({ "code": code.name(), "path": passage.request.uri().path() }).to_string(),
+    };
+    let recorded = tokio::time::timeout(AUDIT_PATIENCE, async {
+        match caller.tenant {
+            Some(tenant) => match api.directory.find(tenant).await {
+                Ok(handle) => handle.append(entry, None).await.map_err(|error| error.to_string()),
+                Err(absent) => Err(absent.to_string()),
+            },
+            None => api.directory.append_platform(entry).await.map_err(|error| error.to_string()),
+        }
+    });
+    match recorded.await {
+        Ok(Ok(())) => {}
+        Ok(Err(reason)) => tracing::error!(reason, "a denial could not be recorded"),
+        Err(_) => tracing::error!("a denial could not be recorded in time"),
+    }
+}
+
+impl Ask {
+    /// Everything a handler needs, once body and caller are known; and what the framework needs to find the handler.
+    pub(super) fn new(api: Arc<Api>, passage: Passage, admitted: Admitted, body: Bytes) -> (Ask, Request) {
+        let Passage { mut request, operation, identity, said, query, .. } = passage;
+        let actor = admitted.caller.as_ref().map_or("", |caller| caller.actor.as_str());
+        let idempotency = said.idempotency_key.map(|key| Idempotency {
+            key: format!("{actor} {} {} {key}", request.method(), request.uri().path()),
+            body_hash: sha256(&body),
+        });
+        let request_id = identity.request_id;
+        let headers = std::mem::take(request.headers_mut());
+        let ask = Asked { api, operation, admitted, request_id, headers, query, body, idempotency };
+        (Ask(Arc::new(ask)), request)
+    }
+
+    /// The ask that the stack has put into the request.
+    pub(super) fn of(request: &Request) -> Result<&Ask, Problem> {
+        request.data::<Ask>().ok_or_else(|| Problem::new(Code::Internal))
+    }
+
+    /// The tenant in question.
+    pub(super) fn tenant(&self) -> Result<TenantId, Problem> {
+        self.admitted.tenant.ok_or_else(|| Problem::new(Code::TenantNotFound))
+    }
+
+    /// The tenant's row in the catalogue.
+    pub(super) fn row(&self) -> Result<Tenant, Problem> {
+        self.api.directory.tenant(self.tenant()?).ok_or_else(|| Problem::new(Code::TenantNotFound))
+    }
+
+    /// The tenant's doorbell.
+    pub(super) async fn handle(&self) -> Result<tenant::handle::Handle, Problem> {
+        Ok(self.api.directory.find(self.tenant()?).await?)
+    }
+
+    pub(super) fn is_platform(&self) -> bool {
+        self.admitted.caller.as_ref().is_some_and(is_platform)
+    }
+
+    /// Who asks for a change, for its record and its idempotency.
+    pub(super) fn change(&self) -> request::Request {
+        request::Request {
+            actor: self.admitted.caller.as_ref().map_or_else(String::new, |caller| caller.actor.clone()),
+            request_id: self.request_id.clone(),
+            idempotency: self.idempotency.clone(),
+        }
+    }
+
+    /// Whose list a cursor belongs to.
+    fn owner(&self) -> String {
+        self.admitted.tenant.map_or_else(|| "platform".into(), |tenant| tenant.to_string())
+    }
+
+    pub(super) fn seal(&self, position: &str) -> String {
+        self.api.sealer.seal(self.operation.id, &self.owner(), position)
+    }
+
+    /// The position in `cursor`, read by `parse`.
+    pub(super) fn open<T>(
+        &self,
+        cursor: Option<&str>,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, Problem> {
+        let Some(cursor) = cursor else { return Ok(None) };
+        let position = self.api.sealer.open(self.operation.id, &self.owner(), cursor)?;
+        parse(&position).map(Some).ok_or_else(|| Problem::new(Code::InvalidCursor))
+    }
+}
+
+impl std::ops::Deref for Ask {
+    type Target = Asked;
+
+    fn deref(&self) -> &Asked {
+        &self.0
+    }
+}
+
+impl<'a> FromRequest<'a> for Ask {
+    async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Ask> {
+        Ok(Ask::of(request)?.clone())
+    }
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::operation;
+    use super::super::request::{Identity, Said};
+    use super::*;
+    use poem::http::Method;
+
+    const OURS: &str = "0199a8b2-5c00-7abc-8def-0123456789ab";
+    const THEIRS: &str = "0199a8b2-5c00-7abc-8def-0123456789ac";
+
+    fn caller(tenant: Option<&str>, role: Role) -> Caller {
+        Caller {
+            actor: "apiKey:k".into(),
+            roles: vec![role],
+            tenant: tenant.map(|id| id.parse().unwrap()),
+            user: None,
+            service: false,
+            suspended: false,
+        }
+    }
+
+    fn passage(method: Method, uri: &str, header: Option<&str>) -> Passage {
+        let request = Request::builder().method(method.clone()).uri(uri.parse().unwrap()).finish();
+        let (operation, segments) = operation::find(&method, request.uri().path()).unwrap();
+        let segments = segments.map(|segment| segment.map(str::to_owned));
+        let query = request.params().unwrap();
+        let said = Said { tenant: header.map(|id| id.parse().unwrap()), ..Said::default() };
+        Passage {
+            operation,
+            segments,
+            identity: Identity { request_id: "r".into(), trace: None },
+            said,
+            query,
+            request,
+        }
+    }
+
+    fn judged(caller: &Caller, passage: &Passage) -> Result<Option<String>, &'static str> {
+        let judged = judge(caller, passage, |_| true);
+        judged.map(|tenant| tenant.map(|id| id.to_string())).map_err(|problem| problem.code.name())
+    }
+
+    #[test]
+    fn another_tenant_s_name_is_answered_as_one_that_does_not_exist() {
+        let (admin, platform) = (caller(Some(OURS), Role::Admin), caller(None, Role::PlatformAdmin));
+        let ours = Ok(Some(OURS.to_owned()));
+        let quotas = |id: &str| format!("/v1/quotas/{id}");
+        for (who, uri, header, expected) in [
+            (&admin, quotas(OURS), None, ours.clone()),
+            (&admin, quotas(&OURS.to_uppercase()), Some(OURS), ours.clone()),
+            (&admin, quotas(THEIRS), None, Err("TENANT_NOT_FOUND")),
+            (&admin, quotas("not-an-id"), None, Err("TENANT_NOT_FOUND")),
+            (&admin, quotas(OURS), Some(THEIRS), Err("TENANT_MISMATCH")),
+            (&admin, quotas(THEIRS), Some(OURS), Err("TENANT_MISMATCH")),
+            (&platform, quotas(OURS), None, ours.clone()),
+            (&platform, quotas(OURS), Some(THEIRS), Err("TENANT_MISMATCH")),
+            (&admin, "/v1/audit".into(), None, ours.clone()),
+            (&admin, "/v1/audit".into(), Some(THEIRS), Err("TENANT_NOT_FOUND")),
+            (&admin, format!("/v1/audit?tenantId={THEIRS}"), None, Err("TENANT_NOT_FOUND")),
+            (&admin, format!("/v1/audit?tenantId={OURS}"), None, ours.clone()),
+            (&platform, "/v1/audit".into(), None, Ok(None)),
+            (&platform, "/v1/audit".into(), Some(OURS), ours.clone()),
+            (&platform, format!("/v1/audit?tenantId={OURS}"), None, ours.clone()),
+            (&platform, format!("/v1/audit?tenantId={OURS}"), Some(THEIRS), Err("TENANT_MISMATCH")),
+            (&platform, "/v1/audit?tenantId=x".into(), None, Err("TENANT_NOT_FOUND")),
+        ] {
+            assert_eq!(judged(who, &passage(Method::GET, &uri, header)), expected, "{uri} {header:?}");
+        }
+    }
+
+    #[test]
+    fn what_no_rule_allows_is_denied() {
+        let list = passage(Method::GET, "/v1/tenants", None);
+        assert_eq!(judged(&caller(None, Role::PlatformAdmin), &list), Ok(None));
+        // The platform's role inside a tenant, and a role without a tenant, reach nothing of the platform's.
+        assert_eq!(judged(&caller(Some(OURS), Role::PlatformAdmin), &list), Err("FORBIDDEN"));
+        assert_eq!(judged(&caller(None, Role::Admin), &list), Err("FORBIDDEN"));
+        let quotas = passage(Method::GET, &format!("/v1/quotas/{OURS}"), None);
+        assert_eq!(judged(&caller(None, Role::Admin), &quotas), Err("FORBIDDEN"));
+        assert_eq!(judged(&caller(None, Role::Reader), &passage(Method::GET, "/v1/audit", None)), Err("FORBIDDEN"));
+        let denied = judge(&caller(Some(OURS), Role::Admin), &quotas, |_| false).unwrap_err();
+        assert_eq!(denied.code, Code::Forbidden);
+    }
+
+    #[test]
+    fn a_suspended_tenant_s_credential_opens_nothing() {
+        let suspended = Caller { suspended: true, ..caller(Some(OURS), Role::Admin) };
+        for uri in [format!("/v1/quotas/{OURS}"), format!("/v1/quotas/{THEIRS}/decision"), "/v1/audit".into()] {
+            assert_eq!(judged(&suspended, &passage(Method::GET, &uri, None)), Err("TENANT_SUSPENDED"), "{uri}");
+        }
+    }
+}

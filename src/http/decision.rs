@@ -1,0 +1,364 @@
+//! `/v1/quotas/{tenantId}/decision`: what a gateway should do with a request.
+//!
+//! This is asked in the gateway's own request path, so it is answered without the framework's JSON document model and
+//! is described by hand; `document` puts the description where it belongs.
+
+use std::hash::{BuildHasher, Hash, Hasher};
+
+use poem::Response;
+use poem::http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::authorize::Ask;
+use super::problem::{FieldProblem, Problem};
+use super::reply;
+use super::view::{Amount, ScopeView, instant};
+use crate::domain::quota::{Decision, Level, Standing, Verdict};
+use crate::domain::tenant::Lifecycle;
+use crate::domain::time::Timestamp;
+use crate::domain::usage::{LABEL_BYTES_MAX, Subject};
+
+/// Answers with a decision, or that the one the gateway has still holds.
+pub(super) async fn answer(ask: &Ask) -> Result<Response, Problem> {
+    let subject = subject(&ask.query)?;
+    // A tenant's own credential was refused at the door if it is suspended; the platform's was not.
+    let suspended = ask.is_platform() && ask.row()?.lifecycle == Lifecycle::Suspended;
+    let hash = hash_of(&subject, suspended);
+    let decided = ask.handle().await?.decide(&subject)?;
+    let limits = &ask.api.limits;
+    let freshness = Freshness {
+        now: ask.api.clock.now(),
+        refresh_ms: limits.decision_refresh_ms,
+        valid_ms: limits.decision_valid_ms,
+    };
+    let tag = etag(decided.epoch, &decided.decision, hash);
+    let known = ask.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    let mut response = if known.is_some_and(|known| is_known(known, &tag)) {
+        Response::builder().status(StatusCode::NOT_MODIFIED).finish()
+    } else {
+        let view = DecisionView::of(&decided.decision, suspended, freshness);
+        reply::json(StatusCode::OK, serde_json::to_vec(&view).unwrap_or_default())
+    };
+    let headers = response.headers_mut();
+    let max_age = format!("private, max-age={}", limits.decision_refresh_ms / 1_000);
+    for (name, value) in [(header::ETAG, &tag), (header::CACHE_CONTROL, &max_age)] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    }
+    Ok(response)
+}
+
+fn subject(query: &[(String, String)]) -> Result<Subject, Problem> {
+    let mut subject = Subject::default();
+    let mut problems = Vec::new();
+    for (name, value) in query {
+        if value.len() > LABEL_BYTES_MAX {
+            let message = format!("must be at most {LABEL_BYTES_MAX} bytes");
+            problems.push(FieldProblem { pointer: format!("?{name}"), message });
+            continue;
+        }
+        let field = match name.as_str() {
+            "userId" => &mut subject.user,
+            "groupId" => &mut subject.group,
+            "apiKeyId" => &mut subject.api_key,
+            "model" => &mut subject.model,
+            _ => &mut subject.provider,
+        };
+        field.clone_from(value);
+    }
+    if problems.is_empty() { Ok(subject) } else { Err(Problem::fields(problems)) }
+}
+
+/// Tells answers to different questions apart. Fixed keys, so that a tag survives a restart; a machine that hashes
+/// differently costs one answer in full.
+fn hash_of(subject: &Subject, suspended: bool) -> u64 {
+    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((subject, suspended))
+}
+
+/// Changes with the books, the question, and the period of the quotas that shaped the answer.
+fn etag(epoch: i64, decision: &Decision, question: u64) -> String {
+    let mut hasher = ahash::RandomState::with_seeds(5, 6, 7, 8).build_hasher();
+    question.hash(&mut hasher);
+    for standing in decision.tightest.iter().chain(&decision.reasons) {
+        (standing.quota.id, standing.period_start, standing.used).hash(&mut hasher);
+    }
+    format!("\"{epoch}-{}-{:016x}\"", decision.version, hasher.finish())
+}
+
+/// `If-None-Match` is a list of tags, weak ones included, or `*`.
+fn is_known(header: &str, tag: &str) -> bool {
+    header.split(',').map(str::trim).any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag)
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Freshness {
+    now: Timestamp,
+    refresh_ms: u64,
+    valid_ms: u64,
+}
+
+impl Freshness {
+    /// No answer outlives the period that it judged.
+    fn until(self, milliseconds: u64, reset_at: Option<Timestamp>) -> Timestamp {
+        let micros = i64::try_from(milliseconds).unwrap_or(i64::MAX).saturating_mul(1_000);
+        let end = self.now.plus_micros(micros);
+        reset_at.filter(|reset| *reset > self.now).map_or(end, |reset| end.min(reset))
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DecisionView {
+    decision: &'static str,
+    reasons: Vec<Reason>,
+    /// Of the tightest matching quota.
+    remaining: Option<Amount>,
+    reset_at: Option<String>,
+    refresh_after: String,
+    valid_until: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Reason {
+    code: &'static str,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    quota: Option<QuotaReason>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct QuotaReason {
+    quota_id: String,
+    scope: ScopeView,
+    metric: &'static str,
+    period: &'static str,
+    enforcement: &'static str,
+    limit: Amount,
+    used: Amount,
+    remaining: Amount,
+    reset_at: Option<String>,
+}
+
+const TENANT_SUSPENDED: &str = "TENANT_SUSPENDED";
+const LIMIT_REACHED: &str = "LIMIT_REACHED";
+const THRESHOLD_REACHED: &str = "THRESHOLD_REACHED";
+
+impl DecisionView {
+    fn of(decision: &Decision, suspended: bool, freshness: Freshness) -> DecisionView {
+        let tightest = decision.tightest.as_ref();
+        let reset_at = tightest.and_then(|standing| standing.reset_at);
+        let suspension = suspended.then_some(Reason { code: TENANT_SUSPENDED, quota: None });
+        DecisionView {
+            decision: if suspended { Verdict::Deny.name() } else { decision.verdict.name() },
+            reasons: suspension.into_iter().chain(decision.reasons.iter().map(Reason::of)).collect(),
+            remaining: tightest.map(|standing| Amount::new(standing.quota.metric, standing.remaining)),
+            reset_at: reset_at.map(instant),
+            refresh_after: instant(freshness.until(freshness.refresh_ms, reset_at)),
+            valid_until: instant(freshness.until(freshness.valid_ms, reset_at)),
+        }
+    }
+}
+
+impl Reason {
+    fn of(standing: &Standing) -> Reason {
+        let quota = &standing.quota;
+        Reason {
+            code: if standing.level == Level::Exceeded { LIMIT_REACHED } else { THRESHOLD_REACHED },
+            quota: Some(QuotaReason {
+                quota_id: quota.id.to_string(),
+                scope: ScopeView::of(&quota.scope),
+                metric: quota.metric.name(),
+                period: quota.period.name(),
+                enforcement: quota.enforcement.name(),
+                limit: Amount::new(quota.metric, quota.limit),
+                used: Amount::new(quota.metric, standing.used),
+                remaining: Amount::new(quota.metric, standing.remaining),
+                reset_at: standing.reset_at.map(instant),
+            }),
+        }
+    }
+}
+
+/// The path item of the document.
+pub(super) fn described() -> Value {
+    let parameter = |name: &str, place: &str, description: &str| {
+        json!({
+            "name": name, "in": place, "required": place == "path", "description": description,
+            "schema": {"type": "string"}
+        })
+    };
+    json!({"get": {
+        "tags": ["Quotas"],
+        "summary": "Ask for a decision",
+        "description": "For gateways: what to do with a request attributed like this. Always 200 for a known tenant; the caller chooses what to do when it gets no answer. All matching quotas apply at once and the tightest decides. Ask again after `refreshAfter`, with the ETag in If-None-Match; without an answer the decision may be used until `validUntil`.",
+        "operationId": "decide",
+        "parameters": [
+            parameter("tenantId", "path", "The tenant's id."),
+            parameter("userId", "query", "The user the request is for."),
+            parameter("groupId", "query", "The group the request is for."),
+            parameter("apiKeyId", "query", "The gateway's API key the request came with."),
+            parameter("model", "query", "The model that is asked for."),
+            parameter("provider", "query", "The provider that will answer."),
+            parameter("If-None-Match", "header", "ETags the caller has."),
+        ],
+        "responses": {
+            "200": {
+                "description": "The decision.",
+                "headers": {
+                    "ETag": {"description": "Changes with the decision's grounds.", "schema": {"type": "string"}},
+                    "Cache-Control": {"schema": {"type": "string", "example": "private, max-age=1"}}
+                },
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Decision"}}}
+            },
+            "304": {"description": "The decision the caller has still holds."}
+        }
+    }})
+}
+
+/// The schema of the answer.
+pub(super) fn schema() -> Value {
+    let amount = json!({
+        "description": "An integer for tokens and requests; for `cost` a decimal string of US dollars.",
+        "oneOf": [{"type": "integer", "format": "int64"}, {"type": "string"}],
+        "nullable": true
+    });
+    let instant = json!({"type": "string", "format": "date-time"});
+    let maybe_instant = json!({"type": "string", "format": "date-time", "nullable": true});
+    json!({
+        "type": "object",
+        "title": "Decision",
+        "required": ["decision", "reasons", "remaining", "resetAt", "refreshAfter", "validUntil"],
+        "properties": {
+            "decision": {"type": "string", "enum": ["allow", "warn", "deny"]},
+            "reasons": {
+                "description": "The matching quotas that are not ok, tightest first, and a suspension before them.",
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["code"],
+                    "properties": {
+                        "code": {"type": "string", "enum": [TENANT_SUSPENDED, LIMIT_REACHED, THRESHOLD_REACHED]},
+                        "quotaId": {"type": "string"},
+                        "scope": {"$ref": "#/components/schemas/Scope"},
+                        "metric": {"type": "string"},
+                        "period": {"type": "string"},
+                        "enforcement": {"type": "string"},
+                        "limit": amount, "used": amount, "remaining": amount,
+                        "resetAt": maybe_instant
+                    }
+                }
+            },
+            "remaining": amount,
+            "resetAt": maybe_instant,
+            "refreshAfter": instant,
+            "validUntil": instant
+        },
+        "example": {
+            "decision": "warn",
+            "reasons": [{
+                "code": THRESHOLD_REACHED, "quotaId": "0199a8b2-5c00-7abc-8def-0123456789ad",
+                "scope": {"type": "user", "id": "ada"}, "metric": "tokens", "period": "day", "enforcement": "block",
+                "limit": 1_000_000, "used": 812_004, "remaining": 187_996, "resetAt": "2026-11-21T23:00:00.000Z"
+            }],
+            "remaining": 187_996,
+            "resetAt": "2026-11-21T23:00:00.000Z",
+            "refreshAfter": "2026-11-21T15:37:13.345Z",
+            "validUntil": "2026-11-21T15:37:17.345Z"
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::QuotaId;
+    use crate::domain::period::PeriodKind;
+    use crate::domain::quota::{Enforcement, Metric, Quota, Scope, judge, level};
+
+    fn standing(used: i64) -> Standing {
+        let quota = Quota {
+            id: QuotaId(uuid::Uuid::from_u128(7)),
+            scope: Scope::User("ada".into()),
+            metric: Metric::Cost,
+            period: PeriodKind::Day,
+            limit: 1_000_000_000,
+            thresholds: vec![50, 100],
+            enforcement: Enforcement::Block,
+        };
+        let level = level(&quota, used);
+        let remaining = (quota.limit - used).max(0);
+        let (period_start, reset_at) = (Timestamp(0), Some(Timestamp(3_000_000)));
+        Standing { quota, used, remaining, level, period_start, reset_at }
+    }
+
+    fn told(decision: &Decision, suspended: bool) -> Value {
+        let freshness = Freshness { now: Timestamp(1_000_000), refresh_ms: 1_000, valid_ms: 5_000 };
+        serde_json::to_value(DecisionView::of(decision, suspended, freshness)).unwrap()
+    }
+
+    #[test]
+    fn a_decision_says_why_and_never_outlives_its_period() {
+        let told = told(&judge(vec![standing(600_000_000)], 3), false);
+        assert_eq!(told["decision"], "warn");
+        assert_eq!(told["remaining"], "0.4");
+        assert_eq!(told["reasons"][0]["code"], THRESHOLD_REACHED);
+        assert_eq!(told["reasons"][0]["scope"], json!({"type": "user", "id": "ada"}));
+        assert_eq!(told["refreshAfter"], "1970-01-01T00:00:02.000Z");
+        assert_eq!(told["validUntil"], "1970-01-01T00:00:03.000Z");
+    }
+
+    #[test]
+    fn without_quotas_everything_is_allowed_and_a_suspension_denies_all_the_same() {
+        let free = judge(Vec::new(), 3);
+        let open = told(&free, false);
+        assert_eq!(
+            (&open["decision"], &open["remaining"], &open["resetAt"]),
+            (&json!("allow"), &Value::Null, &Value::Null)
+        );
+        assert_eq!(open["validUntil"], "1970-01-01T00:00:06.000Z");
+        let suspended = told(&free, true);
+        assert_eq!(
+            (&suspended["decision"], &suspended["reasons"]),
+            (&json!("deny"), &json!([{"code": "TENANT_SUSPENDED"}]))
+        );
+    }
+
+    #[test]
+    fn the_tag_changes_with_whatever_the_answer_depends_on() {
+        let question = hash_of(&Subject::default(), false);
+        let tag = |used, version, question| etag(9, &judge(vec![standing(used)], version), question);
+        let base = tag(1, 3, question);
+        assert!(base.starts_with("\"9-3-"));
+        assert_eq!(base, tag(1, 3, question));
+        let user = Subject { user: "ada".into(), ..Subject::default() };
+        let model = Subject { model: "ada".into(), ..Subject::default() };
+        for other in [
+            tag(2, 3, question),
+            tag(1, 4, question),
+            tag(1, 3, hash_of(&user, false)),
+            tag(1, 3, hash_of(&model, false)),
+            tag(1, 3, hash_of(&Subject::default(), true)),
+        ] {
+            assert_ne!(base, other);
+        }
+    }
+
+    #[test]
+    fn if_none_match_is_a_list() {
+        for (header, known) in
+            [("\"a\"", true), ("W/\"a\"", true), ("\"b\", \"a\"", true), ("*", true), ("\"b\"", false), ("", false)]
+        {
+            assert_eq!(is_known(header, "\"a\""), known, "{header}");
+        }
+    }
+
+    #[test]
+    fn the_question_is_bounded() {
+        let query = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+        assert_eq!(subject(&query("apiKeyId", "k")).unwrap().api_key, "k");
+        assert!(subject(&query("model", &"m".repeat(257))).is_err());
+    }
+}

@@ -1,0 +1,364 @@
+//! The OpenAPI document: the framework's description of the handlers, completed from the operation table.
+//!
+//! The framework describes parameters, bodies and good answers; this adds what it cannot know: the operations that are
+//! served without it, credentials, common headers, and every error that the table names.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use poem::Response;
+use poem::http::{HeaderValue, StatusCode, header};
+use poem_openapi::{OpenApiService, Tags};
+use serde_json::{Map, Value, json};
+
+use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
+use super::problem::Code;
+use super::{api_keys, audit, decision, ingestion, probes, quarantine, quotas, reply, tenants, usage};
+
+/// The chapters of the document.
+#[derive(Tags)]
+pub(super) enum Tag {
+    /// Onboarding, amending and suspending tenants.
+    Tenants,
+    /// A tenant's credentials.
+    ApiKeys,
+    /// Events coming in; reports and the ledger going out.
+    Usage,
+    /// Limits, how they stand, decisions for gateways, alerts.
+    Quotas,
+    /// The chain of everything that was done or denied.
+    Audit,
+    /// What was not counted, why, and another try.
+    Quarantine,
+    /// Health, metrics and this document.
+    Operations,
+}
+
+type Handlers = (
+    tenants::Tenants,
+    api_keys::ApiKeys,
+    ingestion::Ingestion,
+    usage::Usage,
+    quotas::Quotas,
+    audit::Audit,
+    quarantine::Quarantine,
+    probes::Probes,
+);
+
+/// Every handler that the framework serves.
+pub(super) fn service() -> OpenApiService<Handlers, ()> {
+    let handlers = (
+        tenants::Tenants,
+        api_keys::ApiKeys,
+        ingestion::Ingestion,
+        usage::Usage,
+        quotas::Quotas,
+        audit::Audit,
+        quarantine::Quarantine,
+        probes::Probes,
+    );
+    OpenApiService::new(handlers, "platform-api", env!("CARGO_PKG_VERSION")).description(
+        "The governance plane of a multi-tenant LLM platform: counts every token once, judges quotas, answers gateways, and can prove all of it.\n\nTimes are RFC 3339 in UTC, money is a decimal string of US dollars, lists are `{items, nextCursor}`. Every error is `{\"error\": {\"code\", \"message\", \"details\", \"requestId\"}}` with a stable code.",
+    )
+}
+
+/// The whole document, pretty and the same in every build.
+#[must_use]
+pub fn openapi_document() -> String {
+    let mut document: Value = serde_json::from_str(&service().spec()).unwrap_or_default();
+    document["paths"]["/v1/quotas/{tenantId}/decision"] = decision::described();
+    document["paths"]["/openapi.json"] = page("getDocument", "This document", "application/json", "object");
+    document["paths"]["/docs"] = page("getDocumentation", "This document, for people", "text/html", "string");
+    document["components"]["schemas"]["Decision"] = decision::schema();
+    document["components"]["schemas"]["Error"] = error_schema();
+    document["components"]["securitySchemes"] = json!({
+        "bearer": {
+            "type": "http", "scheme": "bearer",
+            "description": "An API key, or a JWT of a configured issuer."
+        },
+        "apiKey": {
+            "type": "apiKey", "in": "header", "name": "X-API-Key",
+            "description": "An API key, for gateways that can only set a plain header."
+        }
+    });
+    document["components"]["parameters"] = common_parameters();
+    for operation in OPERATIONS {
+        complete(&mut document["paths"][operation.path][operation.method.as_str().to_lowercase()], operation);
+    }
+    serde_json::to_string_pretty(&document).unwrap_or_default() + "\n"
+}
+
+fn page(id: &str, summary: &str, media: &str, kind: &str) -> Value {
+    json!({"get": {
+        "tags": ["Operations"], "summary": summary, "operationId": id,
+        "responses": {"200": {"description": "Done.", "content": {media: {"schema": {"type": kind}}}}}
+    }})
+}
+
+fn common_parameters() -> Value {
+    let header = |name: &str, description: &str, length: usize| {
+        json!({
+            "name": name, "in": "header", "required": false, "description": description,
+            "schema": {"type": "string", "maxLength": length}
+        })
+    };
+    json!({
+        "RequestId": header("X-Request-Id", "Echoed, and made when absent; errors, logs and audit records carry it.", 128),
+        "TenantId": header("X-Tenant-Id", "Must agree with the path; chooses a tenant for a platform administrator.", 36),
+        "UserId": header("X-User-Id", "Whom a gateway acts for; believed only from service credentials.", 256),
+        "IdempotencyKey": header("Idempotency-Key", "A repeated request with the same key and body gets the stored answer.", 255)
+    })
+}
+
+fn error_schema() -> Value {
+    let names: Vec<&str> = Code::ALL.iter().map(|code| code.name()).collect();
+    json!({
+        "type": "object",
+        "required": ["error"],
+        "properties": {"error": {
+            "type": "object",
+            "required": ["code", "message", "details", "requestId"],
+            "properties": {
+                "code": {"type": "string", "enum": names},
+                "message": {"type": "string"},
+                "details": {
+                    "type": "object",
+                    "description": "Depends on the code. VALIDATION_FAILED: `fields`, a list of `{pointer, message}`."
+                },
+                "requestId": {"type": "string"}
+            }
+        }}
+    })
+}
+
+/// What the table knows of an operation.
+fn complete(described: &mut Value, operation: &Operation) {
+    if operation.scope != Scope::Open {
+        described["security"] = json!([{ "bearer": [] }, { "apiKey": [] }]);
+    }
+    let mut parameters = vec!["RequestId"];
+    if operation.scope != Scope::Open {
+        parameters.extend(["TenantId", "UserId"]);
+    }
+    let reads_keys = matches!(operation.body, BodyKind::None | BodyKind::Json);
+    if operation.method != poem::http::Method::GET && reads_keys {
+        parameters.push("IdempotencyKey");
+    }
+    let mut all = described["parameters"].as_array().cloned().unwrap_or_default();
+    all.extend(parameters.iter().map(|name| json!({"$ref": format!("#/components/parameters/{name}")})));
+    described["parameters"] = Value::Array(all);
+    let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
+    for code in operation.all_codes() {
+        by_status.entry(code.status()).or_default().push(code);
+    }
+    for (status, codes) in by_status {
+        let known = &mut described["responses"][status.to_string()];
+        if known.is_null() {
+            *known = error_response(status, &codes);
+        }
+    }
+}
+
+fn error_response(status: u16, codes: &[Code]) -> Value {
+    let described: Vec<String> = codes.iter().map(|code| format!("`{}`: {}", code.name(), code.title())).collect();
+    let examples: Map<String, Value> = codes
+        .iter()
+        .map(|code| {
+            let error = json!({
+                "code": code.name(), "message": code.title(), "details": {},
+                "requestId": "0199a8b2-5c00-7abc-8def-0123456789ab"
+            });
+            (code.name().to_owned(), json!({"value": {"error": error}}))
+        })
+        .collect();
+    let mut response = json!({
+        "description": described.join("\n\n"),
+        "content": {"application/json": {
+            "schema": {"$ref": "#/components/schemas/Error"},
+            "examples": examples
+        }}
+    });
+    let text = json!({"schema": {"type": "string"}});
+    match status {
+        401 => response["headers"] = json!({"WWW-Authenticate": text}),
+        503 => response["headers"] = json!({"Retry-After": {"schema": {"type": "integer"}}}),
+        _ => {}
+    }
+    response
+}
+
+/// `GET /openapi.json`.
+pub(super) fn serve_document() -> Response {
+    static DOCUMENT: OnceLock<String> = OnceLock::new();
+    reply::json(StatusCode::OK, DOCUMENT.get_or_init(openapi_document).clone().into_bytes())
+}
+
+/// `GET /docs`: the framework's copy of Swagger UI, with our document in it. Nothing is fetched from elsewhere.
+pub(super) fn serve_documentation() -> Response {
+    static PAGE: OnceLock<bytes::Bytes> = OnceLock::new();
+    let page = PAGE.get_or_init(|| documentation().into());
+    let mut response = Response::builder().content_type("text/html; charset=utf-8").body(page.clone());
+    let policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'";
+    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    response
+}
+
+fn documentation() -> String {
+    let service = service();
+    // `</` would end the script that the document is put into.
+    let document = openapi_document().replace("</", "<\\/");
+    service.swagger_ui_html().replacen(&service.spec(), &document, 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn document() -> Value {
+        serde_json::from_str(&openapi_document()).unwrap()
+    }
+
+    /// `(method, path, operation)` of the document.
+    fn described() -> Vec<(String, String, Value)> {
+        let document = document();
+        let paths = document["paths"].as_object().unwrap();
+        let of_path = |(path, item): (&String, &Value)| {
+            let methods = item.as_object().unwrap().clone();
+            let path = path.clone();
+            methods.into_iter().map(move |(method, operation)| (method.to_uppercase(), path.clone(), operation))
+        };
+        paths.iter().flat_map(of_path).collect()
+    }
+
+    /// `UPDATE_OPENAPI=1 cargo test openapi` writes the document anew.
+    #[test]
+    fn the_committed_document_is_the_one_this_code_makes() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
+        let made = openapi_document();
+        if std::env::var_os("UPDATE_OPENAPI").is_some() {
+            std::fs::write(path, &made).unwrap();
+        }
+        let committed = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            committed == made,
+            "openapi.json is not what the code makes: run `UPDATE_OPENAPI=1 cargo test openapi`"
+        );
+    }
+
+    #[test]
+    fn the_table_and_the_openapi_document_have_the_same_operations() {
+        let in_document: BTreeSet<(String, String, String)> = described()
+            .into_iter()
+            .map(|(method, path, operation)| (method, path, operation["operationId"].as_str().unwrap().to_owned()))
+            .collect();
+        let in_table: BTreeSet<(String, String, String)> = OPERATIONS
+            .iter()
+            .map(|operation| (operation.method.to_string(), operation.path.to_owned(), operation.id.to_owned()))
+            .collect();
+        assert_eq!(in_document, in_table);
+        assert_eq!(in_table.len(), OPERATIONS.len());
+    }
+
+    #[test]
+    fn each_operation_documents_the_query_parameters_it_takes_and_no_others() {
+        for (_, path, described) in described() {
+            let operation = OPERATIONS.iter().find(|operation| described["operationId"] == operation.id).unwrap();
+            let parameters = described["parameters"].as_array().unwrap();
+            let of = |place: &str| -> BTreeSet<&str> {
+                let there = parameters.iter().filter(|parameter| parameter["in"] == place);
+                there.map(|parameter| parameter["name"].as_str().unwrap()).collect()
+            };
+            assert_eq!(of("query"), operation.query.iter().copied().collect(), "{}", operation.id);
+            let named: BTreeSet<&str> = path.split(['{', '}']).skip(1).step_by(2).collect();
+            assert_eq!(of("path"), named, "{}", operation.id);
+            assert_eq!(described["requestBody"].is_object(), operation.body != BodyKind::None, "{}", operation.id);
+            assert_eq!(described["security"].is_array(), operation.scope != Scope::Open, "{}", operation.id);
+            assert!(described["summary"].is_string(), "{}", operation.id);
+        }
+    }
+
+    #[test]
+    fn each_error_of_the_table_is_in_the_document() {
+        for (_, _, described) in described() {
+            let operation = OPERATIONS.iter().find(|operation| described["operationId"] == operation.id).unwrap();
+            for code in operation.all_codes() {
+                let response = &described["responses"][code.status().to_string()];
+                let named = response["content"]["application/json"]["examples"][code.name()].is_object();
+                // Health answers 503 with its own body.
+                assert!(named || (operation.id == "getHealth" && code.status() == 503), "{} {code:?}", operation.id);
+            }
+        }
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        fn references(value: &Value, found: &mut BTreeSet<String>) {
+            match value {
+                Value::Object(map) => {
+                    found.extend(map.get("$ref").and_then(Value::as_str).map(str::to_owned));
+                    map.values().for_each(|value| references(value, found));
+                }
+                Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+                _ => {}
+            }
+        }
+        let document = document();
+        let mut found = BTreeSet::new();
+        references(&document, &mut found);
+        assert!(found.len() > 20);
+        for reference in found {
+            let target = document.pointer(reference.strip_prefix('#').unwrap());
+            assert!(target.is_some(), "{reference}");
+        }
+    }
+
+    /// The framework describes and serde writes; each example proves that they mean the same names.
+    #[test]
+    fn examples_read_as_they_are_written() {
+        use poem_openapi::types::{Example, ToJSON};
+        fn check<T: Example + ToJSON + serde::Serialize>() {
+            let (described, written) = (T::example().to_json().unwrap(), serde_json::to_value(T::example()).unwrap());
+            assert_eq!(described, written, "{}", std::any::type_name::<T>());
+        }
+        check::<tenants::CreateTenant>();
+        check::<tenants::AmendTenant>();
+        check::<tenants::TenantCreated>();
+        check::<api_keys::CreateApiKey>();
+        check::<api_keys::ApiKeyCreated>();
+        check::<quotas::ReplaceQuotas>();
+        check::<quotas::QuotaList>();
+        check::<ingestion::Recorded>();
+        check::<ingestion::UsageEventEnvelope>();
+        check::<audit::AuditReport>();
+        check::<quarantine::Replayed>();
+    }
+
+    #[test]
+    fn examples_have_the_fields_of_their_schemas() {
+        let document = document();
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        let mut examples = 0;
+        for (name, schema) in schemas {
+            let Some(example) = schema["example"].as_object() else { continue };
+            examples += 1;
+            let known = schema["properties"].as_object().unwrap();
+            for field in example.keys() {
+                assert!(known.contains_key(field), "{name}.{field}");
+            }
+            for required in schema["required"].as_array().into_iter().flatten() {
+                assert!(example.contains_key(required.as_str().unwrap()), "{name} lacks {required}");
+            }
+        }
+        assert!(examples >= 10, "{examples}");
+    }
+
+    #[test]
+    fn the_documentation_page_needs_nothing_from_elsewhere() {
+        let page = documentation();
+        assert!(page.contains("\"operationId\": \"decide\""), "the page has the framework's document, not ours");
+        for source in ["<script src=", "<link rel=\"stylesheet\" href=\"http", "@import"] {
+            assert!(!page.contains(source), "{source}");
+        }
+    }
+}

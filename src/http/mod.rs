@@ -1,0 +1,144 @@
+//! The HTTP door: it converts, authorizes, asks and converts.
+//!
+//! No rule of the business lives here, and no state but what a request brings. A request passes, from the outside in:
+//!
+//! 1. [`server`]: the socket, its deadlines and the cap on connections
+//! 2. [`door`]: its id, its address in the table of [`operation`]s, our deadline, panics, and the one envelope of
+//!    [`problem`]s
+//! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
+//! 4. [`body`]: the bytes, measured, and read strictly
+//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`usage`], [`quotas`], [`decision`], [`audit`], [`quarantine`],
+//!    [`probes`]; [`view`]s and [`reply`] are what they speak
+//!
+//! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers.
+
+mod api_keys;
+mod audit;
+mod authorize;
+mod body;
+mod cursor;
+mod decision;
+mod document;
+mod door;
+mod ingestion;
+mod operation;
+mod probes;
+mod problem;
+mod quarantine;
+mod quotas;
+mod reply;
+mod request;
+mod server;
+mod tenants;
+mod usage;
+mod view;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use poem::endpoint::BoxEndpoint;
+use poem::http::Method;
+use poem::{Endpoint, IntoEndpoint, Request, Response};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use document::openapi_document;
+pub use operation::{BodyKind, OPERATIONS, Operation, Scope};
+pub use probes::{Dependency, Health, State};
+pub use problem::Code;
+
+use crate::access::Gate;
+use crate::clock::Clock;
+use crate::config::{self, millis};
+use crate::directory;
+use crate::intake::record::Recorder;
+use authorize::Ask;
+use cursor::Sealer;
+use door::Passage;
+use problem::Problem;
+
+/// What the door asks, and whom.
+pub struct Api {
+    directory: directory::handle::Handle,
+    gate: Gate,
+    recorder: Recorder,
+    clock: Clock,
+    limits: config::Http,
+    health: Health,
+    metrics: PrometheusHandle,
+    sealer: Sealer,
+}
+
+impl Api {
+    #[must_use]
+    pub fn new(
+        directory: directory::handle::Handle,
+        gate: Gate,
+        recorder: Recorder,
+        clock: Clock,
+        limits: config::Http,
+        health: Health,
+        metrics: PrometheusHandle,
+    ) -> Api {
+        let sealer = Sealer::new(&gate.pepper().derive("cursor"));
+        Api { directory, gate, recorder, clock, limits, health, metrics, sealer }
+    }
+}
+
+/// Serves until `stop` is cancelled, and then for as long as running requests take, at most `drain`.
+///
+/// # Errors
+/// When the socket cannot be used at all.
+pub async fn serve(api: Api, listener: TcpListener, stop: CancellationToken, drain: Duration) -> io::Result<()> {
+    let door = server::Door::new(listener, &api.limits);
+    poem::Server::new_with_acceptor(door)
+        .run_with_graceful_shutdown(routes(api), stop.cancelled_owned(), Some(drain))
+        .await
+}
+
+/// Every address, behind the whole stack.
+pub fn routes(api: Api) -> impl Endpoint<Output = Response> + 'static {
+    Stack { api: Arc::new(api), handlers: document::service().into_endpoint() }
+}
+
+struct Stack {
+    api: Arc<Api>,
+    handlers: BoxEndpoint<'static>,
+}
+
+impl Endpoint for Stack {
+    type Output = Response;
+
+    async fn call(&self, request: Request) -> poem::Result<Response> {
+        let deadline = millis(self.api.limits.request_timeout_ms);
+        Ok(door::pass(request, deadline, |passage| self.enter(passage)).await)
+    }
+}
+
+impl Stack {
+    async fn enter(&self, mut passage: Passage) -> Result<Response, Problem> {
+        let admitted = authorize::admit(&self.api, &passage).await?;
+        let body = passage.request.take_body();
+        let headers = passage.request.headers();
+        let body = body::receive(passage.operation.body, headers, body, &self.api.limits).await?;
+        let (ask, request) = Ask::new(self.api.clone(), passage, admitted, body);
+        self.hand_over(ask, request).await
+    }
+
+    async fn hand_over(&self, ask: Ask, mut request: Request) -> Result<Response, Problem> {
+        match ask.operation.id {
+            "decide" => decision::answer(&ask).await,
+            "getDocument" => Ok(document::serve_document()),
+            "getDocumentation" => Ok(document::serve_documentation()),
+            _ => {
+                if *request.method() == Method::HEAD {
+                    request.set_method(Method::GET);
+                }
+                request.set_data(ask);
+                Ok(self.handlers.get_response(request).await)
+            }
+        }
+    }
+}

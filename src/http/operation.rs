@@ -1,0 +1,258 @@
+//! The table of operations: every address of this door, who may reach it, and how it can end.
+//!
+//! The table is the router, the policy's left-hand side and the source of the document's error responses. An address
+//! without a row does not exist; a row without a rule in the policy is denied.
+
+use poem::http::Method;
+
+use super::problem::Code;
+
+/// Whose tenant an operation is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Nobody's: no credentials are asked for.
+    Open,
+    /// The platform's: needs a platform administrator.
+    Platform,
+    /// The first parameter of the path names the tenant.
+    TenantInPath,
+    /// The credential names the tenant; a platform administrator may choose one.
+    TenantOfCredential,
+}
+
+/// What body an operation reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyKind {
+    None,
+    Json,
+    Events,
+    LiteLlm,
+}
+
+/// One row.
+#[derive(Debug)]
+pub struct Operation {
+    pub id: &'static str,
+    pub method: Method,
+    /// With `{name}` for a parameter, as the document writes it.
+    pub path: &'static str,
+    pub scope: Scope,
+    /// What the policy calls the thing, and what is done to it.
+    pub object: &'static str,
+    pub action: &'static str,
+    pub body: BodyKind,
+    /// Query parameters; any other is refused.
+    pub query: &'static [&'static str],
+    /// How it may end besides what its scope and body imply.
+    pub codes: &'static [Code],
+}
+
+/// Parameters of a path, in order.
+pub(super) type Segments<'a> = [Option<&'a str>; 2];
+
+/// An address that is not there.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Missed {
+    NotFound,
+    /// It is there with these methods, as the `Allow` header lists them.
+    Method {
+        allow: String,
+    },
+}
+
+/// The row for a request. HEAD is answered as GET.
+///
+/// # Errors
+/// [`Missed`].
+pub(super) fn find<'a>(method: &Method, path: &'a str) -> Result<(&'static Operation, Segments<'a>), Missed> {
+    let method = if *method == Method::HEAD { &Method::GET } else { method };
+    let mut allow: Vec<&str> = Vec::new();
+    for operation in OPERATIONS {
+        let Some(segments) = matches(operation.path, path) else { continue };
+        if operation.method == *method {
+            return Ok((operation, segments));
+        }
+        allow.push(operation.method.as_str());
+        if operation.method == Method::GET {
+            allow.push("HEAD");
+        }
+    }
+    if allow.is_empty() { Err(Missed::NotFound) } else { Err(Missed::Method { allow: allow.join(", ") }) }
+}
+
+fn matches<'a>(pattern: &str, path: &'a str) -> Option<Segments<'a>> {
+    let mut segments: Segments<'a> = [None; 2];
+    let mut found = 0;
+    let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
+    loop {
+        match (wanted.next(), given.next()) {
+            (None, None) => return Some(segments),
+            (Some(want), Some(have)) if want.starts_with('{') => {
+                if have.is_empty() {
+                    return None;
+                }
+                *segments.get_mut(found)? = Some(have);
+                found += 1;
+            }
+            (Some(want), Some(have)) if want == have => {}
+            _ => return None,
+        }
+    }
+}
+
+impl Operation {
+    /// Every code this operation may end with, ascending by status.
+    #[must_use]
+    pub fn all_codes(&self) -> Vec<Code> {
+        let mut codes: Vec<Code> = vec![Code::InvalidParameter, Code::Internal, Code::Timeout];
+        if self.scope != Scope::Open {
+            codes.extend([
+                Code::InvalidHeader,
+                Code::NotAcceptable,
+                Code::MalformedCredentials,
+                Code::AuthenticationRequired,
+                Code::InvalidCredentials,
+                Code::Forbidden,
+                Code::TenantSuspended,
+                Code::KeysUnavailable,
+            ]);
+        }
+        if self.scope == Scope::TenantInPath {
+            codes.extend([Code::TenantMismatch, Code::TenantNotFound]);
+        }
+        if self.body != BodyKind::None {
+            codes.extend([Code::BadRequest, Code::MalformedJson, Code::RequestTimeout, Code::PayloadTooLarge]);
+            codes.push(Code::UnsupportedMediaType);
+        }
+        codes.extend(self.codes);
+        codes.sort_by_key(|code| (code.status(), *code));
+        codes.dedup();
+        codes
+    }
+}
+
+const PAGE: &[&str] = &["limit", "cursor"];
+
+use BodyKind::{Events, Json, LiteLlm, None as NoBody};
+use Code::{
+    AlreadyReplayed, ApiKeyNotFound, ExternalIdTaken, IdempotencyKeyReused, IllegalMove, InvalidCursor, NotReady,
+    NothingAccepted, QuarantinedNotFound, ReportTooLarge, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen,
+    TenantNotFound, TenantSaturated, TenantStarting, TooManyApiKeys, TooManyEvents, ValidationFailed,
+};
+use Scope::{Open, Platform, TenantInPath, TenantOfCredential};
+
+/// The table.
+#[rustfmt::skip]
+pub static OPERATIONS: &[Operation] = &[
+    // The hot path first: rows are tried in order.
+    Operation { id: "decide", method: Method::GET, path: "/v1/quotas/{tenantId}/decision", scope: TenantInPath, object: "decision", action: "read", body: NoBody,
+        query: &["userId", "groupId", "apiKeyId", "model", "provider"], codes: &[ValidationFailed, TenantStarting, TenantFrozen] },
+    Operation { id: "recordUsageEvents", method: Method::POST, path: "/v1/usage/events", scope: TenantOfCredential, object: "usage", action: "report", body: Events,
+        query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
+    Operation { id: "recordLiteLlmUsage", method: Method::POST, path: "/v1/usage/litellm", scope: TenantOfCredential, object: "usage", action: "report", body: LiteLlm,
+        query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
+
+    Operation { id: "getHealth", method: Method::GET, path: "/health", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[] },
+    Operation { id: "getLiveness", method: Method::GET, path: "/health/live", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[] },
+    Operation { id: "getReadiness", method: Method::GET, path: "/health/ready", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[NotReady] },
+    Operation { id: "getMetrics", method: Method::GET, path: "/metrics", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[] },
+    Operation { id: "getDocument", method: Method::GET, path: "/openapi.json", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[] },
+    Operation { id: "getDocumentation", method: Method::GET, path: "/docs", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[] },
+
+    Operation { id: "createTenant", method: Method::POST, path: "/v1/tenants", scope: Platform, object: "tenants", action: "create", body: Json,
+        query: &[], codes: &[SlugTaken, ExternalIdTaken, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "listTenants", method: Method::GET, path: "/v1/tenants", scope: Platform, object: "tenants", action: "list", body: NoBody,
+        query: PAGE, codes: &[InvalidCursor] },
+    Operation { id: "getTenant", method: Method::GET, path: "/v1/tenants/{id}", scope: TenantInPath, object: "tenants", action: "read", body: NoBody,
+        query: &[], codes: &[] },
+    Operation { id: "amendTenant", method: Method::PATCH, path: "/v1/tenants/{id}", scope: TenantInPath, object: "tenants", action: "amend", body: Json,
+        query: &[], codes: &[ExternalIdTaken, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "suspendTenant", method: Method::POST, path: "/v1/tenants/{id}/suspend", scope: TenantInPath, object: "tenants", action: "suspend", body: NoBody,
+        query: &[], codes: &[IllegalMove, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "reactivateTenant", method: Method::POST, path: "/v1/tenants/{id}/reactivate", scope: TenantInPath, object: "tenants", action: "reactivate", body: NoBody,
+        query: &[], codes: &[IllegalMove, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "archiveTenant", method: Method::POST, path: "/v1/tenants/{id}/archive", scope: TenantInPath, object: "tenants", action: "archive", body: NoBody,
+        query: &[], codes: &[IllegalMove, IdempotencyKeyReused, StoreUnavailable] },
+
+    Operation { id: "createApiKey", method: Method::POST, path: "/v1/tenants/{id}/api-keys", scope: TenantInPath, object: "apiKeys", action: "create", body: Json,
+        query: &[], codes: &[TooManyApiKeys, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "listApiKeys", method: Method::GET, path: "/v1/tenants/{id}/api-keys", scope: TenantInPath, object: "apiKeys", action: "list", body: NoBody,
+        query: PAGE, codes: &[InvalidCursor] },
+    Operation { id: "revokeApiKey", method: Method::DELETE, path: "/v1/tenants/{id}/api-keys/{keyId}", scope: TenantInPath, object: "apiKeys", action: "revoke", body: NoBody,
+        query: &[], codes: &[ApiKeyNotFound, IdempotencyKeyReused, StoreUnavailable] },
+
+    Operation { id: "reportUsage", method: Method::GET, path: "/v1/tenants/{id}/usage", scope: TenantInPath, object: "usage", action: "read", body: NoBody,
+        query: &["from", "to", "granularity", "groupBy"], codes: &[ValidationFailed, ReportTooLarge, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "listUsageEvents", method: Method::GET, path: "/v1/tenants/{id}/usage/events", scope: TenantInPath, object: "usage", action: "read", body: NoBody,
+        query: &["limit", "cursor", "from", "to", "userId", "groupId", "apiKeyId", "model", "provider"], codes: &[InvalidCursor, ValidationFailed, TenantStarting, TenantFrozen, StoreUnavailable] },
+
+    Operation { id: "getQuotas", method: Method::GET, path: "/v1/quotas/{tenantId}", scope: TenantInPath, object: "quotas", action: "read", body: NoBody,
+        query: &[], codes: &[TenantStarting, TenantFrozen] },
+    Operation { id: "replaceQuotas", method: Method::PUT, path: "/v1/quotas/{tenantId}", scope: TenantInPath, object: "quotas", action: "replace", body: Json,
+        query: &[], codes: &[ValidationFailed, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "listAlerts", method: Method::GET, path: "/v1/quotas/{tenantId}/alerts", scope: TenantInPath, object: "alerts", action: "read", body: NoBody,
+        query: PAGE, codes: &[InvalidCursor, TenantStarting, TenantFrozen, StoreUnavailable] },
+
+    Operation { id: "listAuditRecords", method: Method::GET, path: "/v1/audit", scope: TenantOfCredential, object: "audit", action: "read", body: NoBody,
+        query: &["limit", "cursor", "tenantId"], codes: &[InvalidCursor, TenantNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "verifyAuditChain", method: Method::GET, path: "/v1/audit/verify", scope: TenantOfCredential, object: "audit", action: "verify", body: NoBody,
+        query: &["tenantId"], codes: &[TenantNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },
+
+    Operation { id: "listQuarantine", method: Method::GET, path: "/v1/quarantine", scope: TenantOfCredential, object: "quarantine", action: "read", body: NoBody,
+        query: &["limit", "cursor", "tenantId", "reason"], codes: &[InvalidCursor, TenantNotFound, StoreUnavailable] },
+    Operation { id: "replayQuarantined", method: Method::POST, path: "/v1/quarantine/{id}/replay", scope: TenantOfCredential, object: "quarantine", action: "replay", body: NoBody,
+        query: &[], codes: &[QuarantinedNotFound, TenantNotFound, AlreadyReplayed, StillRefused, StoreUnavailable] },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_lead_to_their_rows() {
+        for (method, path, id) in [
+            (Method::GET, "/health", "getHealth"),
+            (Method::HEAD, "/health/live", "getLiveness"),
+            (Method::POST, "/v1/tenants", "createTenant"),
+            (Method::GET, "/v1/tenants/7", "getTenant"),
+            (Method::DELETE, "/v1/tenants/7/api-keys/k", "revokeApiKey"),
+            (Method::GET, "/v1/quotas/7/decision", "decide"),
+            (Method::GET, "/v1/audit/verify", "verifyAuditChain"),
+        ] {
+            assert_eq!(find(&method, path).unwrap().0.id, id, "{method} {path}");
+        }
+        let (_, segments) = find(&Method::DELETE, "/v1/tenants/7/api-keys/k").unwrap();
+        assert_eq!(segments, [Some("7"), Some("k")]);
+    }
+
+    #[test]
+    fn everything_else_is_not_there() {
+        for path in ["", "/", "//", "/v1", "/v1/tenants/", "/v2/tenants", "/v1/tenants/7/", "/V1/tenants", "/health/x"]
+        {
+            assert_eq!(find(&Method::GET, path).unwrap_err(), Missed::NotFound, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_method_is_told_the_right_ones() {
+        for (method, path, allow) in [
+            (Method::DELETE, "/v1/tenants", "POST, GET, HEAD"),
+            (Method::TRACE, "/health", "GET, HEAD"),
+            (Method::OPTIONS, "/v1/usage/events", "POST"),
+            (Method::POST, "/v1/quotas/7", "GET, HEAD, PUT"),
+        ] {
+            let missed = find(&method, path).unwrap_err();
+            assert_eq!(missed, Missed::Method { allow: allow.into() }, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn every_closed_row_names_an_object_and_an_action() {
+        for operation in OPERATIONS {
+            let named = !operation.object.is_empty() && !operation.action.is_empty();
+            assert_eq!(named, operation.scope != Scope::Open, "{}", operation.id);
+            let in_path = operation.path.contains("{id}") || operation.path.contains("{tenantId}");
+            assert!(operation.scope != Scope::TenantInPath || in_path, "{}", operation.id);
+        }
+    }
+}

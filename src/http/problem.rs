@@ -1,0 +1,371 @@
+//! One table of everything that can go wrong at this door, and the one envelope it is told in.
+
+use std::borrow::Cow;
+
+use poem::http::{HeaderValue, StatusCode, header};
+use poem::{Body, Response};
+use poem_openapi::{ApiResponse, registry};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::directory::handle::{Absent, Refused};
+use crate::tenant::handle::Unavailable;
+use crate::tenant::message::{ChangeRefused, ReadFailure};
+
+macro_rules! codes {
+    ($($variant:ident $name:literal $status:literal $title:literal;)*) => {
+        /// A stable code; clients may compare it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Code { $(#[doc = $title] $variant),* }
+
+        impl Code {
+            pub const ALL: &'static [Code] = &[$(Code::$variant),*];
+
+            /// The word in the envelope.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Code::$variant => $name),* }
+            }
+
+            #[must_use]
+            pub fn status(self) -> u16 {
+                match self { $(Code::$variant => $status),* }
+            }
+
+            /// What it means, for people; the default message.
+            #[must_use]
+            pub fn title(self) -> &'static str {
+                match self { $(Code::$variant => $title),* }
+            }
+        }
+    };
+}
+
+codes! {
+    BadRequest "BAD_REQUEST" 400 "The request cannot be read.";
+    MalformedJson "MALFORMED_JSON" 400 "The body is not one JSON document in UTF-8 with unique keys.";
+    InvalidParameter "INVALID_PARAMETER" 400 "A query parameter is missing, cannot be read, is unknown or is given twice.";
+    InvalidHeader "INVALID_HEADER" 400 "A header cannot be read.";
+    InvalidCursor "INVALID_CURSOR" 400 "The cursor was not issued for this list.";
+    MalformedCredentials "MALFORMED_CREDENTIALS" 400 "The credentials are not of a known form, or there are several.";
+    AuthenticationRequired "AUTHENTICATION_REQUIRED" 401 "The request carries no credentials.";
+    InvalidCredentials "INVALID_CREDENTIALS" 401 "The credentials are unknown, expired or revoked.";
+    Forbidden "FORBIDDEN" 403 "The credentials do not allow this.";
+    TenantMismatch "TENANT_MISMATCH" 403 "X-Tenant-Id and the path name different tenants.";
+    TenantSuspended "TENANT_SUSPENDED" 403 "The tenant is suspended; its credentials are refused.";
+    NotFound "NOT_FOUND" 404 "There is nothing at this address.";
+    TenantNotFound "TENANT_NOT_FOUND" 404 "There is no such tenant.";
+    ApiKeyNotFound "API_KEY_NOT_FOUND" 404 "There is no such API key.";
+    QuarantinedNotFound "QUARANTINED_NOT_FOUND" 404 "There is no such event in quarantine.";
+    MethodNotAllowed "METHOD_NOT_ALLOWED" 405 "The address does not know this method; see the Allow header.";
+    NotAcceptable "NOT_ACCEPTABLE" 406 "The answer is JSON, which the Accept header excludes.";
+    RequestTimeout "REQUEST_TIMEOUT" 408 "The body did not arrive in time.";
+    SlugTaken "SLUG_TAKEN" 409 "Another tenant has this slug.";
+    ExternalIdTaken "EXTERNAL_ID_TAKEN" 409 "Another tenant has this external id.";
+    IllegalMove "ILLEGAL_TRANSITION" 409 "The tenant's lifecycle does not allow this.";
+    TooManyApiKeys "TOO_MANY_API_KEYS" 409 "The tenant has as many API keys as it may have; revoke one first.";
+    AlreadyReplayed "ALREADY_REPLAYED" 409 "The quarantined event was counted on an earlier try.";
+    PayloadTooLarge "PAYLOAD_TOO_LARGE" 413 "The body is longer than this address takes.";
+    TooManyEvents "TOO_MANY_EVENTS" 413 "The batch has more events than this address takes; split it.";
+    UriTooLong "URI_TOO_LONG" 414 "The address is longer than 8 KiB.";
+    UnsupportedMediaType "UNSUPPORTED_MEDIA_TYPE" 415 "The Content-Type or Content-Encoding is not one this address reads.";
+    ValidationFailed "VALIDATION_FAILED" 422 "The body or a parameter is well-formed and wrong; details.fields has a JSON pointer per problem.";
+    IdempotencyKeyReused "IDEMPOTENCY_KEY_REUSED" 422 "The Idempotency-Key was used before with another body.";
+    ReportTooLarge "REPORT_TOO_LARGE" 422 "The report has too many rows: ask for a shorter time, a coarser granularity or fewer dimensions.";
+    NothingAccepted "NO_EVENT_ACCEPTED" 422 "No event of the batch could be counted; details.rejected says why.";
+    StillRefused "STILL_REFUSED" 422 "The quarantined event can still not be counted.";
+    Internal "INTERNAL_ERROR" 500 "Something went wrong on our side; the request id finds it in our logs.";
+    TenantStarting "TENANT_STARTING" 503 "The tenant is starting; try again after Retry-After.";
+    TenantFrozen "TENANT_FROZEN" 503 "The tenant's database needs a person's attention; other tenants are not affected.";
+    TenantSaturated "TENANT_SATURATED" 503 "As many events of the tenant are waiting as may wait; try again after Retry-After.";
+    Timeout "TIMEOUT" 503 "Our own deadline passed. Whether a change was made is unknown; repeating it with its Idempotency-Key is safe.";
+    StoreUnavailable "STORE_UNAVAILABLE" 503 "The database could not be reached; repeating the request is safe.";
+    KeysUnavailable "IDENTITY_PROVIDER_UNAVAILABLE" 503 "The identity provider's keys could not be fetched; the token could not be judged.";
+    NotReady "NOT_READY" 503 "A dependency that this service needs is not available, or it is shutting down.";
+}
+
+/// What a client should wait when nobody knows better.
+const RETRY_AFTER_SECONDS: u64 = 1;
+/// What a client should wait for a tenant that a person must look at.
+const FROZEN_RETRY_AFTER_SECONDS: u64 = 60;
+
+/// An answer that is not the one asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub code: Code,
+    pub message: Cow<'static, str>,
+    /// A JSON object.
+    pub details: Map<String, Value>,
+    pub retry_after_seconds: Option<u64>,
+    /// The methods that the address knows, for 405.
+    pub allow: Option<String>,
+}
+
+/// One thing wrong with one field.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct FieldProblem {
+    /// RFC 6901; a query parameter is named as `?name`.
+    pub pointer: String,
+    pub message: String,
+}
+
+impl Problem {
+    #[must_use]
+    pub fn new(code: Code) -> Problem {
+        let retry_after_seconds = (code.status() == 503).then_some(RETRY_AFTER_SECONDS);
+        Problem { code, message: Cow::Borrowed(code.title()), details: Map::new(), retry_after_seconds, allow: None }
+    }
+
+    #[must_use]
+    pub fn saying(self, message: impl Into<Cow<'static, str>>) -> Problem {
+        Problem { message: message.into(), ..self }
+    }
+
+    #[must_use]
+    pub fn with(mut self, key: &str, value: Value) -> Problem {
+        self.details.insert(key.to_owned(), value);
+        self
+    }
+
+    #[must_use]
+    pub fn after_ms(self, milliseconds: u64) -> Problem {
+        Problem { retry_after_seconds: Some(milliseconds.div_ceil(1_000).max(1)), ..self }
+    }
+
+    /// Every problem of every field at once.
+    #[must_use]
+    pub fn fields(problems: Vec<FieldProblem>) -> Problem {
+        Problem::new(Code::ValidationFailed).with("fields", json!(problems))
+    }
+
+    /// One problem of one field.
+    #[must_use]
+    pub fn field(pointer: impl Into<String>, message: impl Into<String>) -> Problem {
+        Problem::fields(vec![FieldProblem { pointer: pointer.into(), message: message.into() }])
+    }
+
+    #[must_use]
+    pub fn parameter(name: &str, message: &str) -> Problem {
+        Problem::new(Code::InvalidParameter).saying(format!("{name}: {message}"))
+    }
+
+    /// The whole answer.
+    #[must_use]
+    pub fn respond(&self, request_id: &str) -> Response {
+        let envelope = Envelope {
+            error: Inner { code: self.code.name(), message: &self.message, details: &self.details, request_id },
+        };
+        // A struct of strings and a JSON object always serializes.
+        let bytes = serde_json::to_vec(&envelope).unwrap_or_default();
+        let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response =
+            Response::builder().status(status).content_type("application/json").body(Body::from_vec(bytes));
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, challenge(self.code));
+        }
+        if let Some(seconds) = self.retry_after_seconds {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(allow) = self.allow.as_deref().and_then(|methods| HeaderValue::from_str(methods).ok()) {
+            headers.insert(header::ALLOW, allow);
+        }
+        response
+    }
+
+    /// What the framework meant by an error of its own, told in our words.
+    #[must_use]
+    pub fn of_framework(status: StatusCode) -> Problem {
+        Problem::new(match status.as_u16() {
+            // Parameters are texts that the handlers read; the framework refuses only those that are not there.
+            400 => Code::InvalidParameter,
+            401 => Code::InvalidCredentials,
+            403 => Code::Forbidden,
+            404 => Code::NotFound,
+            405 => Code::MethodNotAllowed,
+            406 => Code::NotAcceptable,
+            413 => Code::PayloadTooLarge,
+            414 => Code::UriTooLong,
+            415 => Code::UnsupportedMediaType,
+            422 => Code::ValidationFailed,
+            503 => Code::NotReady,
+            402..=499 => Code::BadRequest,
+            _ => Code::Internal,
+        })
+    }
+}
+
+fn challenge(code: Code) -> HeaderValue {
+    match code {
+        Code::AuthenticationRequired => HeaderValue::from_static("Bearer realm=\"platform-api\""),
+        _ => HeaderValue::from_static("Bearer realm=\"platform-api\", error=\"invalid_token\""),
+    }
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    error: Inner<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Inner<'a> {
+    code: &'static str,
+    message: &'a str,
+    details: &'a Map<String, Value>,
+    request_id: &'a str,
+}
+
+/// Carries the problem through the framework; [`super::door`] renders it with the request's id.
+impl From<Problem> for poem::Error {
+    fn from(problem: Problem) -> poem::Error {
+        let status = StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut error = poem::Error::from_status(status);
+        error.set_data(problem);
+        error
+    }
+}
+
+/// The document's error responses are written from the operation table; see `document`.
+impl ApiResponse for Problem {
+    fn meta() -> registry::MetaResponses {
+        registry::MetaResponses { responses: Vec::new() }
+    }
+
+    fn register(_registry: &mut registry::Registry) {}
+}
+
+impl From<Absent> for Problem {
+    fn from(absent: Absent) -> Problem {
+        match absent {
+            Absent::Unknown => Problem::new(Code::TenantNotFound),
+            Absent::ComeBack { after_ms } => Problem::new(Code::TenantStarting).after_ms(after_ms),
+            Absent::Frozen => {
+                Problem { retry_after_seconds: Some(FROZEN_RETRY_AFTER_SECONDS), ..Problem::new(Code::TenantFrozen) }
+            }
+        }
+    }
+}
+
+impl From<Unavailable> for Problem {
+    fn from(unavailable: Unavailable) -> Problem {
+        Problem::new(match unavailable {
+            Unavailable::ComeBack => Code::TenantStarting,
+            Unavailable::Saturated => Code::TenantSaturated,
+            Unavailable::TimedOut => Code::Timeout,
+        })
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Problem {
+        match refused {
+            Refused::UnknownTenant => Problem::new(Code::TenantNotFound),
+            Refused::UnknownKey => Problem::new(Code::ApiKeyNotFound),
+            Refused::SlugTaken => Problem::new(Code::SlugTaken),
+            Refused::ExternalIdTaken { index } => {
+                Problem::new(Code::ExternalIdTaken).with("pointer", json!(format!("/externalIds/{index}")))
+            }
+            Refused::IllegalMove { from, to } => Problem::new(Code::IllegalMove)
+                .saying(format!("A tenant that is {} cannot become {}.", from.name(), to.name()))
+                .with("from", json!(from.name()))
+                .with("to", json!(to.name())),
+            Refused::UnknownTimeZone => Problem::field("/timeZone", "not an IANA time zone, such as Europe/Berlin"),
+            Refused::IdempotencyMismatch => Problem::new(Code::IdempotencyKeyReused),
+            Refused::TooManyKeys => Problem::new(Code::TooManyApiKeys),
+            Refused::Unavailable(reason) => {
+                tracing::warn!(reason, "the catalogue could not be reached");
+                Problem::new(Code::StoreUnavailable)
+            }
+        }
+    }
+}
+
+impl From<ChangeRefused> for Problem {
+    fn from(refused: ChangeRefused) -> Problem {
+        match refused {
+            ChangeRefused::UnknownQuota { index } => {
+                Problem::field(format!("/quotas/{index}/id"), "the tenant has no quota with this id")
+            }
+            ChangeRefused::SameQuotaTwice { index } => {
+                Problem::field(format!("/quotas/{index}"), "another quota has the same scope, metric and period")
+            }
+            ChangeRefused::IdempotencyMismatch => Problem::new(Code::IdempotencyKeyReused),
+            ChangeRefused::UnknownTimeZone => {
+                Problem::field("/timeZone", "not an IANA time zone, such as Europe/Berlin")
+            }
+            ChangeRefused::RolledBack => Problem::new(Code::StoreUnavailable),
+        }
+    }
+}
+
+impl From<ReadFailure> for Problem {
+    fn from(failure: ReadFailure) -> Problem {
+        match failure {
+            ReadFailure::TooManyRows(_) => Problem::new(Code::ReportTooLarge),
+            ReadFailure::Store(error) => {
+                tracing::warn!(%error, "a read failed");
+                Problem::new(Code::StoreUnavailable)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    async fn told(problem: Problem) -> (Response, Value) {
+        let mut response = problem.respond("req-1");
+        let bytes = response.take_body().into_vec().await.unwrap();
+        (response, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    #[tokio::test]
+    async fn each_code_is_told_in_the_same_envelope_with_the_headers_of_its_status() {
+        let mut names = BTreeSet::new();
+        for code in Code::ALL {
+            assert!(names.insert(code.name()), "{} is there twice", code.name());
+            let (response, body) = told(Problem::new(*code)).await;
+            assert_eq!(response.status().as_u16(), code.status());
+            assert_eq!(response.content_type(), Some("application/json"));
+            assert_eq!(response.header("cache-control"), Some("no-store"));
+            let expected = json!({"error": {
+                "code": code.name(), "message": code.title(), "details": {}, "requestId": "req-1"
+            }});
+            assert_eq!(body, expected);
+            assert_eq!(response.header("www-authenticate").is_some(), code.status() == 401, "{}", code.name());
+            assert_eq!(response.header("retry-after").is_some(), code.status() == 503, "{}", code.name());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_method_names_the_right_ones() {
+        let problem = Problem { allow: Some("GET, PUT".into()), ..Problem::new(Code::MethodNotAllowed) };
+        let (response, _) = told(problem).await;
+        assert_eq!(response.header("allow"), Some("GET, PUT"));
+    }
+
+    #[test]
+    fn waiting_is_rounded_up_to_whole_seconds() {
+        for (milliseconds, seconds) in [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (60_000, 60)] {
+            let problem = Problem::from(Absent::ComeBack { after_ms: milliseconds });
+            assert_eq!(problem.retry_after_seconds, Some(seconds), "{milliseconds}");
+        }
+        assert_eq!(Problem::from(Absent::Frozen).retry_after_seconds, Some(60));
+    }
+
+    #[tokio::test]
+    async fn the_store_s_own_words_never_leave() {
+        for problem in [
+            Problem::from(Refused::Unavailable("password authentication failed for user x".into())),
+            Problem::from(ReadFailure::Store(crate::store::StoreError::Wrong("SELECT secret".into()))),
+        ] {
+            let (_, body) = told(problem).await;
+            let text = body.to_string();
+            assert!(!text.contains("password") && !text.contains("SELECT"), "{text}");
+        }
+    }
+}
