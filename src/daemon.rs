@@ -1,0 +1,223 @@
+//! The composition root: builds every room, opens the doors, and closes them in the order that loses nothing.
+//!
+//! Opening: store → directory → outlets → access → intake → http. Closing: readiness goes false, the stream stops pulling
+//! and acknowledges its tail, HTTP finishes its requests, the outlets finish what they are sending (they need the tenants
+//! to note it), the tenants commit what is waiting and leave, telemetry flushes. One deadline holds for the whole.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::{Gate, Pepper};
+use crate::clock::Clock;
+use crate::config::{Config, millis};
+use crate::directory::{self, Settings, handle::Handle as Directory};
+use crate::http::{self, Api, Dependency, Health, State};
+use crate::intake::record::Recorder;
+use crate::intake::usage_stream::{StreamHealth, UsageStream};
+use crate::outlet::{self, Outlets};
+use crate::store::database::Store;
+use crate::telemetry::{self, Telemetry};
+
+/// Hints that something was committed; more are dropped, and the outlets' slow rounds find what they meant.
+const HINTS_MAX: usize = 4_096;
+/// How often the control database is asked whether it is there.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// Parts of the closing that share the time there is.
+const STEPS: u32 = 4;
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// When it cannot start: a store that cannot be opened, an address in use, a channel that cannot be used.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    let daemon = Daemon::start(config).await?;
+    tracing::info!(address = %daemon.address(), version = env!("CARGO_PKG_VERSION"), "serving");
+    let reason = stop_signal().await?;
+    tracing::info!(reason, "stopping");
+    daemon.stop().await;
+    Ok(())
+}
+
+/// Waits for SIGTERM or SIGINT; answers which.
+///
+/// # Errors
+/// When the system does not let us listen for them.
+pub async fn stop_signal() -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}
+
+/// Every room, running.
+pub struct Daemon {
+    address: SocketAddr,
+    patience: Duration,
+    leaving: watch::Sender<bool>,
+    directory: Directory,
+    outlets: Outlets,
+    stream: Option<Task>,
+    doors: Task,
+    telemetry: Telemetry,
+}
+
+/// A task, and how to tell it to end.
+struct Task {
+    stop: CancellationToken,
+    handle: JoinHandle<()>,
+}
+
+impl Daemon {
+    /// Builds and opens everything.
+    ///
+    /// # Errors
+    /// See [`serve`].
+    pub async fn start(config: Config) -> anyhow::Result<Daemon> {
+        let telemetry = telemetry::init(&config.telemetry).context("starting telemetry")?;
+        let clock = Clock::system();
+        let store = Store::open(&config.store).await.context("opening the store")?;
+        let (hints, committed) = mpsc::channel(HINTS_MAX);
+        let directory = directory::open(store.clone(), settings(&config), clock.clone(), hints)
+            .await
+            .context("opening the control database")?;
+        let outlets = Outlets::start(&config, directory.clone(), clock.clone(), committed)?;
+
+        let pepper = Pepper::open(&config.auth, &config.store).context("reading the key pepper")?;
+        let gate =
+            Gate::new(&config.auth, pepper, directory.clone(), clock.clone()).context("reading the access policy")?;
+        let warming = gate.clone();
+        tokio::spawn(async move { warming.warm().await });
+
+        let recorder = Recorder::new(directory.clone(), clock.clone(), config.intake.clone());
+        let (stream, stream_health) = open_stream(&config, &recorder, &clock);
+        let (leaving, stopping) = watch::channel(false);
+        let mut dependencies = vec![
+            Dependency { name: "database".into(), required: true, state: watch_database(directory.clone()) },
+            Dependency { name: "nats".into(), required: false, state: stream_health },
+        ];
+        dependencies.extend(outlets.health.iter().map(|outlet| Dependency {
+            name: outlet.name.clone(),
+            required: false,
+            state: relay(outlet.state.clone(), outlet_state),
+        }));
+
+        let listener = TcpListener::bind(&config.http.listen)
+            .await
+            .with_context(|| format!("listening on {}", config.http.listen))?;
+        let address = listener.local_addr()?;
+        let patience = millis(config.telemetry.shutdown_ms);
+        let health = Health { dependencies, stopping };
+        let api = Api::new(directory.clone(), gate, recorder, clock, config.http.clone(), health, telemetry.metrics());
+        let stop = CancellationToken::new();
+        let served = http::serve(api, listener, stop.clone(), patience / STEPS);
+        let handle = tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the HTTP door failed");
+            }
+        });
+        let doors = Task { stop, handle };
+        Ok(Daemon { address, patience, leaving, directory, outlets, stream, doors, telemetry })
+    }
+
+    /// Where HTTP is served.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Closes the doors in order. What is not finished in time comes back: it was not acknowledged.
+    pub async fn stop(self) {
+        let step = self.patience / STEPS;
+        self.leaving.send_replace(true);
+        if let Some(stream) = self.stream {
+            stream.end(step, "the usage stream").await;
+        }
+        self.doors.end(step, "the HTTP door").await;
+        self.outlets.stop(step).await;
+        self.directory.drain(step).await;
+        tracing::info!("stopped");
+        self.telemetry.flush().await;
+    }
+}
+
+impl Task {
+    async fn end(self, patience: Duration, what: &str) {
+        self.stop.cancel();
+        let abort = self.handle.abort_handle();
+        if tokio::time::timeout(patience, self.handle).await.is_err() {
+            tracing::warn!(what, "did not finish in time");
+            abort.abort();
+        }
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        tenants: config.tenants.clone(),
+        retention_micros: config.retention_micros(),
+        channels: config.notify.channels.iter().map(|channel| channel.name().to_owned()).collect(),
+    }
+}
+
+/// The usage stream, if NATS is configured, and how it is.
+fn open_stream(config: &Config, recorder: &Recorder, clock: &Clock) -> (Option<Task>, watch::Receiver<State>) {
+    if config.nats.url.is_none() {
+        return (None, watch::channel(State::Off).1);
+    }
+    let stream = UsageStream::new(config.nats.clone(), recorder.clone(), clock.clone());
+    let health = relay(stream.health(), |health| match health {
+        StreamHealth::Connected => State::Up,
+        StreamHealth::Disconnected { .. } => State::Down,
+    });
+    let stop = CancellationToken::new();
+    let handle = tokio::spawn(stream.run(stop.clone()));
+    (Some(Task { stop, handle }), health)
+}
+
+/// Asks the control database again and again; tells when it does not answer.
+fn watch_database(directory: Directory) -> watch::Receiver<State> {
+    let (sender, receiver) = watch::channel(State::Up);
+    tokio::spawn(async move {
+        while !sender.is_closed() {
+            tokio::time::sleep(PROBE_EVERY).await;
+            let state = match directory.probe().await {
+                Ok(()) => State::Up,
+                Err(reason) => {
+                    tracing::error!(reason, "the control database does not answer");
+                    State::Down
+                }
+            };
+            sender.send_replace(state);
+        }
+    });
+    receiver
+}
+
+/// A room's own view of its dependency, in the words of the health report.
+fn relay<T: Send + Sync + 'static>(mut from: watch::Receiver<T>, word: fn(&T) -> State) -> watch::Receiver<State> {
+    let (sender, receiver) = watch::channel(word(&from.borrow()));
+    tokio::spawn(async move {
+        while from.changed().await.is_ok() {
+            let state = word(&from.borrow_and_update());
+            sender.send_replace(state);
+        }
+    });
+    receiver
+}
+
+fn outlet_state(state: &outlet::State) -> State {
+    match state {
+        outlet::State::Unknown => State::Unknown,
+        outlet::State::Up => State::Up,
+        outlet::State::Down { .. } => State::Down,
+    }
+}

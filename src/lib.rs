@@ -1,0 +1,32 @@
+//! The governance plane of a multi-tenant LLM platform.
+//!
+//! Five floors; traffic only goes down, and a test reads the imports:
+//!
+//! 1. **Doors**: [`http`] (requests, behind the lock of [`access`]), [`intake`] (usage events, over NATS and HTTP),
+//!    [`outlet`] (alerts and mirrored standings, only after a commit).
+//! 2. [`directory`]: who is home. Finds a tenant, opens, restarts, rests and drains it; keeps the catalogue.
+//! 3. [`tenant`]: one pair of actors per tenant. The keeper answers from memory and never awaits IO; the writer runs one
+//!    transaction at a time.
+//! 4. [`store`]: SQL, one body for Postgres and SQLite.
+//! 5. [`domain`]: what is decided. Pure functions of their arguments; imports nothing of ours.
+//!
+//! [`daemon`] is the only room that knows everybody. [`config`], [`clock`] and [`telemetry`] are the walls.
+//!
+//! One usage event: a door parses it and finds its tenant; the tenant's [`handle`](tenant::handle) takes permits; the
+//! keeper adds it to the open batch; the writer inserts, learns what is new, asks [`domain::books`] what follows, writes
+//! that and commits; the keeper adopts the new books; the caller is answered; outlets deliver what the outbox owes.
+
+pub mod access;
+pub mod clock;
+pub mod command;
+pub mod config;
+pub mod daemon;
+pub mod demo;
+pub mod directory;
+pub mod domain;
+pub mod http;
+pub mod intake;
+pub mod outlet;
+pub mod store;
+pub mod telemetry;
+pub mod tenant;

@@ -1,0 +1,119 @@
+//! Arguments in, exit code out. Everything else is in the library.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use platform_api::config::Config;
+use platform_api::{command, daemon, demo};
+
+/// An event is many small texts, made on one thread and dropped on another: measured, the system's allocator costs more.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The governance plane of a multi-tenant LLM platform.
+#[derive(Parser)]
+#[command(version, about, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon. Without configuration: SQLite in ./data, port 8082, no NATS, no Redis.
+    Serve(Configured),
+    /// Show the main job on the embedded database, with captured LiteLLM payloads, and keep serving.
+    Demo {
+        /// End when the show is over, with status 0 if everything held.
+        #[arg(long)]
+        exit: bool,
+        /// Where to listen.
+        #[arg(long, default_value = "127.0.0.1:8082")]
+        listen: String,
+    },
+    /// Bring the control database and every tenant's database to this program's schema.
+    Migrate(Configured),
+    /// Work on audit chains.
+    Audit {
+        #[command(subcommand)]
+        command: Audit,
+    },
+    /// Print the OpenAPI document.
+    Openapi,
+    /// Read and validate the configuration, naming every problem.
+    CheckConfig(Configured),
+}
+
+#[derive(Subcommand)]
+enum Audit {
+    /// Recompute chains from their first record; names the first broken link and ends with status 1 if there is one.
+    Verify {
+        #[command(flatten)]
+        configured: Configured,
+        /// One tenant's chain; all tenants' and the platform's when absent.
+        #[arg(long)]
+        tenant: Option<String>,
+    },
+}
+
+#[derive(clap::Args)]
+struct Configured {
+    /// Configuration file (TOML). Environment variables PLATFORM_API__<SECTION>__<KEY> override it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Configured {
+    fn load(&self) -> anyhow::Result<Config> {
+        Ok(Config::load(self.config.as_deref())?)
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("platform-api: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    // One provider of cryptography for TLS, chosen before anything speaks it. A second choice would be refused; this
+    // is the first.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Everything runs in spawned tasks: a future on the root of the runtime is woken at several times the cost.
+    match command {
+        Command::Openapi => {
+            print!("{}", platform_api::http::openapi_document());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::CheckConfig(configured) => {
+            let problems = platform_api::outlet::problems(&configured.load()?);
+            if !problems.is_empty() {
+                anyhow::bail!(platform_api::config::Invalid { problems });
+            }
+            println!("the configuration is valid");
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Serve(configured) => {
+            let config = configured.load()?;
+            runtime.block_on(async { tokio::spawn(daemon::serve(config)).await? })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Demo { exit, listen } => runtime.block_on(async { tokio::spawn(demo::run(exit, listen)).await? }),
+        Command::Migrate(configured) => {
+            let config = configured.load()?;
+            runtime.block_on(async { tokio::spawn(command::migrate(config)).await? })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Audit { command: Audit::Verify { configured, tenant } } => {
+            let config = configured.load()?;
+            runtime.block_on(async { tokio::spawn(command::verify(config, tenant)).await? })
+        }
+    }
+}
