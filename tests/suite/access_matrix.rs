@@ -1,0 +1,302 @@
+//! Every operation, called by everybody: who may, who may not, and that nobody learns of what is not theirs.
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::api::{Answer, Api};
+use crate::harness::{Daemon, Engine, Setup, Tenant, eventually, on_both};
+
+/// Whose tenant an operation is about.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum About {
+    Nobody,
+    Platform,
+    PathTenant,
+    OwnTenant,
+}
+
+/// One operation, and the roles of a tenant that may use it. Written by hand, apart from the policy it checks.
+struct Row {
+    operation: &'static str,
+    about: About,
+    roles: &'static [&'static str],
+    body: fn() -> Option<Value>,
+}
+
+const fn row(
+    operation: &'static str,
+    about: About,
+    roles: &'static [&'static str],
+    body: fn() -> Option<Value>,
+) -> Row {
+    Row { operation, about, roles, body }
+}
+
+const NOBODY: &[&str] = &[];
+const ADMIN: &[&str] = &["admin"];
+const READERS: &[&str] = &["admin", "reader"];
+const REPORTERS: &[&str] = &["admin", "reporter"];
+const ALL: &[&str] = &["admin", "reporter", "reader"];
+
+fn nothing() -> Option<Value> {
+    None
+}
+
+/// Well-formed and refused by its content, so that whoever may call changes nothing.
+fn empty() -> Option<Value> {
+    Some(json!({"unknown": true}))
+}
+
+const ROWS: &[Row] = &[
+    row("getHealth", About::Nobody, ALL, nothing),
+    row("getLiveness", About::Nobody, ALL, nothing),
+    row("getReadiness", About::Nobody, ALL, nothing),
+    row("getMetrics", About::Nobody, ALL, nothing),
+    row("getDocument", About::Nobody, ALL, nothing),
+    row("getDocumentation", About::Nobody, ALL, nothing),
+    row("createTenant", About::Platform, NOBODY, empty),
+    row("listTenants", About::Platform, NOBODY, nothing),
+    row("getTenant", About::PathTenant, ADMIN, nothing),
+    row("amendTenant", About::PathTenant, NOBODY, empty),
+    row("suspendTenant", About::PathTenant, NOBODY, nothing),
+    row("reactivateTenant", About::PathTenant, NOBODY, nothing),
+    row("archiveTenant", About::PathTenant, NOBODY, nothing),
+    row("createApiKey", About::PathTenant, ADMIN, empty),
+    row("listApiKeys", About::PathTenant, ADMIN, nothing),
+    row("revokeApiKey", About::PathTenant, ADMIN, nothing),
+    row("reportUsage", About::PathTenant, READERS, nothing),
+    row("listUsageEvents", About::PathTenant, READERS, nothing),
+    row("getQuotas", About::PathTenant, ALL, nothing),
+    row("replaceQuotas", About::PathTenant, ADMIN, empty),
+    row("listAlerts", About::PathTenant, READERS, nothing),
+    row("decide", About::PathTenant, ALL, nothing),
+    row("recordUsageEvents", About::OwnTenant, REPORTERS, empty),
+    row("recordLiteLlmUsage", About::OwnTenant, REPORTERS, empty),
+    row("listAuditRecords", About::OwnTenant, READERS, nothing),
+    row("verifyAuditChain", About::OwnTenant, READERS, nothing),
+    row("listQuarantine", About::OwnTenant, ADMIN, nothing),
+    row("replayQuarantined", About::OwnTenant, NOBODY, nothing),
+];
+
+/// An operation as the document describes it.
+struct Operation {
+    id: String,
+    method: Method,
+    path: String,
+}
+
+async fn operations(daemon: &Daemon) -> Vec<Operation> {
+    let document = daemon.platform.anonymous().get("/openapi.json").await.ok();
+    let mut found = Vec::new();
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in methods.as_object().expect("methods") {
+            let Ok(method) = method.to_uppercase().parse::<Method>() else { continue };
+            let Some(id) = operation["operationId"].as_str() else { continue };
+            found.push(Operation { id: id.to_owned(), method, path: path.clone() });
+        }
+    }
+    found
+}
+
+impl Operation {
+    async fn call(&self, api: &Api, tenant: &str, body: Option<Value>) -> Answer {
+        let path = match self.path.contains("/quarantine/") {
+            true => self.path.replace("{id}", "0199a8b2-5c00-7abc-8def-0123456789ab"),
+            false => self.path.replace("{id}", tenant),
+        };
+        let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0");
+        api.patiently(self.method.clone(), &path, body.as_ref()).await
+    }
+}
+
+/// The operation was reached: whatever it answered, access was not the reason.
+#[track_caller]
+fn reached(answer: &Answer, what: &str) {
+    let closed = matches!(answer.status, 401 | 403) || answer.code() == "TENANT_NOT_FOUND";
+    assert!(!closed && answer.status < 500, "{what} was to be reached: {} {}", answer.status, answer.text);
+}
+
+#[track_caller]
+fn closed(answer: &Answer, status: u16, code: &str, what: &str) {
+    assert_eq!((answer.status, answer.code()), (status, code), "{what}: {}", answer.text);
+    answer.in_the_envelope();
+    assert_eq!(!answer.header("www-authenticate").is_empty(), status == 401, "{what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_operation_is_open_to_exactly_those_who_may() {
+    on_both(|engine| async move {
+        let daemon = Setup::on(engine).start().await;
+        let acme = daemon.onboard("Acme").await;
+        let globex = daemon.onboard("Globex").await;
+        let (sleeping, sleeping_api) = suspended(&daemon).await;
+        let (revoked_id, revoked) = acme.issue_key("admin").await;
+        acme.api.delete(&format!("/v1/tenants/{}/api-keys/{revoked_id}", acme.id)).await.ok();
+        let anonymous = daemon.platform.anonymous();
+        let mut keys = vec![("admin", acme.api.clone())];
+        for role in ["reporter", "reader"] {
+            keys.push((role, acme.issue_key(role).await.1));
+        }
+        let nowhere = "0199a8b2-5c00-7abc-8def-0123456789ab";
+
+        let operations = operations(&daemon).await;
+        for operation in &operations {
+            let id = operation.id.as_str();
+            let row = ROWS.iter().find(|row| row.operation == id).unwrap_or_else(|| panic!("{id} has no row here"));
+            if row.about == About::Nobody {
+                reached(&operation.call(&anonymous, "", None).await, id);
+                continue;
+            }
+            let body = || (row.body)();
+            closed(&operation.call(&anonymous, &acme.id, body()).await, 401, "AUTHENTICATION_REQUIRED", id);
+            closed(&operation.call(&revoked, &acme.id, body()).await, 401, "INVALID_CREDENTIALS", id);
+            for (role, api) in &keys {
+                let answer = operation.call(api, &acme.id, body()).await;
+                let what = format!("{id} by a {role}");
+                match row.roles.contains(role) {
+                    true => reached(&answer, &what),
+                    false => closed(&answer, 403, "FORBIDDEN", &what),
+                }
+            }
+            closed(&operation.call(&sleeping_api, &sleeping.id, body()).await, 403, "TENANT_SUSPENDED", id);
+            if row.about == About::PathTenant {
+                // Another tenant's address and one that leads nowhere are the same to its admin, byte by byte.
+                let others = operation.call(&globex.api, &acme.id, body()).await;
+                let missing = operation.call(&globex.api, nowhere, body()).await;
+                closed(&others, 404, "TENANT_NOT_FOUND", id);
+                assert_eq!(without_request_id(&others), without_request_id(&missing), "{id}");
+            }
+        }
+        // The administrator of the platform last: some operations change what the others see.
+        for operation in &operations {
+            let row = ROWS.iter().find(|row| row.operation == operation.id).expect("checked above");
+            let answer = operation.call(&daemon.platform, &acme.id, (row.body)()).await;
+            reached(&answer, &format!("{} by the platform", operation.id));
+            if operation.id == "suspendTenant" {
+                daemon.platform.post(&format!("/v1/tenants/{}/reactivate", acme.id), &json!({})).await;
+            }
+        }
+        let described: BTreeSet<&str> = operations.iter().map(|operation| operation.id.as_str()).collect();
+        let known: BTreeSet<&str> = ROWS.iter().map(|row| row.operation).collect();
+        assert_eq!(known, described, "rows here, and operations of the document");
+    })
+    .await;
+}
+
+/// A tenant that was suspended, and its admin's key.
+async fn suspended(daemon: &Daemon) -> (Tenant, Api) {
+    let tenant = daemon.onboard("Sleeping").await;
+    daemon.platform.raw(Method::POST, &format!("/v1/tenants/{}/suspend", tenant.id), &[], Vec::new()).await.ok();
+    let api = tenant.api.clone();
+    (tenant, api)
+}
+
+fn without_request_id(answer: &Answer) -> (u16, Value, Vec<String>) {
+    let mut body = answer.body.clone();
+    body["error"]["requestId"] = Value::Null;
+    let volatile = ["date", "x-request-id"];
+    let mut headers: Vec<String> =
+        answer.headers.keys().map(|name| name.to_string()).filter(|name| !volatile.contains(&name.as_str())).collect();
+    headers.sort();
+    (answer.status, body, headers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_is_refused_within_a_second() {
+    on_both(|engine| async move {
+        let daemon = Setup::on(engine).start().await;
+        let acme = daemon.onboard("Acme").await;
+        let (id, reader) = acme.issue_key("reader").await;
+        let path = format!("/v1/quotas/{}", acme.id);
+        assert_eq!(reader.get(&path).await.status, 200);
+        acme.api.delete(&format!("/v1/tenants/{}/api-keys/{id}", acme.id)).await.ok();
+        let refused = tokio::time::timeout(std::time::Duration::from_secs(1), async {
+            while reader.get(&path).await.status != 401 {}
+        });
+        refused.await.expect("within a second");
+        // And stays refused by a daemon that starts anew.
+        let mut daemon = daemon;
+        daemon.terminate().await;
+        daemon.restart().await;
+        reader.get(&path).await.refused(401, "INVALID_CREDENTIALS");
+        assert_eq!(acme.api.patiently(Method::GET, &path, None).await.status, 200);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_of_one_tenant_is_worth_nothing_to_another() {
+    let daemon = Setup::on(Engine::Sqlite).start().await;
+    let (acme, globex) = (daemon.onboard("Acme").await, daemon.onboard("Globex").await);
+    for tenant in [&acme, &globex] {
+        tenant.post_events(&[tenant.event(), tenant.event(), tenant.event()]).await;
+    }
+    let page = acme.api.get(&format!("/v1/tenants/{}/usage/events?limit=1", acme.id)).await.ok();
+    let cursor = page["nextCursor"].as_str().expect("more than one event").to_owned();
+    let path =
+        |tenant: &Tenant, cursor: &str| format!("/v1/tenants/{}/usage/events?limit=1&cursor={cursor}", tenant.id);
+    acme.api.get(&path(&acme, &cursor)).await.ok();
+    globex.api.get(&path(&globex, &cursor)).await.refused(400, "INVALID_CURSOR");
+    // Another list of the same tenant, and a cursor with one letter changed.
+    let alerts = format!("/v1/quotas/{}/alerts?limit=1&cursor={cursor}", acme.id);
+    acme.api.get(&alerts).await.refused(400, "INVALID_CURSOR");
+    for at in 0..cursor.len() {
+        let mut bytes = cursor.clone().into_bytes();
+        bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
+        let changed = String::from_utf8(bytes).unwrap();
+        acme.api.get(&path(&acme, &changed)).await.refused(400, "INVALID_CURSOR");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_one_tenant_shows_in_any_answer_to_another() {
+    on_both(|engine| async move {
+        let daemon = Setup::on(engine).start().await;
+        let (acme, globex) = (daemon.onboard("Acme").await, daemon.onboard("Globex").await);
+        let canary = format!("canary{}", crate::harness::services::unique());
+        let mut event = acme.event().tokens(7_919, 104_729);
+        (event.user, event.group) = (format!("{canary}-user"), format!("{canary}-group"));
+        (event.model, event.provider) = (format!("{canary}-model"), format!("{canary}-provider"));
+        acme.post_events(&[event]).await;
+        acme.put_quotas(json!([{"scope": {"type": "user", "id": format!("{canary}-user")}, "metric": "tokens",
+            "period": "month", "limit": 1_000, "enforcement": "block"}]))
+            .await;
+        // Malformed, with the canary in it: it goes to Acme's quarantine.
+        let broken = json!([{"eventId": canary, "occurredAt": "never", "payload": {}}]);
+        acme.api.post("/v1/usage/events", &broken).await;
+        eventually("Acme's alert", || async { (!acme.alerts().await.is_empty()).then_some(()) }).await;
+
+        for operation in operations(&daemon).await.iter().filter(|operation| operation.method == Method::GET) {
+            for tenant in [&globex.id, &acme.id] {
+                let answer = operation.call(&globex.api, tenant, None).await;
+                let leaked = answer.text.contains(&canary) || answer.text.contains("104729");
+                assert!(!leaked, "{} tells of another tenant: {}", operation.id, answer.text);
+                let tells_id = answer.text.contains(&acme.id);
+                assert!(!tells_id, "{} names another tenant: {}", operation.id, answer.text);
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_cannot_lift_anybody_into_another_tenant() {
+    let daemon = Setup::on(Engine::Sqlite).start().await;
+    let (acme, globex) = (daemon.onboard("Acme").await, daemon.onboard("Globex").await);
+    let path = format!("/v1/quotas/{}", acme.id);
+    let headers = |tenant: &str| vec![("x-tenant-id".to_owned(), tenant.to_owned())];
+    let call = async |api: &Api, path: &str, headers: &[(String, String)]| {
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        api.raw(Method::GET, path, &headers, Vec::new()).await
+    };
+    assert_eq!(call(&acme.api, &path, &headers(&acme.id)).await.status, 200);
+    call(&acme.api, &path, &headers(&globex.id)).await.refused(403, "TENANT_MISMATCH");
+    call(&daemon.platform, &path, &headers(&globex.id)).await.refused(403, "TENANT_MISMATCH");
+    call(&globex.api, &path, &headers(&acme.id)).await.refused(404, "TENANT_NOT_FOUND");
+    // The audit chain of the credential's own tenant, whatever is asked for.
+    let audit = call(&globex.api, &format!("/v1/audit?tenantId={}", acme.id), &[]).await;
+    assert_eq!(audit.status, 404, "{}", audit.text);
+    call(&acme.api, &path, &headers("not-a-uuid")).await.refused(400, "INVALID_HEADER");
+}

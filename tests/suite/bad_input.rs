@@ -1,0 +1,367 @@
+//! Everything a caller can get wrong, and the one answer it gets: the right status, a stable code, one envelope, and
+//! never a word about our insides.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::api::{Answer, Api};
+use crate::harness::events::{now, token_quota};
+use crate::harness::{Daemon, Engine, Setup, Tenant};
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+async fn a_tenant() -> (Daemon, Tenant) {
+    let daemon = Setup::on(Engine::Sqlite).with("HTTP__HEADER_TIMEOUT_MS", 1_500).start().await;
+    let tenant = daemon.onboard("Acme").await;
+    (daemon, tenant)
+}
+
+async fn send(api: &Api, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> Answer {
+    let answer = api.raw(method, path, headers, body.into()).await;
+    assert!(answer.status < 500, "{path}: {} {}", answer.status, answer.text);
+    for inside in ["panicked", "src/", "sqlx", "SELECT ", "stack backtrace", ".rs:"] {
+        assert!(!answer.text.contains(inside), "{path} tells of our insides: {}", answer.text);
+    }
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_that_are_none() {
+    let (daemon, tenant) = a_tenant().await;
+    let path = "/v1/audit";
+    let get = async |headers: &[(&str, &str)]| {
+        send(&daemon.platform.anonymous(), Method::GET, path, headers, Vec::new()).await
+    };
+    let none = get(&[]).await;
+    none.refused(401, "AUTHENTICATION_REQUIRED");
+    assert!(none.header("www-authenticate").starts_with("Bearer"));
+
+    let key = tenant.api.credential();
+    let mut wrong_secret = key.to_owned().into_bytes();
+    let at = wrong_secret.len() - 8;
+    wrong_secret[at] = if wrong_secret[at] == b'a' { b'b' } else { b'a' };
+    let wrong_secret = String::from_utf8(wrong_secret).unwrap();
+    let alg_none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4IiwidGVuYW50IjoieCJ9.";
+    let mut bodies = Vec::new();
+    for bad in [wrong_secret.as_str(), alg_none, &key[..key.len() - 1], "a.b.c"] {
+        let bearer = format!("Bearer {bad}");
+        let answer = get(&[("authorization", &bearer)]).await;
+        answer.refused(401, "INVALID_CREDENTIALS");
+        assert!(answer.header("www-authenticate").contains("invalid_token"));
+        let mut body = answer.body;
+        body["error"]["requestId"] = Value::Null;
+        bodies.push(body);
+    }
+    assert!(bodies.windows(2).all(|pair| pair[0] == pair[1]), "one answer for all of them: {bodies:?}");
+    for malformed in ["Basic dXNlcjpwYXNz", "Bearer", "Bearer ", "Bearer a b", "bearer\tx"] {
+        let answer = get(&[("authorization", malformed)]).await;
+        assert!([400, 401].contains(&answer.status), "{malformed:?}: {}", answer.text);
+        answer.in_the_envelope();
+    }
+    let bearer = format!("Bearer {key}");
+    get(&[("authorization", &bearer), ("authorization", &bearer)]).await.refused(400, "MALFORMED_CREDENTIALS");
+    get(&[("authorization", &bearer), ("x-api-key", key)]).await.refused(400, "MALFORMED_CREDENTIALS");
+    assert_eq!(get(&[("x-api-key", key)]).await.status, 200, "a gateway's plain header");
+    let in_query = send(&daemon.platform.anonymous(), Method::GET, &format!("{path}?apiKey={key}"), &[], "").await;
+    assert!([400, 401].contains(&in_query.status), "{}", in_query.text);
+    assert!(!in_query.text.contains(key));
+    let huge = format!("Bearer {}", "a".repeat(9_000));
+    let answer = get(&[("authorization", &huge)]).await;
+    assert!([400, 401, 431].contains(&answer.status), "{}", answer.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_are_no_json_are_400_and_bodies_that_are_wrong_are_422() {
+    let (_daemon, tenant) = a_tenant().await;
+    let path = format!("/v1/quotas/{}", tenant.id);
+    let put = async |body: Vec<u8>| send(&tenant.api, Method::PUT, &path, &[JSON], body).await;
+    let deep = format!("{{\"quotas\":{}{}}}", "[".repeat(40), "]".repeat(40));
+    for malformed in [
+        b"".to_vec(),
+        b"{".to_vec(),
+        b"{} {}".to_vec(),
+        b"{\"quotas\":[],}".to_vec(),
+        b"{\"quotas\":[],\"quotas\":[]}".to_vec(),
+        b"{\"quotas\":[NaN]}".to_vec(),
+        b"{\"quotas\":[1e999]}".to_vec(),
+        b"\xff\xfe".to_vec(),
+        b"{\"\xc3\x28\":1}".to_vec(),
+        deep.into_bytes(),
+        vec![b'['; 200_000],
+    ] {
+        let shown = String::from_utf8_lossy(&malformed[..malformed.len().min(60)]).into_owned();
+        let answer = put(malformed).await;
+        assert_eq!((answer.status, answer.code()), (400, "MALFORMED_JSON"), "{shown}: {}", answer.text);
+        answer.in_the_envelope();
+    }
+    for (wrong, pointer) in [
+        ("[]", ""),
+        ("\"text\"", ""),
+        ("{}", ""),
+        ("{\"quotas\":null}", "/quotas"),
+        ("{\"quotas\":{}}", "/quotas"),
+        ("{\"quotas\":[],\"createdBy\":\"me\"}", "/createdBy"),
+        ("{\"quotas\":[{\"scope\":{\"type\":\"tenant\\u0000\"}}]}", "/quotas/0/scope/type"),
+    ] {
+        let answer = put(wrong.into()).await;
+        assert_eq!((answer.status, answer.code()), (422, "VALIDATION_FAILED"), "{wrong}: {}", answer.text);
+        let fields = answer.body["error"]["details"]["fields"].as_array().expect("pointers");
+        assert!(fields.iter().any(|field| field["pointer"].as_str().unwrap().starts_with(pointer)), "{}", answer.text);
+    }
+    assert!(tenant.quotas().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_that_cannot_be() {
+    let (daemon, _) = a_tenant().await;
+    let post = async |body: Value| send(&daemon.platform, Method::POST, "/v1/tenants", &[JSON], body.to_string()).await;
+    for (body, pointer) in [
+        (json!({"name": ""}), "/name"),
+        (json!({"name": 1}), "/name"),
+        (json!({"name": "x".repeat(300)}), "/name"),
+        (json!({"name": "A", "timeZone": "Mars/Olympus"}), "/timeZone"),
+        (json!({"name": "A", "slug": "Not A Slug"}), "/slug"),
+        (json!({"name": "A", "settings": []}), "/settings"),
+        (json!({"name": "A", "externalIds": [{"source": "litellm", "kind": "planet", "id": "x"}]}), "/externalIds/0"),
+        (json!({"name": "A", "id": "0199a8b2-5c00-7abc-8def-0123456789ab"}), "/id"),
+        (json!({"name": "A", "createdBy": "me"}), "/createdBy"),
+    ] {
+        let answer = post(body.clone()).await;
+        assert_eq!((answer.status, answer.code()), (422, "VALIDATION_FAILED"), "{body}: {}", answer.text);
+        let fields = answer.body["error"]["details"]["fields"].as_array().expect("pointers");
+        assert!(fields.iter().any(|field| field["pointer"].as_str().unwrap().starts_with(pointer)), "{}", answer.text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_at_the_wrong_door() {
+    let (daemon, tenant) = a_tenant().await;
+    let quotas = format!("/v1/quotas/{}", tenant.id);
+    let api = &tenant.api;
+    send(api, Method::GET, "/v2/tenants", &[], "").await.refused(404, "NOT_FOUND");
+    send(api, Method::GET, "/v1/quotas/not-a-uuid", &[], "").await.refused(404, "TENANT_NOT_FOUND");
+    send(api, Method::GET, "/v1/tenants/../../etc/passwd", &[], "").await.refused(404, "NOT_FOUND");
+    let patched = send(api, Method::PATCH, &quotas, &[JSON], "{}").await;
+    patched.refused(405, "METHOD_NOT_ALLOWED");
+    assert!(patched.header("allow").contains("GET") && patched.header("allow").contains("PUT"));
+    for method in [Method::TRACE, Method::OPTIONS] {
+        assert_eq!(send(api, method, &quotas, &[], "").await.status, 405);
+    }
+    let body = json!({"quotas": []}).to_string();
+    send(api, Method::PUT, &quotas, &[("content-type", "text/plain")], body.clone())
+        .await
+        .refused(415, "UNSUPPORTED_MEDIA_TYPE");
+    send(api, Method::PUT, &quotas, &[], body.clone()).await.refused(415, "UNSUPPORTED_MEDIA_TYPE");
+    send(api, Method::PUT, &quotas, &[JSON, ("content-encoding", "gzip")], body)
+        .await
+        .refused(415, "UNSUPPORTED_MEDIA_TYPE");
+    send(api, Method::GET, &quotas, &[("accept", "text/html")], "").await.refused(406, "NOT_ACCEPTABLE");
+    let long = format!("{quotas}?x={}", "a".repeat(9_000));
+    send(api, Method::GET, &long, &[], "").await.refused(414, "URI_TOO_LONG");
+    for query in ["?unknown=1", "?limit=1&limit=2"] {
+        let answer = send(&daemon.platform, Method::GET, &format!("/v1/tenants{query}"), &[], "").await;
+        answer.refused(400, "INVALID_PARAMETER");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_and_reports_that_cannot_be() {
+    let (_daemon, tenant) = a_tenant().await;
+    let events = format!("/v1/tenants/{}/usage/events", tenant.id);
+    let report = format!("/v1/tenants/{}/usage", tenant.id);
+    for query in ["?limit=0", "?limit=1000000000", "?limit=-1", "?limit=ten", "?limit="] {
+        send(&tenant.api, Method::GET, &format!("{events}{query}"), &[], "").await.refused(400, "INVALID_PARAMETER");
+    }
+    for cursor in ["x", "AAAA", "%C3%A9", "....", "a".repeat(3_000).as_str()] {
+        let answer = send(&tenant.api, Method::GET, &format!("{events}?cursor={cursor}"), &[], "").await;
+        answer.refused(400, "INVALID_CURSOR");
+    }
+    let (from, to) = (now().plus_micros(-3_600_000_000), now());
+    for query in [
+        String::new(),
+        format!("?from={from}"),
+        format!("?from=yesterday&to={to}"),
+        format!("?from={to}&to={from}"),
+        format!("?from={from}&to={to}&granularity=fortnight"),
+        format!("?from={from}&to={to}&groupBy=shoeSize"),
+        format!("?from={from}&to={to}&sort=up"),
+        "?from=0000-01-01T00:00:00Z&to=9999-12-31T00:00:00Z&granularity=hour".to_owned(),
+    ] {
+        let answer = send(&tenant.api, Method::GET, &format!("{report}{query}"), &[], "").await;
+        assert!([400, 422].contains(&answer.status), "{query}: {} {}", answer.status, answer.text);
+        answer.in_the_envelope();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_are_too_large() {
+    let (_daemon, tenant) = a_tenant().await;
+    let quotas = format!("/v1/quotas/{}", tenant.id);
+    let padded = format!("{{\"quotas\":[],\"pad\":\"{}\"}}", "x".repeat(300_000));
+    send(&tenant.api, Method::PUT, &quotas, &[JSON], padded).await.refused(413, "PAYLOAD_TOO_LARGE");
+    let events = Value::Array((0..5_001).map(|_| json!({})).collect()).to_string();
+    send(&tenant.api, Method::POST, "/v1/usage/events", &[JSON], events).await.refused(413, "TOO_MANY_EVENTS");
+    let large = vec![b' '; 17 * 1024 * 1024];
+    let answer = tenant.api.try_raw(Method::POST, "/v1/usage/events", &[JSON], large).await;
+    // The answer may be cut off by the connection that is closed on an overlong body.
+    if let Ok(answer) = answer {
+        answer.refused(413, "PAYLOAD_TOO_LARGE");
+    }
+    assert_eq!(tenant.post_events(&[tenant.event()]).await.accepted, 1, "the next request is served");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_cannot_be_counted_say_why() {
+    let (_daemon, tenant) = a_tenant().await;
+    let at = now();
+    let event = |payload: Value| json!({"eventId": "e", "occurredAt": at.to_string(), "payload": payload});
+    let usage = |usage: Value| event(json!({"usage": usage}));
+    let body = |name: &str| -> Value {
+        match name {
+            "negative" => usage(json!({"promptTokens": -1})),
+            "fraction" => usage(json!({"promptTokens": 1.5})),
+            "text" => usage(json!({"promptTokens": "1"})),
+            "overflow" => usage(json!({"promptTokens": 18_446_744_073_709_551_615_u64})),
+            "absurd" => usage(json!({"promptTokens": 9_000_000_000_000_000_000_i64})),
+            "silent" => event(json!({})),
+            "no-time" => json!({"eventId": "e", "payload": {"usage": {"tokens": 1}}}),
+            "no-zone" => {
+                json!({"eventId": "e", "occurredAt": "2026-11-20T15:37:12", "payload": {"usage": {"tokens": 1}}})
+            }
+            "year-0" => {
+                json!({"eventId": "e", "occurredAt": "0000-01-01T00:00:00Z", "payload": {"usage": {"tokens": 1}}})
+            }
+            "no-id" => json!({"occurredAt": at.to_string(), "payload": {"usage": {"tokens": 1}}}),
+            "empty-id" => json!({"eventId": "", "occurredAt": at.to_string(), "payload": {"usage": {"tokens": 1}}}),
+            "cost" => event(json!({"usage": {"tokens": 1}, "costUsd": -0.5})),
+            _ => unreachable!(),
+        }
+    };
+    for name in [
+        "negative", "fraction", "text", "overflow", "absurd", "silent", "no-time", "no-zone", "year-0", "no-id",
+        "empty-id", "cost",
+    ] {
+        let answer = send(&tenant.api, Method::POST, "/v1/usage/events", &[JSON], body(name).to_string()).await;
+        answer.refused(422, "NO_EVENT_ACCEPTED");
+        let rejected = &answer.body["error"]["details"]["rejected"];
+        assert_eq!(rejected.as_array().map(Vec::len), Some(1), "{name}: {}", answer.text);
+        assert!(rejected[0]["code"].is_string() && !rejected[0]["message"].as_str().unwrap().is_empty());
+    }
+    // Numbers that no integer can hold, and NULs, in raw bytes.
+    for raw in [
+        r#"{"eventId":"e","occurredAt":"AT","payload":{"usage":{"tokens":1e400}}}"#,
+        r#"{"eventId":"e","occurredAt":"AT","payload":{"usage":{"tokens":1},"costUsd":1e30}}"#,
+        r#"{"eventId":"e\u0000","occurredAt":"AT","payload":{"usage":{"tokens":1}}}"#,
+        r#"{"eventId":"e","occurredAt":"AT","payload":{"model":"\u0000","usage":{"tokens":1}}}"#,
+    ] {
+        let raw = raw.replace("AT", &at.to_string());
+        let answer = send(&tenant.api, Method::POST, "/v1/usage/events", &[JSON], raw.clone()).await;
+        assert!([400, 422].contains(&answer.status), "{raw}: {} {}", answer.status, answer.text);
+    }
+    assert!(tenant.ledger().await.is_empty());
+    assert!(!tenant.quarantine().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idempotency_key_means_one_change() {
+    let (_daemon, tenant) = a_tenant().await;
+    let path = format!("/v1/quotas/{}", tenant.id);
+    let put = async |key: &str, limit: i64| {
+        let body = json!({"quotas": [token_quota(limit, "day")]}).to_string();
+        send(&tenant.api, Method::PUT, &path, &[JSON, ("idempotency-key", key)], body).await
+    };
+    let first = put("k1", 100).await.ok();
+    put("k2", 200).await.ok();
+    // The answer of then, and no change now.
+    assert_eq!(put("k1", 100).await.ok(), first);
+    assert_eq!(tenant.quotas().await[0]["limit"], 200);
+    put("k1", 300).await.refused(422, "IDEMPOTENCY_KEY_REUSED");
+    for bad in ["", "with space", "ü", "k".repeat(256).as_str()] {
+        let body = json!({"quotas": []}).to_string().into_bytes();
+        let headers = [JSON, ("idempotency-key", bad)];
+        if let Ok(answer) = tenant.api.try_raw(Method::PUT, &path, &headers, body).await {
+            answer.refused(400, "INVALID_HEADER");
+        }
+    }
+    let records = tenant.audit().await;
+    let changes = records.iter().filter(|record| record["record"]["action"] == "quotas.replaced").count();
+    assert_eq!(changes, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_carries_a_request_id_and_no_advice_to_keep_it() {
+    let (daemon, tenant) = a_tenant().await;
+    let echoed = send(&tenant.api, Method::GET, "/v1/audit", &[("x-request-id", "mine-1")], "").await;
+    assert_eq!(echoed.header("x-request-id"), "mine-1");
+    let made = send(&tenant.api, Method::GET, "/v1/audit", &[("x-request-id", "not one id")], "").await;
+    assert!(!made.header("x-request-id").is_empty() && made.header("x-request-id") != "not one id");
+    let refused = send(&daemon.platform.anonymous(), Method::GET, "/v1/audit", &[], "").await;
+    assert_eq!(refused.header("cache-control"), "no-store");
+    assert_eq!(refused.body["error"]["requestId"], refused.header("x-request-id"));
+}
+
+/// What no client library sends: the bytes on the wire.
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_on_the_wire_that_are_no_request() {
+    let (daemon, _) = a_tenant().await;
+    let address = daemon.platform.base().trim_start_matches("http://").to_owned();
+    for raw in [
+        "GET / HTTP/1.1\r\n\r\n",
+        "GET /health/live HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        "POST /v1/usage/events HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST /v1/usage/events HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        "GET /health/live HTTP/1.1\r\nHost: a\r\nX-Folded: a\r\n b\r\n\r\n",
+        "GET /health/live HTTP/9.9\r\nHost: a\r\n\r\n",
+        "\r\n\r\n\x00\x01\x02\x03",
+        "GET /health/live\r\n",
+    ] {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(raw.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(std::time::Duration::from_secs(5), stream.read_to_end(&mut answer)).await;
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        let first = text.lines().next().unwrap_or_default();
+        let closed_or_answered = read.is_ok() || !text.is_empty();
+        assert!(closed_or_answered, "{raw:?}: neither answered nor closed");
+        assert!(!first.contains(" 500 "), "{raw:?}: {first}");
+    }
+    // A client that never finishes its headers is not waited for for ever, and others are served meanwhile.
+    let mut slow = TcpStream::connect(&address).await.unwrap();
+    slow.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\nX-Slow:").await.unwrap();
+    assert_eq!(daemon.platform.anonymous().get("/health/live").await.status, 200);
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(10), slow.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok(), "a slow client is cut off");
+}
+
+/// Ten thousand deep, megabytes wide, every byte value: whatever arrives, the daemon is there for the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_arrives_ends_the_daemon() {
+    let (daemon, tenant) = a_tenant().await;
+    let mut seed = 0x2545_F491_4F6C_DD1D_u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let valid = tenant.event().json().to_string().into_bytes();
+    for round in 0..400 {
+        let mut bytes = valid.clone();
+        for _ in 0..1 + random() % 8 {
+            let at = (random() % bytes.len() as u64) as usize;
+            match random() % 3 {
+                0 => bytes[at] = random() as u8,
+                1 => drop(bytes.drain(at..(at + 3).min(bytes.len()))),
+                _ => bytes.insert(at, random() as u8),
+            }
+        }
+        let path = ["/v1/usage/events", "/v1/usage/litellm", "/v1/tenants"][round % 3];
+        send(&daemon.platform, Method::POST, path, &[JSON], bytes).await;
+    }
+    let log = daemon.log();
+    assert!(!log.contains("panicked"), "something panicked");
+    assert_eq!(tenant.post_events(&[tenant.event()]).await.accepted, 1);
+}

@@ -1,0 +1,96 @@
+//! The tests' own connection to NATS.
+
+use async_nats::jetstream::{self, Context};
+use serde_json::Value;
+
+use super::{eventually, services};
+
+#[derive(Debug, Clone)]
+pub struct Bus {
+    pub jetstream: Context,
+    /// `quota.updated` of the daemon under test.
+    pub subject: String,
+    pub stream: String,
+    pub consumer: String,
+    pub alert_stream: String,
+}
+
+impl Bus {
+    /// Connects, and waits until the daemon has made what it reads from: it is ready without NATS.
+    pub async fn of(names: &Names) -> Bus {
+        let client = async_nats::connect(services::nats_url()).await.expect("NATS runs");
+        let jetstream = jetstream::new(client.clone());
+        eventually("the stream and its consumer", || async {
+            let stream = jetstream.get_stream(&names.stream).await.ok()?;
+            stream.consumer_info(&names.consumer).await.ok().map(|_| ())
+        })
+        .await;
+        let Names { subject, stream, consumer, alert_stream, .. } = names.clone();
+        Bus { jetstream: jetstream::new(client), subject, stream, consumer, alert_stream }
+    }
+
+    /// Publishes to the shared subject; returns once the stream has it.
+    pub async fn publish(&self, event: &Value) -> u64 {
+        self.publish_bytes(&self.subject, event.to_string().into_bytes()).await
+    }
+
+    /// Publishes to a tenant's own subject.
+    pub async fn publish_for(&self, tenant: &str, event: &Value) -> u64 {
+        self.publish_bytes(&format!("{}.{tenant}", self.subject), event.to_string().into_bytes()).await
+    }
+
+    pub async fn publish_bytes(&self, subject: &str, bytes: Vec<u8>) -> u64 {
+        let sent = self.jetstream.publish(subject.to_owned(), bytes.into()).await.expect("connected");
+        sent.await.expect("the stream takes it").sequence
+    }
+
+    /// Messages that the daemon has not acknowledged: waiting and in flight.
+    pub async fn backlog(&self) -> u64 {
+        let stream = self.jetstream.get_stream(&self.stream).await.expect("the stream is there");
+        let info = stream.consumer_info(&self.consumer).await.expect("the consumer is there");
+        info.num_pending + info.num_ack_pending as u64
+    }
+
+    /// The payloads of the alert stream, oldest first.
+    pub async fn alerts(&self) -> Vec<(Option<String>, Value)> {
+        let Ok(mut stream) = self.jetstream.get_stream(&self.alert_stream).await else { return Vec::new() };
+        let state = stream.info().await.expect("stream information").state.clone();
+        let mut alerts = Vec::new();
+        for sequence in state.first_sequence..=state.last_sequence {
+            let Ok(message) = stream.get_raw_message(sequence).await else { continue };
+            let id = message.headers.get("Nats-Msg-Id").map(|id| id.as_str().to_owned());
+            alerts.push((id, serde_json::from_slice(&message.payload).expect("alerts are JSON")));
+        }
+        alerts
+    }
+}
+
+/// Streams and subjects of one daemon under test.
+#[derive(Debug, Clone)]
+pub struct Names {
+    pub subject: String,
+    pub stream: String,
+    pub consumer: String,
+    pub alert_subject: String,
+    pub alert_stream: String,
+}
+
+impl Names {
+    pub fn unique() -> Names {
+        let word = services::unique();
+        Names {
+            subject: format!("suite.{word}.quota.updated"),
+            stream: format!("SUITE_{word}_USAGE"),
+            consumer: format!("suite-{word}"),
+            alert_subject: format!("suite.{word}.quota.alert"),
+            alert_stream: format!("SUITE_{word}_ALERTS"),
+        }
+    }
+
+    pub async fn delete(&self) {
+        let Ok(client) = async_nats::connect(services::nats_url()).await else { return };
+        let jetstream = jetstream::new(client);
+        let _ = jetstream.delete_stream(&self.stream).await;
+        let _ = jetstream.delete_stream(&self.alert_stream).await;
+    }
+}

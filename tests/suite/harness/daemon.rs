@@ -1,0 +1,298 @@
+//! The real binary, started with a configuration of its own, and killed at will.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+use std::sync::Mutex;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::time::{Duration, timeout};
+
+use super::api::Api;
+use super::bus::{Bus, Names};
+use super::tenant::Tenant;
+use super::{Engine, PATIENCE, database, eventually, services};
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_platform-api");
+pub const BOOTSTRAP_KEY: &str = "suite-bootstrap-key-0123456789abcdef";
+pub const PEPPER: &str = "suite-pepper-0123456789abcdef-0123456789";
+
+/// What a daemon is started with.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    engine: Engine,
+    nats: bool,
+    redis: bool,
+    /// More TOML, table by table.
+    sections: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+impl Setup {
+    pub fn on(engine: Engine) -> Setup {
+        Setup { engine, nats: false, redis: false, sections: Vec::new(), environment: Vec::new() }
+    }
+
+    pub fn with_nats(mut self) -> Setup {
+        self.nats = true;
+        self
+    }
+
+    pub fn with_redis(mut self) -> Setup {
+        self.redis = true;
+        self
+    }
+
+    /// TOML that stands by itself: `[[notify.channels]]`, `[[auth.issuers]]`.
+    pub fn with_section(mut self, toml: &str) -> Setup {
+        self.sections.push(toml.to_owned());
+        self
+    }
+
+    /// One setting, as the environment writes it: `TENANTS__IDLE_MS`.
+    pub fn with(mut self, name: &str, value: impl ToString) -> Setup {
+        self.environment.push((format!("PLATFORM_API__{name}"), value.to_string()));
+        self
+    }
+
+    pub async fn start(self) -> Daemon {
+        let mut daemon = Daemon::prepare(self).await;
+        daemon.restart().await;
+        daemon
+    }
+}
+
+/// A daemon under test. Its data, databases and streams end with it.
+pub struct Daemon {
+    pub engine: Engine,
+    pub folder: TempDir,
+    pub names: Names,
+    pub redis_prefix: String,
+    /// Called with the platform administrator's key.
+    pub platform: Api,
+    setup: Setup,
+    control_database: String,
+    tenants: Mutex<Vec<String>>,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// Everything but the process.
+    pub async fn prepare(setup: Setup) -> Daemon {
+        let folder = tempfile::Builder::new().prefix("platform-api-suite").tempdir().expect("a temporary folder");
+        let base = format!("http://127.0.0.1:{}", services::free_port());
+        let control_database = format!("suite_{}", services::unique());
+        if setup.engine == Engine::Postgres {
+            database::create(&control_database).await;
+        }
+        let daemon = Daemon {
+            engine: setup.engine,
+            folder,
+            names: Names::unique(),
+            redis_prefix: format!("suite:{}:", services::unique()),
+            platform: Api::at(&base).with(BOOTSTRAP_KEY),
+            setup,
+            control_database,
+            tenants: Mutex::default(),
+            child: None,
+        };
+        std::fs::write(daemon.config_file(), daemon.config()).expect("the folder is ours");
+        daemon
+    }
+
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.path().join("platform-api.toml")
+    }
+
+    pub fn store_url(&self) -> String {
+        match self.engine {
+            Engine::Sqlite => format!("sqlite:{}", self.data().display()),
+            Engine::Postgres => services::postgres_database_url(&self.control_database),
+        }
+    }
+
+    /// Where SQLite keeps its files.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn config(&self) -> String {
+        let mut toml = String::new();
+        let listen = self.platform.base().trim_start_matches("http://");
+        let _ = writeln!(toml, "[http]\nlisten = \"{listen}\"");
+        let _ = writeln!(toml, "[store]\nurl = \"{}\"\nconnections_max = 13\nreaders_max = 3", self.store_url());
+        let _ = writeln!(toml, "[tenants]\nopen_max = 8\nrestart_backoff_ms = 50");
+        let _ = writeln!(toml, "[auth]\nbootstrap_key = \"{BOOTSTRAP_KEY}\"\nkey_pepper = \"{PEPPER}\"");
+        let _ = writeln!(toml, "[telemetry]\nlog = \"info,platform_api=debug\"\nlog_format = \"json\"");
+        if self.setup.nats {
+            let Names { subject, stream, consumer, alert_subject, alert_stream } = &self.names;
+            let _ = writeln!(toml, "[nats]\nurl = \"{}\"\nstream = \"{stream}\"", services::nats_url());
+            let _ = writeln!(toml, "consumer = \"{consumer}\"\nsubject = \"{subject}\"");
+            let _ = writeln!(toml, "alert_subject = \"{alert_subject}\"\nalert_stream = \"{alert_stream}\"");
+        }
+        if self.setup.redis {
+            let _ = writeln!(toml, "[redis]\nurl = \"{}\"", services::redis_url());
+            let _ = writeln!(toml, "key_prefix = \"{}\"", self.redis_prefix);
+        }
+        self.setup.sections.iter().for_each(|section| toml.push_str(section));
+        toml
+    }
+
+    /// A command of the binary with this daemon's configuration.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(BINARY);
+        command.current_dir(self.folder.path()).args(arguments).kill_on_drop(true);
+        clean_environment(&mut command);
+        command.envs(self.setup.environment.iter().cloned());
+        command
+    }
+
+    pub async fn run(&self, arguments: &[&str]) -> Output {
+        timeout(PATIENCE, self.command(arguments).output()).await.expect("the command ends").expect("the binary runs")
+    }
+
+    /// Starts the process, and waits for nothing.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "the daemon runs already");
+        let log = std::fs::File::options().create(true).append(true).open(self.log_file()).expect("a log file");
+        let config = self.config_file();
+        let mut command = self.command(&["serve", "--config", config.to_str().expect("a plain path")]);
+        let output = log.try_clone().expect("a second handle");
+        self.child = Some(command.stdin(Stdio::null()).stdout(output).stderr(log).spawn().expect("the binary starts"));
+    }
+
+    /// Starts the process and waits until it is ready.
+    pub async fn restart(&mut self) {
+        self.spawn();
+        self.ready().await;
+    }
+
+    pub async fn ready(&mut self) {
+        let began = tokio::time::Instant::now();
+        let api = self.platform.anonymous();
+        loop {
+            if let Some(status) = self.child.as_mut().expect("the daemon runs").try_wait().expect("our child") {
+                panic!("the daemon ended while starting: {status}\n{}", self.log_tail());
+            }
+            let asked = api.try_raw(reqwest::Method::GET, "/health/ready", &[], Vec::new());
+            if asked.await.is_ok_and(|answer| answer.status == 200) {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "not ready\n{}", self.log_tail());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// SIGKILL: no warning, no farewell.
+    pub async fn kill(&mut self) {
+        let mut child = self.child.take().expect("the daemon runs");
+        child.kill().await.expect("a process of ours");
+    }
+
+    /// SIGTERM; the status it ends with.
+    pub async fn stop(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("the daemon runs");
+        let id = child.id().expect("it has not been awaited").to_string();
+        let sent = Command::new("kill").args(["-TERM", &id]).status().await.expect("kill is there");
+        assert!(sent.success());
+        timeout(PATIENCE, child.wait()).await.expect("it ends when asked to").expect("our child")
+    }
+
+    /// SIGTERM, and a clean end.
+    pub async fn terminate(&mut self) {
+        let status = self.stop().await;
+        assert!(status.success(), "ended with {status}\n{}", self.log_tail());
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    pub async fn bus(&self) -> Bus {
+        Bus::of(&self.names).await
+    }
+
+    /// Provisions a tenant with these words besides its name.
+    pub async fn onboard_as(&self, mut body: Value, name: &str) -> Tenant {
+        body["name"] = json!(name);
+        let answer = self.platform.post("/v1/tenants", &body).await;
+        assert_eq!(answer.status, 201, "{}", answer.text);
+        let tenant = Tenant::of(&self.platform, &answer.body);
+        self.remember(&tenant.id);
+        tenant
+    }
+
+    pub async fn onboard(&self, name: &str) -> Tenant {
+        self.onboard_as(json!({}), name).await
+    }
+
+    /// So that its database is dropped at the end.
+    pub fn remember(&self, tenant: &str) {
+        self.tenants.lock().unwrap().push(tenant.to_owned());
+    }
+
+    /// `platform-api audit verify`; whether it found every chain whole.
+    pub async fn verify_offline(&self) -> Output {
+        let config = self.config_file();
+        self.run(&["audit", "verify", "--config", config.to_str().expect("a plain path")]).await
+    }
+
+    /// Waits until the stream has nothing for us.
+    pub async fn drained(&self, bus: &Bus) {
+        eventually("an empty backlog", || async { (bus.backlog().await == 0).then_some(()) }).await;
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- the daemon on {} last said ----\n{}", self.engine, self.log_tail());
+        }
+        let (child, names) = (self.child.take(), self.names.clone());
+        let tenants = std::mem::take(&mut *self.tenants.lock().unwrap());
+        let databases = (self.engine == Engine::Postgres).then(|| self.control_database.clone());
+        let nats = self.setup.nats;
+        // A runtime of its own: this one may be unwinding.
+        let ending = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                if let Some(mut child) = child {
+                    let _ = child.kill().await;
+                }
+                if let Some(control) = databases {
+                    database::drop_all(&control, &tenants).await;
+                }
+                if nats {
+                    names.delete().await;
+                }
+            });
+        });
+        let _ = ending.join();
+    }
+}
+
+/// No setting of whoever runs the tests.
+pub fn clean_environment(command: &mut Command) {
+    for (name, _) in std::env::vars() {
+        if name.starts_with("PLATFORM_API__") || name.to_ascii_lowercase().ends_with("_proxy") {
+            command.env_remove(name);
+        }
+    }
+}
+
+/// The project's own folder.
+pub fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}

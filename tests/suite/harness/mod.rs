@@ -1,0 +1,66 @@
+//! What every test is told with: a daemon that can be killed, tenants that can be spoken to, neighbours that listen.
+
+pub mod api;
+pub mod bus;
+pub mod daemon;
+pub mod database;
+pub mod events;
+pub mod oracle;
+pub mod receiver;
+pub mod services;
+pub mod tenant;
+
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub use daemon::{Daemon, Setup};
+pub use tenant::Tenant;
+
+/// How long anything may take that is awaited.
+pub const PATIENCE: Duration = Duration::from_secs(45);
+
+/// Where the daemon keeps its books.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    Sqlite,
+    Postgres,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Engine::Sqlite => "sqlite",
+            Engine::Postgres => "postgres",
+        })
+    }
+}
+
+/// Runs a story on both engines, at the same time.
+pub async fn on_both<Story, Told>(story: Story)
+where
+    Story: Fn(Engine) -> Told,
+    Told: Future<Output = ()>,
+{
+    tokio::join!(Box::pin(story(Engine::Sqlite)), Box::pin(story(Engine::Postgres)));
+}
+
+/// Asks again and again until there is an answer.
+///
+/// # Panics
+/// After [`PATIENCE`], naming what was awaited.
+pub async fn eventually<T, Asked>(awaited: &str, mut ask: impl FnMut() -> Asked) -> T
+where
+    Asked: Future<Output = Option<T>>,
+{
+    let began = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {awaited}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -1,0 +1,90 @@
+//! A webhook receiver on this machine that remembers everything and answers as told.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use poem::http::{HeaderMap, StatusCode};
+use poem::listener::TcpListener;
+use poem::web::Data;
+use poem::{Endpoint, EndpointExt, IntoResponse, Route, Server, handler};
+use serde_json::Value;
+
+use super::services;
+
+/// Base64 of `the-suite-signs-with-this-secret`.
+pub const SECRET: &str = "whsec_dGhlLXN1aXRlLXNpZ25zLXdpdGgtdGhpcy1zZWNyZXQ=";
+
+#[derive(Debug, Clone)]
+pub struct Received {
+    pub headers: HeaderMap,
+    pub bytes: Vec<u8>,
+    pub body: Value,
+    /// What we answered.
+    pub status: u16,
+}
+
+impl Received {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    received: Vec<Received>,
+    /// Answers to the next deliveries; then 200.
+    script: VecDeque<u16>,
+}
+
+/// Cheap to clone; the listener lives as long as the test's runtime.
+#[derive(Debug, Clone)]
+pub struct Receiver {
+    pub url: String,
+    memory: Arc<Mutex<Memory>>,
+}
+
+impl Receiver {
+    pub async fn start() -> Receiver {
+        let port = services::free_port();
+        let memory = Arc::new(Mutex::new(Memory::default()));
+        let route = Route::new().at("/hook", remember).data(memory.clone());
+        let (ready, listening) = tokio::sync::oneshot::channel();
+        tokio::spawn(serve(port, route, ready));
+        listening.await.expect("the receiver listens");
+        Receiver { url: format!("http://127.0.0.1:{port}/hook"), memory }
+    }
+
+    /// What the next deliveries are answered.
+    pub fn will_answer(&self, statuses: &[u16]) {
+        self.memory.lock().unwrap().script.extend(statuses);
+    }
+
+    pub fn received(&self) -> Vec<Received> {
+        self.memory.lock().unwrap().received.clone()
+    }
+
+    /// A channel of this receiver, for the configuration.
+    pub fn channel(&self, name: &str) -> String {
+        format!(
+            "[[notify.channels]]\ntype = \"webhook\"\nname = \"{name}\"\nurl = \"{}\"\nsecret = \"{SECRET}\"\n\
+             allow_private_addresses = true\n",
+            self.url
+        )
+    }
+}
+
+async fn serve(port: u16, route: impl Endpoint + 'static, ready: tokio::sync::oneshot::Sender<()>) {
+    use poem::listener::Listener;
+    let acceptor = TcpListener::bind(("127.0.0.1", port)).into_acceptor().await.expect("a free port");
+    let _ = ready.send(());
+    Server::new_with_acceptor(acceptor).run(route).await.expect("serves until the test ends");
+}
+
+#[handler]
+fn remember(headers: &HeaderMap, bytes: Vec<u8>, Data(memory): Data<&Arc<Mutex<Memory>>>) -> impl IntoResponse {
+    let mut memory = memory.lock().unwrap();
+    let status = memory.script.pop_front().unwrap_or(200);
+    let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+    memory.received.push(Received { headers: headers.clone(), bytes, body, status });
+    StatusCode::from_u16(status).unwrap()
+}

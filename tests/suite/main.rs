@@ -1,0 +1,21 @@
+//! The product, tested from outside: the real binary, real databases, real neighbours. One binary, one harness, one
+//! file per theme. Services are found through the environment (`tests/run` starts them); see `harness/services`.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+#![allow(unreachable_pub, reason = "one binary: pub means for the other stories")]
+
+mod harness;
+
+mod access_matrix;
+mod alerts;
+mod audit;
+mod bad_input;
+mod crash;
+mod dependencies;
+mod house_rules;
+mod ingest_http;
+mod ingest_nats;
+mod operations;
+mod quotas;
+mod redis_mirror;
+mod tenants;
