@@ -150,9 +150,16 @@ fn main() -> anyhow::Result<()> {
     let command = Command::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        match command.run {
-            Run::Ingest(ingest) => ingest::run(&ingest, &command.surroundings).await,
-            Run::Decide(decide) => decide::run(&decide, &command.surroundings).await,
+        let run = async {
+            match command.run {
+                Run::Ingest(ingest) => ingest::run(&ingest, &command.surroundings).await,
+                Run::Decide(decide) => decide::run(&decide, &command.surroundings).await,
+            }
+        };
+        // Dropped in the middle, a run still ends its processes and deletes its folder.
+        tokio::select! {
+            ended = run => ended,
+            reason = platform_api::daemon::stop_signal() => anyhow::bail!("stopped by {}", reason?),
         }
     })
 }
