@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use crate::clock::{self, Clock};
 use crate::config::{Channel, Config};
 use crate::daemon::Daemon;
+use crate::domain::time::MICROS_PER_DAY;
 
 /// What LiteLLM 1.106.2 posted, one file an event; the times are moved to now, nothing else is changed.
 const CAPTURED: [(&str, &str); 10] = [
@@ -128,10 +129,12 @@ async fn show(exit: bool, listen: String, directory: &std::path::Path) -> anyhow
     ensure!(proof["holds"] == json!(true), "the chain does not hold");
 
     let base = &client.base;
+    let now = Clock::system().now();
+    let (from, to) = (now.plus_micros(-MICROS_PER_DAY), now.plus_micros(MICROS_PER_DAY));
     println!("\nExplore:\n   {base}/docs\n   {base}/health\n   {base}/metrics");
     println!("   curl -s -H 'Authorization: Bearer {admin_key}' {base}/v1/quotas/{acme}");
     println!(
-        "   curl -s -H 'Authorization: Bearer {admin_key}' '{base}/v1/tenants/{acme}/usage?granularity=day&groupBy=model'"
+        "   curl -s -H 'Authorization: Bearer {admin_key}' '{base}/v1/tenants/{acme}/usage?from={from}&to={to}&granularity=day&groupBy=model'"
     );
     if !exit {
         println!("\nServing until stopped (Ctrl-C).");
