@@ -308,8 +308,6 @@ pub struct Telemetry {
     pub log_format: String,
     /// OTLP/HTTP traces go to `<endpoint>/v1/traces`; off without it.
     pub otlp_endpoint: Option<String>,
-    /// Tenants that may have metrics of their own; the rest share the label `other`.
-    pub tenant_labels_max: usize,
     /// On SIGTERM, how long everything may take.
     pub shutdown_ms: u64,
 }
@@ -320,7 +318,6 @@ impl Default for Telemetry {
             log: "info,sqlx=warn,async_nats=warn,poem=warn".into(),
             log_format: "auto".into(),
             otlp_endpoint: None,
-            tenant_labels_max: 100,
             shutdown_ms: 25_000,
         }
     }

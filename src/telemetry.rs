@@ -8,17 +8,13 @@ pub mod logs;
 pub mod metric;
 pub mod traces;
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use metrics::SharedString;
 use metrics_exporter_prometheus::PrometheusHandle;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::task::AbortHandle;
 
 use crate::config;
-use crate::domain::ids::TenantId;
 
 pub use traces::{parent_from_traceparent, traceparent};
 
@@ -93,33 +89,6 @@ impl Telemetry {
     }
 }
 
-/// Tenants as metric labels: the first so many by their id, the rest as `other`.
-#[derive(Debug)]
-pub struct TenantLabels {
-    most: usize,
-    known: RwLock<HashMap<TenantId, SharedString>>,
-}
-
-impl TenantLabels {
-    #[must_use]
-    pub fn new(most: usize) -> TenantLabels {
-        TenantLabels { most, known: RwLock::new(HashMap::new()) }
-    }
-
-    /// The label for this tenant; the same for as long as the process lives.
-    #[must_use]
-    pub fn label(&self, tenant: TenantId) -> SharedString {
-        if let Some(label) = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&tenant) {
-            return label.clone();
-        }
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= self.most && !known.contains_key(&tenant) {
-            return SharedString::const_str("other");
-        }
-        known.entry(tenant).or_insert_with(|| SharedString::from(Arc::<str>::from(tenant.to_string()))).clone()
-    }
-}
-
 /// A URL as it may be shown: without user, password, query and fragment.
 ///
 /// Reads the text rather than parsing it, so that a malformed URL keeps its secrets too: whatever stands between the
@@ -179,14 +148,5 @@ mod tests {
         ] {
             assert_eq!(redacted(url), shown, "{url}");
         }
-    }
-
-    #[test]
-    fn tenant_labels_are_bounded() {
-        let labels = TenantLabels::new(2);
-        let tenants: Vec<TenantId> = (1..=4).map(|number| TenantId(uuid::Uuid::from_u128(number))).collect();
-        let seen: Vec<String> = tenants.iter().map(|tenant| labels.label(*tenant).to_string()).collect();
-        assert_eq!(seen, [tenants[0].to_string(), tenants[1].to_string(), "other".into(), "other".into()]);
-        assert_eq!(labels.label(tenants[0]).to_string(), tenants[0].to_string());
     }
 }

@@ -49,15 +49,6 @@ CREATE TABLE work (
     created_at BIGINT NOT NULL
 );
 
--- Where each stream was read to, and how to recognise that it is still the same stream.
-CREATE TABLE stream (
-    name TEXT PRIMARY KEY,
-    created_at_text TEXT NOT NULL,
-    sequence BIGINT NOT NULL,
-    message_hash BYTEA NOT NULL,
-    at BIGINT NOT NULL
-);
-
 CREATE TABLE quarantine (
     id TEXT PRIMARY KEY,
     -- Empty when it is not known beyond doubt.

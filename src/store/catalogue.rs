@@ -1,4 +1,4 @@
-//! The catalogue: tenants, external ids, API keys, work to be finished, stream checkpoints. In the control database,
+//! The catalogue: tenants, external ids, API keys, work to be finished. In the control database,
 //! whose one writer keeps all of it in memory as well.
 
 use std::collections::HashMap;
@@ -36,10 +36,6 @@ const REMEMBER_HEAD: &str = "UPDATE tenant SET head_seq = $2, head_hash = $3, aw
 const INSERT_WORK: &str = "INSERT INTO work (id, tenant_id, kind, body, created_at) VALUES ($1, $2, $3, $4, $5)";
 const DELETE_WORK: &str = "DELETE FROM work WHERE id = $1";
 const SELECT_WORK: &str = "SELECT id, tenant_id, kind, body, created_at FROM work ORDER BY created_at, id";
-const KEEP_STREAM: &str = "INSERT INTO stream (name, created_at_text, sequence, message_hash, at)
-    VALUES ($1, $2, $3, $4, $5) ON CONFLICT (name) DO UPDATE SET created_at_text = excluded.created_at_text,
-    sequence = excluded.sequence, message_hash = excluded.message_hash, at = excluded.at";
-const SELECT_STREAM: &str = "SELECT name, created_at_text, sequence, message_hash, at FROM stream WHERE name = $1";
 
 /// A tenant and what the catalogue remembers of its database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,17 +56,6 @@ pub struct Work {
     /// What the kind needs to know, as it likes.
     pub body: String,
     pub created_at: Timestamp,
-}
-
-/// Where a stream was read to, and how to recognise that it is still the same stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stream {
-    pub name: String,
-    /// The stream's creation time as its server writes it.
-    pub created_at_text: String,
-    pub sequence: i64,
-    pub message_hash: Vec<u8>,
-    pub at: Timestamp,
 }
 
 /// Every tenant by id, and every API key.
@@ -179,36 +164,6 @@ pub async fn delete_work(connection: &mut Connection, id: Uuid) -> Result<(), St
 /// [`StoreError`].
 pub async fn all_work(connection: &mut Connection) -> Result<Vec<Work>, StoreError> {
     connection.fetch(SELECT_WORK, &[]).await?.iter().map(work_at).collect()
-}
-
-/// # Errors
-/// [`StoreError`].
-pub async fn keep_stream(connection: &mut Connection, stream: &Stream) -> Result<(), StoreError> {
-    let values = [
-        stream.name.as_str().into(),
-        stream.created_at_text.as_str().into(),
-        stream.sequence.into(),
-        stream.message_hash.as_slice().into(),
-        stream.at.into(),
-    ];
-    connection.execute(KEEP_STREAM, &values).await?;
-    Ok(())
-}
-
-/// # Errors
-/// [`StoreError`].
-pub async fn stream(connection: &mut Connection, name: &str) -> Result<Option<Stream>, StoreError> {
-    let row = connection.fetch_one_optional(SELECT_STREAM, &[name.into()]).await?;
-    row.map(|row| {
-        Ok(Stream {
-            name: row.text(0)?,
-            created_at_text: row.text(1)?,
-            sequence: row.int(2)?,
-            message_hash: row.bytes(3)?,
-            at: Timestamp(row.int(4)?),
-        })
-    })
-    .transpose()
 }
 
 async fn insert_external_ids(connection: &mut Connection, tenant: &Tenant) -> Result<(), StoreError> {

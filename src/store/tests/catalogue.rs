@@ -6,13 +6,13 @@ use crate::domain::ids::TenantId;
 use crate::domain::report::Quarantined;
 use crate::domain::tenant::{ApiKey, ExternalId, Lifecycle, Role, Tenant};
 use crate::domain::usage::Refusal;
-use crate::store::catalogue::{self, Stream, Work};
+use crate::store::catalogue::{self, Work};
 use crate::store::{StoreError, audit, quarantine, request};
 
 super::conformance!(
     the_catalogue_comes_back_as_it_was_written,
     slugs_and_external_ids_have_one_owner,
-    work_and_streams_are_kept,
+    work_is_kept_until_it_is_done,
     the_quarantine_keeps_each_poison_once,
     an_answer_is_kept_for_its_key,
     the_platform_has_a_chain_of_its_own,
@@ -100,7 +100,7 @@ async fn slugs_and_external_ids_have_one_owner(house: &House) {
     assert_eq!(catalogue::load(&mut connection).await.unwrap().0.len(), 1);
 }
 
-async fn work_and_streams_are_kept(house: &House) {
+async fn work_is_kept_until_it_is_done(house: &House) {
     let mut connection = house.store().await.control().await.unwrap();
     let work = |age: i64| Work {
         id: crate::clock::new_id(),
@@ -115,19 +115,6 @@ async fn work_and_streams_are_kept(house: &House) {
     assert_eq!(catalogue::all_work(&mut connection).await.unwrap(), [old.clone(), young.clone()]);
     catalogue::delete_work(&mut connection, old.id).await.unwrap();
     assert_eq!(catalogue::all_work(&mut connection).await.unwrap(), [young]);
-
-    assert_eq!(catalogue::stream(&mut connection, "USAGE").await.unwrap(), None);
-    let mut stream = Stream {
-        name: "USAGE".into(),
-        created_at_text: "2026-11-20T15:37:12.123456789Z".into(),
-        sequence: 9,
-        message_hash: vec![1, 2, 3],
-        at: NOW,
-    };
-    catalogue::keep_stream(&mut connection, &stream).await.unwrap();
-    stream.sequence = 4;
-    catalogue::keep_stream(&mut connection, &stream).await.unwrap();
-    assert_eq!(catalogue::stream(&mut connection, "USAGE").await.unwrap(), Some(stream));
 }
 
 async fn the_quarantine_keeps_each_poison_once(house: &House) {
