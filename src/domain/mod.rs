@@ -11,6 +11,7 @@
 //! - [`notice`]: what deserves an alert, once.
 //! - [`chain`]: the audit chain: canonical bytes, link, verify.
 //! - [`books`]: a tenant's [`books::Books`], and the [`books::Posting`] that moves them from one commit to the next.
+//! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
 //! - [`report`]: questions about the past, and their answers.
 //! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
@@ -26,6 +27,7 @@ pub mod period;
 pub mod quota;
 pub mod report;
 pub mod request;
+pub mod sorting;
 pub mod tenant;
 pub mod time;
 pub mod usage;

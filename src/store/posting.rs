@@ -14,6 +14,7 @@ use super::usage::{kind_name, status_name};
 use crate::domain::books::{Books, Posting};
 use crate::domain::notice::{Alert, Attempt, AttemptResult};
 use crate::domain::quota::Quota;
+use crate::domain::sorting::Inserted;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{BodyHash, EventKey, Totals, UsageEvent};
 
@@ -135,16 +136,6 @@ static ADVANCE_CURSORS: LazyLock<Bulk> = LazyLock::new(|| {
             THEN excluded.sequence ELSE stream_cursor.sequence END",
     )
 });
-
-/// What the ledger made of one event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Inserted {
-    New,
-    /// Known with the same body.
-    Duplicate,
-    /// Known with another body.
-    Conflict,
-}
 
 /// Offers `events` to the ledger at positions from `first_position` on, in order; answers what became of each. The keys
 /// are distinct, and no row stands at those positions.

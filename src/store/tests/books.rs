@@ -6,9 +6,10 @@ use crate::domain::chain::{Hash, Head};
 use crate::domain::notice::{Attempt, AttemptResult, Event};
 use crate::domain::period::{self, PeriodKind};
 use crate::domain::quota::{Metric, Scope};
+use crate::domain::sorting::Inserted;
 use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE};
 use crate::domain::usage::UsageEvent;
-use crate::store::posting::{self, Inserted};
+use crate::store::posting;
 use crate::store::{StoreError, load, notice, quota};
 
 super::conformance!(

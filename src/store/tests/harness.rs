@@ -13,11 +13,12 @@ use crate::domain::chain::Head;
 use crate::domain::ids::{QuotaId, TenantId};
 use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Enforcement, Metric, Quota, Scope};
+use crate::domain::sorting::Inserted;
 use crate::domain::time::{MICROS_PER_DAY, Timestamp};
 use crate::domain::usage::{Amounts, BodyHash, EventKey, Flags, Kind, Status, Subject, UsageEvent};
 use crate::store::database::{Connection, Store};
 use crate::store::load::{self, Opening};
-use crate::store::posting::{self, Inserted};
+use crate::store::posting;
 use crate::store::{StoreError, quota};
 
 /// 2026-11-20T15:37:12Z.
