@@ -17,6 +17,7 @@ use crate::domain::quota::Quota;
 use crate::domain::sorting::Inserted;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{BodyHash, EventKey, Totals, UsageEvent};
+use crate::fault;
 
 static INSERT_EVENTS: LazyLock<Bulk> = LazyLock::new(|| {
     Bulk::new(
@@ -32,6 +33,8 @@ static INSERT_EVENTS: LazyLock<Bulk> = LazyLock::new(|| {
         "ON CONFLICT (event_key) DO NOTHING",
     )
 });
+
+const SELECT_EPOCH: &str = "SELECT epoch FROM books WHERE id = 1";
 
 const SELECT_POSITIONS: &str = "SELECT position FROM usage_ledger WHERE position >= $1 AND position < $2";
 
@@ -152,7 +155,7 @@ pub async fn insert_events(
     let columns = ledger_columns(first_position, recorded_at, events, keys);
     let inserted = connection.execute_bulk(&INSERT_EVENTS, &columns).await?;
     // The usual case: every key was new, and there is nothing to ask.
-    if inserted == events.len() as u64 {
+    if inserted == events.len() as u64 || fault::is_planted("duplicates-counted") {
         return Ok(vec![Inserted::New; events.len()]);
     }
     let mut outcomes = vec![Inserted::Duplicate; events.len()];
@@ -215,24 +218,43 @@ pub async fn keep_conflicts(
 /// [`StoreError::Fenced`] when another owner has taken over.
 pub async fn write(connection: &mut Connection, before: &Books, posting: &Posting) -> Result<(), StoreError> {
     update_books(connection, before, posting).await?;
-    write_counters(connection, posting).await?;
     add_rollups(connection, posting).await?;
     write_quotas(connection, posting).await?;
     write_notices(connection, posting).await?;
     insert_records(connection, posting).await?;
+    fault::point("audit.appended");
     let cursors = [
         Column::Texts(posting.cursors.keys().map(String::as_str).collect()),
         Column::Ints(posting.cursors.values().copied().collect()),
     ];
     connection.execute_bulk(&ADVANCE_CURSORS, &cursors).await?;
-    Ok(())
+    if fault::is_planted("counter-outside-transaction") {
+        connection.commit().await?;
+        connection.begin().await?;
+    }
+    write_counters(connection, posting).await
+}
+
+/// Asks whether the owner of the books `before` still is the owner. A statement that went wrong may have met what another
+/// owner has written.
+///
+/// # Errors
+/// [`StoreError::Fenced`] when another owner has taken over.
+pub async fn check_owner(connection: &mut Connection, before: &Books) -> Result<(), StoreError> {
+    if epoch(connection).await? == before.epoch { Ok(()) } else { Err(StoreError::Fenced) }
+}
+
+async fn epoch(connection: &mut Connection) -> Result<i64, StoreError> {
+    let row = connection.fetch_one_optional(SELECT_EPOCH, &[]).await?;
+    row.ok_or_else(|| StoreError::Untrusted("there are no books".into()))?.int(0)
 }
 
 /// First of all, because it is also the lock that keeps a new owner waiting, and the check that we are still the owner.
 async fn update_books(connection: &mut Connection, before: &Books, posting: &Posting) -> Result<(), StoreError> {
     let books = &posting.books;
+    let owned = if fault::is_planted("epoch-unchecked") { epoch(connection).await? } else { before.epoch };
     let mut values: Vec<Value> = vec![
-        before.epoch.into(),
+        owned.into(),
         books.version.into(),
         books.next_position.into(),
         books.latest_event_at.into(),
@@ -305,7 +327,9 @@ async fn write_notices(connection: &mut Connection, posting: &Posting) -> Result
         Column::Texts(vec!["owed"; owed.len()]),
         Column::Texts(vec![""; owed.len()]),
     ];
-    connection.execute_bulk(&INSERT_OWED, &columns).await?;
+    if !fault::is_planted("outbox-not-written") {
+        connection.execute_bulk(&INSERT_OWED, &columns).await?;
+    }
     for attempt in &posting.attempts {
         update_attempt(connection, attempt).await?;
     }

@@ -18,6 +18,7 @@ use crate::domain::quota::Standing;
 use crate::domain::request::Answer;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Outcome, Refusal, UsageEvent};
+use crate::fault;
 use crate::store::database::Connection;
 use crate::store::{StoreError, posting};
 
@@ -148,11 +149,17 @@ async fn transact(connection: &mut Connection, before: &Arc<Books>, work: &[Work
         return Ok(Done { books: before.clone(), outcomes, changes, owed_more: 0, committed: false });
     }
     posting.close();
+    fault::point("commit.filled");
     if let Err(error) = posting::write(connection, before, &posting).await {
         connection.rollback().await?;
         return Err(error);
     }
+    fault::point("commit.before");
     connection.commit().await?;
+    if fault::is_planted("commit.reply-lost") {
+        return Err(StoreError::Unknown("the reply was lost".into()));
+    }
+    fault::point("commit.after");
     observe(&posting, &outcomes, started);
     let settled =
         posting.attempts.iter().filter(|attempt| !matches!(attempt.result, AttemptResult::Retry { .. })).count();
