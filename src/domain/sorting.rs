@@ -1,10 +1,11 @@
 //! One unit's usage events, sorted: which are refused, which are offered to the ledger, which only repeat another.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::books::Books;
 use super::time::Timestamp;
-use super::usage::{BodyHash, EventKey, Outcome, Totals, UsageEvent};
+use super::usage::{EventKey, Identity, Outcome, Totals, UsageEvent};
 
 /// What the ledger made of one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,19 +21,19 @@ pub enum Inserted {
 pub struct Sorting<'a> {
     /// The first event of each identity.
     pub first: Vec<&'a UsageEvent>,
-    pub first_keys: Vec<(EventKey, BodyHash)>,
+    pub first_keys: Vec<Identity>,
     /// For each offered event: where it stands in the unit.
     first_at: Vec<usize>,
     /// For each event that repeats an offered one: where it stands, which it repeats, and its key and body.
-    repeats: Vec<(usize, usize, (EventKey, BodyHash))>,
+    repeats: Vec<(usize, usize, Identity)>,
     /// For each event, in order.
     pub outcomes: Vec<Outcome>,
 }
 
 impl<'a> Sorting<'a> {
-    /// Admits and sorts `events` given the committed `books`, at `now`.
+    /// Admits and sorts `events`, whose `identities` are these, given the committed `books`, at `now`.
     #[must_use]
-    pub fn of(events: &[&'a UsageEvent], books: &Books, now: Timestamp) -> Sorting<'a> {
+    pub fn of(events: &[&'a UsageEvent], identities: &[Identity], books: &Books, now: Timestamp) -> Sorting<'a> {
         let mut sorting = Sorting {
             first: Vec::with_capacity(events.len()),
             first_keys: Vec::with_capacity(events.len()),
@@ -43,7 +44,7 @@ impl<'a> Sorting<'a> {
         let mut known: HashMap<EventKey, usize, ahash::RandomState> =
             HashMap::with_capacity_and_hasher(events.len(), ahash::RandomState::new());
         let mut pending = Totals::default();
-        for (at, event) in events.iter().enumerate() {
+        for (at, (event, (key, body))) in events.iter().zip(identities).enumerate() {
             match books.admit(event, &pending, now) {
                 Ok(with_it) => pending = with_it,
                 Err(refusal) => {
@@ -52,14 +53,12 @@ impl<'a> Sorting<'a> {
                 }
             }
             sorting.outcomes.push(Outcome::Accepted);
-            let key = event.key();
-            let body = event.body_hash();
-            match known.get(&key) {
-                Some(first) => sorting.repeats.push((at, *first, (key, body))),
-                None => {
-                    known.insert(key, sorting.first.len());
+            match known.entry(*key) {
+                Entry::Occupied(first) => sorting.repeats.push((at, *first.get(), (*key, *body))),
+                Entry::Vacant(slot) => {
+                    slot.insert(sorting.first.len());
                     sorting.first.push(event);
-                    sorting.first_keys.push((key, body));
+                    sorting.first_keys.push((*key, *body));
                     sorting.first_at.push(at);
                 }
             }
@@ -89,11 +88,11 @@ impl<'a> Sorting<'a> {
 
     /// Those of `events` that the ledger knows with another body.
     #[must_use]
-    pub fn conflicts(&self, events: &[&'a UsageEvent]) -> Vec<(&'a UsageEvent, EventKey, BodyHash)> {
+    pub fn conflicts(&self, events: &[&'a UsageEvent]) -> Vec<(&'a UsageEvent, Identity)> {
         let first = self.first_at.iter().zip(&self.first_keys).map(|(at, keys)| (*at, *keys));
         let repeats = self.repeats.iter().map(|(at, _, keys)| (*at, *keys));
         let conflicting = first.chain(repeats).filter(|(at, _)| self.outcomes[*at] == Outcome::Conflict);
-        conflicting.map(|(at, (key, body))| (events[at], key, body)).collect()
+        conflicting.map(|(at, identity)| (events[at], identity)).collect()
     }
 }
 

@@ -214,6 +214,12 @@ impl UsageEvent {
         EventKey::derive(&self.source, &self.event_id)
     }
 
+    /// Which event it is, and what it says: what the ledger needs to know to count it once.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        (self.key(), self.body_hash())
+    }
+
     /// A digest of everything but the identity: a re-send has the same one, whatever the order of its JSON keys.
     #[must_use]
     pub fn body_hash(&self) -> BodyHash {
@@ -275,6 +281,9 @@ impl EventKey {
         EventKey(key)
     }
 }
+
+/// Which event, and what it says. Two SHA-256 make one, so it is made once, in the task that brings the event.
+pub type Identity = (EventKey, BodyHash);
 
 /// The first `N` bytes of a digest, which is always longer.
 fn first_bytes<const N: usize>(digest: &[u8]) -> [u8; N] {
