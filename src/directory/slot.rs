@@ -5,6 +5,8 @@
 //!                        |                  | fails
 //!                        | fails            v
 //!                        +-----------> BackingOff --time--> Starting
+//!                        | is another node's now
+//!                        +-----------> Yielded --time, find--> Starting
 //!                        | cannot be trusted
 //!                        v
 //!                     Frozen
@@ -28,6 +30,12 @@ pub(super) enum Slot {
     },
     /// Failed; opened again at `until`.
     BackingOff {
+        until: Timestamp,
+        failures: u32,
+    },
+    /// Another node has taken it over. It is opened again when somebody asks for it here, and not before `until`: two
+    /// nodes that are both asked take turns, longer ones each time, and neither waits for a person.
+    Yielded {
         until: Timestamp,
         failures: u32,
     },
@@ -59,12 +67,22 @@ impl Slot {
 
     /// Opening it, or the open tenant, failed.
     pub(super) fn failed(&self, now: Timestamp, backoff: Backoff) -> Slot {
+        let failures = self.failures_with_this_one(now);
+        Slot::BackingOff { until: now.plus_micros(backoff.micros(failures)), failures }
+    }
+
+    /// Another node has taken it over.
+    pub(super) fn yielded(&self, now: Timestamp, backoff: Backoff) -> Slot {
+        let failures = self.failures_with_this_one(now);
+        Slot::Yielded { until: now.plus_micros(backoff.micros(failures)), failures }
+    }
+
+    fn failures_with_this_one(&self, now: Timestamp) -> u32 {
         let before = match self {
             Slot::Open { since, .. } if now.0 - since.0 >= HEALTHY_MICROS => 0,
             other => other.failures(),
         };
-        let failures = before.saturating_add(1);
-        Slot::BackingOff { until: now.plus_micros(backoff.micros(failures)), failures }
+        before.saturating_add(1)
     }
 
     /// Time has come to open it again.
@@ -74,7 +92,10 @@ impl Slot {
 
     pub(super) fn failures(&self) -> u32 {
         match self {
-            Slot::Starting { failures } | Slot::Open { failures, .. } | Slot::BackingOff { failures, .. } => *failures,
+            Slot::Starting { failures }
+            | Slot::Open { failures, .. }
+            | Slot::BackingOff { failures, .. }
+            | Slot::Yielded { failures, .. } => *failures,
             Slot::Frozen { .. } => 0,
         }
     }
@@ -104,6 +125,9 @@ mod tests {
             assert!(failed.is_due(now.plus_micros(expected_ms * 1_000)));
             slot = Slot::Starting { failures: failed.failures() };
         }
+        let Slot::Yielded { until, failures } = slot.yielded(now, BACKOFF) else { panic!("not yielded") };
+        assert_eq!((until.0, failures), (1_000_000, 7));
+        assert!(!slot.yielded(now, BACKOFF).is_due(until), "only somebody who asks opens it again");
         let open = slot.opened(now);
         let soon = open.failed(now.plus_micros(HEALTHY_MICROS - 1), BACKOFF);
         assert_eq!(soon.failures(), 7);

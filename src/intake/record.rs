@@ -314,7 +314,7 @@ impl Recorder {
                 let verdicts = all(Verdict::Refused { problem, tenant: None });
                 return (places, verdicts);
             }
-            Err(Absent::ComeBack { after_ms }) => {
+            Err(Absent::ComeBack { after_ms } | Absent::Elsewhere { after_ms }) => {
                 let verdicts = later(config::millis(after_ms), Cause::Starting);
                 return (places, verdicts);
             }

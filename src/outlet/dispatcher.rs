@@ -196,7 +196,8 @@ impl Dispatcher {
                     self.hand_out(tenant, found.due, now);
                 }
             }
-            Err(Missed::Absent(Absent::Unknown)) => drop(self.firing.remove(&tenant)),
+            // What another node owns, another node delivers.
+            Err(Missed::Absent(Absent::Unknown | Absent::Elsewhere { .. })) => drop(self.firing.remove(&tenant)),
             Err(Missed::Absent(Absent::ComeBack { after_ms })) => {
                 let after = i64::try_from(after_ms.saturating_mul(1_000)).unwrap_or(PAUSE_MICROS);
                 self.agenda.at(tenant, now.plus_micros(after.max(PAUSE_MICROS)));
@@ -344,14 +345,15 @@ async fn visit(directory: Directory, tenant: TenantId) -> Visit {
 struct Recorded {
     tenant: TenantId,
     attempts: Vec<Attempt>,
-    /// Recorded, or there is no tenant any more.
+    /// Recorded, or there is no tenant of ours any more.
     done: bool,
 }
 
 async fn record(directory: Directory, tenant: TenantId, attempts: Vec<Attempt>) -> Recorded {
     let done = match directory.find(tenant).await {
         Ok(handle) => handle.settle(attempts.clone()).await.is_ok(),
-        Err(Absent::Unknown) => true,
+        // The new owner finds the delivery owed, and makes it again under the same id.
+        Err(Absent::Unknown | Absent::Elsewhere { .. }) => true,
         Err(Absent::ComeBack { .. } | Absent::Frozen) => false,
     };
     if !done {

@@ -101,6 +101,7 @@ pub(super) async fn write(connection: &mut Connection, guess: &mut Guess, unit: 
                 return Ok(given_up(unit));
             }
             Err(StoreError::Wrong(reason)) => {
+                posting::check_owner(connection, &unit.books).await?;
                 tracing::error!(tenant = %unit.books.tenant, reason, "a unit cannot be written, taking it apart");
                 return Box::pin(take_apart(connection, unit)).await;
             }
