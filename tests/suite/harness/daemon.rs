@@ -24,8 +24,13 @@ pub const PEPPER: &str = "suite-pepper-0123456789abcdef-0123456789";
 #[derive(Debug, Clone)]
 pub struct Setup {
     engine: Engine,
+    /// Where the Postgres server is: for the tests, and for the daemon, which may reach it through a proxy.
+    admin_url: String,
+    server_url: String,
     nats: bool,
     redis: bool,
+    /// Where SQLite keeps its files; in the daemon's own folder when absent.
+    data: Option<PathBuf>,
     /// More TOML, table by table.
     sections: Vec<String>,
     environment: Vec<(String, String)>,
@@ -37,12 +42,27 @@ impl Setup {
     pub fn on(engine: Engine) -> Setup {
         Setup {
             engine,
+            admin_url: services::postgres_url(),
+            server_url: services::postgres_url(),
             nats: false,
             redis: false,
+            data: None,
             sections: Vec::new(),
             environment: Vec::new(),
             planted: String::new(),
         }
+    }
+
+    /// Another Postgres server than everybody's, and the address at which the daemon finds it.
+    pub fn on_server(mut self, admin_url: &str, server_url: &str) -> Setup {
+        (self.admin_url, self.server_url) = (admin_url.to_owned(), server_url.to_owned());
+        self
+    }
+
+    /// SQLite's files in this folder.
+    pub fn with_data(mut self, folder: &Path) -> Setup {
+        self.data = Some(folder.to_owned());
+        self
     }
 
     pub fn with_nats(mut self) -> Setup {
@@ -92,27 +112,39 @@ pub struct Daemon {
     control_database: String,
     tenants: Mutex<Vec<String>>,
     child: Option<Child>,
+    is_peer: bool,
 }
 
 impl Daemon {
     /// Everything but the process.
     pub async fn prepare(setup: Setup) -> Daemon {
-        let folder = tempfile::Builder::new().prefix("platform-api-suite").tempdir().expect("a temporary folder");
-        let base = format!("http://127.0.0.1:{}", services::free_port());
         let control_database = format!("suite_{}", services::unique());
         if setup.engine == Engine::Postgres {
-            database::create(&control_database).await;
+            database::create(&setup.admin_url, &control_database).await;
         }
+        Daemon::node(setup, control_database, Names::unique(), false)
+    }
+
+    /// Another node, on the same databases and streams, which do not end with it.
+    pub fn peer(&self) -> Daemon {
+        assert_eq!(self.engine, Engine::Postgres, "files have one owner");
+        Daemon::node(self.setup.clone(), self.control_database.clone(), self.names.clone(), true)
+    }
+
+    fn node(setup: Setup, control_database: String, names: Names, is_peer: bool) -> Daemon {
+        let folder = tempfile::Builder::new().prefix("platform-api-suite").tempdir().expect("a temporary folder");
+        let base = format!("http://127.0.0.1:{}", services::free_port());
         let daemon = Daemon {
             engine: setup.engine,
             folder,
-            names: Names::unique(),
+            names,
             redis_prefix: format!("suite:{}:", services::unique()),
             platform: Api::at(&base).with(BOOTSTRAP_KEY),
             setup,
             control_database,
             tenants: Mutex::default(),
             child: None,
+            is_peer,
         };
         std::fs::write(daemon.config_file(), daemon.config()).expect("the folder is ours");
         daemon
@@ -125,7 +157,7 @@ impl Daemon {
     pub fn store_url(&self) -> String {
         match self.engine {
             Engine::Sqlite => format!("sqlite:{}", self.data().display()),
-            Engine::Postgres => services::postgres_database_url(&self.control_database),
+            Engine::Postgres => services::database_url(&self.setup.server_url, &self.control_database),
         }
     }
 
@@ -133,9 +165,23 @@ impl Daemon {
         &self.control_database
     }
 
+    /// A database of the server, as the tests reach it.
+    pub fn database_url(&self, name: &str) -> String {
+        services::database_url(&self.setup.admin_url, name)
+    }
+
+    pub fn admin_url(&self) -> &str {
+        &self.setup.admin_url
+    }
+
     /// Where SQLite keeps its files.
     pub fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.setup.data.clone().unwrap_or_else(|| self.folder.path().join("data"))
+    }
+
+    /// Where SQLite keeps a tenant's books.
+    pub fn tenant_file(&self, tenant: &str) -> PathBuf {
+        self.data().join("tenants").join(format!("{tenant}.db"))
     }
 
     fn config(&self) -> String {
@@ -241,6 +287,13 @@ impl Daemon {
         assert!(sent.success());
     }
 
+    /// Has it stopped in the middle of what it was doing?
+    pub fn is_frozen(&self) -> bool {
+        let id = self.child.as_ref().and_then(Child::id).expect("the daemon runs");
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).expect("a process of ours");
+        stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
+    }
+
     /// SIGTERM; the status it ends with.
     pub async fn stop(&mut self) -> ExitStatus {
         self.signal("TERM").await;
@@ -310,8 +363,8 @@ impl Drop for Daemon {
         }
         let (child, names) = (self.child.take(), self.names.clone());
         let tenants = std::mem::take(&mut *self.tenants.lock().unwrap());
-        let databases = (self.engine == Engine::Postgres).then(|| self.control_database.clone());
-        let nats = self.setup.nats;
+        let databases = (self.engine == Engine::Postgres && !self.is_peer).then(|| self.control_database.clone());
+        let (nats, admin_url) = (self.setup.nats && !self.is_peer, self.setup.admin_url.clone());
         // A runtime of its own: this one may be unwinding.
         let ending = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -320,7 +373,7 @@ impl Drop for Daemon {
                     let _ = child.kill().await;
                 }
                 if let Some(control) = databases {
-                    database::drop_all(&control, &tenants).await;
+                    database::drop_all(&admin_url, &control, &tenants).await;
                 }
                 if nats {
                     names.delete().await;
