@@ -18,6 +18,7 @@ use crate::access::{Gate, Pepper};
 use crate::clock::Clock;
 use crate::config::{Config, millis};
 use crate::directory::{self, Settings, handle::Handle as Directory};
+use crate::fault;
 use crate::http::{self, Api, Dependency, Health, State};
 use crate::intake::record::Recorder;
 use crate::intake::usage_stream::{StreamHealth, UsageStream};
@@ -138,12 +139,17 @@ impl Daemon {
     pub async fn stop(self) {
         let step = self.patience / STEPS;
         self.leaving.send_replace(true);
+        fault::point("drain.begun");
         if let Some(stream) = self.stream {
             stream.end(step, "the usage stream").await;
         }
+        fault::point("drain.stream");
         self.doors.end(step, "the HTTP door").await;
+        fault::point("drain.doors");
         self.outlets.stop(step).await;
+        fault::point("drain.outlets");
         self.directory.drain(step).await;
+        fault::point("drain.tenants");
         tracing::info!("stopped");
         self.telemetry.flush().await;
     }

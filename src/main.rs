@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use platform_api::config::Config;
-use platform_api::{command, daemon, demo};
+use platform_api::{command, daemon, demo, fault};
 
 /// An event is many small texts, made on one thread and dropped on another: measured, the system's allocator costs more.
 #[global_allocator]
@@ -71,6 +71,7 @@ impl Configured {
 }
 
 fn main() -> ExitCode {
+    fault::arm();
     let arguments = Arguments::parse();
     match run(arguments.command) {
         Ok(code) => code,

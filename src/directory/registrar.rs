@@ -18,6 +18,7 @@ use crate::domain::ids::TenantId;
 use crate::domain::report::Quarantined;
 use crate::domain::request::{Idempotency, Request};
 use crate::domain::tenant::{ApiKey, Lifecycle, Tenant};
+use crate::fault;
 use crate::store::catalogue::{self, Work};
 use crate::store::database::{Connection, Store};
 use crate::store::{StoreError, audit, quarantine, request};
@@ -239,6 +240,7 @@ impl State {
         if let Err(error) = self.write_change(&change.what, &written, &work).await {
             return Err(self.doubt(&error));
         }
+        fault::point("change.begun");
         self.birth.index.put(written.tenant.clone());
         if let Some(key) = &written.key {
             self.birth.index.put_key(key.clone());
@@ -330,6 +332,7 @@ impl State {
             (_, _) => catalogue::update_tenant(connection, &written.tenant).await?,
         }
         catalogue::insert_work(connection, work).await?;
+        fault::point("change.before");
         connection.commit().await
     }
 
@@ -347,6 +350,7 @@ impl State {
         if let Err(error) = self.write_finish(work, tenant.as_ref(), kept.as_ref()).await {
             return Err(self.doubt(&error));
         }
+        fault::point("change.finished");
         if let Some(tenant) = tenant {
             self.birth.index.put(tenant);
         }

@@ -24,6 +24,7 @@ use crate::domain::ids::TenantId;
 use crate::domain::report::Quarantined;
 use crate::domain::request::Request;
 use crate::domain::usage::{Outcome, Refusal, UsageEvent};
+use crate::fault;
 use crate::tenant::handle::{Origin, Unavailable};
 
 /// When a saturated or restarting tenant may be asked again.
@@ -177,6 +178,7 @@ impl Recorder {
     /// Counts consignments with origins of their own; answers per item, so that a tenant that is away holds up
     /// nobody else.
     pub async fn settle(&self, consignments: Vec<Consignment>) -> Vec<Vec<Settled>> {
+        fault::point("intake.received");
         let mut verdicts = self.count(&consignments).await;
         let failed = self.quarantine(&consignments, &verdicts).await.err();
         let mut settled = Vec::with_capacity(consignments.len());

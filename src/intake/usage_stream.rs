@@ -15,6 +15,7 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::{self, AckKind, Context, Message};
 use bytes::Bytes;
+use futures_util::future::join_all;
 use futures_util::{FutureExt, StreamExt};
 use secrecy::ExposeSecret;
 use tokio::sync::{Semaphore, watch};
@@ -33,6 +34,7 @@ use crate::domain::books::Cursor;
 use crate::domain::ids::TenantId;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Refusal;
+use crate::fault;
 use crate::telemetry;
 
 /// How long a connection attempt and each question to JetStream may take.
@@ -341,13 +343,18 @@ impl Worker {
     async fn count(self: Arc<Worker>, messages: Vec<Message>) -> Option<Message> {
         metrics::histogram!("platform_api_stream_pull_messages").record(messages.len() as f64);
         let (messages, consignments) = self.clone().read(messages).await?;
+        if fault::is_planted("ack-before-commit") {
+            join_all(messages.iter().map(|message| message.ack())).await;
+        }
         let settled = self.recorder.settle(consignments).await;
+        fault::point("ack.before");
         let mut last = None;
         for (message, settled) in messages.into_iter().zip(settled) {
             if self.answer(&message, &settled).await {
                 last = Some(message);
             }
         }
+        fault::point("ack.after");
         last
     }
 
@@ -381,7 +388,13 @@ impl Worker {
             sequence: i64::try_from(info.stream_sequence).unwrap_or(i64::MAX),
         });
         let reporter = reporter(&message.subject, &self.subject);
-        Consignment { items: items(&body, self.limits), reporter, arrival: Arc::new(arrival), cursor }
+        let mut items = items(&body, self.limits);
+        if fault::is_planted("dedupe-by-sequence") {
+            let sequence = cursor.as_ref().map_or(0, |cursor| cursor.sequence);
+            let read = items.iter_mut().filter_map(|item| item.reading.as_mut().ok());
+            read.for_each(|parsed| parsed.event.source = format!("{sequence}"));
+        }
+        Consignment { items, reporter, arrival: Arc::new(arrival), cursor }
     }
 
     /// Acknowledges a message all of whose items are settled, sends it back otherwise. True when acknowledged.
