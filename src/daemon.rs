@@ -21,6 +21,7 @@ use crate::directory::{self, Settings, handle::Handle as Directory};
 use crate::fault;
 use crate::http::{self, Api, Dependency, Health, State};
 use crate::intake::record::Recorder;
+use crate::intake::replayer::Replayer;
 use crate::intake::usage_stream::{StreamHealth, UsageStream};
 use crate::outlet::{self, Outlets};
 use crate::store::database::Store;
@@ -67,6 +68,7 @@ pub struct Daemon {
     directory: Directory,
     outlets: Outlets,
     stream: Option<Task>,
+    replayer: Task,
     doors: Task,
     telemetry: Telemetry,
 }
@@ -100,10 +102,12 @@ impl Daemon {
 
         let recorder = Recorder::new(directory.clone(), clock.clone(), config.intake.clone());
         let (stream, stream_health) = open_stream(&config, &recorder, &clock);
+        let (replayer, parked) = start_replayer(&recorder);
         let (leaving, stopping) = watch::channel(false);
         let mut dependencies = vec![
             Dependency { name: "database".into(), required: true, state: watch_database(directory.clone()) },
             Dependency { name: "nats".into(), required: false, state: stream_health },
+            Dependency { name: "parked-usage".into(), required: false, state: parked },
         ];
         dependencies.extend(outlets.health.iter().map(|outlet| Dependency {
             name: outlet.name.clone(),
@@ -126,7 +130,7 @@ impl Daemon {
             }
         });
         let doors = Task { stop, handle };
-        Ok(Daemon { address, patience, leaving, directory, outlets, stream, doors, telemetry })
+        Ok(Daemon { address, patience, leaving, directory, outlets, stream, replayer, doors, telemetry })
     }
 
     /// Where HTTP is served.
@@ -140,9 +144,12 @@ impl Daemon {
         let step = self.patience / STEPS;
         self.leaving.send_replace(true);
         fault::point("drain.begun");
-        if let Some(stream) = self.stream {
-            stream.end(step, "the usage stream").await;
-        }
+        let stream = async {
+            if let Some(stream) = self.stream {
+                stream.end(step, "the usage stream").await;
+            }
+        };
+        tokio::join!(stream, self.replayer.end(step, "the replayer"));
         fault::point("drain.stream");
         self.doors.end(step, "the HTTP door").await;
         fault::point("drain.doors");
@@ -187,6 +194,15 @@ fn open_stream(config: &Config, recorder: &Recorder, clock: &Clock) -> (Option<T
     let stop = CancellationToken::new();
     let handle = tokio::spawn(stream.run(stop.clone()));
     (Some(Task { stop, handle }), health)
+}
+
+/// Brings parked events back; degraded while some are waiting.
+fn start_replayer(recorder: &Recorder) -> (Task, watch::Receiver<State>) {
+    let replayer = Replayer::new(recorder.clone());
+    let state = relay(replayer.waiting(), |waiting| if *waiting > 0 { State::Degraded } else { State::Up });
+    let stop = CancellationToken::new();
+    let handle = tokio::spawn(replayer.run(stop.clone()));
+    (Task { stop, handle }, state)
 }
 
 /// Asks the control database again and again; tells when it does not answer.
