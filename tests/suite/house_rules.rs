@@ -36,9 +36,11 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config",
             "clock",
             "telemetry",
+            "threads",
         ],
     ),
     ("telemetry", &["config", "domain", "clock"]),
+    ("threads", &[]),
 ];
 
 /// Crates that only some rooms may know. The daemon puts everything together and may know all.
@@ -51,6 +53,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ractor", &["tenant", "directory"]),
     ("casbin", &["access"]),
     ("jsonwebtoken", &["access"]),
+    ("rustix", &["threads"]),
 ];
 
 /// A source file of the product: its room, and its text without its tests.
