@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -34,12 +35,12 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// Parts of the closing that share the time there is.
 const STEPS: u32 = 4;
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is told to stop; connections are served by the threads of `answering`.
 ///
 /// # Errors
 /// When it cannot start: a store that cannot be opened, an address in use, a channel that cannot be used.
-pub async fn serve(config: Config) -> anyhow::Result<()> {
-    let daemon = Daemon::start(config).await?;
+pub async fn serve(config: Config, answering: Handle) -> anyhow::Result<()> {
+    let daemon = Daemon::start(config, &answering).await?;
     tracing::info!(address = %daemon.address(), version = env!("CARGO_PKG_VERSION"), "serving");
     let reason = stop_signal().await?;
     tracing::info!(reason, "stopping");
@@ -80,11 +81,11 @@ struct Task {
 }
 
 impl Daemon {
-    /// Builds and opens everything.
+    /// Builds and opens everything; connections are served by the threads of `answering`.
     ///
     /// # Errors
     /// See [`serve`].
-    pub async fn start(config: Config) -> anyhow::Result<Daemon> {
+    pub async fn start(config: Config, answering: &Handle) -> anyhow::Result<Daemon> {
         let telemetry = telemetry::init(&config.telemetry).context("starting telemetry")?;
         let clock = Clock::system();
         let store = Store::open(&config.store).await.context("opening the store")?;
@@ -115,8 +116,11 @@ impl Daemon {
             state: relay(outlet.state.clone(), outlet_state),
         }));
 
-        let listener = TcpListener::bind(&config.http.listen)
-            .await
+        // A socket belongs to the runtime that opens it.
+        let listen = config.http.listen.clone();
+        let listener = answering
+            .spawn(async move { TcpListener::bind(&listen).await })
+            .await?
             .with_context(|| format!("listening on {}", config.http.listen))?;
         let address = listener.local_addr()?;
         let patience = millis(config.telemetry.shutdown_ms);
@@ -124,7 +128,7 @@ impl Daemon {
         let api = Api::new(directory.clone(), gate, recorder, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
         let served = http::serve(api, listener, stop.clone(), patience / STEPS);
-        let handle = tokio::spawn(async move {
+        let handle = answering.spawn(async move {
             if let Err(error) = served.await {
                 tracing::error!(%error, "the HTTP door failed");
             }
