@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Failures in a row that open the circuit.
-pub(super) const FAILURES_MAX: u32 = 5;
+pub const FAILURES_MAX: u32 = 5;
 /// How long it stays open at first; doubles with each probe that fails.
 const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -27,12 +27,12 @@ enum Circuit {
 
 /// One channel's circuit.
 #[derive(Debug, Clone)]
-pub(super) struct Breaker {
+pub struct Breaker {
     circuit: Circuit,
 }
 
 impl Breaker {
-    pub(super) fn new() -> Breaker {
+    pub fn new() -> Breaker {
         Breaker { circuit: Circuit::Closed { failures: 0 } }
     }
 
@@ -40,7 +40,7 @@ impl Breaker {
     ///
     /// # Errors
     /// How long to wait before asking again.
-    pub(super) fn admit(&mut self, now: Instant) -> Result<(), Duration> {
+    pub fn admit(&mut self, now: Instant) -> Result<(), Duration> {
         match self.circuit {
             Circuit::Closed { .. } => Ok(()),
             Circuit::Open { until, pause } if now >= until => {
@@ -52,11 +52,11 @@ impl Breaker {
         }
     }
 
-    pub(super) fn succeeded(&mut self) {
+    pub fn succeeded(&mut self) {
         self.circuit = Circuit::Closed { failures: 0 };
     }
 
-    pub(super) fn failed(&mut self, now: Instant) {
+    pub fn failed(&mut self, now: Instant) {
         self.circuit = match self.circuit {
             Circuit::Closed { failures } if failures + 1 < FAILURES_MAX => Circuit::Closed { failures: failures + 1 },
             Circuit::Closed { .. } => Circuit::Open { until: now + PAUSE, pause: PAUSE },
@@ -69,7 +69,7 @@ impl Breaker {
         };
     }
 
-    pub(super) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         !matches!(self.circuit, Circuit::Closed { .. })
     }
 }

@@ -11,19 +11,19 @@
 //! [`mirror`] writes committed standings to Redis. Nothing here decides anything about usage, quotas or alerts, and no
 //! failure here reaches further than its own entry in the health report.
 
-mod agenda;
+pub mod agenda;
 mod alertmanager;
-mod breaker;
+pub mod breaker;
 mod channel;
 mod dispatcher;
 mod egress;
 mod lane;
 mod mirror;
 mod nats;
-mod parcel;
+pub mod parcel;
 #[cfg(test)]
 mod receiver;
-mod schedule;
+pub mod schedule;
 #[cfg(test)]
 mod tests;
 mod webhook;

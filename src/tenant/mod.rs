@@ -14,16 +14,19 @@
 //!
 //! - [`message`]: the whole protocol, on one page.
 //! - [`handle`]: the typed doorbell, with the permits that bound what may wait.
-//! - [`keeper`], [`writer`]: the two actors. [`work`]: what travels from one to the other and back.
+//! - [`keeper`], [`writer`]: the two actors. [`queue`]: what waits between them. [`work`]: what travels from one to the
+//!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
 //! - [`change`]: how each queued change becomes part of a posting. [`read`]: slow reads, in tasks of their own.
 //! - [`pulse`]: what the directory may see without asking.
 
 mod change;
 pub mod handle;
 pub(crate) mod keeper;
+pub mod ledger;
 pub mod message;
 pub mod pulse;
+pub mod queue;
 mod read;
 mod record;
-mod work;
-mod writer;
+pub mod work;
+pub mod writer;
