@@ -7,7 +7,7 @@ use crate::domain::time::Timestamp;
 
 /// The dispatcher's list of visits. Its size is bounded by the number of tenants.
 #[derive(Debug, Default)]
-pub struct Agenda {
+pub(super) struct Agenda {
     soon: VecDeque<TenantId>,
     listed: HashSet<TenantId>,
     visiting: HashSet<TenantId>,
@@ -19,7 +19,7 @@ pub struct Agenda {
 
 impl Agenda {
     /// Visit as soon as possible.
-    pub fn soon(&mut self, tenant: TenantId) {
+    pub(super) fn soon(&mut self, tenant: TenantId) {
         if self.visiting.contains(&tenant) {
             self.again.insert(tenant);
         } else if self.listed.insert(tenant) {
@@ -28,12 +28,12 @@ impl Agenda {
     }
 
     /// Is somebody reading this tenant's outbox now?
-    pub fn is_visiting(&self, tenant: TenantId) -> bool {
+    pub(super) fn is_visiting(&self, tenant: TenantId) -> bool {
         self.visiting.contains(&tenant)
     }
 
     /// Visit at that time; the earliest of several counts.
-    pub fn at(&mut self, tenant: TenantId, when: Timestamp) {
+    pub(super) fn at(&mut self, tenant: TenantId, when: Timestamp) {
         match self.later_at.get(&tenant) {
             Some(earlier) if *earlier <= when => return,
             Some(later) => self.later.remove(&(*later, tenant)),
@@ -44,7 +44,7 @@ impl Agenda {
     }
 
     /// Moves what is due by `now` to the front list.
-    pub fn advance(&mut self, now: Timestamp) {
+    pub(super) fn advance(&mut self, now: Timestamp) {
         while let Some((when, tenant)) = self.later.first().copied() {
             if when > now {
                 return;
@@ -56,14 +56,14 @@ impl Agenda {
     }
 
     /// The next tenant to visit; it counts as being visited until [`finished`](Agenda::finished).
-    pub fn next(&mut self) -> Option<TenantId> {
+    pub(super) fn next(&mut self) -> Option<TenantId> {
         let tenant = self.soon.pop_front()?;
         self.listed.remove(&tenant);
         self.visiting.insert(tenant);
         Some(tenant)
     }
 
-    pub fn finished(&mut self, tenant: TenantId) {
+    pub(super) fn finished(&mut self, tenant: TenantId) {
         self.visiting.remove(&tenant);
         if self.again.remove(&tenant) {
             self.soon(tenant);

@@ -31,11 +31,13 @@ pub struct Breaker {
     circuit: Circuit,
 }
 
-impl Breaker {
-    pub fn new() -> Breaker {
+impl Default for Breaker {
+    fn default() -> Breaker {
         Breaker { circuit: Circuit::Closed { failures: 0 } }
     }
+}
 
+impl Breaker {
     /// May a message be sent now?
     ///
     /// # Errors
@@ -52,10 +54,12 @@ impl Breaker {
         }
     }
 
+    /// The channel has answered.
     pub fn succeeded(&mut self) {
         self.circuit = Circuit::Closed { failures: 0 };
     }
 
+    /// The channel has not answered, or has asked for time.
     pub fn failed(&mut self, now: Instant) {
         self.circuit = match self.circuit {
             Circuit::Closed { failures } if failures + 1 < FAILURES_MAX => Circuit::Closed { failures: failures + 1 },
@@ -69,6 +73,7 @@ impl Breaker {
         };
     }
 
+    #[must_use]
     pub fn is_open(&self) -> bool {
         !matches!(self.circuit, Circuit::Closed { .. })
     }
@@ -81,7 +86,7 @@ mod tests {
     #[test]
     fn opens_after_failures_in_a_row_and_closes_with_one_probe() {
         let start = Instant::now();
-        let mut breaker = Breaker::new();
+        let mut breaker = Breaker::default();
         for _ in 0..FAILURES_MAX - 1 {
             breaker.failed(start);
         }
@@ -104,7 +109,7 @@ mod tests {
     #[test]
     fn the_pause_has_an_end() {
         let mut now = Instant::now();
-        let mut breaker = Breaker::new();
+        let mut breaker = Breaker::default();
         for _ in 0..100 {
             now += PAUSE_MAX;
             assert_eq!(breaker.admit(now), Ok(()));

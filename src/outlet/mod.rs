@@ -2,7 +2,7 @@
 //!
 //! The outbox rows in each tenant's database are the truth; everything here is a courier. The [`dispatcher`] learns from
 //! hints (a tenant has committed) and from a slow round that something may be due, asks the tenant's handle for it, and
-//! hands each [`parcel::Parcel`] to the [`lane`] of its channel. A lane owns one channel: its queue, how many sends it
+//! hands each [`parcel::Parcel`] to the [`lane`] of its channel; what it decides is decided at its [`desk`]. A lane owns one channel: its queue, how many sends it
 //! may have under way, its circuit [`breaker`]; so a receiver that hangs delays nobody but itself. How a send ended goes
 //! back to the tenant's outbox, with the time of the next try if one is needed ([`schedule`]).
 //!
@@ -11,10 +11,11 @@
 //! [`mirror`] writes committed standings to Redis. Nothing here decides anything about usage, quotas or alerts, and no
 //! failure here reaches further than its own entry in the health report.
 
-pub mod agenda;
+mod agenda;
 mod alertmanager;
 pub mod breaker;
 mod channel;
+pub mod desk;
 mod dispatcher;
 mod egress;
 mod lane;
