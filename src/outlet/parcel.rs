@@ -11,9 +11,9 @@ use crate::domain::time::Timestamp;
 
 /// A delivery together with the tenant whose outbox it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Parcel {
-    pub(super) tenant: TenantId,
-    pub(super) delivery: Delivery,
+pub struct Parcel {
+    pub tenant: TenantId,
+    pub delivery: Delivery,
 }
 
 impl Parcel {
