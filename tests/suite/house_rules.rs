@@ -44,9 +44,11 @@ const ROOMS: &[(&str, &[&str])] = &[
             "clock",
             "fault",
             "telemetry",
+            "threads",
         ],
     ),
     ("telemetry", &["config", "domain", "clock"]),
+    ("threads", &[]),
 ];
 
 /// Crates that only some rooms may know. The daemon puts everything together and may know all.
@@ -60,6 +62,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("casbin", &["access"]),
     ("jsonwebtoken", &["access"]),
     ("fail", &["fault"]),
+    ("rustix", &["threads"]),
 ];
 
 /// A source file of the product: its room, and its text without its tests.
