@@ -12,6 +12,7 @@ mod audit;
 mod bad_input;
 mod crash;
 mod dependencies;
+mod faults;
 mod house_rules;
 mod ingest_http;
 mod ingest_nats;

@@ -5,10 +5,15 @@ pub mod bus;
 pub mod daemon;
 pub mod database;
 pub mod events;
+pub mod load;
 pub mod oracle;
+pub mod process;
+pub mod proxy;
 pub mod receiver;
+pub mod servers;
 pub mod services;
 pub mod tenant;
+pub mod tmpfs;
 
 use std::fmt;
 use std::future::Future;
