@@ -57,6 +57,11 @@ impl Backoff {
         let doubled = self.first_ms.saturating_mul(1_u64 << failures.saturating_sub(1).min(30));
         i64::try_from(doubled.min(self.most_ms)).unwrap_or(i64::MAX / 1_000) * 1_000
     }
+
+    fn is_over(self, until: Timestamp, now: Timestamp) -> bool {
+        let longest = self.micros(u32::MAX);
+        !(1..=longest).contains(&(until.0 - now.0))
+    }
 }
 
 impl Slot {
@@ -85,9 +90,14 @@ impl Slot {
         before.saturating_add(1)
     }
 
-    /// Time has come to open it again.
-    pub fn is_due(&self, now: Timestamp) -> bool {
-        matches!(self, Slot::BackingOff { until, .. } if *until <= now)
+    /// Time has come to open it again. So it has when there is longer to wait than there ever was: the clock was set back.
+    pub fn is_due(&self, now: Timestamp, backoff: Backoff) -> bool {
+        matches!(self, Slot::BackingOff { until, .. } if backoff.is_over(*until, now))
+    }
+
+    /// It was yielded to another node, and may be taken back by now.
+    pub fn may_be_taken_back(&self, now: Timestamp, backoff: Backoff) -> bool {
+        matches!(self, Slot::Yielded { until, .. } if backoff.is_over(*until, now))
     }
 
     pub fn failures(&self) -> u32 {
@@ -121,13 +131,16 @@ mod tests {
         for expected_ms in [100, 200, 400, 800, 1_000, 1_000] {
             let failed = slot.failed(now, BACKOFF);
             assert_eq!(delay(&failed, now), expected_ms * 1_000);
-            assert!(!failed.is_due(now));
-            assert!(failed.is_due(now.plus_micros(expected_ms * 1_000)));
+            assert!(!failed.is_due(now, BACKOFF));
+            assert!(failed.is_due(now.plus_micros(expected_ms * 1_000), BACKOFF));
+            assert!(failed.is_due(now.plus_micros(-3_600_000_000), BACKOFF), "the clock was set back");
             slot = Slot::Starting { failures: failed.failures() };
         }
         let Slot::Yielded { until, failures } = slot.yielded(now, BACKOFF) else { panic!("not yielded") };
         assert_eq!((until.0, failures), (1_000_000, 7));
-        assert!(!slot.yielded(now, BACKOFF).is_due(until), "only somebody who asks opens it again");
+        let yielded = slot.yielded(now, BACKOFF);
+        assert!(!yielded.is_due(until, BACKOFF), "only somebody who asks opens it again");
+        assert!(yielded.may_be_taken_back(until, BACKOFF) && !yielded.may_be_taken_back(now, BACKOFF));
         let open = slot.opened(now);
         let soon = open.failed(now.plus_micros(HEALTHY_MICROS - 1), BACKOFF);
         assert_eq!(soon.failures(), 7);

@@ -205,12 +205,12 @@ impl State {
                 Err(Absent::ComeBack { after_ms: u64::try_from((until.0 - now.0) / 1_000).unwrap_or(0).max(100) })
             }
             Some(Slot::Frozen { .. }) => Err(Absent::Frozen),
-            Some(slot @ Slot::Yielded { until, .. }) if now < *until => Err(elsewhere(slot, now)),
-            Some(Slot::Yielded { failures, .. }) => {
+            Some(slot @ Slot::Yielded { failures, .. }) if slot.may_be_taken_back(now, self.backoff()) => {
                 let failures = *failures;
                 self.start(tenant, failures, reply);
                 return;
             }
+            Some(slot @ Slot::Yielded { .. }) => Err(elsewhere(slot, now)),
             Some(Slot::Starting { .. }) => {
                 self.waiting.entry(tenant).or_default().extend(reply);
                 return;
@@ -321,8 +321,7 @@ impl State {
             self.answer(tenant, &Err(Absent::Frozen));
             return;
         }
-        let settings = &self.birth.settings.tenants;
-        let backoff = Backoff { first_ms: settings.restart_backoff_ms, most_ms: settings.restart_backoff_max_ms };
+        let backoff = self.backoff();
         let before = self.slots.get(&tenant).map_or(Slot::Starting { failures: 0 }, Clone::clone);
         if let Some(StoreError::Fenced) = error {
             tracing::warn!(%tenant, "another node has taken the tenant over");
@@ -339,6 +338,11 @@ impl State {
         };
         self.slots.insert(tenant, slot);
         self.answer(tenant, &Err(Absent::ComeBack { after_ms }));
+    }
+
+    fn backoff(&self) -> Backoff {
+        let settings = &self.birth.settings.tenants;
+        Backoff { first_ms: settings.restart_backoff_ms, most_ms: settings.restart_backoff_max_ms }
     }
 
     fn answer(&mut self, tenant: TenantId, answer: &Result<Home, Absent>) {
@@ -373,10 +377,11 @@ impl State {
                 self.note(&home, true);
             }
         }
+        let backoff = self.backoff();
         let due: Vec<(TenantId, u32)> = self
             .slots
             .iter()
-            .filter(|(_, slot)| slot.is_due(now))
+            .filter(|(_, slot)| slot.is_due(now, backoff))
             .map(|(tenant, slot)| (*tenant, slot.failures()))
             .collect();
         for (tenant, failures) in due {

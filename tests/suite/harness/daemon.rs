@@ -14,7 +14,7 @@ use tokio::time::{Duration, timeout};
 use super::api::Api;
 use super::bus::{Bus, Names};
 use super::tenant::Tenant;
-use super::{Engine, PATIENCE, database, eventually, services};
+use super::{Engine, PATIENCE, database, eventually, process, services};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_platform-api");
 pub const BOOTSTRAP_KEY: &str = "suite-bootstrap-key-0123456789abcdef";
@@ -27,8 +27,8 @@ pub struct Setup {
     /// Where the Postgres server is: for the tests, and for the daemon, which may reach it through a proxy.
     admin_url: String,
     server_url: String,
-    nats: bool,
-    redis: bool,
+    nats_url: Option<String>,
+    redis_url: Option<String>,
     /// Where SQLite keeps its files; in the daemon's own folder when absent.
     data: Option<PathBuf>,
     /// More TOML, table by table.
@@ -44,8 +44,8 @@ impl Setup {
             engine,
             admin_url: services::postgres_url(),
             server_url: services::postgres_url(),
-            nats: false,
-            redis: false,
+            nats_url: None,
+            redis_url: None,
             data: None,
             sections: Vec::new(),
             environment: Vec::new(),
@@ -59,19 +59,33 @@ impl Setup {
         self
     }
 
+    pub fn with_nats(self) -> Setup {
+        self.with_nats_at(services::nats_url())
+    }
+
+    pub fn with_nats_at(mut self, url: String) -> Setup {
+        self.nats_url = Some(url);
+        self
+    }
+
+    pub fn with_redis(self) -> Setup {
+        self.with_redis_at(services::redis_url())
+    }
+
+    pub fn with_redis_at(mut self, url: String) -> Setup {
+        self.redis_url = Some(url);
+        self
+    }
+
     /// SQLite's files in this folder.
     pub fn with_data(mut self, folder: &Path) -> Setup {
         self.data = Some(folder.to_owned());
         self
     }
 
-    pub fn with_nats(mut self) -> Setup {
-        self.nats = true;
-        self
-    }
-
-    pub fn with_redis(mut self) -> Setup {
-        self.redis = true;
+    /// A variable that is no setting: `LD_PRELOAD`.
+    pub fn with_variable(mut self, name: &str, value: &str) -> Setup {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -122,7 +136,8 @@ impl Daemon {
         if setup.engine == Engine::Postgres {
             database::create(&setup.admin_url, &control_database).await;
         }
-        Daemon::node(setup, control_database, Names::unique(), false)
+        let names = Names::unique(setup.nats_url.as_deref().unwrap_or_default());
+        Daemon::node(setup, control_database, names, false)
     }
 
     /// Another node, on the same databases and streams, which do not end with it.
@@ -192,14 +207,14 @@ impl Daemon {
         let _ = writeln!(toml, "[tenants]\nopen_max = 8\nrestart_backoff_ms = 50");
         let _ = writeln!(toml, "[auth]\nbootstrap_key = \"{BOOTSTRAP_KEY}\"\nkey_pepper = \"{PEPPER}\"");
         let _ = writeln!(toml, "[telemetry]\nlog = \"info,platform_api=debug\"\nlog_format = \"json\"");
-        if self.setup.nats {
-            let Names { subject, stream, consumer, alert_subject, alert_stream } = &self.names;
-            let _ = writeln!(toml, "[nats]\nurl = \"{}\"\nstream = \"{stream}\"", services::nats_url());
+        if self.setup.nats_url.is_some() {
+            let Names { url, subject, stream, consumer, alert_subject, alert_stream } = &self.names;
+            let _ = writeln!(toml, "[nats]\nurl = \"{url}\"\nstream = \"{stream}\"");
             let _ = writeln!(toml, "consumer = \"{consumer}\"\nsubject = \"{subject}\"");
             let _ = writeln!(toml, "alert_subject = \"{alert_subject}\"\nalert_stream = \"{alert_stream}\"");
         }
-        if self.setup.redis {
-            let _ = writeln!(toml, "[redis]\nurl = \"{}\"", services::redis_url());
+        if let Some(url) = &self.setup.redis_url {
+            let _ = writeln!(toml, "[redis]\nurl = \"{url}\"");
             let _ = writeln!(toml, "key_prefix = \"{}\"", self.redis_prefix);
         }
         self.setup.sections.iter().for_each(|section| toml.push_str(section));
@@ -282,9 +297,12 @@ impl Daemon {
 
     /// Sends the process a signal: `TERM`, `STOP`, `CONT`.
     pub async fn signal(&self, signal: &str) {
-        let id = self.child.as_ref().and_then(Child::id).expect("the daemon runs").to_string();
-        let sent = Command::new("kill").args([&format!("-{signal}"), &id]).status().await.expect("kill is there");
-        assert!(sent.success());
+        process::signal(self.process(), signal).await;
+    }
+
+    /// The running process.
+    pub fn process(&self) -> u32 {
+        self.child.as_ref().and_then(Child::id).expect("the daemon runs")
     }
 
     /// Has it stopped in the middle of what it was doing?
@@ -364,7 +382,7 @@ impl Drop for Daemon {
         let (child, names) = (self.child.take(), self.names.clone());
         let tenants = std::mem::take(&mut *self.tenants.lock().unwrap());
         let databases = (self.engine == Engine::Postgres && !self.is_peer).then(|| self.control_database.clone());
-        let (nats, admin_url) = (self.setup.nats && !self.is_peer, self.setup.admin_url.clone());
+        let (nats, admin_url) = (self.setup.nats_url.is_some() && !self.is_peer, self.setup.admin_url.clone());
         // A runtime of its own: this one may be unwinding.
         let ending = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions, Connection, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
 use super::{Daemon, Engine, services};
 
@@ -55,6 +55,14 @@ impl Database {
         Database::Postgres(PgConnection::connect(url).await.unwrap_or_else(|error| panic!("{url}: {error}")))
     }
 
+    /// Runs a text of statements made up by a test.
+    pub async fn script(&mut self, sql: String) -> Result<(), sqlx::Error> {
+        match self {
+            Database::Sqlite(connection) => sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(|_| ()),
+            Database::Postgres(connection) => sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(|_| ()),
+        }
+    }
+
     /// Rows of integers.
     pub async fn numbers(&mut self, sql: &'static str) -> Vec<Vec<i64>> {
         fetch!(self, sql, i64)
@@ -85,7 +93,7 @@ impl Database {
 pub async fn create(admin: &str, name: &str) {
     let mut admin = PgConnection::connect(admin).await.expect("Postgres runs");
     let sql = format!("CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'UTF8'");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut admin).await.expect("a new name");
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.expect("a new name");
 }
 
 /// Drops a control database, and the databases of the tenants it knows and of those we remember.
@@ -99,6 +107,6 @@ pub async fn drop_all(admin: &str, control: &str, remembered: &[String]) {
     let names = tenants.iter().map(|id| format!("tenant_{id}")).chain([control.to_owned()]);
     for name in names {
         let sql = format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)");
-        let _ = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut admin).await;
+        let _ = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await;
     }
 }
