@@ -54,7 +54,6 @@ pub(crate) async fn record_events(
 ) -> Result<Vec<Outcome>, StoreError> {
     let Offered { events, identities, expecting } = *offered;
     let mut sorting = Sorting::of(events, identities, before, posting.now());
-    give_way().await;
     let (first, keys) = (&sorting.first, &sorting.first_keys);
     let inserted = ledger.insert_events(before.next_position, posting.now(), first, keys, expecting).await?;
     sorting.settle(&inserted);
@@ -76,13 +75,7 @@ pub(crate) async fn record_events(
             duplicates: sorting.outcomes.iter().filter(|outcome| **outcome == Outcome::Duplicate).count() as i64,
             conflicts: conflicts.len() as i64,
         };
-        give_way().await;
         posting.usage(&new_events, &new_keys, counts, request_id);
     }
     Ok(sorting.outcomes)
-}
-
-/// Between two steps that take a full unit's events a millisecond each: a decision may be waiting for this thread.
-async fn give_way() {
-    tokio::task::yield_now().await;
 }
