@@ -6,7 +6,7 @@
 //! always equals the sum over the ledger (invariant L1): what is not in memory is read, and what was never counted is
 //! recounted, before it is used.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use aws_lc_rs::digest;
 use jiff::tz::TimeZone;
@@ -287,9 +287,11 @@ impl Posting {
                 missing.insert(one.key(), one);
             }
         };
-        for group in group(events).keys() {
-            for quota in longer.iter().filter(|quota| quota.scope.covers(&group.subject)) {
-                need(quota, windows.of(quota.period, group.start));
+        if !longer.is_empty() {
+            for (start, subject) in starts_and_subjects(events) {
+                for quota in longer.iter().filter(|quota| quota.scope.covers(subject)) {
+                    need(quota, windows.of(quota.period, start));
+                }
             }
         }
         if !minutes.is_empty() {
@@ -605,6 +607,13 @@ impl Posting {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The quarters of an hour and subjects of events, each once, in no order.
+fn starts_and_subjects<'a>(events: &[&'a UsageEvent]) -> HashSet<(Timestamp, &'a Subject), ahash::RandomState> {
+    let mut found = HashSet::with_hasher(ahash::RandomState::with_seeds(1, 2, 3, 4));
+    found.extend(events.iter().map(|event| (period::rollup_start(event.occurred_at), &event.subject)));
+    found
 }
 
 /// Sums of events that share a quarter of an hour and a subject. Most batches have few such groups, and quotas and
