@@ -10,7 +10,7 @@
 //! 4. [`store`]: SQL, one body for Postgres and SQLite.
 //! 5. [`domain`]: what is decided. Pure functions of their arguments; imports nothing of ours.
 //!
-//! [`daemon`] is the only room that knows everybody. [`config`], [`clock`] and [`telemetry`] are the walls.
+//! [`daemon`] is the only room that knows everybody. [`config`], [`clock`], [`json`] and [`telemetry`] are the walls.
 //!
 //! One usage event: a door parses it and finds its tenant; the tenant's [`handle`](tenant::handle) takes permits; the
 //! keeper adds it to the open batch; the writer inserts, learns what is new, asks [`domain::books`] what follows, writes
@@ -26,6 +26,7 @@ pub mod directory;
 pub mod domain;
 pub mod http;
 pub mod intake;
+pub mod json;
 pub mod outlet;
 pub mod store;
 pub mod telemetry;

@@ -18,7 +18,7 @@ mod keyring;
 mod openid_test;
 pub mod pepper;
 pub mod policy;
-mod token;
+pub mod token;
 
 use std::sync::Arc;
 

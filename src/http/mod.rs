@@ -10,7 +10,8 @@
 //! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`usage`], [`quotas`], [`decision`], [`audit`], [`quarantine`],
 //!    [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
-//! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers.
+//! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
+//! [`reading`] has the parsers among all this without the door around them.
 
 mod api_keys;
 mod audit;
@@ -26,6 +27,7 @@ mod probes;
 mod problem;
 mod quarantine;
 mod quotas;
+pub mod reading;
 mod reply;
 mod request;
 mod server;

@@ -12,10 +12,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("clock", &["domain"]),
     ("config", &["domain"]),
+    ("json", &[]),
     ("store", &["domain", "config", "clock"]),
     ("tenant", &["store", "domain", "clock"]),
     ("directory", &["tenant", "store", "domain", "clock", "config"]),
-    ("intake", &["directory::handle", "tenant::handle", "tenant::message", "domain", "config", "clock", "telemetry"]),
+    (
+        "intake",
+        &["directory::handle", "tenant::handle", "tenant::message", "domain", "config", "clock", "json", "telemetry"],
+    ),
     ("outlet", &["directory::handle", "tenant::handle", "tenant::message", "domain", "config", "clock", "telemetry"]),
     ("access", &["directory::handle", "tenant::handle", "domain", "config", "clock", "telemetry"]),
     (
@@ -35,6 +39,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "domain",
             "config",
             "clock",
+            "json",
             "telemetry",
         ],
     ),
