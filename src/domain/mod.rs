@@ -24,6 +24,10 @@ pub mod chain;
 pub mod ids;
 pub mod notice;
 pub mod period;
+#[cfg(test)]
+mod posting_tests;
+#[cfg(test)]
+mod properties_tests;
 pub mod quota;
 pub mod report;
 pub mod request;
