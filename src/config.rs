@@ -206,7 +206,7 @@ impl Default for Redis {
     }
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
     /// The platform administrator's key.
@@ -215,7 +215,24 @@ pub struct Auth {
     pub key_pepper: Option<SecretString>,
     /// Where a pepper that was made is kept; the SQLite directory when absent.
     pub key_pepper_file: Option<PathBuf>,
+    /// Failures within a minute, from one address with one credential, after which a failure is answered with 429.
+    pub failures_per_credential_max: u32,
+    /// The same from one address with whatever credentials.
+    pub failures_per_source_max: u32,
     pub issuers: Vec<Issuer>,
+}
+
+impl Default for Auth {
+    fn default() -> Auth {
+        Auth {
+            bootstrap_key: None,
+            key_pepper: None,
+            key_pepper_file: None,
+            failures_per_credential_max: 100,
+            failures_per_source_max: 1_000,
+            issuers: Vec::new(),
+        }
+    }
 }
 
 /// A trusted OpenID issuer, and how its claims read.

@@ -2,7 +2,7 @@
 //!
 //! No rule of the business lives here, and no state but what a request brings. A request passes, from the outside in:
 //!
-//! 1. [`server`]: the socket, its deadlines and the cap on connections
+//! 1. [`server`]: the socket, its deadlines and the cap on connections; [`framing`]: where a request ends, read strictly
 //! 2. [`door`]: its id, its address in the table of [`operation`]s, our deadline, panics, and the one envelope of
 //!    [`problem`]s
 //! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
@@ -21,6 +21,7 @@ mod cursor;
 mod decision;
 mod document;
 mod door;
+pub mod framing;
 mod ingestion;
 mod operation;
 mod probes;

@@ -7,6 +7,7 @@ mod cloudevent;
 mod configuration;
 mod envelope;
 mod event;
+mod framing;
 mod headers;
 mod litellm;
 mod money;
@@ -47,6 +48,7 @@ targets! {
     cloudevent
     configuration
     envelope
+    framing
     headers
     litellm
     money
