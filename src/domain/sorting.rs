@@ -135,6 +135,10 @@ mod tests {
         })
     }
 
+    fn identities(events: &[&UsageEvent]) -> Vec<Identity> {
+        events.iter().map(|event| event.identity()).collect()
+    }
+
     proptest! {
         /// L3: every event has one outcome, and it is the one that a ledger which takes them one by one gives.
         #[test]
@@ -143,7 +147,7 @@ mod tests {
             stored in prop::collection::btree_map((0_u8..6).prop_map(|id| format!("event-{id}")), 0_i64..2, 0..4),
         ) {
             let of_unit: Vec<&UsageEvent> = events.iter().collect();
-            let mut sorting = Sorting::of(&of_unit, &books(), noon());
+            let mut sorting = Sorting::of(&of_unit, &identities(&of_unit), &books(), noon());
             let inserted: Vec<Inserted> = sorting
                 .first
                 .iter()
@@ -176,7 +180,7 @@ mod tests {
             }
             prop_assert_eq!(&sorting.outcomes, &expected);
 
-            let conflicts: Vec<_> = sorting.conflicts(&of_unit).into_iter().map(|(_, key, body)| (key, body.0)).collect();
+            let conflicts: Vec<_> = sorting.conflicts(&of_unit).into_iter().map(|(_, (key, body))| (key, body.0)).collect();
             let with_outcome = of_unit.iter().zip(&expected).filter(|(_, outcome)| **outcome == Outcome::Conflict);
             let mut due: Vec<_> = with_outcome.map(|(event, _)| (event.key(), event.body_hash().0)).collect();
             let mut kept = conflicts;
@@ -189,7 +193,7 @@ mod tests {
         #[test]
         fn an_identity_is_offered_once(events in a_unit()) {
             let of_unit: Vec<&UsageEvent> = events.iter().collect();
-            let sorting = Sorting::of(&of_unit, &books(), noon());
+            let sorting = Sorting::of(&of_unit, &identities(&of_unit), &books(), noon());
             let admitted = |event: &&UsageEvent| books().admit(event, &Totals::default(), noon()).is_ok();
             let mut seen = std::collections::BTreeSet::new();
             let first: Vec<&UsageEvent> =
@@ -222,7 +226,7 @@ mod tests {
             event
         };
         let (one, two) = (event("one"), event("two"));
-        let sorting = Sorting::of(&[&one, &two], &books, noon());
+        let sorting = Sorting::of(&[&one, &two], &identities(&[&one, &two]), &books, noon());
         assert_eq!(sorting.outcomes, [Outcome::Accepted, Outcome::Refused(Refusal::AmountOverflow)]);
     }
 }

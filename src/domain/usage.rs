@@ -340,10 +340,12 @@ pub enum Refusal {
     AmountOverflow,
     /// Its tenant's database needs a person first; it came over a stream, which must not wait for that.
     TenantFrozen,
+    /// Its tenant could not take it for too long; it came over a stream, which must not wait for that.
+    TenantUnavailable,
 }
 
 impl Refusal {
-    pub const ALL: [Refusal; 8] = [
+    pub const ALL: [Refusal; 9] = [
         Refusal::Malformed,
         Refusal::UnknownTenant,
         Refusal::TenantMismatch,
@@ -352,7 +354,11 @@ impl Refusal {
         Refusal::Oversized,
         Refusal::AmountOverflow,
         Refusal::TenantFrozen,
+        Refusal::TenantUnavailable,
     ];
+
+    /// Refused for now: counted by itself once its tenant is back.
+    pub const WAITING: [Refusal; 2] = [Refusal::TenantFrozen, Refusal::TenantUnavailable];
 
     /// The stable code used in answers, rows and metrics.
     #[must_use]
@@ -366,6 +372,7 @@ impl Refusal {
             Refusal::Oversized => "EVENT_TOO_LARGE",
             Refusal::AmountOverflow => "AMOUNT_OVERFLOW",
             Refusal::TenantFrozen => "TENANT_FROZEN",
+            Refusal::TenantUnavailable => "TENANT_UNAVAILABLE",
         }
     }
 

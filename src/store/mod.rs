@@ -11,7 +11,7 @@
 //! - [`load`]: a tenant's books, read by a new owner. [`posting`]: the hot transaction. [`quota`]: a counter that is
 //!   not in memory.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
-//! - [`catalogue`], [`quarantine`]: the control database.
+//! - [`catalogue`], [`quarantine`], [`stream`]: the control database.
 
 pub mod audit;
 pub mod catalogue;
@@ -26,6 +26,7 @@ pub mod posting;
 pub mod quarantine;
 pub mod quota;
 pub mod request;
+pub mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod usage;

@@ -17,6 +17,7 @@ use crate::domain::quota::Quota;
 use crate::domain::sorting::Inserted;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Identity, Totals, UsageEvent};
+use crate::fault;
 
 /// The ledger and its columns, in the order of [`ledger_columns`].
 macro_rules! ledger {
@@ -42,6 +43,8 @@ static INSERT_EVENTS: LazyLock<Bulk> = LazyLock::new(|| {
 const COPY_EVENTS: &str = concat!("COPY ", ledger!(), " FROM STDIN (FORMAT binary)");
 /// Fewer rows than this are inserted: COPY takes a round trip more, and is parsed anew each time.
 const COPY_ROWS_MIN: usize = 64;
+
+const SELECT_EPOCH: &str = "SELECT epoch FROM books WHERE id = 1";
 
 const SELECT_POSITIONS: &str = "SELECT position FROM usage_ledger WHERE position >= $1 AND position < $2";
 
@@ -184,7 +187,7 @@ pub async fn insert_events(
     }
     let inserted = connection.execute_bulk(&INSERT_EVENTS, &columns).await?;
     // The usual case: every key was new, and there is nothing to ask.
-    if inserted == events.len() as u64 {
+    if inserted == events.len() as u64 || fault::is_planted("duplicates-counted") {
         return Ok(vec![Inserted::New; events.len()]);
     }
     let mut outcomes = vec![Inserted::Duplicate; events.len()];
@@ -248,8 +251,29 @@ pub async fn keep_conflicts(
 pub async fn write(connection: &mut Connection, before: &Books, posting: &Posting) -> Result<(), StoreError> {
     delete_void_counters(connection, posting).await?;
     write_books(connection, before, posting).await?;
+    fault::point("audit.appended");
     write_quotas(connection, posting).await?;
-    write_notices(connection, posting).await
+    write_notices(connection, posting).await?;
+    if fault::is_planted("counter-outside-transaction") {
+        connection.commit().await?;
+        connection.begin().await?;
+        connection.execute_bulk(&WRITE_COUNTERS, &counter_columns(posting, &counter_quotas(posting))).await?;
+    }
+    Ok(())
+}
+
+/// Asks whether the owner of the books `before` still is the owner. A statement that went wrong may have met what another
+/// owner has written.
+///
+/// # Errors
+/// [`StoreError::Fenced`] when another owner has taken over.
+pub async fn check_owner(connection: &mut Connection, before: &Books) -> Result<(), StoreError> {
+    if epoch(connection).await? == before.epoch { Ok(()) } else { Err(StoreError::Fenced) }
+}
+
+async fn epoch(connection: &mut Connection) -> Result<i64, StoreError> {
+    let row = connection.fetch_one_optional(SELECT_EPOCH, &[]).await?;
+    row.ok_or_else(|| StoreError::Untrusted("there are no books".into()))?.int(0)
 }
 
 /// Before the books, which write such counters anew, and no statement may write a row twice. Only a change of quotas or
@@ -264,8 +288,9 @@ async fn delete_void_counters(connection: &mut Connection, posting: &Posting) ->
 /// The books, and every row that almost every commit brings with them.
 async fn write_books(connection: &mut Connection, before: &Books, posting: &Posting) -> Result<(), StoreError> {
     let books = &posting.books;
+    let owned = if fault::is_planted("epoch-unchecked") { epoch(connection).await? } else { before.epoch };
     let mut values: Vec<Value> = vec![
-        before.epoch.into(),
+        owned.into(),
         books.version.into(),
         books.next_position.into(),
         books.latest_event_at.into(),
@@ -274,10 +299,15 @@ async fn write_books(connection: &mut Connection, before: &Books, posting: &Post
         posting.time_zone.as_deref().unwrap_or_default().into(),
     ];
     values.extend(numbers(&books.lifetime).map(Value::Int));
-    let quotas: Vec<String> = posting.counters.keys().map(|key| key.quota.to_string()).collect();
+    let outside = fault::is_planted("counter-outside-transaction");
+    let quotas = if outside { Vec::new() } else { counter_quotas(posting) };
     let rows =
         [counter_columns(posting, &quotas), rollup_columns(posting), record_columns(posting), cursor_columns(posting)];
     if connection.execute_guarded(&WRITE_BOOKS, &values, &rows).await? { Ok(()) } else { Err(StoreError::Fenced) }
+}
+
+fn counter_quotas(posting: &Posting) -> Vec<String> {
+    posting.counters.keys().map(|key| key.quota.to_string()).collect()
 }
 
 /// `quotas` are the ids of the counters' quotas, as texts.
@@ -352,7 +382,9 @@ async fn write_notices(connection: &mut Connection, posting: &Posting) -> Result
         Column::Texts(vec!["owed"; owed.len()]),
         Column::Texts(vec![""; owed.len()]),
     ];
-    connection.execute_bulk(&INSERT_OWED, &columns).await?;
+    if !fault::is_planted("outbox-not-written") {
+        connection.execute_bulk(&INSERT_OWED, &columns).await?;
+    }
     for attempt in &posting.attempts {
         update_attempt(connection, attempt).await?;
     }

@@ -19,6 +19,7 @@ use crate::domain::quota::Standing;
 use crate::domain::request::Answer;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Outcome, Refusal};
+use crate::fault;
 use crate::store::StoreError;
 use crate::store::database::Connection;
 use crate::store::posting::{self, Expecting};
@@ -163,11 +164,17 @@ async fn transact(
         return Ok(Done { books: before.clone(), outcomes, changes, owed_more: 0, committed: false });
     }
     posting.close();
+    fault::point("commit.filled");
     if let Err(error) = posting::write(connection, before, &posting).await {
         connection.rollback().await?;
         return Err(error);
     }
+    fault::point("commit.before");
     connection.commit().await?;
+    if fault::is_planted("commit.reply-lost") {
+        return Err(StoreError::Unknown("the reply was lost".into()));
+    }
+    fault::point("commit.after");
     observe(&posting, &outcomes, started);
     let settled =
         posting.attempts.iter().filter(|attempt| !matches!(attempt.result, AttemptResult::Retry { .. })).count();
