@@ -521,8 +521,8 @@ impl Posting {
 
     /// Appends a record that stands for itself: a denial, a lifecycle change, a new key.
     pub fn records_entry(&mut self, entry: Entry) {
-        let seq = self.books.head.seq + 1;
-        let record = chain::link(self.books.head, &self.books.tenant.to_string(), entry, self.now, self.salt(seq));
+        let before = self.books.head;
+        let record = chain::link(before, &self.books.tenant.to_string(), entry, self.now, self.salt(before.seq));
         self.books.head = Head { seq: record.seq, hash: record.hash };
         self.records.push(record);
     }
@@ -545,6 +545,7 @@ impl Posting {
         self.books.version += 1;
     }
 
+    /// The salt of the record that follows number `seq`.
     fn salt(&self, seq: i64) -> [u8; 32] {
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(&self.salt_seed);
