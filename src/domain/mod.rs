@@ -14,6 +14,7 @@
 //! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
 //! - [`report`]: questions about the past, and their answers.
+//! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
 //! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
 
 pub mod amount;
@@ -32,6 +33,7 @@ pub mod quota;
 pub mod report;
 pub mod request;
 pub mod sorting;
+pub mod stream;
 pub mod tenant;
 pub mod time;
 pub mod usage;

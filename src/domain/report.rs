@@ -177,6 +177,21 @@ pub struct Quarantined {
     pub replayed_at: Option<Timestamp>,
 }
 
+/// How a quarantined row fared when it was tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retried {
+    pub id: uuid::Uuid,
+    pub fate: Fate,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// Counted, now or before.
+    Counted,
+    /// It stays, for this reason.
+    Refused { reason: super::usage::Refusal, detail: String },
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,11 @@
 //! One unit's usage events, sorted: which are refused, which are offered to the ledger, which only repeat another.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::books::Books;
 use super::time::Timestamp;
-use super::usage::{BodyHash, EventKey, Outcome, Totals, UsageEvent};
+use super::usage::{EventKey, Identity, Outcome, Totals, UsageEvent};
 
 /// What the ledger made of one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,19 +21,19 @@ pub enum Inserted {
 pub struct Sorting<'a> {
     /// The first event of each identity.
     pub first: Vec<&'a UsageEvent>,
-    pub first_keys: Vec<(EventKey, BodyHash)>,
+    pub first_keys: Vec<Identity>,
     /// For each offered event: where it stands in the unit.
     first_at: Vec<usize>,
     /// For each event that repeats an offered one: where it stands, which it repeats, and its key and body.
-    repeats: Vec<(usize, usize, (EventKey, BodyHash))>,
+    repeats: Vec<(usize, usize, Identity)>,
     /// For each event, in order.
     pub outcomes: Vec<Outcome>,
 }
 
 impl<'a> Sorting<'a> {
-    /// Admits and sorts `events` given the committed `books`, at `now`.
+    /// Admits and sorts `events`, whose `identities` are these, given the committed `books`, at `now`.
     #[must_use]
-    pub fn of(events: &[&'a UsageEvent], books: &Books, now: Timestamp) -> Sorting<'a> {
+    pub fn of(events: &[&'a UsageEvent], identities: &[Identity], books: &Books, now: Timestamp) -> Sorting<'a> {
         let mut sorting = Sorting {
             first: Vec::with_capacity(events.len()),
             first_keys: Vec::with_capacity(events.len()),
@@ -43,7 +44,7 @@ impl<'a> Sorting<'a> {
         let mut known: HashMap<EventKey, usize, ahash::RandomState> =
             HashMap::with_capacity_and_hasher(events.len(), ahash::RandomState::new());
         let mut pending = Totals::default();
-        for (at, event) in events.iter().enumerate() {
+        for (at, (event, (key, body))) in events.iter().zip(identities).enumerate() {
             match books.admit(event, &pending, now) {
                 Ok(with_it) => pending = with_it,
                 Err(refusal) => {
@@ -52,14 +53,12 @@ impl<'a> Sorting<'a> {
                 }
             }
             sorting.outcomes.push(Outcome::Accepted);
-            let key = event.key();
-            let body = event.body_hash();
-            match known.get(&key) {
-                Some(first) => sorting.repeats.push((at, *first, (key, body))),
-                None => {
-                    known.insert(key, sorting.first.len());
+            match known.entry(*key) {
+                Entry::Occupied(first) => sorting.repeats.push((at, *first.get(), (*key, *body))),
+                Entry::Vacant(slot) => {
+                    slot.insert(sorting.first.len());
                     sorting.first.push(event);
-                    sorting.first_keys.push((key, body));
+                    sorting.first_keys.push((*key, *body));
                     sorting.first_at.push(at);
                 }
             }
@@ -89,11 +88,11 @@ impl<'a> Sorting<'a> {
 
     /// Those of `events` that the ledger knows with another body.
     #[must_use]
-    pub fn conflicts(&self, events: &[&'a UsageEvent]) -> Vec<(&'a UsageEvent, EventKey, BodyHash)> {
+    pub fn conflicts(&self, events: &[&'a UsageEvent]) -> Vec<(&'a UsageEvent, Identity)> {
         let first = self.first_at.iter().zip(&self.first_keys).map(|(at, keys)| (*at, *keys));
         let repeats = self.repeats.iter().map(|(at, _, keys)| (*at, *keys));
         let conflicting = first.chain(repeats).filter(|(at, _)| self.outcomes[*at] == Outcome::Conflict);
-        conflicting.map(|(at, (key, body))| (events[at], key, body)).collect()
+        conflicting.map(|(at, identity)| (events[at], identity)).collect()
     }
 }
 
@@ -136,6 +135,10 @@ mod tests {
         })
     }
 
+    fn identities(events: &[&UsageEvent]) -> Vec<Identity> {
+        events.iter().map(|event| event.identity()).collect()
+    }
+
     proptest! {
         /// L3: every event has one outcome, and it is the one that a ledger which takes them one by one gives.
         #[test]
@@ -144,7 +147,7 @@ mod tests {
             stored in prop::collection::btree_map((0_u8..6).prop_map(|id| format!("event-{id}")), 0_i64..2, 0..4),
         ) {
             let of_unit: Vec<&UsageEvent> = events.iter().collect();
-            let mut sorting = Sorting::of(&of_unit, &books(), noon());
+            let mut sorting = Sorting::of(&of_unit, &identities(&of_unit), &books(), noon());
             let inserted: Vec<Inserted> = sorting
                 .first
                 .iter()
@@ -177,7 +180,7 @@ mod tests {
             }
             prop_assert_eq!(&sorting.outcomes, &expected);
 
-            let conflicts: Vec<_> = sorting.conflicts(&of_unit).into_iter().map(|(_, key, body)| (key, body.0)).collect();
+            let conflicts: Vec<_> = sorting.conflicts(&of_unit).into_iter().map(|(_, (key, body))| (key, body.0)).collect();
             let with_outcome = of_unit.iter().zip(&expected).filter(|(_, outcome)| **outcome == Outcome::Conflict);
             let mut due: Vec<_> = with_outcome.map(|(event, _)| (event.key(), event.body_hash().0)).collect();
             let mut kept = conflicts;
@@ -190,7 +193,7 @@ mod tests {
         #[test]
         fn an_identity_is_offered_once(events in a_unit()) {
             let of_unit: Vec<&UsageEvent> = events.iter().collect();
-            let sorting = Sorting::of(&of_unit, &books(), noon());
+            let sorting = Sorting::of(&of_unit, &identities(&of_unit), &books(), noon());
             let admitted = |event: &&UsageEvent| books().admit(event, &Totals::default(), noon()).is_ok();
             let mut seen = std::collections::BTreeSet::new();
             let first: Vec<&UsageEvent> =
@@ -223,7 +226,7 @@ mod tests {
             event
         };
         let (one, two) = (event("one"), event("two"));
-        let sorting = Sorting::of(&[&one, &two], &books, noon());
+        let sorting = Sorting::of(&[&one, &two], &identities(&[&one, &two]), &books, noon());
         assert_eq!(sorting.outcomes, [Outcome::Accepted, Outcome::Refused(Refusal::AmountOverflow)]);
     }
 }

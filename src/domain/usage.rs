@@ -214,6 +214,12 @@ impl UsageEvent {
         EventKey::derive(&self.source, &self.event_id)
     }
 
+    /// Which event it is, and what it says: what the ledger needs to know to count it once.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        (self.key(), self.body_hash())
+    }
+
     /// A digest of everything but the identity: a re-send has the same one, whatever the order of its JSON keys.
     #[must_use]
     pub fn body_hash(&self) -> BodyHash {
@@ -276,6 +282,9 @@ impl EventKey {
     }
 }
 
+/// Which event, and what it says. Two SHA-256 make one, so it is made once, in the task that brings the event.
+pub type Identity = (EventKey, BodyHash);
+
 /// The first `N` bytes of a digest, which is always longer.
 fn first_bytes<const N: usize>(digest: &[u8]) -> [u8; N] {
     let mut bytes = [0; N];
@@ -331,10 +340,12 @@ pub enum Refusal {
     AmountOverflow,
     /// Its tenant's database needs a person first; it came over a stream, which must not wait for that.
     TenantFrozen,
+    /// Its tenant could not take it for too long; it came over a stream, which must not wait for that.
+    TenantUnavailable,
 }
 
 impl Refusal {
-    pub const ALL: [Refusal; 8] = [
+    pub const ALL: [Refusal; 9] = [
         Refusal::Malformed,
         Refusal::UnknownTenant,
         Refusal::TenantMismatch,
@@ -343,7 +354,11 @@ impl Refusal {
         Refusal::Oversized,
         Refusal::AmountOverflow,
         Refusal::TenantFrozen,
+        Refusal::TenantUnavailable,
     ];
+
+    /// Refused for now: counted by itself once its tenant is back.
+    pub const WAITING: [Refusal; 2] = [Refusal::TenantFrozen, Refusal::TenantUnavailable];
 
     /// The stable code used in answers, rows and metrics.
     #[must_use]
@@ -357,6 +372,7 @@ impl Refusal {
             Refusal::Oversized => "EVENT_TOO_LARGE",
             Refusal::AmountOverflow => "AMOUNT_OVERFLOW",
             Refusal::TenantFrozen => "TENANT_FROZEN",
+            Refusal::TenantUnavailable => "TENANT_UNAVAILABLE",
         }
     }
 

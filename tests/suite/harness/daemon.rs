@@ -1,6 +1,7 @@
 //! The real binary, started with a configuration of its own, and killed at will.
 
 use std::fmt::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::Mutex;
@@ -28,11 +29,20 @@ pub struct Setup {
     /// More TOML, table by table.
     sections: Vec<String>,
     environment: Vec<(String, String)>,
+    /// Mistakes that every process makes.
+    planted: String,
 }
 
 impl Setup {
     pub fn on(engine: Engine) -> Setup {
-        Setup { engine, nats: false, redis: false, sections: Vec::new(), environment: Vec::new() }
+        Setup {
+            engine,
+            nats: false,
+            redis: false,
+            sections: Vec::new(),
+            environment: Vec::new(),
+            planted: String::new(),
+        }
     }
 
     pub fn with_nats(mut self) -> Setup {
@@ -54,6 +64,12 @@ impl Setup {
     /// One setting, as the environment writes it: `TENANTS__IDLE_MS`.
     pub fn with(mut self, name: &str, value: impl ToString) -> Setup {
         self.environment.push((format!("PLATFORM_API__{name}"), value.to_string()));
+        self
+    }
+
+    /// A mistake that every process of this daemon makes: see `src/fault.rs`.
+    pub fn planting(mut self, mistake: &str) -> Setup {
+        self.planted = format!("{mistake}=return");
         self
     }
 
@@ -113,6 +129,10 @@ impl Daemon {
         }
     }
 
+    pub fn control_database(&self) -> &str {
+        &self.control_database
+    }
+
     /// Where SQLite keeps its files.
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
@@ -155,12 +175,22 @@ impl Daemon {
 
     /// Starts the process, and waits for nothing.
     pub fn spawn(&mut self) {
+        self.spawn_armed("");
+    }
+
+    /// The same with points at which the process dies or stops, and mistakes it makes: see `src/fault.rs`.
+    pub fn spawn_armed(&mut self, points: &str) {
         assert!(self.child.is_none(), "the daemon runs already");
         let log = std::fs::File::options().create(true).append(true).open(self.log_file()).expect("a log file");
         let config = self.config_file();
         let mut command = self.command(&["serve", "--config", config.to_str().expect("a plain path")]);
+        command.env("FAILPOINTS", [&self.setup.planted, points].join(";"));
         let output = log.try_clone().expect("a second handle");
         self.child = Some(command.stdin(Stdio::null()).stdout(output).stderr(log).spawn().expect("the binary starts"));
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Starts the process and waits until it is ready.
@@ -191,12 +221,30 @@ impl Daemon {
         child.kill().await.expect("a process of ours");
     }
 
+    /// Waits for the process to die at the point it is armed with.
+    ///
+    /// # Panics
+    /// When it does not, naming the point: nothing led there.
+    pub async fn dies_at(&mut self, point: &str) {
+        let mut child = self.child.take().expect("the daemon runs");
+        let Ok(ended) = timeout(PATIENCE, child.wait()).await else {
+            panic!("{point} was never reached\n{}", self.log_tail());
+        };
+        let status = ended.expect("our child");
+        assert_eq!(status.signal(), Some(9), "{point}: ended with {status}\n{}", self.log_tail());
+    }
+
+    /// Sends the process a signal: `TERM`, `STOP`, `CONT`.
+    pub async fn signal(&self, signal: &str) {
+        let id = self.child.as_ref().and_then(Child::id).expect("the daemon runs").to_string();
+        let sent = Command::new("kill").args([&format!("-{signal}"), &id]).status().await.expect("kill is there");
+        assert!(sent.success());
+    }
+
     /// SIGTERM; the status it ends with.
     pub async fn stop(&mut self) -> ExitStatus {
+        self.signal("TERM").await;
         let mut child = self.child.take().expect("the daemon runs");
-        let id = child.id().expect("it has not been awaited").to_string();
-        let sent = Command::new("kill").args(["-TERM", &id]).status().await.expect("kill is there");
-        assert!(sent.success());
         timeout(PATIENCE, child.wait()).await.expect("it ends when asked to").expect("our child")
     }
 
@@ -286,7 +334,7 @@ impl Drop for Daemon {
 /// No setting of whoever runs the tests.
 pub fn clean_environment(command: &mut Command) {
     for (name, _) in std::env::vars() {
-        if name.starts_with("PLATFORM_API__") || name.to_ascii_lowercase().ends_with("_proxy") {
+        if name == "FAILPOINTS" || name.starts_with("PLATFORM_API__") || name.to_ascii_lowercase().ends_with("_proxy") {
             command.env_remove(name);
         }
     }
