@@ -496,6 +496,7 @@ mod tests {
             "EVENT_TOO_LARGE",
             "AMOUNT_OVERFLOW",
             "TENANT_FROZEN",
+            "TENANT_UNAVAILABLE",
         ];
         assert_eq!(Refusal::ALL.map(Refusal::code), codes);
         for refusal in Refusal::ALL {
