@@ -14,10 +14,10 @@
 use crate::domain::time::Timestamp;
 
 /// How long a tenant must have been open for its next failure to count as the first.
-pub(super) const HEALTHY_MICROS: i64 = 60_000_000;
+pub const HEALTHY_MICROS: i64 = 60_000_000;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Slot {
+pub enum Slot {
     /// Waiting for a place or being opened. `failures` came in a row before.
     Starting {
         failures: u32,
@@ -39,9 +39,9 @@ pub(super) enum Slot {
 
 /// First delay and longest delay before a failed tenant is opened again.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Backoff {
-    pub(super) first_ms: u64,
-    pub(super) most_ms: u64,
+pub struct Backoff {
+    pub first_ms: u64,
+    pub most_ms: u64,
 }
 
 impl Backoff {
@@ -53,12 +53,12 @@ impl Backoff {
 
 impl Slot {
     /// The tenant was opened.
-    pub(super) fn opened(&self, now: Timestamp) -> Slot {
+    pub fn opened(&self, now: Timestamp) -> Slot {
         Slot::Open { since: now, failures: self.failures() }
     }
 
     /// Opening it, or the open tenant, failed.
-    pub(super) fn failed(&self, now: Timestamp, backoff: Backoff) -> Slot {
+    pub fn failed(&self, now: Timestamp, backoff: Backoff) -> Slot {
         let before = match self {
             Slot::Open { since, .. } if now.0 - since.0 >= HEALTHY_MICROS => 0,
             other => other.failures(),
@@ -68,11 +68,11 @@ impl Slot {
     }
 
     /// Time has come to open it again.
-    pub(super) fn is_due(&self, now: Timestamp) -> bool {
+    pub fn is_due(&self, now: Timestamp) -> bool {
         matches!(self, Slot::BackingOff { until, .. } if *until <= now)
     }
 
-    pub(super) fn failures(&self) -> u32 {
+    pub fn failures(&self) -> u32 {
         match self {
             Slot::Starting { failures } | Slot::Open { failures, .. } | Slot::BackingOff { failures, .. } => *failures,
             Slot::Frozen { .. } => 0,
