@@ -119,7 +119,7 @@ impl Default for Tenants {
             permits_bytes: 64 * 1024 * 1024,
             commit_events_max: 5_000,
             restart_backoff_ms: 100,
-            restart_backoff_max_ms: 60_000,
+            restart_backoff_max_ms: 5_000,
         }
     }
 }

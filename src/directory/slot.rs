@@ -67,9 +67,10 @@ impl Slot {
         Slot::BackingOff { until: now.plus_micros(backoff.micros(failures)), failures }
     }
 
-    /// Time has come to open it again.
-    pub fn is_due(&self, now: Timestamp) -> bool {
-        matches!(self, Slot::BackingOff { until, .. } if *until <= now)
+    /// Time has come to open it again. So it has when there is longer to wait than there ever was: the clock was set back.
+    pub fn is_due(&self, now: Timestamp, backoff: Backoff) -> bool {
+        let longest = backoff.micros(u32::MAX);
+        matches!(self, Slot::BackingOff { until, .. } if !(1..=longest).contains(&(until.0 - now.0)))
     }
 
     pub fn failures(&self) -> u32 {
@@ -100,8 +101,9 @@ mod tests {
         for expected_ms in [100, 200, 400, 800, 1_000, 1_000] {
             let failed = slot.failed(now, BACKOFF);
             assert_eq!(delay(&failed, now), expected_ms * 1_000);
-            assert!(!failed.is_due(now));
-            assert!(failed.is_due(now.plus_micros(expected_ms * 1_000)));
+            assert!(!failed.is_due(now, BACKOFF));
+            assert!(failed.is_due(now.plus_micros(expected_ms * 1_000), BACKOFF));
+            assert!(failed.is_due(now.plus_micros(-3_600_000_000), BACKOFF), "the clock was set back");
             slot = Slot::Starting { failures: failed.failures() };
         }
         let open = slot.opened(now);

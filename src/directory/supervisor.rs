@@ -308,8 +308,7 @@ impl State {
             self.answer(tenant, &Err(Absent::Frozen));
             return;
         }
-        let settings = &self.birth.settings.tenants;
-        let backoff = Backoff { first_ms: settings.restart_backoff_ms, most_ms: settings.restart_backoff_max_ms };
+        let backoff = self.backoff();
         let slot = self.slots.get(&tenant).map_or(Slot::Starting { failures: 0 }, Clone::clone).failed(now, backoff);
         tracing::warn!(%tenant, reason, failures = slot.failures(), "tenant failed and is opened again later");
         let after_ms = match &slot {
@@ -318,6 +317,11 @@ impl State {
         };
         self.slots.insert(tenant, slot);
         self.answer(tenant, &Err(Absent::ComeBack { after_ms }));
+    }
+
+    fn backoff(&self) -> Backoff {
+        let settings = &self.birth.settings.tenants;
+        Backoff { first_ms: settings.restart_backoff_ms, most_ms: settings.restart_backoff_max_ms }
     }
 
     fn answer(&mut self, tenant: TenantId, answer: &Result<Home, Absent>) {
@@ -352,10 +356,11 @@ impl State {
                 self.note(&home, true);
             }
         }
+        let backoff = self.backoff();
         let due: Vec<(TenantId, u32)> = self
             .slots
             .iter()
-            .filter(|(_, slot)| slot.is_due(now))
+            .filter(|(_, slot)| slot.is_due(now, backoff))
             .map(|(tenant, slot)| (*tenant, slot.failures()))
             .collect();
         for (tenant, failures) in due {

@@ -6,10 +6,15 @@ pub mod daemon;
 pub mod database;
 pub mod events;
 pub mod fire;
+pub mod load;
 pub mod oracle;
+pub mod process;
+pub mod proxy;
 pub mod receiver;
+pub mod servers;
 pub mod services;
 pub mod tenant;
+pub mod tmpfs;
 
 use std::fmt;
 use std::future::Future;
