@@ -49,11 +49,12 @@ impl Bus {
         sent.await.ok().map(|taken| taken.sequence)
     }
 
-    /// Messages that the daemon has not acknowledged: waiting and in flight.
+    /// Messages that the daemon has not acknowledged: waiting and in flight. Unknown while its consumer is made anew,
+    /// as it is with each session.
     pub async fn backlog(&self) -> u64 {
         let stream = self.jetstream.get_stream(&self.stream).await.expect("the stream is there");
-        let info = stream.consumer_info(&self.consumer).await.expect("the consumer is there");
-        info.num_pending + info.num_ack_pending as u64
+        let info = stream.consumer_info(&self.consumer).await;
+        info.map_or(u64::MAX, |info| info.num_pending + info.num_ack_pending as u64)
     }
 
     /// Up to which message of the stream everything is acknowledged. Nothing, when a node died while it made its consumer.
