@@ -64,6 +64,11 @@ pub trait Ledger: Send {
     /// See [`posting::write`].
     fn write(&mut self, before: &Books, posting: &Posting) -> impl Future<Output = Result<(), StoreError>> + Send;
 
+    /// See [`posting::check_owner`]. A world with one owner has nothing to ask.
+    fn check_owner(&mut self, _before: &Books) -> impl Future<Output = Result<(), StoreError>> + Send {
+        async { Ok(()) }
+    }
+
     /// Waits before another try.
     fn pause(&mut self, delay: Duration) -> impl Future<Output = ()> + Send;
 
@@ -119,6 +124,10 @@ impl Ledger for Connection {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         request::keep(self, key, body_hash, answer, now).await
+    }
+
+    async fn check_owner(&mut self, before: &Books) -> Result<(), StoreError> {
+        posting::check_owner(self, before).await
     }
 
     async fn write(&mut self, before: &Books, posting: &Posting) -> Result<(), StoreError> {
