@@ -5,12 +5,20 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
+use clap::Args;
 use platform_api::intake::arrival::{self, Format, Limits};
 use tokio::time::Instant;
 
+use crate::events::{self, Ids, Payload};
 use crate::figures::Table;
 use crate::plant::Tenant;
-use crate::{Ids, Parse, Payload, events};
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Parse {
+    /// Seconds for each kind of body.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    seconds: u64,
+}
 
 /// Readings of one turn.
 const TURN: usize = 50;
