@@ -55,7 +55,7 @@ async fn a_deposed_owner_that_does_not_look_at_the_epoch_is_found_out() {
     let story = async {
         let pager = Receiver::start().await;
         let setup = fire::setup(Setup::on(Engine::Postgres).planting("epoch-unchecked"), &pager);
-        takeovers(setup, &pager, &["intake.received", "commit.after"]).await;
+        Box::pin(takeovers(setup, &pager, &["intake.received", "commit.after"])).await;
     };
     assert_eq!(invariant_broken_by("epoch-unchecked", story).await, "L3");
 }

@@ -20,12 +20,12 @@ const LIGHT_MS: (u64, u64) = (300, 1_500);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_acknowledged_on_sqlite_survives_a_power_cut() {
-    cut_sqlite(Setup::on(Engine::Sqlite), cuts(3)).await;
+    Box::pin(cut_sqlite(Setup::on(Engine::Sqlite), cuts(3))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_acknowledged_on_postgres_survives_a_power_cut() {
-    cut_postgres(true, cuts(1)).await;
+    Box::pin(cut_postgres(true, cuts(1))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,7 +32,7 @@ type Unsure = Vec<(usize, Vec<Envelope>)>;
 async fn a_frozen_node_that_wakes_up_adds_nothing_to_what_its_heir_has_counted() {
     let pager = Receiver::start().await;
     let setup = fire::setup(Setup::on(Engine::Postgres), &pager);
-    let fire = takeovers(setup, &pager, &FREEZINGS).await;
+    let fire = Box::pin(takeovers(setup, &pager, &FREEZINGS)).await;
     let times = FREEZINGS.len() * TENANTS.len();
     println!("postgres: {times} takeovers from frozen nodes, {:?} events, 0 violations", fire.events());
 }

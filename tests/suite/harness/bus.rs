@@ -57,13 +57,7 @@ impl Bus {
         info.map_or(u64::MAX, |info| info.num_pending + info.num_ack_pending as u64)
     }
 
-    /// Messages that were delivered and not acknowledged: they come again.
-    pub async fn unacknowledged(&self) -> usize {
-        let stream = self.jetstream.get_stream(&self.stream).await.expect("the stream is there");
-        stream.consumer_info(&self.consumer).await.expect("the consumer is there").num_ack_pending
-    }
-
-    /// Up to which message of the stream everything is acknowledged.
+    /// Up to which message of the stream everything is acknowledged. Nothing, when a node died while it made its consumer.
     pub async fn acked(&self) -> u64 {
         let stream = self.jetstream.get_stream(&self.stream).await.expect("the stream is there");
         stream.consumer_info(&self.consumer).await.map_or(0, |info| info.ack_floor.stream_sequence)

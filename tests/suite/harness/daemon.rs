@@ -307,8 +307,7 @@ impl Daemon {
 
     /// Has it stopped in the middle of what it was doing?
     pub fn is_frozen(&self) -> bool {
-        let id = self.child.as_ref().and_then(Child::id).expect("the daemon runs");
-        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).expect("a process of ours");
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process())).expect("a process of ours");
         stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
     }
 
