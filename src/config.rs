@@ -165,11 +165,14 @@ pub struct Nats {
     pub alert_stream: String,
     /// Messages of one pull.
     pub pull_messages: usize,
-    /// Messages delivered and not yet acknowledged, for the whole node.
+    /// Events read and not yet counted, for the whole node, and their bytes.
+    pub in_flight_events: usize,
+    pub in_flight_bytes: usize,
+    /// Messages delivered and not yet acknowledged: those in flight, and those that wait for an older one.
     pub ack_pending_max: usize,
     pub ack_wait_ms: u64,
-    /// Delay before a message comes back that a saturated tenant could not take.
-    pub nak_delay_ms: u64,
+    /// Events that their tenant cannot take for this long are parked in quarantine until it can.
+    pub park_after_ms: u64,
 }
 
 impl Default for Nats {
@@ -181,10 +184,12 @@ impl Default for Nats {
             subject: "quota.updated".into(),
             alert_subject: "quota.alert".into(),
             alert_stream: "QUOTA_ALERTS".into(),
-            pull_messages: 1_000,
-            ack_pending_max: 16_000,
+            pull_messages: 2_000,
+            in_flight_events: 32_000,
+            in_flight_bytes: 64 * 1024 * 1024,
+            ack_pending_max: 200_000,
             ack_wait_ms: 30_000,
-            nak_delay_ms: 1_000,
+            park_after_ms: 10_000,
         }
     }
 }
@@ -396,6 +401,8 @@ impl Config {
             self.nats.pull_messages > 0 && self.nats.pull_messages <= self.nats.ack_pending_max,
             "nats.pull_messages: must be above zero and not above nats.ack_pending_max",
         );
+        check(self.nats.in_flight_events > 0, "nats.in_flight_events: must be above zero");
+        check(self.nats.in_flight_bytes > 0, "nats.in_flight_bytes: must be above zero");
         check(self.redis.ttl_ms >= 1_000, "redis.ttl_ms: must be at least 1000");
         check(
             ["auto", "json", "text"].contains(&self.telemetry.log_format.as_str()),

@@ -23,6 +23,7 @@ use crate::directory::handle::{Absent, Handle as Directory};
 use crate::domain::ids::{AlertId, TenantId};
 use crate::domain::notice::{Alert, Attempt, AttemptResult, Delivery, Event};
 use crate::domain::time::{MICROS_PER_MINUTE, MICROS_PER_SECOND, Timestamp};
+use crate::fault;
 
 /// Deliveries asked for in one visit.
 const DUE_MAX: usize = 256;
@@ -278,6 +279,7 @@ impl Dispatcher {
         let Some(Recorded { tenant, attempts, done }) = recorded else { return };
         self.recording.remove(&tenant);
         if done {
+            fault::point("outbox.marked");
             for attempt in attempts {
                 self.close(tenant, attempt);
             }

@@ -31,6 +31,7 @@ use crate::domain::chain::Hash;
 use crate::domain::ids::TenantId;
 use crate::domain::tenant::Role;
 use crate::domain::time::Timestamp;
+use crate::fault;
 
 /// The first SQLite without the WAL-reset corruption.
 const SQLITE_VERSION_MIN: [u32; 3] = [3, 51, 3];
@@ -175,8 +176,10 @@ impl Store {
     /// [`StoreError::Untrusted`] when the database belongs to another tenant.
     pub async fn create_tenant(&self, tenant: TenantId, time_zone: &str, now: Timestamp) -> Result<(), StoreError> {
         self.shared.create_tenant_database(tenant).await?;
+        fault::point("database.created");
         let mut connection = self.shared.connect(Some(tenant), Mode::Write).await?;
         migration::create(&mut connection, &migration::TENANT).await?;
+        fault::point("database.migrated");
         connection.begin().await?;
         let books = [tenant.to_string().into(), time_zone.into(), Hash::NONE.0.as_slice().into(), now.into()];
         connection.execute(INSERT_BOOKS, &books).await?;

@@ -62,6 +62,11 @@ pub(super) fn of_silence() -> StoreError {
     counted(StoreError::Unknown("the database did not answer in time".into()))
 }
 
+/// A COPY was left half-way, and what the server says next may be about that.
+pub(super) fn of_broken_copy() -> StoreError {
+    counted(StoreError::Unknown("the connection broke: a COPY was left half-way".into()))
+}
+
 /// A value that is not what the schema says.
 pub(super) fn unreadable(what: &str) -> StoreError {
     counted(StoreError::Untrusted(format!("a stored value cannot be read: {what}")))
@@ -71,6 +76,11 @@ pub(super) fn unreadable(what: &str) -> StoreError {
 pub(super) fn is_duplicate_database(error: &sqlx::Error) -> bool {
     // 23505: two daemons create it at the same moment, and the catalogue's own index refuses the second.
     has_code(error, &["42P04", "23505"])
+}
+
+/// Does the server report a row whose key is taken?
+pub(super) fn is_unique_violation(error: &sqlx::Error) -> bool {
+    has_code(error, &["23505"])
 }
 
 /// Does the server report that there is no such database?
@@ -136,6 +146,7 @@ fn counted(error: StoreError) -> StoreError {
         StoreError::Missing(_) => "missing",
         StoreError::Untrusted(_) => "untrusted",
         StoreError::Fenced => "fenced",
+        StoreError::Known => "known",
         StoreError::Wrong(_) => "wrong",
     };
     counter!("platform_api_store_failures_total", "class" => class).increment(1);

@@ -15,10 +15,11 @@
 //! - [`message`]: the whole protocol, on one page.
 //! - [`handle`]: the typed doorbell, with the permits that bound what may wait.
 //! - [`keeper`], [`writer`]: the two actors. [`work`]: what travels from one to the other and back.
-//! - [`change`]: how each queued change becomes part of a posting. [`read`]: slow reads, in tasks of their own.
+//! - [`guess`]: whether events are taken for new before the ledger is asked. [`change`]: how each queued change becomes part of a posting. [`read`]: slow reads, in tasks of their own.
 //! - [`pulse`]: what the directory may see without asking.
 
 mod change;
+mod guess;
 pub mod handle;
 pub(crate) mod keeper;
 pub mod message;
@@ -27,3 +28,5 @@ mod read;
 mod record;
 mod work;
 mod writer;
+#[cfg(test)]
+mod writer_test;

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
 use super::change;
+use super::guess::Guess;
 use super::message::{Batch, ChangeRefused, Message};
-use super::record;
+use super::record::{self, Offered};
 use super::work::{Reply, Unit, Work, Written};
 use crate::clock;
 use crate::domain::books::{Books, Posting};
@@ -17,9 +18,11 @@ use crate::domain::notice::AttemptResult;
 use crate::domain::quota::Standing;
 use crate::domain::request::Answer;
 use crate::domain::time::Timestamp;
-use crate::domain::usage::{Outcome, Refusal, UsageEvent};
+use crate::domain::usage::{Outcome, Refusal};
+use crate::fault;
+use crate::store::StoreError;
 use crate::store::database::Connection;
-use crate::store::{StoreError, posting};
+use crate::store::posting::{self, Expecting};
 
 /// How often a unit that was surely rolled back is tried before its callers are told to come back.
 const TRIES_MAX: u32 = 5;
@@ -36,6 +39,7 @@ pub(crate) struct Writer;
 pub(crate) struct State {
     connection: Connection,
     keeper: ActorRef<Message>,
+    guess: Guess,
 }
 
 impl Actor for Writer {
@@ -44,13 +48,13 @@ impl Actor for Writer {
     type Arguments = Birth;
 
     async fn pre_start(&self, _: ActorRef<Unit>, birth: Birth) -> Result<State, ActorProcessingErr> {
-        Ok(State { connection: birth.connection, keeper: birth.keeper })
+        Ok(State { connection: birth.connection, keeper: birth.keeper, guess: Guess::default() })
     }
 
     /// Doubt is a restart: an error that leaves the outcome of a commit unknown ends the pair.
     async fn handle(&self, _: ActorRef<Unit>, unit: Unit, state: &mut State) -> Result<(), ActorProcessingErr> {
         let span = commit_span(&unit);
-        let written = Box::pin(write(&mut state.connection, unit).instrument(span)).await?;
+        let written = Box::pin(write(&mut state.connection, &mut state.guess, unit).instrument(span)).await?;
         state.keeper.cast(Message::Written(written))?;
         Ok(())
     }
@@ -72,12 +76,19 @@ fn commit_span(unit: &Unit) -> Span {
 }
 
 /// Writes a unit; tries again what was surely rolled back, and takes apart a unit that holds something unwritable.
-async fn write(connection: &mut Connection, unit: Unit) -> Result<Written, StoreError> {
+pub(super) async fn write(connection: &mut Connection, guess: &mut Guess, unit: Unit) -> Result<Written, StoreError> {
     let mut delay = RETRY_DELAY;
     let mut attempt = 1;
     loop {
-        match transact(connection, &unit.books, &unit.work).await {
-            Ok(done) => return Ok(done.into_written(unit)),
+        match transact(connection, &unit.books, &unit.work, guess.expecting()).await {
+            Ok(done) => {
+                guess.learn(&done.outcomes);
+                return Ok(done.into_written(unit));
+            }
+            Err(StoreError::Known) => {
+                metrics::counter!("platform_api_commits_total", "outcome" => "known_events").increment(1);
+                guess.was_wrong();
+            }
             Err(StoreError::Retryable(reason)) if attempt < TRIES_MAX => {
                 tracing::warn!(tenant = %unit.books.tenant, attempt, reason, "commit was rolled back, trying again");
                 tokio::time::sleep(delay).await;
@@ -130,12 +141,17 @@ enum Changed {
 }
 
 /// One transaction for all the work.
-async fn transact(connection: &mut Connection, before: &Arc<Books>, work: &[Work]) -> Result<Done, StoreError> {
+async fn transact(
+    connection: &mut Connection,
+    before: &Arc<Books>,
+    work: &[Work],
+    expecting: Expecting,
+) -> Result<Done, StoreError> {
     let started = Instant::now();
     let now = work.iter().map(Work::now).max().unwrap_or(Timestamp(0));
     let mut posting = Posting::open(before, now, clock::random_bytes());
     connection.begin().await?;
-    let result = fill(connection, before, &mut posting, work).await;
+    let result = fill(connection, before, &mut posting, work, expecting).await;
     let (outcomes, changes) = match result {
         Ok(filled) => filled,
         Err(error) => {
@@ -148,11 +164,17 @@ async fn transact(connection: &mut Connection, before: &Arc<Books>, work: &[Work
         return Ok(Done { books: before.clone(), outcomes, changes, owed_more: 0, committed: false });
     }
     posting.close();
+    fault::point("commit.filled");
     if let Err(error) = posting::write(connection, before, &posting).await {
         connection.rollback().await?;
         return Err(error);
     }
+    fault::point("commit.before");
     connection.commit().await?;
+    if fault::is_planted("commit.reply-lost") {
+        return Err(StoreError::Unknown("the reply was lost".into()));
+    }
+    fault::point("commit.after");
     observe(&posting, &outcomes, started);
     let settled =
         posting.attempts.iter().filter(|attempt| !matches!(attempt.result, AttemptResult::Retry { .. })).count();
@@ -166,6 +188,7 @@ async fn fill(
     before: &Books,
     posting: &mut Posting,
     work: &[Work],
+    expecting: Expecting,
 ) -> Result<(Vec<Vec<Outcome>>, Vec<Changed>), StoreError> {
     let mut changes = Vec::new();
     let mut batches: Vec<&Batch> = Vec::new();
@@ -190,8 +213,11 @@ async fn fill(
             Work::Roll { .. } => changes.push(Changed::Done),
         }
     }
-    let outcomes =
-        if batches.is_empty() { Vec::new() } else { record::record(connection, before, posting, &batches).await? };
+    let outcomes = if batches.is_empty() {
+        Vec::new()
+    } else {
+        record::record(connection, before, posting, &batches, expecting).await?
+    };
     posting.roll();
     Ok((outcomes, changes))
 }
@@ -224,7 +250,7 @@ async fn take_apart(connection: &mut Connection, unit: Unit) -> Result<Written, 
     let mut written = Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false };
     for piece in unit.work {
         let whole = [piece];
-        match transact(connection, &written.books, &whole).await {
+        match transact(connection, &written.books, &whole, Expecting::Any).await {
             Ok(done) => {
                 let [piece] = whole;
                 let one = done.into_written(Unit { books: written.books.clone(), work: vec![piece] });
@@ -258,11 +284,12 @@ async fn event_by_event(
     batch: &Batch,
 ) -> Result<Vec<Outcome>, StoreError> {
     let mut outcomes = Vec::with_capacity(batch.events.len());
-    for event in &batch.events {
+    for (event, identity) in batch.events.iter().zip(&batch.identities) {
+        let offered = Offered { events: &[event], identities: &[*identity], expecting: Expecting::Any };
         let now = batch.now;
         let mut posting = Posting::open(&written.books, now, clock::random_bytes());
         connection.begin().await?;
-        match one_event(connection, &written.books, &mut posting, event, &batch.request_id).await {
+        match one_event(connection, &written.books, &mut posting, &offered, &batch.request_id).await {
             Ok(outcome) => {
                 connection.commit().await?;
                 written.owed_more += posting.owed.len() as i64;
@@ -287,10 +314,10 @@ async fn one_event(
     connection: &mut Connection,
     before: &Books,
     posting: &mut Posting,
-    event: &UsageEvent,
+    offered: &Offered<'_>,
     request_id: &str,
 ) -> Result<Outcome, StoreError> {
-    let outcomes = record::record_events(connection, before, posting, &[event], request_id).await?;
+    let outcomes = record::record_events(connection, before, posting, offered, request_id).await?;
     posting.roll();
     posting.close();
     posting::write(connection, before, posting).await?;

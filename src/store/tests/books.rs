@@ -1,6 +1,8 @@
 //! The hot transaction, and the books read back.
 
-use super::harness::{House, NOW, assert_same, commit, entry, event, keys_of, opening, post, quota_of, set_quotas};
+use super::harness::{
+    House, NOW, assert_same, commit, commit_expecting, entry, event, keys_of, opening, post, quota_of, set_quotas,
+};
 use crate::domain::books::{Cursor, Missing};
 use crate::domain::chain::{Hash, Head};
 use crate::domain::notice::{Attempt, AttemptResult, Event};
@@ -9,7 +11,8 @@ use crate::domain::quota::{Metric, Scope};
 use crate::domain::sorting::Inserted;
 use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE};
 use crate::domain::usage::UsageEvent;
-use crate::store::posting;
+use crate::store::database::Connection;
+use crate::store::posting::{self, Expecting};
 use crate::store::{StoreError, load, notice, quota};
 
 super::conformance!(
@@ -17,6 +20,9 @@ super::conformance!(
     a_conflict_is_kept_whole_and_once,
     what_a_posting_says_is_what_is_stored,
     an_old_owner_is_fenced,
+    an_old_owner_who_guesses_is_fenced_too,
+    events_taken_for_new_are_counted_once,
+    a_guess_that_is_cut_off_leaves_nothing,
     a_recount_equals_the_ledger,
     a_half_made_transaction_leaves_nothing,
     a_failed_statement_cannot_be_committed,
@@ -128,6 +134,84 @@ async fn an_old_owner_is_fenced(house: &House) {
     assert_eq!(outcomes, [Inserted::New]);
 }
 
+async fn an_old_owner_who_guesses_is_fenced_too(house: &House) {
+    let (store, mut old, books) = house.owner().await;
+    let mut new = store.open_tenant(books.tenant).await.unwrap();
+    let taken = load::take_over(&mut new, opening(books.tenant, books.head)).await.unwrap();
+    let late = commit_expecting(&mut old, &books, &many("late", 300), NOW, Expecting::New).await;
+    assert!(matches!(late, Err(StoreError::Fenced)), "{late:?}");
+    old.rollback().await.unwrap();
+    let stored = load::read_books(&mut new, books.tenant).await.unwrap();
+    assert_same(&stored, &taken);
+    assert_eq!(ledger_rows(&mut new).await, 0);
+    let (_, outcomes) = commit_expecting(&mut new, &taken, &many("late", 300), NOW, Expecting::New).await.unwrap();
+    assert_eq!(outcomes, vec![Inserted::New; 300]);
+}
+
+async fn events_taken_for_new_are_counted_once(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let first = commit_expecting(&mut connection, &books, &many("a", 300), NOW, Expecting::New).await;
+    let (books, outcomes) = first.unwrap();
+    assert_eq!(outcomes, vec![Inserted::New; 300]);
+    let stored = load::read_books(&mut connection, books.tenant).await.unwrap();
+    assert_same(&stored, &books);
+
+    let mut again = many("b", 299);
+    again.push(event("a-7", "ada", NOW, 10));
+    match commit_expecting(&mut connection, &books, &again, NOW, Expecting::New).await {
+        // SQLite has not guessed.
+        Ok((_, outcomes)) => assert!(house.is_sqlite() && outcomes[299] == Inserted::Duplicate),
+        Err(error) => {
+            assert!(!house.is_sqlite() && matches!(error, StoreError::Known), "{error:?}");
+            assert!(matches!(connection.commit().await, Err(StoreError::Wrong(_))), "of no use any more");
+            assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
+            let (_, outcomes) = commit(&mut connection, &books, &again, NOW).await.unwrap();
+            assert_eq!(outcomes.iter().filter(|outcome| **outcome == Inserted::New).count(), 299);
+            assert_eq!(outcomes[299], Inserted::Duplicate);
+        }
+    }
+    assert_eq!(ledger_rows(&mut connection).await, 599);
+}
+
+async fn a_guess_that_is_cut_off_leaves_nothing(house: &House) {
+    let (store, mut connection, mut books) = house.owner().await;
+    let mut refused = 0;
+    for round in 0..40_u64 {
+        let events = many(&round.to_string(), 2_000);
+        let patience = std::time::Duration::from_micros(round * 500);
+        let cut = commit_expecting(&mut connection, &books, &events, NOW, Expecting::New);
+        let cut = tokio::time::timeout(patience, cut).await;
+        if let Err(error) = connection.begin().await {
+            // Nobody knows whose answer would come next.
+            assert!(matches!(error, StoreError::Unknown(_)), "{error:?}");
+            let again = connection.fetch("SELECT 1", &[]).await;
+            assert!(matches!(again, Err(StoreError::Unknown(_))));
+            refused += 1;
+            connection = store.open_tenant(books.tenant).await.unwrap();
+        } else {
+            connection.rollback().await.unwrap();
+        }
+        let stored = load::read_books(&mut connection, books.tenant).await.unwrap();
+        let added = stored.lifetime.events - books.lifetime.events;
+        assert!(added == 0 || added == 2_000, "{added}");
+        assert_eq!(ledger_rows(&mut connection).await, stored.lifetime.events);
+        if let Ok(committed) = cut {
+            assert_same(&stored, &committed.unwrap().0);
+        }
+        books = stored;
+    }
+    assert!(house.is_sqlite() || refused > 0, "no COPY was cut off");
+}
+
+fn many(word: &str, count: usize) -> Vec<UsageEvent> {
+    (0..count).map(|number| event(&format!("{word}-{number}"), "ada", NOW, 10)).collect()
+}
+
+async fn ledger_rows(connection: &mut Connection) -> i64 {
+    let rows = connection.fetch("SELECT COUNT(*) FROM usage_ledger", &[]).await.unwrap();
+    rows[0].int(0).unwrap()
+}
+
 async fn a_recount_equals_the_ledger(house: &House) {
     let (_store, mut connection, mut books) = house.owner().await;
     let mut all: Vec<UsageEvent> = Vec::new();
@@ -184,7 +268,9 @@ async fn a_recount_equals_the_ledger(house: &House) {
     let before = quota::counter(&mut connection, &books, &missing, books.next_position).await.unwrap();
     connection.begin().await.unwrap();
     let events: Vec<&UsageEvent> = late.iter().collect();
-    posting::insert_events(&mut connection, books.next_position, NOW, &events, &keys_of(&events)).await.unwrap();
+    posting::insert_events(&mut connection, books.next_position, NOW, &events, &keys_of(&events), Expecting::Any)
+        .await
+        .unwrap();
     let within = quota::counter(&mut connection, &books, &missing, books.next_position).await.unwrap();
     assert_eq!(within, before);
     connection.rollback().await.unwrap();
@@ -195,7 +281,9 @@ async fn a_half_made_transaction_leaves_nothing(house: &House) {
     let lost = [event("lost", "ada", NOW, 10)];
     let events: Vec<&UsageEvent> = lost.iter().collect();
     connection.begin().await.unwrap();
-    posting::insert_events(&mut connection, books.next_position, NOW, &events, &keys_of(&events)).await.unwrap();
+    posting::insert_events(&mut connection, books.next_position, NOW, &events, &keys_of(&events), Expecting::Any)
+        .await
+        .unwrap();
     // The future of this unit of work was dropped here; the next one begins.
     let (books, outcomes) = commit(&mut connection, &books, &lost, NOW).await.unwrap();
     assert_eq!(outcomes, [Inserted::New]);

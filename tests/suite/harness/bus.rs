@@ -56,6 +56,12 @@ impl Bus {
         info.num_pending + info.num_ack_pending as u64
     }
 
+    /// Up to which message of the stream everything is acknowledged.
+    pub async fn acked(&self) -> u64 {
+        let stream = self.jetstream.get_stream(&self.stream).await.expect("the stream is there");
+        stream.consumer_info(&self.consumer).await.expect("the consumer is there").ack_floor.stream_sequence
+    }
+
     /// The payloads of the alert stream, oldest first.
     pub async fn alerts(&self) -> Vec<(Option<String>, Value)> {
         let Ok(mut stream) = self.jetstream.get_stream(&self.alert_stream).await else { return Vec::new() };

@@ -1,6 +1,7 @@
 //! The real binary, started with a configuration of its own, and killed at will.
 
 use std::fmt::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::Mutex;
@@ -33,6 +34,8 @@ pub struct Setup {
     /// More TOML, table by table.
     sections: Vec<String>,
     environment: Vec<(String, String)>,
+    /// Mistakes that every process makes.
+    planted: String,
 }
 
 impl Setup {
@@ -46,6 +49,7 @@ impl Setup {
             data: None,
             sections: Vec::new(),
             environment: Vec::new(),
+            planted: String::new(),
         }
     }
 
@@ -94,6 +98,12 @@ impl Setup {
     /// One setting, as the environment writes it: `TENANTS__IDLE_MS`.
     pub fn with(mut self, name: &str, value: impl ToString) -> Setup {
         self.environment.push((format!("PLATFORM_API__{name}"), value.to_string()));
+        self
+    }
+
+    /// A mistake that every process of this daemon makes: see `src/fault.rs`.
+    pub fn planting(mut self, mistake: &str) -> Setup {
+        self.planted = format!("{mistake}=return");
         self
     }
 
@@ -153,6 +163,10 @@ impl Daemon {
         }
     }
 
+    pub fn control_database(&self) -> &str {
+        &self.control_database
+    }
+
     /// A database of the server, as the tests reach it.
     pub fn database_url(&self, name: &str) -> String {
         services::database_url(&self.setup.admin_url, name)
@@ -209,12 +223,22 @@ impl Daemon {
 
     /// Starts the process, and waits for nothing.
     pub fn spawn(&mut self) {
+        self.spawn_armed("");
+    }
+
+    /// The same with points at which the process dies or stops, and mistakes it makes: see `src/fault.rs`.
+    pub fn spawn_armed(&mut self, points: &str) {
         assert!(self.child.is_none(), "the daemon runs already");
         let log = std::fs::File::options().create(true).append(true).open(self.log_file()).expect("a log file");
         let config = self.config_file();
         let mut command = self.command(&["serve", "--config", config.to_str().expect("a plain path")]);
+        command.env("FAILPOINTS", [&self.setup.planted, points].join(";"));
         let output = log.try_clone().expect("a second handle");
         self.child = Some(command.stdin(Stdio::null()).stdout(output).stderr(log).spawn().expect("the binary starts"));
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Starts the process and waits until it is ready.
@@ -250,10 +274,28 @@ impl Daemon {
         self.child.as_ref().and_then(Child::id).expect("the daemon runs")
     }
 
+    /// Waits for the process to die at the point it is armed with.
+    ///
+    /// # Panics
+    /// When it does not, naming the point: nothing led there.
+    pub async fn dies_at(&mut self, point: &str) {
+        let mut child = self.child.take().expect("the daemon runs");
+        let Ok(ended) = timeout(PATIENCE, child.wait()).await else {
+            panic!("{point} was never reached\n{}", self.log_tail());
+        };
+        let status = ended.expect("our child");
+        assert_eq!(status.signal(), Some(9), "{point}: ended with {status}\n{}", self.log_tail());
+    }
+
+    /// Sends the process a signal: `TERM`, `STOP`, `CONT`.
+    pub async fn signal(&self, signal: &str) {
+        process::signal(self.process(), signal).await;
+    }
+
     /// SIGTERM; the status it ends with.
     pub async fn stop(&mut self) -> ExitStatus {
+        self.signal("TERM").await;
         let mut child = self.child.take().expect("the daemon runs");
-        process::signal(child.id().expect("it has not been awaited"), "TERM").await;
         timeout(PATIENCE, child.wait()).await.expect("it ends when asked to").expect("our child")
     }
 
@@ -343,7 +385,7 @@ impl Drop for Daemon {
 /// No setting of whoever runs the tests.
 pub fn clean_environment(command: &mut Command) {
     for (name, _) in std::env::vars() {
-        if name.starts_with("PLATFORM_API__") || name.to_ascii_lowercase().ends_with("_proxy") {
+        if name == "FAILPOINTS" || name.starts_with("PLATFORM_API__") || name.to_ascii_lowercase().ends_with("_proxy") {
             command.env_remove(name);
         }
     }

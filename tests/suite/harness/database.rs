@@ -39,6 +39,13 @@ impl Database {
         }
     }
 
+    pub async fn of_control(daemon: &Daemon) -> Database {
+        match daemon.engine {
+            Engine::Sqlite => Database::file(&daemon.data().join("control.db")).await,
+            Engine::Postgres => Database::at(&daemon.database_url(daemon.control_database())).await,
+        }
+    }
+
     async fn file(path: &Path) -> Database {
         let options = SqliteConnectOptions::new().filename(path).create_if_missing(false);
         Database::Sqlite(options.connect().await.unwrap_or_else(|error| panic!("{}: {error}", path.display())))

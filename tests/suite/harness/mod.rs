@@ -5,6 +5,7 @@ pub mod bus;
 pub mod daemon;
 pub mod database;
 pub mod events;
+pub mod fire;
 pub mod load;
 pub mod oracle;
 pub mod process;
