@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use platform_api::domain::time::{MICROS_PER_DAY, MICROS_PER_SECOND};
 use serde_json::{Value, json};
 
+use super::World;
 use crate::harness::database::Database;
 use crate::harness::events::{Envelope, now};
 use crate::harness::load::{Target, between};
@@ -176,6 +177,13 @@ async fn no_poison_stops_the_pipeline() {
         assert_eq!(daemon.process(), process);
     })
     .await;
+}
+
+/// Everything that is no event, among the others.
+pub async fn poisoned(world: &mut World) {
+    for bytes in poison(&world.targets[0]) {
+        world.bus.publish_bytes(&world.bus.subject, bytes).await;
+    }
 }
 
 /// Bytes that are no event, each for a reason of its own.

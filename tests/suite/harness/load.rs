@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::sync::{Mutex, OwnedRwLockWriteGuard, RwLock};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -45,6 +46,9 @@ impl Target {
 /// Senders at work.
 pub struct Load {
     fire: Arc<AtomicBool>,
+    /// Nothing is published meanwhile. Who publishes holds it while he does.
+    stream: Arc<RwLock<()>>,
+    held: Mutex<Option<OwnedRwLockWriteGuard<()>>>,
     posted: Arc<AtomicUsize>,
     senders: JoinSet<()>,
 }
@@ -53,14 +57,20 @@ impl Load {
     /// Feeds every target over HTTP, and over NATS if there is a bus.
     pub fn on(targets: &[Target], bus: Option<&Bus>) -> Load {
         let (fire, posted) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
-        let mut senders = JoinSet::new();
+        let (mut senders, stream) = (JoinSet::new(), Arc::new(RwLock::new(())));
         for target in targets {
             senders.spawn(send_over_http(target.clone(), fire.clone(), posted.clone()));
             if let Some(bus) = bus {
-                senders.spawn(send_over_nats(bus.clone(), target.clone(), fire.clone()));
+                senders.spawn(send_over_nats(bus.clone(), target.clone(), fire.clone(), stream.clone()));
             }
         }
-        Load { fire, posted, senders }
+        Load { fire, stream, held: Mutex::default(), posted, senders }
+    }
+
+    /// Holds back, or lets go, what is published.
+    pub async fn holds_the_stream(&self, held: bool) {
+        let guard = if held { Some(self.stream.clone().write_owned().await) } else { None };
+        *self.held.lock().await = guard;
     }
 
     /// Waits until as many more batches have been answered with a receipt: the daemon works.
@@ -82,9 +92,10 @@ impl Load {
 }
 
 /// Publishes as a gateway does: some events twice, some on the tenant's own subject, each until the stream has it.
-async fn send_over_nats(bus: Bus, target: Target, fire: Arc<AtomicBool>) {
+async fn send_over_nats(bus: Bus, target: Target, fire: Arc<AtomicBool>, stream: Arc<RwLock<()>>) {
     let tenant = &target.tenant.id;
     while fire.load(Ordering::SeqCst) {
+        let publishing = stream.read().await;
         let event = an_event(tenant);
         target.oracle.sends(&event);
         let subject = if chance(2) { format!("{}.{tenant}", bus.subject) } else { bus.subject.clone() };
@@ -93,6 +104,7 @@ async fn send_over_nats(bus: Bus, target: Target, fire: Arc<AtomicBool>) {
             let sequence = persistently("an event that the stream takes", publish).await;
             target.oracle.published(sequence, &event);
         }
+        drop(publishing);
         sleep(Duration::from_millis(between(5, 40))).await;
     }
 }
