@@ -2,7 +2,7 @@
 //!
 //! No rule of the business lives here, and no state but what a request brings. A request passes, from the outside in:
 //!
-//! 1. [`server`]: the socket, its deadlines and the cap on connections
+//! 1. [`server`]: the socket, its deadlines and the cap on connections; [`framing`]: where a request ends, read strictly
 //! 2. [`door`]: its id, its address in the table of [`operation`]s, our deadline, panics, and the one envelope of
 //!    [`problem`]s
 //! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
@@ -10,7 +10,8 @@
 //! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`usage`], [`quotas`], [`decision`], [`audit`], [`quarantine`],
 //!    [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
-//! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers.
+//! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
+//! [`reading`] has the parsers among all this without the door around them.
 
 mod api_keys;
 mod audit;
@@ -20,12 +21,14 @@ mod cursor;
 mod decision;
 mod document;
 mod door;
+pub mod framing;
 mod ingestion;
 mod operation;
 mod probes;
 mod problem;
 mod quarantine;
 mod quotas;
+pub mod reading;
 mod reply;
 mod request;
 mod server;

@@ -15,7 +15,7 @@ const PATIENCE_MICROS: i64 = 3 * MICROS_PER_DAY;
 
 /// The verdict on an attempt that failed for now: another try, or the end of our patience. `at_least` is how long the
 /// receiver, or the open circuit, asked us to wait.
-pub(super) fn after_failure(parcel: &Parcel, now: Timestamp, reason: String, at_least: Duration) -> AttemptResult {
+pub fn after_failure(parcel: &Parcel, now: Timestamp, reason: String, at_least: Duration) -> AttemptResult {
     let delay = delay_micros(&parcel.delivery.id(), parcel.delivery.attempts);
     let asked = i64::try_from(at_least.as_micros()).unwrap_or(i64::MAX).min(RETRY_DELAY_MICROS_MAX);
     let at = now.plus_micros(delay.max(asked));

@@ -209,11 +209,11 @@ pub struct Connection {
     failed: bool,
     /// Something was sent and nobody knows what becomes of it: its future was dropped, or the connection was lost.
     busy: bool,
-    /// The file that is written into, on SQLite.
-    place: Option<Place>,
     /// A COPY was begun and is not known to have ended. Its answers would be taken for those of the next statement, so
     /// there is no next statement.
     copying: bool,
+    /// The file that is written into, on SQLite.
+    place: Option<Place>,
 }
 
 pub(super) enum Engine {
@@ -223,7 +223,7 @@ pub(super) enum Engine {
 
 impl Connection {
     pub(super) fn new(engine: Engine, read_only: bool, deadline: Duration) -> Connection {
-        Connection { engine, read_only, deadline, open: false, failed: false, busy: false, place: None, copying: false }
+        Connection { engine, read_only, deadline, open: false, failed: false, busy: false, copying: false, place: None }
     }
 
     /// From now on each commit makes sure that it went to the file at this place.

@@ -81,6 +81,21 @@ async fn killed_anywhere_on_postgres_nothing_is_lost_or_counted_twice() {
     killed_anywhere(Engine::Postgres).await;
 }
 
+/// C11: who is asked to leave finishes what it was given, and takes nothing more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_stop_under_load_leaves_nothing_to_be_delivered_again() {
+    let pager = Receiver::start().await;
+    let mut daemon = fire::setup(Setup::on(Engine::Sqlite), &pager).start().await;
+    let mut fire = Fire::on(&daemon, &pager, &["Acme"]).await;
+    for _ in 0..8 {
+        sleep(Duration::from_millis(between(50, 300))).await;
+        daemon.terminate().await;
+        assert_eq!(fire.bus.unacknowledged().await, 0, "C11: delivered, and left for another time");
+        daemon.restart().await;
+    }
+    fire.quench(&daemon).await;
+}
+
 async fn killed_anywhere(engine: Engine) {
     let kills = std::env::var("CRASH_KILLS").map_or(KILLS, |kills| kills.parse().expect("a number"));
     let pager = Receiver::start().await;

@@ -19,6 +19,8 @@ mod ingest_http;
 mod ingest_nats;
 mod operations;
 mod planted;
+mod power_cut;
 mod quotas;
 mod redis_mirror;
+mod takeover;
 mod tenants;

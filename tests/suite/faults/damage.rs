@@ -341,7 +341,7 @@ pub async fn taken_away(world: &mut World) {
     assert!(!file.exists(), "an empty file in place of the missing one");
     world.daemon.terminate().await;
     fs::rename(&aside, &file).expect("it is there");
-    world.thaws().await;
+    world.daemon.restart().await;
 }
 
 /// The files of both tenants change places under the daemon.
@@ -351,7 +351,7 @@ pub async fn swapped_in_use(world: &mut World) {
     world.freezes_while_in_use(&[0, 1]).await;
     world.daemon.terminate().await;
     swap(&one, &other);
-    world.thaws().await;
+    world.daemon.restart().await;
 }
 
 impl World {
@@ -364,24 +364,5 @@ impl World {
             })
             .await;
         }
-    }
-
-    /// Starts the daemon, and replays what came over NATS for tenants that were frozen.
-    async fn thaws(&mut self) {
-        self.daemon.restart().await;
-        for row in self.daemon.platform.pages("/v1/quarantine", 200).await {
-            if row["reason"] == "TENANT_FROZEN" && row["replayedAt"].is_null() {
-                self.replay(row["id"].as_str().expect("an id")).await;
-            }
-        }
-    }
-
-    async fn replay(&self, id: &str) {
-        eventually("a row to be counted", || async {
-            let path = format!("/v1/quarantine/{id}/replay");
-            let answer = self.daemon.platform.raw(reqwest::Method::POST, &path, &[], Vec::new()).await;
-            (answer.status == 200).then_some(())
-        })
-        .await;
     }
 }

@@ -49,17 +49,24 @@ impl Bus {
         sent.await.ok().map(|taken| taken.sequence)
     }
 
-    /// Messages that the daemon has not acknowledged: waiting and in flight.
+    /// Messages that the daemon has not acknowledged: waiting and in flight. Unknown while its consumer is made anew,
+    /// as it is with each session.
     pub async fn backlog(&self) -> u64 {
         let stream = self.jetstream.get_stream(&self.stream).await.expect("the stream is there");
-        let info = stream.consumer_info(&self.consumer).await.expect("the consumer is there");
-        info.num_pending + info.num_ack_pending as u64
+        let info = stream.consumer_info(&self.consumer).await;
+        info.map_or(u64::MAX, |info| info.num_pending + info.num_ack_pending as u64)
+    }
+
+    /// Messages that were delivered and not acknowledged: they come again.
+    pub async fn unacknowledged(&self) -> usize {
+        let stream = self.jetstream.get_stream(&self.stream).await.expect("the stream is there");
+        stream.consumer_info(&self.consumer).await.expect("the consumer is there").num_ack_pending
     }
 
     /// Up to which message of the stream everything is acknowledged.
     pub async fn acked(&self) -> u64 {
         let stream = self.jetstream.get_stream(&self.stream).await.expect("the stream is there");
-        stream.consumer_info(&self.consumer).await.expect("the consumer is there").ack_floor.stream_sequence
+        stream.consumer_info(&self.consumer).await.map_or(0, |info| info.ack_floor.stream_sequence)
     }
 
     /// The payloads of the alert stream, oldest first.

@@ -126,27 +126,40 @@ pub struct Daemon {
     control_database: String,
     tenants: Mutex<Vec<String>>,
     child: Option<Child>,
+    is_peer: bool,
 }
 
 impl Daemon {
     /// Everything but the process.
     pub async fn prepare(setup: Setup) -> Daemon {
-        let folder = tempfile::Builder::new().prefix("platform-api-suite").tempdir().expect("a temporary folder");
-        let base = format!("http://127.0.0.1:{}", services::free_port());
         let control_database = format!("suite_{}", services::unique());
         if setup.engine == Engine::Postgres {
             database::create(&setup.admin_url, &control_database).await;
         }
+        let names = Names::unique(setup.nats_url.as_deref().unwrap_or_default());
+        Daemon::node(setup, control_database, names, false)
+    }
+
+    /// Another node, on the same databases and streams, which do not end with it.
+    pub fn peer(&self) -> Daemon {
+        assert_eq!(self.engine, Engine::Postgres, "files have one owner");
+        Daemon::node(self.setup.clone(), self.control_database.clone(), self.names.clone(), true)
+    }
+
+    fn node(setup: Setup, control_database: String, names: Names, is_peer: bool) -> Daemon {
+        let folder = tempfile::Builder::new().prefix("platform-api-suite").tempdir().expect("a temporary folder");
+        let base = format!("http://127.0.0.1:{}", services::free_port());
         let daemon = Daemon {
             engine: setup.engine,
             folder,
-            names: Names::unique(setup.nats_url.as_deref().unwrap_or_default()),
+            names,
             redis_prefix: format!("suite:{}:", services::unique()),
             platform: Api::at(&base).with(BOOTSTRAP_KEY),
             setup,
             control_database,
             tenants: Mutex::default(),
             child: None,
+            is_peer,
         };
         std::fs::write(daemon.config_file(), daemon.config()).expect("the folder is ours");
         daemon
@@ -269,11 +282,6 @@ impl Daemon {
         child.kill().await.expect("a process of ours");
     }
 
-    /// The running process.
-    pub fn process(&self) -> u32 {
-        self.child.as_ref().and_then(Child::id).expect("the daemon runs")
-    }
-
     /// Waits for the process to die at the point it is armed with.
     ///
     /// # Panics
@@ -290,6 +298,18 @@ impl Daemon {
     /// Sends the process a signal: `TERM`, `STOP`, `CONT`.
     pub async fn signal(&self, signal: &str) {
         process::signal(self.process(), signal).await;
+    }
+
+    /// The running process.
+    pub fn process(&self) -> u32 {
+        self.child.as_ref().and_then(Child::id).expect("the daemon runs")
+    }
+
+    /// Has it stopped in the middle of what it was doing?
+    pub fn is_frozen(&self) -> bool {
+        let id = self.child.as_ref().and_then(Child::id).expect("the daemon runs");
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).expect("a process of ours");
+        stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
     }
 
     /// SIGTERM; the status it ends with.
@@ -361,8 +381,8 @@ impl Drop for Daemon {
         }
         let (child, names) = (self.child.take(), self.names.clone());
         let tenants = std::mem::take(&mut *self.tenants.lock().unwrap());
-        let databases = (self.engine == Engine::Postgres).then(|| self.control_database.clone());
-        let (nats, admin_url) = (self.setup.nats_url.is_some(), self.setup.admin_url.clone());
+        let databases = (self.engine == Engine::Postgres && !self.is_peer).then(|| self.control_database.clone());
+        let (nats, admin_url) = (self.setup.nats_url.is_some() && !self.is_peer, self.setup.admin_url.clone());
         // A runtime of its own: this one may be unwinding.
         let ending = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

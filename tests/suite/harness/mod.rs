@@ -2,8 +2,10 @@
 
 pub mod api;
 pub mod bus;
+pub mod cluster;
 pub mod daemon;
 pub mod database;
+pub mod disk;
 pub mod events;
 pub mod fire;
 pub mod load;
