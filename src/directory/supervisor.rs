@@ -367,7 +367,6 @@ impl State {
         // Books forget the counters of periods that are over; if they are not over after all, they are read anew.
         if now.0 < self.swept_at.0 - SET_BACK_MICROS {
             tracing::warn!(before = %self.swept_at, %now, "the clock was set back: every tenant is opened anew");
-            self.slots.retain(|_, slot| !matches!(slot, Slot::Yielded { .. }));
             drain_all(homes.clone());
         }
         self.swept_at = now;
