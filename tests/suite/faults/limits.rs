@@ -87,7 +87,9 @@ pub async fn flood(world: &mut World) {
         sleep(Duration::from_millis(300)).await;
     }
     holder.script("ROLLBACK".into()).await.expect("the lock is ours");
+    world.load().holds_the_stream(true).await;
     world.daemon.drained(&world.bus).await;
+    world.load().holds_the_stream(false).await;
     most = most.max(Holdings::of(process).resident_kib);
     println!("{FLOOD} messages waited; resident {} KiB before, {most} KiB at most", before.resident_kib);
     assert!(most < before.resident_kib + GROWTH_KIB_MAX, "{} KiB grew to {most} KiB", before.resident_kib);

@@ -175,7 +175,7 @@ impl Soak {
     fn faults(&self, world: &World) -> Vec<(&'static str, Fault)> {
         let mut faults = ANYWHERE.to_vec();
         faults.extend(if self.engine == Engine::Postgres { ON_POSTGRES } else { ON_SQLITE });
-        if world.disk.is_some() && self.engine == Engine::Sqlite {
+        if world.disk.is_some() {
             faults.extend(ON_A_DISK_OF_ITS_OWN);
         }
         if clocks::library().is_some() {
