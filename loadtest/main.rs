@@ -5,6 +5,8 @@
 //! nginx, itself alone) in the same minutes, and ends everything it started. Progress goes to stderr, the table to
 //! stdout.
 
+#![allow(clippy::disallowed_methods, reason = "what measures reads the clock")]
+
 mod asker;
 mod cpu;
 mod decide;
