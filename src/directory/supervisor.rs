@@ -289,18 +289,20 @@ impl State {
         self.answer_drain();
     }
 
-    /// A tenant that has nothing left to do is gone.
+    /// A tenant that has nothing left to do is gone. One that still owes something was only to be opened anew.
     fn left(&mut self, actor: ActorId) {
         let Some(tenant) = self.tenants.remove(&actor) else { return };
+        let mut owes = false;
         if let Some(home) = self.birth.homes.remove(tenant) {
             // The outlets must hear of what it owes and what fires, even after a restart: wake it then.
-            let awake = home.pulse().owed() > 0 || !home.pulse().books().firing.is_empty();
-            self.note(&home, awake);
+            owes = home.pulse().owed() > 0;
+            self.note(&home, owes || !home.pulse().books().firing.is_empty());
         }
         self.slots.remove(&tenant);
         self.noted.remove(&tenant);
         // Somebody asked for it while it was leaving.
-        if self.waiting.get(&tenant).is_some_and(|waiting| !waiting.is_empty()) {
+        let is_awaited = self.waiting.get(&tenant).is_some_and(|waiting| !waiting.is_empty());
+        if is_awaited || (owes && self.drained.is_none()) {
             self.slots.insert(tenant, Slot::Starting { failures: 0 });
             self.queue.push_back(tenant);
         }

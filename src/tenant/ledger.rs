@@ -64,10 +64,8 @@ pub trait Ledger: Send {
     /// See [`posting::write`].
     fn write(&mut self, before: &Books, posting: &Posting) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// See [`posting::check_owner`]. A world with one owner has nothing to ask.
-    fn check_owner(&mut self, _before: &Books) -> impl Future<Output = Result<(), StoreError>> + Send {
-        async { Ok(()) }
-    }
+    /// See [`posting::check_owner`].
+    fn check_owner(&mut self, before: &Books) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Waits before another try.
     fn pause(&mut self, delay: Duration) -> impl Future<Output = ()> + Send;

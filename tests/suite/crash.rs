@@ -37,7 +37,7 @@ pub enum Death {
     AtRandom,
 }
 
-const DEATHS: &[Death] = &[
+pub const DEATHS: &[Death] = &[
     // C1: received, nothing begun. C2: written, not committed.
     Death::At("intake.received"),
     Death::At("commit.filled"),

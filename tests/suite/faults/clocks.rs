@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use super::World;
 use super::neighbours::is_told_once;
 use crate::harness::events::token_quota;
-use crate::harness::{Daemon, Engine, Setup, Tenant, eventually};
+use crate::harness::{Daemon, Engine, Setup, Tenant, eventually, skipped};
 
 /// How long libfaketime goes by what it has read last, and a little more.
 const UNTIL_READ_AGAIN: Duration = Duration::from_millis(1_500);
@@ -28,7 +28,7 @@ pub fn library() -> Option<PathBuf> {
     let candidates = folders.flatten().map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
     let found = candidates.into_iter().find(|path| path.exists());
     if found.is_none() {
-        println!("SKIPPED: SKIPPED: SKIPPED: no clock jumped: libfaketime is not installed");
+        skipped("no clock jumped: libfaketime is not installed");
     }
     found
 }

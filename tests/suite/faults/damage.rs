@@ -5,10 +5,12 @@ use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use super::World;
 use crate::harness::database::Database;
 use crate::harness::load::{Load, Target};
-use crate::harness::{Daemon, Engine, eventually};
+use crate::harness::{Daemon, Engine, Setup, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_sqlite_file_closes_its_tenant_alone_until_it_is_put_right() {
@@ -51,6 +53,29 @@ async fn what_is_written_to_a_file_that_was_taken_away_is_not_acknowledged() {
     let mut world = World::on(Engine::Sqlite, |setup| setup).await;
     world.suffers("2d: file taken away while in use", |world| Box::pin(taken_away(world))).await;
     world.suffers("2d: two files swapped while in use", |world| Box::pin(swapped_in_use(world))).await;
+}
+
+/// Without the catalogue nobody knows a tenant; with an empty one nobody ever would.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_catalogue_that_is_gone_is_not_made_anew_beside_its_tenants() {
+    let mut daemon = Setup::on(Engine::Sqlite).start().await;
+    let target = Target::onboard(&daemon, "Acme").await;
+    let (file, aside) = (daemon.data().join("control.db"), daemon.folder.path().join("aside.db"));
+    fs::rename(&file, &aside).expect("it is there");
+    for _ in 0..3 {
+        let answer = daemon.platform.post("/v1/tenants", &json!({"name": "Globex"})).await;
+        assert_eq!(answer.status, 503, "{}", answer.text);
+        target.is_served().await;
+    }
+    daemon.terminate().await;
+    let config = daemon.config_file();
+    let refused = daemon.run(&["serve", "--config", config.to_str().expect("a plain path")]).await;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("control.db"), "{told}");
+    assert!(!file.exists(), "an empty catalogue");
+    fs::rename(&aside, &file).expect("it is there");
+    daemon.restart().await;
+    target.check(&daemon, None).await;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +153,7 @@ impl World {
             .await;
             assert_eq!((answer.status, answer.code()), (503, "TENANT_FROZEN"), "{damage:?} {path}: {}", answer.text);
         }
-        let event = serde_json::json!([tenant.event().json()]);
+        let event = json!([tenant.event().json()]);
         let answer = tenant.api.post("/v1/usage/events", &event).await;
         assert_eq!((answer.status, answer.code()), (503, "TENANT_FROZEN"), "{damage:?}: {}", answer.text);
         if damage == Damage::Missing && self.daemon.engine == Engine::Sqlite {
@@ -316,7 +341,7 @@ pub async fn taken_away(world: &mut World) {
     assert!(!file.exists(), "an empty file in place of the missing one");
     world.daemon.terminate().await;
     fs::rename(&aside, &file).expect("it is there");
-    world.thaws().await;
+    world.daemon.restart().await;
 }
 
 /// The files of both tenants change places under the daemon.
@@ -326,7 +351,7 @@ pub async fn swapped_in_use(world: &mut World) {
     world.freezes_while_in_use(&[0, 1]).await;
     world.daemon.terminate().await;
     swap(&one, &other);
-    world.thaws().await;
+    world.daemon.restart().await;
 }
 
 impl World {
@@ -339,24 +364,5 @@ impl World {
             })
             .await;
         }
-    }
-
-    /// Starts the daemon, and replays what came over NATS for tenants that were frozen.
-    async fn thaws(&mut self) {
-        self.daemon.restart().await;
-        for row in self.daemon.platform.pages("/v1/quarantine", 200).await {
-            if row["reason"] == "TENANT_FROZEN" && row["replayedAt"].is_null() {
-                self.replay(row["id"].as_str().expect("an id")).await;
-            }
-        }
-    }
-
-    async fn replay(&self, id: &str) {
-        eventually("a row to be counted", || async {
-            let path = format!("/v1/quarantine/{id}/replay");
-            let answer = self.daemon.platform.raw(reqwest::Method::POST, &path, &[], Vec::new()).await;
-            (answer.status == 200).then_some(())
-        })
-        .await;
     }
 }

@@ -79,7 +79,7 @@ pub async fn locked(world: &mut World) {
 
 impl World {
     /// The first tenant's database, alone, on a disk that can be filled: the server's own log needs another one.
-    async fn move_first_tenant_to(&mut self, disk: Tmpfs) {
+    pub async fn move_first_tenant_to(&mut self, disk: Tmpfs) {
         let folder = disk.folder("space");
         let path = folder.to_str().expect("a plain path").to_owned();
         self.cluster().give_to_server(&folder).await;

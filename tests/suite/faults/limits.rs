@@ -35,8 +35,8 @@ pub async fn out_of_files(world: &mut World) {
     let resting = world.daemon.onboard("Resting").await;
     let process = world.daemon.process();
     sleep(Duration::from_millis(1_200)).await;
-    let most = Holdings::of(process).files + 8;
-    limit_files(process, &most.to_string()).await;
+    let (before, most) = (files_limit(process), Holdings::of(process).files + 8);
+    limit_files(process, most).await;
     let mut crowd = Vec::new();
     for _ in 0..most {
         crowd.push(TcpStream::connect(world.daemon.platform.base().trim_start_matches("http://")).await);
@@ -45,7 +45,7 @@ pub async fn out_of_files(world: &mut World) {
     eventually("the door to notice", pauses).await;
     sleep(Duration::from_secs(2)).await;
     drop(crowd);
-    limit_files(process, "65536").await;
+    limit_files(process, before).await;
     let wakes = || async {
         let answer = resting.api.get(&format!("/v1/quotas/{}", resting.id)).await;
         assert_ne!(answer.code(), "TENANT_FROZEN", "for want of a file to open");
@@ -55,7 +55,14 @@ pub async fn out_of_files(world: &mut World) {
     assert_eq!(world.daemon.process(), process);
 }
 
-async fn limit_files(process: u32, soft: &str) {
+/// How many files a process may have open.
+fn files_limit(process: u32) -> usize {
+    let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).expect("the process runs");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
+    line.split_whitespace().nth(3).and_then(|word| word.parse().ok()).expect("a number")
+}
+
+async fn limit_files(process: u32, soft: usize) {
     let limit = ["--pid", &process.to_string(), &format!("--nofile={soft}:")].map(str::to_owned);
     let limited = Command::new("prlimit").args(limit).status().await.expect("prlimit is there");
     assert!(limited.success());
@@ -80,7 +87,9 @@ pub async fn flood(world: &mut World) {
         sleep(Duration::from_millis(300)).await;
     }
     holder.script("ROLLBACK".into()).await.expect("the lock is ours");
+    world.load().holds_the_stream(true).await;
     world.daemon.drained(&world.bus).await;
+    world.load().holds_the_stream(false).await;
     most = most.max(Holdings::of(process).resident_kib);
     println!("{FLOOD} messages waited; resident {} KiB before, {most} KiB at most", before.resident_kib);
     assert!(most < before.resident_kib + GROWTH_KIB_MAX, "{} KiB grew to {most} KiB", before.resident_kib);

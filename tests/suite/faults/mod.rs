@@ -11,6 +11,9 @@ mod inputs;
 mod limits;
 mod neighbours;
 mod postgres;
+mod process;
+mod soak;
+mod stream;
 
 use std::pin::Pin;
 
@@ -104,6 +107,19 @@ impl World {
             self.daemon.engine,
             began.elapsed().as_millis()
         );
+    }
+
+    /// How many events the tenants of now were sent.
+    pub fn events(&self) -> usize {
+        self.targets.iter().map(|target| target.oracle.count()).sum()
+    }
+
+    /// New tenants take the place of those that have seen much; on a disk of its own the first one stays.
+    pub async fn moves_in(&mut self) {
+        let stays = usize::from(self.postgres.is_some() && self.disk.is_some());
+        for target in self.targets.iter_mut().skip(stays) {
+            *target = Target::onboard(&self.daemon, "Initech").await;
+        }
     }
 
     /// Ends the load and checks everything.

@@ -14,6 +14,9 @@ use crate::harness::load::Target;
 use crate::harness::receiver::{Received, Receiver};
 use crate::harness::{Engine, Tenant, eventually};
 
+/// Longer than an attempt to deliver may take.
+const PAST_A_SEND: Duration = Duration::from_secs(6);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_comes_and_goes_and_the_books_do_not_notice() {
     let mut world = World::on(Engine::Sqlite, |setup| setup.with("REDIS__TTL_MS", 2_000)).await;
@@ -81,6 +84,7 @@ async fn mirrored_version(world: &World, target: &Target) -> Option<i64> {
 pub async fn receiver_hangs(world: &mut World) {
     world.pager_proxy.fall_silent("");
     let alerted = alerted_while_one_is_down(world).await;
+    sleep(PAST_A_SEND).await;
     world.pager_proxy.forward();
     is_told_once(&world.pager, &alerted).await;
 }

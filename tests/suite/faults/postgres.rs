@@ -18,7 +18,7 @@ async fn a_world() -> World {
     World::on(Engine::Postgres, with_short_patience).await
 }
 
-fn with_short_patience(setup: Setup) -> Setup {
+pub fn with_short_patience(setup: Setup) -> Setup {
     setup.with("STORE__STATEMENT_TIMEOUT_MS", STATEMENT_TIMEOUT_MS)
 }
 

@@ -25,7 +25,7 @@ const USERS: u64 = 5;
 const LATE_MS_MAX: u64 = 36 * 3_600_000;
 
 /// A tenant under fire, and what is known about it.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Target {
     pub tenant: Tenant,
     pub oracle: Arc<Oracle>,
@@ -117,7 +117,7 @@ impl Fire {
 }
 
 /// Several quotas at once; limits that are crossed on the way, one of them again with each late event.
-fn quotas() -> Value {
+pub fn quotas() -> Value {
     json!([
         {"scope": {"type": "tenant"}, "metric": "tokens", "period": "month", "limit": 20_000,
          "thresholds": [1, 10, 50, 80, 100, 200], "enforcement": "block"},
@@ -198,7 +198,7 @@ pub async fn post_until_counted(api: &Api, batch: &[Envelope]) {
 }
 
 /// Q3: each alert is owed to the pager, and reached it under one id, however often the daemon died in between.
-async fn every_alert_was_told_once(daemon: &Daemon, tenant: &Tenant, pager: &Receiver) {
+pub async fn every_alert_was_told_once(daemon: &Daemon, tenant: &Tenant, pager: &Receiver) {
     let mut database = Database::of_tenant(daemon, &tenant.id).await;
     let fired: BTreeSet<String> = database.words("SELECT id FROM alert").await.into_iter().flatten().collect();
     let owed = database.words("SELECT alert_id FROM outbox WHERE event = 'fired'").await;

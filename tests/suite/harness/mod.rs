@@ -20,6 +20,7 @@ pub mod tmpfs;
 
 use std::fmt;
 use std::future::Future;
+use std::io::Write;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -71,4 +72,9 @@ where
         assert!(began.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {awaited}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Says what a test did not do, past the capture of the tests' output: it must be seen.
+pub fn skipped(what: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: SKIPPED: SKIPPED: {what}");
 }

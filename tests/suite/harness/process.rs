@@ -29,4 +29,13 @@ impl Holdings {
         let files = std::fs::read_dir(folder.join("fd")).expect("a process of ours").count();
         Holdings { resident_kib: number("VmRSS:"), files, threads: number("Threads:") }
     }
+
+    /// The larger of each.
+    pub fn and(self, other: Holdings) -> Holdings {
+        Holdings {
+            resident_kib: self.resident_kib.max(other.resident_kib),
+            files: self.files.max(other.files),
+            threads: self.threads.max(other.threads),
+        }
+    }
 }

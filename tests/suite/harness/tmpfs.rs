@@ -8,6 +8,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use super::skipped;
+
 /// Unmounted when dropped.
 #[derive(Debug)]
 pub struct Tmpfs {
@@ -21,7 +23,7 @@ impl Tmpfs {
         let size = format!("size={mebibytes}m");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).output();
         if !mounted.as_ref().is_ok_and(|mounted| mounted.status.success()) {
-            println!("SKIPPED: SKIPPED: SKIPPED: no disk was filled: mounting a tmpfs needs root: {mounted:?}");
+            skipped("no disk was filled: mounting a tmpfs needs root");
             return None;
         }
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("a folder of ours");
