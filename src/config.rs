@@ -119,7 +119,7 @@ impl Default for Tenants {
             permits_bytes: 64 * 1024 * 1024,
             commit_events_max: 5_000,
             restart_backoff_ms: 100,
-            restart_backoff_max_ms: 60_000,
+            restart_backoff_max_ms: 5_000,
         }
     }
 }
@@ -211,7 +211,7 @@ impl Default for Redis {
     }
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
     /// The platform administrator's key.
@@ -220,7 +220,24 @@ pub struct Auth {
     pub key_pepper: Option<SecretString>,
     /// Where a pepper that was made is kept; the SQLite directory when absent.
     pub key_pepper_file: Option<PathBuf>,
+    /// Failures within a minute, from one address with one credential, after which a failure is answered with 429.
+    pub failures_per_credential_max: u32,
+    /// The same from one address with whatever credentials.
+    pub failures_per_source_max: u32,
     pub issuers: Vec<Issuer>,
+}
+
+impl Default for Auth {
+    fn default() -> Auth {
+        Auth {
+            bootstrap_key: None,
+            key_pepper: None,
+            key_pepper_file: None,
+            failures_per_credential_max: 100,
+            failures_per_source_max: 1_000,
+            issuers: Vec::new(),
+        }
+    }
 }
 
 /// A trusted OpenID issuer, and how its claims read.
@@ -363,16 +380,26 @@ impl Config {
     /// # Errors
     /// [`Invalid`], naming every problem by its key. No value of a secret appears in it.
     pub fn load(file: Option<&Path>) -> Result<Config, Invalid> {
-        let mut sources = config::Config::builder();
-        if let Some(path) = file {
-            sources = sources.add_source(config::File::from(path).format(config::FileFormat::Toml));
-        }
+        let text = match file {
+            Some(path) => std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?,
+            None => String::new(),
+        };
         let environment = config::Environment::with_prefix("PLATFORM_API").prefix_separator("__").separator("__");
+        Config::read(&text, Some(environment.try_parsing(true)))
+    }
+
+    /// Reads TOML, and over it the environment, and validates.
+    ///
+    /// # Errors
+    /// As [`load`](Config::load).
+    pub fn read(toml: &str, environment: Option<config::Environment>) -> Result<Config, Invalid> {
+        let file = config::File::from_str(toml, config::FileFormat::Toml);
+        let sources = config::Config::builder().add_source(file);
+        let sources = environment.into_iter().fold(sources, |sources, over| sources.add_source(over));
         let read = sources
-            .add_source(environment.try_parsing(true))
             .build()
             .and_then(config::Config::try_deserialize::<Config>)
-            .map_err(|error| Invalid { problems: vec![error.to_string()] })?;
+            .map_err(|error| Invalid { problems: vec![without_source(&error.to_string())] })?;
         read.validated()
     }
 
@@ -483,6 +510,16 @@ impl Config {
     pub fn retention_micros(&self) -> i64 {
         i64::from(self.intake.retention_days) * crate::domain::time::MICROS_PER_DAY
     }
+}
+
+/// A syntax error without the line it quotes, which may hold a secret.
+fn without_source(error: &str) -> String {
+    let ours: Vec<&str> = error.lines().filter(|line| !line.contains('|')).collect();
+    ours.join(": ")
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Invalid {
+    Invalid { problems: vec![format!("{}: {error}", path.display())] }
 }
 
 /// Is it an https:// URL, or an http:// one of this very machine?

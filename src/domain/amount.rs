@@ -47,19 +47,18 @@ impl NanoUsd {
         if whole.is_empty() || !digits_only(whole) || !digits_only(fraction) || mantissa.ends_with('.') {
             return Err(NotMoney::Malformed);
         }
-        let digits: String = [whole, fraction].concat();
-        let significant = digits.trim_start_matches('0');
-        if significant.is_empty() {
+        let digits = || whole.bytes().chain(fraction.bytes());
+        let leading_zeros = digits().take_while(|digit| *digit == b'0').count();
+        if leading_zeros == whole.len() + fraction.len() {
             return Ok(NanoUsd(0));
         }
         // value = 0.significant * 10^magnitude USD; keep `kept` digits to have whole nano-dollars.
-        let leading_zeros = (digits.len() - significant.len()) as i64;
-        let magnitude = (whole.len() as i64 - leading_zeros).saturating_add(exponent);
+        let magnitude = (whole.len() as i64 - leading_zeros as i64).saturating_add(exponent);
         let kept = magnitude.saturating_add(9);
         if kept > 19 {
             return Err(NotMoney::OutOfRange);
         }
-        let nanos = round_half_even(significant, kept)?;
+        let nanos = round_half_even(digits().skip(leading_zeros), kept)?;
         Ok(NanoUsd(if negative { -nanos } else { nanos }))
     }
 
@@ -79,24 +78,19 @@ fn parse_exponent(text: &str) -> Result<i64, NotMoney> {
     Ok(if text.starts_with('-') { -size } else { size })
 }
 
-/// The first `kept` digits of `digits` as an integer (padded with zeros), rounded half to even on the rest.
-fn round_half_even(digits: &str, kept: i64) -> Result<i64, NotMoney> {
+/// The first `kept` digits as an integer (padded with zeros), rounded half to even on the rest.
+fn round_half_even(mut digits: impl Iterator<Item = u8>, kept: i64) -> Result<i64, NotMoney> {
     if kept < 0 {
         return Ok(0);
     }
-    let kept = kept as usize;
-    let (head, tail) = digits.split_at(kept.min(digits.len()));
     let mut value: i128 = 0;
-    for byte in head.bytes() {
-        value = value * 10 + i128::from(byte - b'0');
+    for _ in 0..kept {
+        value = value * 10 + i128::from(digits.next().unwrap_or(b'0') - b'0');
     }
-    for _ in head.len()..kept {
-        value *= 10;
-    }
-    let round_up = match tail.as_bytes() {
-        [] | [b'0'..=b'4', ..] => false,
-        [b'5', rest @ ..] if rest.iter().all(|byte| *byte == b'0') => value % 2 == 1,
-        _ => true,
+    let round_up = match digits.next() {
+        None | Some(b'0'..=b'4') => false,
+        Some(b'5') if digits.all(|digit| digit == b'0') => value % 2 == 1,
+        Some(_) => true,
     };
     i64::try_from(value + i128::from(round_up)).map_err(|_| NotMoney::OutOfRange)
 }

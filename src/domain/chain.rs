@@ -205,6 +205,9 @@ impl Verifier {
         let Ok(canonical) = serde_json::from_slice::<Canonical<'_>>(&stored.bytes) else {
             return broken("the bytes are not a record");
         };
+        if serde_json::to_vec(&canonical).ok().as_deref() != Some(&stored.bytes) {
+            return broken("the bytes are not canonical");
+        }
         if canonical.seq != seq {
             return broken("the record carries another sequence number");
         }

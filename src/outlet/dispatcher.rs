@@ -206,7 +206,8 @@ async fn visit(directory: Directory, tenant: TenantId) -> Visit {
 async fn record(directory: Directory, tenant: TenantId, attempts: Vec<Attempt>) -> Recorded {
     let done = match directory.find(tenant).await {
         Ok(handle) => handle.settle(attempts.clone()).await.is_ok(),
-        Err(Absent::Unknown) => true,
+        // The new owner finds the delivery owed, and makes it again under the same id.
+        Err(Absent::Unknown | Absent::Elsewhere { .. }) => true,
         Err(Absent::ComeBack { .. } | Absent::Frozen) => false,
     };
     if !done {

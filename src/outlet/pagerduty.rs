@@ -130,7 +130,8 @@ mod tests {
         let pager = PagerDuty::open(&receiver.url("/"), &SecretString::from(KEY), true, base).unwrap();
         let at: Timestamp = "2026-11-20T10:00:00Z".parse().unwrap();
         let fired = samples::parcel("pager", Event::Fired, Metric::Cost, at);
-        let resolved = samples::parcel("pager", Event::Resolved, Metric::Cost, at);
+        let mut resolved = fired.clone();
+        resolved.delivery.event = Event::Resolved;
         assert_eq!(pager.send(&fired).await, Err(Failure::passing("answered 500")));
         assert_eq!(pager.send(&fired).await, Ok(()));
         assert_eq!(pager.send(&resolved).await, Ok(()));

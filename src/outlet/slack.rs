@@ -43,8 +43,10 @@ fn message(parcel: &Parcel, public_url: Option<&str>) -> Value {
         ("Scope", scope_text(&quota.scope)),
         ("Resets", reset),
     ];
-    let fields: Vec<Value> =
-        facts.iter().map(|(name, fact)| json!({"type": "mrkdwn", "text": format!("*{name}*\n{}", escaped(fact))})).collect();
+    let fields: Vec<Value> = facts
+        .iter()
+        .map(|(name, fact)| json!({"type": "mrkdwn", "text": format!("*{name}*\n{}", escaped(fact))}))
+        .collect();
     let headline = escaped(&headline);
     let mut blocks = vec![
         json!({"type": "section", "text": {"type": "mrkdwn", "text": headline}}),

@@ -64,6 +64,9 @@ pub trait Ledger: Send {
     /// See [`posting::write`].
     fn write(&mut self, before: &Books, posting: &Posting) -> impl Future<Output = Result<(), StoreError>> + Send;
 
+    /// See [`posting::check_owner`].
+    fn check_owner(&mut self, before: &Books) -> impl Future<Output = Result<(), StoreError>> + Send;
+
     /// Waits before another try.
     fn pause(&mut self, delay: Duration) -> impl Future<Output = ()> + Send;
 
@@ -123,6 +126,10 @@ impl Ledger for Connection {
 
     async fn write(&mut self, before: &Books, posting: &Posting) -> Result<(), StoreError> {
         posting::write(self, before, posting).await
+    }
+
+    async fn check_owner(&mut self, before: &Books) -> Result<(), StoreError> {
+        posting::check_owner(self, before).await
     }
 
     async fn pause(&mut self, delay: Duration) {

@@ -104,6 +104,7 @@ pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, unit: Unit) -> R
                 return Ok(given_up(unit));
             }
             Err(StoreError::Wrong(reason)) => {
+                ledger.check_owner(&unit.books).await?;
                 tracing::error!(tenant = %unit.books.tenant, reason, "a unit cannot be written, taking it apart");
                 return Box::pin(take_apart(ledger, unit)).await;
             }
