@@ -1,231 +1,222 @@
-//! Decisions over kept-alive connections, as gateways ask for them.
+//! Decisions over kept-alive connections, as gateways ask for them, by turns with nginx and a static answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use clap::{Args, ValueEnum};
 use serde_json::json;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::Instant;
 
-use crate::figures::{Cpu, Group, Latencies, Table, per_second};
-use crate::link::{Link, request};
+use crate::asker::{Answered, Question};
+use crate::cpu::{Cpu, Group};
+use crate::figures::{Grid, per_second};
+use crate::flood::{Flood, Ready};
+use crate::issuer::Issuer;
+use crate::link::Link;
 use crate::nginx::Nginx;
-use crate::plant::{Plant, Tenant, call};
-use crate::{Decide, Ids, Payload, Surroundings, events};
+use crate::plant::{Plant, Setup, StoreKind, Tenant, call};
+use crate::{Rate, Surroundings};
 
-/// Events of one request of the flood beside.
-const FLOOD_BATCH: u64 = 500;
-/// Connections that flood.
-const FLOOD_CONNECTIONS: usize = 2;
+const OURS: &str = "platform-api";
+/// More events a second than any flood has reached.
+const FLOOD_PER_SECOND_MAX: u64 = 150_000;
+/// All of its events are made before, and kept in memory.
+const FLOOD_SECONDS_MAX: u64 = 15;
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Decide {
+    /// `max`, or requests a second, sent on schedule whatever the answers do.
+    #[arg(long, default_value = "max")]
+    rate: Rate,
+    /// First at `max`, then at half of what the daemon has reached; each server gets the same rate.
+    #[arg(long, conflicts_with = "rate")]
+    half: bool,
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    connections: u32,
+    /// Seconds of each round.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=300))]
+    seconds: u64,
+    /// Rounds of ours and of nginx, by turns; the median is told.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    rounds: u32,
+    #[arg(long, value_enum, default_value_t = StoreKind::Sqlite)]
+    store: StoreKind,
+    #[arg(long, value_enum, default_value_t = Credential::ApiKey)]
+    key: Credential,
+    /// Send If-None-Match with the last ETag, as a gateway that caches does.
+    #[arg(long)]
+    conditional: bool,
+    /// Beside a flood of events for the same tenant over HTTP, nginx's turns too.
+    #[arg(long)]
+    while_ingesting: bool,
+    /// Leave nginx out.
+    #[arg(long)]
+    alone: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Credential {
+    ApiKey,
+    /// An access token (RS256) of an issuer that this run plays.
+    Jwt,
+}
 
 pub(crate) async fn run(decide: &Decide, surroundings: &Surroundings) -> anyhow::Result<()> {
-    let mut plant = Plant::start(decide.store, false, surroundings).await?;
-    let outcome = measured(&mut plant, decide).await;
-    if outcome.is_err() {
-        eprintln!("the daemon's log:\n{}", plant.log());
-    }
-    let ended = plant.end().await;
-    outcome?.print();
-    ended
+    ensure!(
+        !decide.while_ingesting || decide.seconds <= FLOOD_SECONDS_MAX,
+        "a flood lasts {FLOOD_SECONDS_MAX} s at most"
+    );
+    let issuer = Issuer::start().await?;
+    let setup = Setup { toml: issuer.settings(), ..Setup::of(decide.store) };
+    let mut plant = Plant::start(setup, surroundings).await?;
+    let outcome = measured(&mut plant, decide, &issuer).await;
+    plant.finish(outcome).await?.print();
+    Ok(())
 }
 
 /// One server under the same questions.
-struct Asked {
+struct Server {
     name: &'static str,
     address: String,
     request: Arc<Vec<u8>>,
     processes: Group,
-    rounds: Vec<Round>,
 }
 
 struct Round {
-    per_second: f64,
-    latencies: Latencies,
-    cpu: String,
+    answered: Answered,
+    server_cpu: f64,
     flood: u64,
 }
 
-async fn measured(plant: &mut Plant, decide: &Decide) -> anyhow::Result<Table> {
+impl Round {
+    fn per_second(&self) -> f64 {
+        per_second(self.answered.latencies.count(), self.answered.took)
+    }
+}
+
+async fn measured(plant: &mut Plant, decide: &Decide, issuer: &Issuer) -> anyhow::Result<Grid> {
     plant.onboard(1).await?;
     let tenant = plant.tenants.first().context("a tenant")?.clone();
+    let (question, answer) = question(plant, decide, issuer, &tenant).await?;
+    let ours =
+        Server { name: OURS, address: plant.address.clone(), request: Arc::new(question), processes: plant.daemon() };
+    let nginx = if decide.alone { None } else { Nginx::start(plant.folder(), &answer).await? };
+    let theirs = nginx.as_ref().map(|nginx| Server {
+        name: "nginx",
+        address: nginx.address.clone(),
+        request: ours.request.clone(),
+        processes: Group::Named(vec!["nginx: worker".into()]),
+    });
+    let servers: Vec<Server> = [ours].into_iter().chain(theirs).collect();
+
+    eprintln!("{decide:?}; an answer has {} bytes", answer.len());
+    let mut grid = Grid::new(&[
+        "server",
+        "rate",
+        "answers/s",
+        "p50 µs",
+        "p99 µs",
+        "p99.9 µs",
+        "max µs",
+        "server CPU µs",
+        "client CPU µs",
+        "events/s beside",
+        "% of nginx",
+    ]);
+    let rate = if decide.half { Rate(None) } else { decide.rate };
+    let reached = rounds(plant, &servers, decide, rate, &tenant, &mut grid).await?;
+    if decide.half {
+        rounds(plant, &servers, decide, Rate(Some((reached / 2.0).round())), &tenant, &mut grid).await?;
+    }
+    Ok(grid)
+}
+
+/// What every connection sends, and the answer that nginx is to give.
+async fn question(
+    plant: &Plant,
+    decide: &Decide,
+    issuer: &Issuer,
+    tenant: &Tenant,
+) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
     let mut link = Link::to(&plant.address).await?;
     let keys = format!("/v1/tenants/{}/api-keys", tenant.id);
     let body = json!({"name": "gateway", "role": "reporter"});
     let issued = call(&mut link, "POST", &keys, &tenant.key, Some(&body)).await?;
-    let key = issued["key"].as_str().context("a key")?.to_owned();
     let path = format!("/v1/quotas/{}/decision?userId=alice&model=gpt-4o", tenant.id);
-    let (answer, tag) = sample(&mut link, &request("GET", &path, &key, None)).await?;
-
-    let mut table = Table::default();
-    table.row("run", format!("{decide:?}"));
-    table.row("answer", format!("{} bytes", answer.len()));
-    let mut question = request("GET", &path, &key, None);
-    if decide.conditional {
-        question.truncate(question.len() - 2);
-        question.extend_from_slice(format!("If-None-Match: {tag}\r\n\r\n").as_bytes());
-    }
-    let ours = plant.daemon();
-    let mut asked = vec![asked("platform-api", &plant.address, question, ours)];
-    let nginx = if decide.alone { None } else { Nginx::start(plant.folder(), &answer).await? };
-    match &nginx {
-        Some(nginx) => {
-            let processes = Group::Named(vec!["nginx: worker".into()]);
-            asked.push(self::asked("nginx", &nginx.address, request("GET", &path, &key, None), processes));
-        }
-        None => eprintln!("without nginx"),
-    }
-    for round in 1..=decide.rounds {
-        for server in &mut asked {
-            eprintln!("round {round} of {}: {}", decide.rounds, server.name);
-            let flooded = (decide.while_ingesting && server.name == "platform-api").then_some(&tenant);
-            let done = ask(plant, server, decide, flooded).await?;
-            server.rounds.push(done);
-        }
-    }
-    report(asked, decide, &mut table);
-    Ok(table)
-}
-
-fn asked(name: &'static str, address: &str, request: Vec<u8>, processes: Group) -> Asked {
-    Asked { name, address: address.to_owned(), request: Arc::new(request), processes, rounds: Vec::new() }
-}
-
-/// The answer's body and its ETag.
-async fn sample(link: &mut Link, request: &[u8]) -> anyhow::Result<(Vec<u8>, String)> {
-    let answer = link.send(request).await?;
+    let credential = match decide.key {
+        Credential::ApiKey => format!("X-API-Key: {}", issued["key"].as_str().context("a key")?),
+        Credential::Jwt => format!("Authorization: Bearer {}", issuer.token(&tenant.id)?),
+    };
+    let mut question = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{credential}\r\n").into_bytes();
+    let answer = link.send(&[question.as_slice(), b"\r\n"].concat()).await?;
     ensure!(answer.status == 200, "a decision was answered {}", answer.status);
-    Ok((answer.body.to_vec(), answer.header("etag").context("an ETag")?.to_owned()))
+    if decide.conditional {
+        let tag = answer.header("etag").context("an ETag")?;
+        question.extend_from_slice(format!("If-None-Match: {tag}\r\n").as_bytes());
+    }
+    question.extend_from_slice(b"\r\n");
+    Ok((question, answer.body.to_vec()))
 }
 
-/// One round: every connection asks until the time is over.
-async fn ask(plant: &Plant, server: &Asked, decide: &Decide, flooded: Option<&Tenant>) -> anyhow::Result<Round> {
-    let over = Arc::new(AtomicBool::new(false));
-    let flood = match flooded {
-        Some(tenant) => Some(Flood::start(plant, tenant, over.clone())?),
-        None => None,
-    };
-    let cpu = Cpu::start(vec![("server", server.processes.clone()), ("client", Group::Process(std::process::id()))]);
-    let began = Instant::now();
-    let end = began + Duration::from_secs(decide.seconds);
-    let mut asking = JoinSet::new();
-    let mut turns = Vec::new();
-    for _ in 0..decide.connections {
-        let due = decide.rate.0.map(|_| {
-            let (turn, due) = mpsc::unbounded_channel();
-            turns.push(turn);
-            due
+/// Rounds by turns at one rate; a row for each server's median, and answers a second of the first.
+async fn rounds(
+    plant: &Plant,
+    servers: &[Server],
+    decide: &Decide,
+    rate: Rate,
+    tenant: &Tenant,
+    grid: &mut Grid,
+) -> anyhow::Result<f64> {
+    let mut done: Vec<Vec<Round>> = servers.iter().map(|_| Vec::new()).collect();
+    for number in 1..=decide.rounds {
+        for (server, done) in servers.iter().zip(&mut done) {
+            eprintln!("round {number} of {} at {rate}: {}", decide.rounds, server.name);
+            done.push(round(plant, server, decide, rate, tenant).await?);
+        }
+    }
+    for rounds in &mut done {
+        // Paced rounds all reach their rate; what tells them apart is how long an answer took.
+        rounds.sort_by(|one, other| match rate.0 {
+            None => one.per_second().total_cmp(&other.per_second()),
+            Some(_) => one.answered.latencies.at(0.99).cmp(&other.answered.latencies.at(0.99)),
         });
-        asking.spawn(connection(server.address.clone(), server.request.clone(), due, end));
     }
-    if let Some(rate) = decide.rate.0 {
-        std::thread::spawn(move || keep_time(&turns, Duration::from_secs_f64(1.0 / rate), end));
+    let medians: Vec<&Round> = done.iter().filter_map(|rounds| rounds.get(rounds.len() / 2)).collect();
+    let last = medians.last().map_or(0.0, |round| round.per_second());
+    for (server, median) in servers.iter().zip(&medians) {
+        grid.row(row(server.name, rate, median, last));
     }
-    let mut micros = Vec::new();
-    while let Some(ended) = asking.join_next().await {
-        micros.extend(ended??);
-    }
-    let took = began.elapsed();
-    let count = micros.len() as u64;
-    let cpu = cpu.text(count);
-    over.store(true, Ordering::Relaxed);
-    let flood = match flood {
-        Some(flood) => per_second(flood.end()?, took) as u64,
-        None => 0,
+    Ok(medians.first().map_or(0.0, |round| round.per_second()))
+}
+
+async fn round(plant: &Plant, server: &Server, decide: &Decide, rate: Rate, tenant: &Tenant) -> anyhow::Result<Round> {
+    let flood = match decide.while_ingesting {
+        true => Some(Ready::make(plant, tenant, FLOOD_PER_SECOND_MAX * (decide.seconds + 1))?),
+        false => None,
     };
-    Ok(Round { per_second: per_second(count, took), latencies: Latencies::of(micros), cpu, flood })
+    let question = Question {
+        address: server.address.clone(),
+        request: server.request.clone(),
+        connections: decide.connections,
+        rate: rate.0,
+        took: Duration::from_secs(decide.seconds),
+    };
+    let flood = flood.map(Ready::start);
+    let cpu = Cpu::start(vec![("server", server.processes.clone())]);
+    let answered = tokio::task::spawn_blocking(move || question.ask()).await??;
+    let server_cpu = cpu.used().first().map_or(0.0, |(_, seconds)| *seconds);
+    let taken = flood.map(Flood::end).transpose()?.unwrap_or(0);
+    Ok(Round { server_cpu, flood: per_second(taken, answered.took) as u64, answered })
 }
 
-/// Asks on one connection, whenever it is its turn or at once; latencies in microseconds, from the moment a question
-/// was due.
-async fn connection(
-    address: String,
-    request: Arc<Vec<u8>>,
-    mut turns: Option<mpsc::UnboundedReceiver<Instant>>,
-    end: Instant,
-) -> anyhow::Result<Vec<u32>> {
-    let mut link = Link::to(&address).await?;
-    let mut micros = Vec::with_capacity(64 * 1024);
-    loop {
-        let due = match &mut turns {
-            Some(turns) => turns.recv().await,
-            None => Some(Instant::now()).filter(|now| *now < end),
-        };
-        let Some(due) = due else { return Ok(micros) };
-        let answer = link.send(&request).await?;
-        ensure!(matches!(answer.status, 200 | 304), "answered {}", answer.status);
-        micros.push(u32::try_from(due.elapsed().as_micros()).unwrap_or(u32::MAX));
-    }
-}
-
-/// Gives the connections their turns, from a thread that sleeps to the tens of microseconds: the runtime's own timer
-/// is a millisecond coarse, and that would be counted as the server's.
-fn keep_time(turns: &[mpsc::UnboundedSender<Instant>], every: Duration, end: Instant) {
-    let mut due = Instant::now();
-    for turn in turns.iter().cycle() {
-        if due >= end {
-            return;
-        }
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        // A connection that has failed tells so by itself.
-        let _ = turn.send(due);
-        due += every;
-    }
-}
-
-/// Events for the same tenant, as fast as they are taken. On a thread of its own, so that making them does not delay
-/// the questions, whose latency would then be ours and not the daemon's.
-struct Flood {
-    sending: std::thread::JoinHandle<anyhow::Result<u64>>,
-}
-
-impl Flood {
-    fn start(plant: &Plant, tenant: &Tenant, over: Arc<AtomicBool>) -> anyhow::Result<Flood> {
-        let (tenant, address) = (tenant.clone(), plant.address.clone());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let sending = std::thread::spawn(move || {
-            let both = (0..FLOOD_CONNECTIONS).map(|_| flood(&address, &tenant, &over));
-            let taken = runtime.block_on(futures_util::future::try_join_all(both))?;
-            Ok(taken.iter().sum())
-        });
-        Ok(Flood { sending })
-    }
-
-    /// How many events were taken.
-    fn end(self) -> anyhow::Result<u64> {
-        self.sending.join().map_err(|_| anyhow::anyhow!("the flood panicked"))?
-    }
-}
-
-async fn flood(address: &str, tenant: &Tenant, over: &AtomicBool) -> anyhow::Result<u64> {
-    let mut link = Link::to(address).await?;
-    let mut taken = 0;
-    while !over.load(Ordering::Relaxed) {
-        let batch = events::make(Payload::Compact, Ids::V7, std::slice::from_ref(tenant), FLOOD_BATCH)?;
-        let body = events::body(&batch);
-        let answer = link.send(&request("POST", "/v1/usage/events", &tenant.key, Some(&body))).await?;
-        if answer.status == 200 {
-            taken += FLOOD_BATCH;
-        }
-    }
-    Ok(taken)
-}
-
-fn report(mut asked: Vec<Asked>, decide: &Decide, table: &mut Table) {
-    let mut medians = Vec::new();
-    for server in &mut asked {
-        server.rounds.sort_by(|one, other| one.per_second.total_cmp(&other.per_second));
-        let Some(median) = server.rounds.get(server.rounds.len() / 2) else { continue };
-        table.row(server.name, format!("{:.0} requests/s, {}", median.per_second, median.latencies.text()));
-        table.row("", format!("{} answers; {}", median.latencies.count(), median.cpu));
-        if median.flood > 0 {
-            table.row("", format!("beside {} events/s", median.flood));
-        }
-        medians.push(median.per_second);
-    }
-    if let ([ours, theirs], None) = (medians.as_slice(), decide.rate.0) {
-        table.row("ratio", format!("{:.0} % of nginx's requests a second", ours / theirs * 100.0));
-    }
+fn row(name: &str, rate: Rate, round: &Round, nginx: f64) -> Vec<String> {
+    let latencies = &round.answered.latencies;
+    let each = |seconds: f64| format!("{:.1}", seconds * 1e6 / latencies.count().max(1) as f64);
+    // Beside a flood the daemon's CPU is the flood's too.
+    let server = if round.flood > 0 && name == OURS { "-".into() } else { each(round.server_cpu) };
+    let mut cells = vec![name.to_owned(), rate.to_string(), format!("{:.0}", round.per_second())];
+    cells.extend([0.5, 0.99, 0.999, 1.0].map(|share| latencies.at(share).to_string()));
+    cells.extend([server, each(round.answered.cpu), round.flood.to_string()]);
+    cells.push(if rate.0.is_none() { format!("{:.0}", round.per_second() / nginx * 100.0) } else { "-".into() });
+    cells
 }

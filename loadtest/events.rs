@@ -5,7 +5,20 @@ use bytes::Bytes;
 use platform_api::clock::{self, Clock};
 
 use crate::plant::Tenant;
-use crate::{Ids, Payload};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Payload {
+    /// The platform envelope, about 350 bytes.
+    Compact,
+    /// LiteLLM's payload as captured, about 16 kB.
+    Litellm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Ids {
+    V7,
+    V4,
+}
 
 /// LiteLLM's payload as its callback posted it.
 const LITELLM: &str = include_str!("../tests/fixtures/litellm/chat_openai_nonstream_minimal.json");
@@ -92,10 +105,20 @@ fn cut(piece: Piece, word: &str, made: fn() -> Piece) -> Vec<Piece> {
     pieces
 }
 
+/// One compact event of `user`.
+pub(crate) fn of_user(tenant: &Tenant, user: &str) -> Bytes {
+    Bytes::from(envelope(&clock::new_id().to_string(), &Clock::system().now().to_string(), tenant, user, 0, 0))
+}
+
 fn compact(id: &str, now: &str, tenant: &Tenant, at: u64) -> String {
-    let (user, model) = (at % USERS, MODELS[(at % 4) as usize]);
+    let user = at % USERS;
+    envelope(id, now, tenant, &format!("user-{user}"), user, at)
+}
+
+fn envelope(id: &str, now: &str, tenant: &Tenant, user_id: &str, user: u64, at: u64) -> String {
+    let model = MODELS[(at % 4) as usize];
     format!(
-        "{{\"eventId\":\"{id}\",\"occurredAt\":\"{now}\",\"tenantId\":\"{tenant}\",\"actor\":{{\"userId\":\"user-{user}\",\
+        "{{\"eventId\":\"{id}\",\"occurredAt\":\"{now}\",\"tenantId\":\"{tenant}\",\"actor\":{{\"userId\":\"{user_id}\",\
          \"groupId\":\"group-{group}\",\"apiKeyId\":\"key-{user}\"}},\"payload\":{{\"source\":\"loadtest\",\
          \"model\":\"{model}\",\"provider\":\"openai\",\"status\":\"success\",\
          \"usage\":{{\"promptTokens\":57,\"completionTokens\":17}},\"costUsd\":\"0.0003125\"}}}}",

@@ -1,238 +1,204 @@
 //! Events from the sender to the commit, counted exactly, and the yardsticks beside it.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use async_nats::jetstream;
+use anyhow::ensure;
 use bytes::Bytes;
-use tokio::time::{Instant, sleep, timeout};
+use clap::{Args, ValueEnum};
+use tokio::time::Instant;
 
-use crate::events::{self, TOKENS};
-use crate::figures::{Cpu, Group, Table, per_second};
-use crate::link::{Link, request};
-use crate::plant::{Plant, call};
-use crate::yardstick::{self, Ledger};
-use crate::{Ingest, Payload, StoreKind, Surroundings, Via};
+use crate::Surroundings;
+use crate::events::{self, Ids, Payload};
+use crate::figures::{Grid, per_second};
+use crate::plant::{BATCH_EVENTS_MAX, Plant, Setup, StoreKind};
+use crate::profile::{Profile, Spent};
+use crate::send::{self, Requests};
+use crate::{truth, yardstick};
 
-/// How long nothing may be committed before the run is given up.
-const STALL: Duration = Duration::from_secs(60);
-/// How often the daemon is asked how far it is: rarely enough to cost nothing.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Open SQLite tenants cost little; Postgres has 100 connections as a rule.
+const OPEN_MAX_SQLITE: u32 = 1_000;
+/// Plain SQL takes a connection for each tenant.
+const YARDSTICK_TENANTS_MAX: u32 = 50;
+/// What TigerBeetle has published for a machine of this size: transfers a second by transfers in one request.
+const TIGERBEETLE: [(u64, f64); 3] = [(8_189, 129_915.0), (1_000, 100_059.0), (100, 13_832.0)];
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Ingest {
+    #[arg(long, value_enum, default_value_t = Via::Nats)]
+    via: Via,
+    #[arg(long, value_enum, default_value_t = StoreKind::Postgres)]
+    store: StoreKind,
+    /// Tenants that the events are for, by turns; several numbers make a sweep, a row for each.
+    #[arg(long, visible_alias = "sweep", value_delimiter = ',', default_value = "1",
+          value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    tenants: Vec<u32>,
+    /// Events of each row.
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..=5_000_000))]
+    events: u64,
+    #[arg(long, value_enum, default_value_t = Payload::Compact)]
+    payload: Payload,
+    /// UUIDv7 event ids (in the order of time) or UUIDv4 (random). LiteLLM's ids begin with their time either way.
+    #[arg(long, value_enum, default_value_t = Ids::V7)]
+    ids: Ids,
+    /// Events of one HTTP request; several numbers make a sweep.
+    #[arg(long, value_delimiter = ',', default_value = "500",
+          value_parser = clap::value_parser!(u64).range(1..=BATCH_EVENTS_MAX))]
+    batch: Vec<u64>,
+    /// HTTP requests, or thousands of unacknowledged publishes, under way at once.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    in_flight: u32,
+    /// Publish everything while the daemon is down, then time how it works the backlog off (NATS only).
+    #[arg(long)]
+    backlog: bool,
+    /// Count system calls with strace, which slows the daemon down: rates are then not comparable.
+    #[arg(long)]
+    profile: bool,
+    /// Leave the yardsticks out.
+    #[arg(long)]
+    alone: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Via {
+    Nats,
+    Http,
+}
+
+/// One row of a sweep.
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    tenants: u32,
+    batch: u64,
+}
 
 pub(crate) async fn run(ingest: &Ingest, surroundings: &Surroundings) -> anyhow::Result<()> {
     ensure!(!ingest.backlog || ingest.via == Via::Nats, "only a stream keeps a backlog");
-    let mut plant = Plant::start(ingest.store, ingest.via == Via::Nats, surroundings).await?;
-    let outcome = measured(&mut plant, ingest).await;
-    if outcome.is_err() {
-        eprintln!("the daemon's log:\n{}", plant.log());
+    eprintln!("{ingest:?}");
+    let mut grid = Grid::new(&[
+        "tenants",
+        "batch",
+        "events/s",
+        "took s",
+        "limit",
+        "commits",
+        "events each",
+        "ms each",
+        "B written/event",
+        "CPU µs/event",
+        "syscalls/1000",
+        "fsyncs",
+        "% of SQL",
+        "% of drain (groups)",
+        "% of TigerBeetle",
+    ]);
+    // A stream's reader chooses its own batches.
+    let batches = if ingest.via == Via::Http { ingest.batch.as_slice() } else { &[0] };
+    for tenants in &ingest.tenants {
+        for batch in batches {
+            grid.row(step(ingest, Step { tenants: *tenants, batch: *batch }, surroundings).await?);
+        }
     }
-    let ended = plant.end().await;
-    outcome?.print();
-    ended
+    grid.print();
+    Ok(())
 }
 
-async fn measured(plant: &mut Plant, ingest: &Ingest) -> anyhow::Result<Table> {
-    plant.onboard(ingest.tenants).await?;
-    eprintln!("making {} events", ingest.events);
+/// A daemon of its own for each row, so that no row has the books of another.
+async fn step(ingest: &Ingest, step: Step, surroundings: &Surroundings) -> anyhow::Result<Vec<String>> {
+    let mut setup = Setup { nats: ingest.via == Via::Nats, ..Setup::of(ingest.store) };
+    if ingest.store == StoreKind::Sqlite {
+        setup.open_max = OPEN_MAX_SQLITE;
+    }
+    let mut plant = Plant::start(setup, surroundings).await?;
+    let outcome = measured(&mut plant, ingest, step).await;
+    plant.finish(outcome).await
+}
+
+async fn measured(plant: &mut Plant, ingest: &Ingest, step: Step) -> anyhow::Result<Vec<String>> {
+    plant.onboard(step.tenants).await?;
     let events = events::make(ingest.payload, ingest.ids, &plant.tenants, ingest.events)?;
-    let mut table = Table::default();
-    table.row("run", format!("{ingest:?}"));
-    table.row("event", format!("{} bytes", events::mean_bytes(&events)?));
+    eprintln!("{} events of {} bytes", ingest.events, events::mean_bytes(&events)?);
     if ingest.store == StoreKind::Postgres {
         plant.administer("CHECKPOINT").await?;
     }
+    let (took, spent) = count(plant, ingest, step, &events).await?;
+    eprintln!("{}", truth::verify(plant, ingest.events).await?);
+    let alone = ingest.alone || step.tenants > YARDSTICK_TENANTS_MAX;
+    let yardsticks = if alone { Yardsticks::default() } else { Yardsticks::measure(plant, ingest).await? };
+    Ok(row(ingest, step, took, &spent, &yardsticks))
+}
 
+/// Sends everything; how long that took to the last commit, and what it cost.
+async fn count(plant: &mut Plant, ingest: &Ingest, step: Step, events: &[Bytes]) -> anyhow::Result<(Duration, Spent)> {
     if ingest.backlog {
         plant.halt().await?;
-        publish(plant, &events, ingest.in_flight).await?;
-    }
-    let cpu = Cpu::start(vec![
-        ("daemon", plant.daemon()),
-        ("postgres", plant.backends()),
-        ("nats", Group::Named(vec!["nats-server".into()])),
-        ("sender", Group::Process(std::process::id())),
-    ]);
-    let began = Instant::now();
-    let cpu = if ingest.backlog {
+        send::publish(plant, events, ingest.in_flight).await?;
+        let began = Instant::now();
         plant.launch().await?;
-        Cpu::start(vec![
-            ("daemon", plant.daemon()),
-            ("postgres", plant.backends()),
-            ("nats", Group::Named(vec!["nats-server".into()])),
-        ])
-    } else {
-        match ingest.via {
-            Via::Nats => publish(plant, &events, ingest.in_flight).await?,
-            Via::Http => post(plant, ingest, &events).await?,
+        let profile = Profile::start(plant, ingest.profile).await?;
+        let took = truth::committed(plant, ingest.events, began).await?;
+        return Ok((took, profile.end(plant).await?));
+    }
+    let requests = (ingest.via == Via::Http).then(|| Requests::of(plant, ingest.payload, events, step.batch));
+    let profile = Profile::start(plant, ingest.profile).await?;
+    let began = Instant::now();
+    match requests {
+        Some(requests) => requests.post(plant, ingest.in_flight).await?,
+        None => send::publish(plant, events, ingest.in_flight).await?,
+    }
+    let took = truth::committed(plant, ingest.events, began).await?;
+    Ok((took, profile.end(plant).await?))
+}
+
+/// What the same rows and messages take without the daemon.
+#[derive(Default)]
+struct Yardsticks {
+    sql: Option<Duration>,
+    drain: Option<Duration>,
+    drain_in_groups: Option<Duration>,
+}
+
+impl Yardsticks {
+    async fn measure(plant: &Plant, ingest: &Ingest) -> anyhow::Result<Yardsticks> {
+        eprintln!("measuring plain SQL with the same rows and keys");
+        let sql = match ingest.store {
+            StoreKind::Postgres => yardstick::copy(plant).await?,
+            StoreKind::Sqlite => yardstick::insert(plant).await?,
+        };
+        let mut yardsticks = Yardsticks { sql: Some(sql), ..Yardsticks::default() };
+        if ingest.via == Via::Nats {
+            eprintln!("measuring bare consumers");
+            yardsticks.drain = Some(yardstick::drain(plant, ingest.events, false).await?);
+            yardsticks.drain_in_groups = Some(yardstick::drain(plant, ingest.events, true).await?);
         }
-        cpu
+        Ok(yardsticks)
+    }
+}
+
+fn row(ingest: &Ingest, step: Step, took: Duration, spent: &Spent, yardsticks: &Yardsticks) -> Vec<String> {
+    let rate = per_second(ingest.events, took);
+    let of = |other: Option<Duration>| {
+        other.map_or("-".into(), |other| format!("{:.0}", other.as_secs_f64() / took.as_secs_f64() * 100.0))
     };
-    let sent = began.elapsed();
-    let took = committed(plant, ingest.events, began).await?;
-    let spent = cpu.text(ingest.events);
-    let ours = per_second(ingest.events, took);
-    table.row("counted", format!("{ours:.0} events/s ({:.2} s, {})", took.as_secs_f64(), commits(plant).await?));
-    if !ingest.backlog {
-        table.row("sent", format!("{:.0} events/s", per_second(ingest.events, sent)));
-    }
-    table.row("CPU", spent);
-    verify(plant, ingest, &mut table).await?;
-    compare(plant, ingest, ours, &mut table).await?;
-    Ok(table)
-}
-
-/// Publishes all of them, each to its tenant's subject; returns when the stream has confirmed every one.
-async fn publish(plant: &Plant, events: &[Bytes], in_flight: u32) -> anyhow::Result<()> {
-    eprintln!("publishing");
-    let client = async_nats::connect(&plant.surroundings.nats).await.context("connecting to NATS")?;
-    let window = in_flight as usize * 1_000;
-    let context = jetstream::ContextBuilder::new().max_ack_inflight(window + 1).build(client);
-    let subjects: Vec<String> =
-        plant.tenants.iter().map(|tenant| format!("{}.{}", plant.subject(), tenant.id)).collect();
-    let mut waiting = VecDeque::with_capacity(window);
-    for (event, subject) in events.iter().zip(subjects.iter().cycle()) {
-        if waiting.len() >= window
-            && let Some(oldest) = waiting.pop_front()
-        {
-            confirmed(oldest).await?;
-        }
-        waiting.push_back(context.publish(subject.clone(), event.clone()).await?);
-    }
-    for publish in waiting {
-        confirmed(publish).await?;
-    }
-    Ok(())
-}
-
-async fn confirmed(publish: jetstream::context::PublishAckFuture) -> anyhow::Result<()> {
-    publish.await.context("the stream did not take an event")?;
-    Ok(())
-}
-
-/// Posts all of them, a batch for one tenant at a time, over `in_flight` connections.
-async fn post(plant: &Plant, ingest: &Ingest, events: &[Bytes]) -> anyhow::Result<()> {
-    eprintln!("posting");
-    let path = match ingest.payload {
-        Payload::Compact => "/v1/usage/events",
-        Payload::Litellm => "/v1/usage/litellm",
+    let published = TIGERBEETLE.iter().find(|(batch, _)| *batch == step.batch);
+    let syscall = |read: fn(crate::profile::Syscalls) -> f64| {
+        spent.syscalls.map_or("-".into(), |counted| format!("{:.0}", read(counted)))
     };
-    let tenants = plant.tenants.len();
-    let mut requests = Vec::new();
-    for (at, tenant) in plant.tenants.iter().enumerate() {
-        let theirs: Vec<Bytes> = events.iter().skip(at).step_by(tenants).cloned().collect();
-        for batch in theirs.chunks(ingest.batch as usize) {
-            requests.push((request("POST", path, &tenant.key, Some(&events::body(batch))), batch.len()));
-        }
-    }
-    let requests = Arc::new(requests);
-    let next = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let mut posting = tokio::task::JoinSet::new();
-    for _ in 0..ingest.in_flight {
-        let (requests, next, address) = (requests.clone(), next.clone(), plant.address.clone());
-        posting.spawn(async move {
-            let mut link = Link::to(&address).await?;
-            while let Some((request, count)) = requests.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
-                post_one(&mut link, request, *count).await?;
-            }
-            anyhow::Ok(())
-        });
-    }
-    while let Some(ended) = posting.join_next().await {
-        ended??;
-    }
-    Ok(())
-}
-
-/// One batch, again and again while the tenant says that it is saturated.
-async fn post_one(link: &mut Link, request: &[u8], count: usize) -> anyhow::Result<()> {
-    loop {
-        let answer = link.send(request).await?;
-        if matches!(answer.status, 429 | 503) {
-            sleep(LOOK_EVERY).await;
-            continue;
-        }
-        let told = answer.json()?;
-        let taken = told["accepted"].as_u64().unwrap_or(0) + told["duplicates"].as_u64().unwrap_or(0);
-        ensure!(taken == count as u64, "{count} events were posted: {told}");
-        return Ok(());
-    }
-}
-
-/// Waits until every event is committed; how long that took since `began`.
-async fn committed(plant: &Plant, events: u64, began: Instant) -> anyhow::Result<Duration> {
-    let mut link = Link::to(&plant.address).await?;
-    let (mut best, mut progress, mut told) = (-1, Instant::now(), Instant::now());
-    loop {
-        // A tenant that is being opened answers 503.
-        let (counted, _) = plant.counted(&mut link).await.unwrap_or((0, 0));
-        ensure!(counted <= events as i64, "{counted} were counted of {events}");
-        if counted == events as i64 {
-            return Ok(began.elapsed());
-        }
-        if counted > best {
-            (best, progress) = (counted, Instant::now());
-        }
-        if told.elapsed() > Duration::from_secs(2) {
-            eprintln!("{counted} of {events}");
-            told = Instant::now();
-        }
-        ensure!(progress.elapsed() < STALL, "nothing was committed for {STALL:?} after {counted} of {events}");
-        sleep(LOOK_EVERY).await;
-    }
-}
-
-/// How many commits the daemon made, and how long they took, from its own metrics.
-async fn commits(plant: &Plant) -> anyhow::Result<String> {
-    let mut link = Link::to(&plant.address).await?;
-    let question = request("GET", "/metrics", "", None);
-    let answer = timeout(STALL, link.send(&question)).await??;
-    let text = String::from_utf8_lossy(answer.body).into_owned();
-    let sum = |name: &str| -> f64 {
-        let lines = text.lines().filter(|line| line.starts_with(name));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-    };
-    let (count, seconds) = (sum("platform_api_commit_seconds_count"), sum("platform_api_commit_seconds_sum"));
-    let events = sum("platform_api_commit_events_sum");
-    Ok(format!("{count:.0} commits of {:.0} events and {:.1} ms", events / count, seconds * 1e3 / count))
-}
-
-/// Every event is in the ledger once, the sums agree, and the chains hold.
-async fn verify(plant: &Plant, ingest: &Ingest, table: &mut Table) -> anyhow::Result<()> {
-    eprintln!("verifying");
-    let mut link = Link::to(&plant.address).await?;
-    let (counted, tokens) = plant.counted(&mut link).await?;
-    let (mut rows, mut sum) = (0, 0);
-    for tenant in &plant.tenants {
-        let mut ledger = Ledger::open(plant, tenant).await?;
-        let (theirs, tokens) = ledger.sums().await?;
-        (rows, sum) = (rows + theirs, sum + tokens);
-        let verdict = call(&mut link, "GET", "/v1/audit/verify", &tenant.key, None).await?;
-        ensure!(verdict["holds"] == true, "a chain does not hold: {verdict}");
-    }
-    let sent = ingest.events as i64;
-    ensure!(counted == sent && rows == sent, "{sent} were sent, quotas say {counted}, the ledgers {rows}");
-    ensure!(tokens == sent * TOKENS && sum == tokens, "{} tokens sent, quotas {tokens}, ledgers {sum}", sent * TOKENS);
-    table
-        .row("exact", format!("sent = quotas = ledgers = {sent} events, {sum} tokens; {} chains hold", ingest.tenants));
-    Ok(())
-}
-
-async fn compare(plant: &Plant, ingest: &Ingest, ours: f64, table: &mut Table) -> anyhow::Result<()> {
-    let mut yardstick = |name: &str, took: Duration| {
-        let theirs = per_second(ingest.events, took);
-        table.row(name, format!("{theirs:.0} events/s; ours is {:.0} % of it", ours / theirs * 100.0));
-    };
-    eprintln!("measuring plain SQL");
-    match ingest.store {
-        StoreKind::Postgres => yardstick("COPY, same rows and keys", yardstick::copy(plant).await?),
-        StoreKind::Sqlite => yardstick("INSERT, same rows and keys", yardstick::insert(plant).await?),
-    }
-    if ingest.via == Via::Nats {
-        eprintln!("measuring bare consumers");
-        yardstick("JetStream drain, each acked", yardstick::drain(plant, ingest.events, false).await?);
-        yardstick("JetStream drain, acked in groups", yardstick::drain(plant, ingest.events, true).await?);
-    }
-    Ok(())
+    let thousands = ingest.events as f64 / 1_000.0;
+    vec![
+        step.tenants.to_string(),
+        if step.batch == 0 { "-".into() } else { step.batch.to_string() },
+        format!("{rate:.0}"),
+        format!("{:.2}", took.as_secs_f64()),
+        spent.limit(took),
+        format!("{:.0}", spent.commits),
+        format!("{:.0}", spent.events / spent.commits.max(1.0)),
+        format!("{:.1}", spent.commit_ms),
+        format!("{:.0}", spent.written_bytes / ingest.events as f64),
+        spent.cpu_each(ingest.events),
+        spent.syscalls.map_or("-".into(), |counted| format!("{:.0}", counted.all as f64 / thousands)),
+        syscall(|counted| counted.fsyncs as f64),
+        of(yardsticks.sql),
+        format!("{} ({})", of(yardsticks.drain), of(yardsticks.drain_in_groups)),
+        published.map_or("-".into(), |(_, theirs)| format!("{:.0}", rate / theirs * 100.0)),
+    ]
 }

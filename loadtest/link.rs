@@ -1,5 +1,8 @@
-//! One kept-alive HTTP connection, with as little between the socket and us as will do: what the client spends is
-//! taken from the daemon on the same cores.
+//! Kept-alive HTTP connections with as little between the socket and us as will do: what the client spends is taken from
+//! the daemon on the same cores. [`Link`] waits in a task, [`Wire`] in a thread.
+
+use std::io::{Read, Write};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
@@ -8,6 +11,9 @@ use tokio::net::TcpStream;
 
 /// Longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How long a thread waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+const BROKEN: &str = "the connection was closed before the answer was complete";
 
 pub(crate) struct Link {
     stream: TcpStream,
@@ -50,32 +56,75 @@ impl Link {
     pub(crate) async fn send(&mut self, request: &[u8]) -> anyhow::Result<Answer<'_>> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
-        loop {
+        let mut parts = None;
+        while parts.is_none() {
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                bail!("the connection was closed before the answer was complete");
+                bail!(BROKEN);
             }
-            if let Some(head) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
-                return self.rest(head + 4).await;
+            parts = Parts::complete(&self.buffer)?;
+        }
+        parts.map(|parts| parts.of(&self.buffer)).context(BROKEN)
+    }
+}
+
+/// A connection that a thread waits for.
+pub(crate) struct Wire {
+    stream: std::net::TcpStream,
+    buffer: Vec<u8>,
+    filled: usize,
+}
+
+impl Wire {
+    pub(crate) fn to(address: &str) -> anyhow::Result<Wire> {
+        let stream = std::net::TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Wire { stream, buffer: vec![0; 64 * 1024], filled: 0 })
+    }
+
+    /// Sends a request that was written before, and reads its answer to the end.
+    pub(crate) fn send(&mut self, request: &[u8]) -> anyhow::Result<Answer<'_>> {
+        self.stream.write_all(request)?;
+        self.filled = 0;
+        loop {
+            if self.filled == self.buffer.len() {
+                self.buffer.resize(self.filled * 2, 0);
+            }
+            let read = self.stream.read(&mut self.buffer[self.filled..])?;
+            if read == 0 {
+                bail!(BROKEN);
+            }
+            self.filled += read;
+            if let Some(parts) = Parts::complete(&self.buffer[..self.filled])? {
+                return Ok(parts.of(&self.buffer));
             }
         }
     }
+}
 
-    async fn rest(&mut self, head: usize) -> anyhow::Result<Answer<'_>> {
-        let (status, length) = {
-            let answer = Answer { status: 0, head: &self.buffer[..head], body: &[] };
-            let status = std::str::from_utf8(answer.head.get(9..12).unwrap_or_default())?.parse()?;
-            let length: usize = answer.header("content-length").unwrap_or("0").parse()?;
-            (status, length)
-        };
+/// Where the parts of an answer stand.
+struct Parts {
+    status: u16,
+    head: usize,
+    end: usize,
+}
+
+impl Parts {
+    /// `None` while there is more to come.
+    fn complete(bytes: &[u8]) -> anyhow::Result<Option<Parts>> {
+        let Some(head) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
+        let answer = Answer { status: 0, head: &bytes[..head + 4], body: &[] };
+        let status = std::str::from_utf8(answer.head.get(9..12).unwrap_or_default())?.parse()?;
+        let length: usize = answer.header("content-length").unwrap_or("0").parse()?;
         if length > ANSWER_BYTES_MAX {
             bail!("an answer of {length} bytes");
         }
-        while self.buffer.len() < head + length {
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                bail!("the connection was closed before the answer was complete");
-            }
-        }
-        Ok(Answer { status, head: &self.buffer[..head], body: &self.buffer[head..head + length] })
+        let parts = Parts { status, head: head + 4, end: head + 4 + length };
+        Ok(Some(parts).filter(|parts| parts.end <= bytes.len()))
+    }
+
+    fn of<'a>(&self, bytes: &'a [u8]) -> Answer<'a> {
+        Answer { status: self.status, head: &bytes[..self.head], body: &bytes[self.head..self.end] }
     }
 }
 

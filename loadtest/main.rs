@@ -2,19 +2,40 @@
 //!
 //! Each run starts its own `platform-api serve` with its own data, databases and stream, sends it what it was told to,
 //! checks that every event was counted exactly once, measures its yardsticks (plain SQL, a bare JetStream consumer,
-//! nginx) in the same minutes, and ends everything it started. Progress goes to stderr, the table to stdout.
+//! nginx, itself alone) in the same minutes, and ends everything it started. Progress goes to stderr, the table to
+//! stdout.
 
+#![allow(clippy::disallowed_methods, reason = "what measures reads the clock")]
+
+mod asker;
+mod cpu;
 mod decide;
 mod events;
 mod figures;
+mod flood;
+mod freshness;
+mod growth;
 mod ingest;
+mod issuer;
 mod link;
 mod nginx;
+mod noisy;
+mod pace;
 mod parse;
 mod plant;
+mod profile;
+mod progress;
+mod send;
+mod served;
+mod steady;
+mod tenants;
+mod truth;
+mod watch;
 mod yardstick;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::fmt;
+
+use clap::{Args, Parser, Subcommand};
 
 #[derive(Debug, Parser)]
 #[command(about = "Load and comparison runs against platform-api", version)]
@@ -28,11 +49,19 @@ struct Command {
 #[derive(Debug, Subcommand)]
 enum Run {
     /// Counts events end to end, against plain SQL and a bare JetStream consumer.
-    Ingest(Ingest),
+    Ingest(ingest::Ingest),
     /// Asks for decisions over kept-alive connections, against nginx with a static answer of the same size.
-    Decide(Decide),
+    Decide(decide::Decide),
     /// Reads bodies, against a general reader of JSON and a mere look at every byte. Needs no daemon.
-    Parse(Parse),
+    Parse(parse::Parse),
+    /// How old an answer is: from publishing to visible in a look-up, and from a crossed threshold to its alert.
+    Freshness(freshness::Freshness),
+    /// What tenants cost: memory, onboarding, the cold start, and an event among many tenants against few.
+    Tenants(tenants::Tenants),
+    /// Quiet tenants beside one that floods, against themselves alone.
+    Noisy(noisy::Noisy),
+    /// Look-ups, reports and ingestion as a tenant's ledger grows.
+    Growth(growth::Growth),
 }
 
 /// Where things are.
@@ -53,92 +82,7 @@ struct Surroundings {
     nats: String,
 }
 
-#[derive(Debug, Clone, Args)]
-struct Ingest {
-    #[arg(long, value_enum, default_value_t = Via::Nats)]
-    via: Via,
-    #[arg(long, value_enum, default_value_t = StoreKind::Postgres)]
-    store: StoreKind,
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=50))]
-    tenants: u32,
-    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..=5_000_000))]
-    events: u64,
-    #[arg(long, value_enum, default_value_t = Payload::Compact)]
-    payload: Payload,
-    /// UUIDv7 event ids (in the order of time) or UUIDv4 (random). LiteLLM's ids begin with their time either way.
-    #[arg(long, value_enum, default_value_t = Ids::V7)]
-    ids: Ids,
-    /// Events of one HTTP request.
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=5_000))]
-    batch: u64,
-    /// HTTP requests, or thousands of unacknowledged publishes, under way at once.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
-    in_flight: u32,
-    /// Publish everything while the daemon is down, then time how it works the backlog off (NATS only).
-    #[arg(long)]
-    backlog: bool,
-}
-
-#[derive(Debug, Clone, Args)]
-struct Decide {
-    /// `max`, or requests a second, sent on schedule whatever the answers do.
-    #[arg(long, default_value = "max")]
-    rate: Rate,
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_000))]
-    connections: u32,
-    /// Seconds of each round.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=300))]
-    seconds: u64,
-    /// Rounds of ours and of nginx, by turns; the median is told.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
-    rounds: u32,
-    #[arg(long, value_enum, default_value_t = StoreKind::Sqlite)]
-    store: StoreKind,
-    /// Send If-None-Match with the last ETag, as a gateway that caches does.
-    #[arg(long)]
-    conditional: bool,
-    /// Beside a flood of events for the same tenant over HTTP.
-    #[arg(long)]
-    while_ingesting: bool,
-    /// Leave nginx out.
-    #[arg(long)]
-    alone: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Via {
-    Nats,
-    Http,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum StoreKind {
-    Postgres,
-    Sqlite,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Payload {
-    /// The platform envelope, about 350 bytes.
-    Compact,
-    /// LiteLLM's payload as captured, about 16 kB.
-    Litellm,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Ids {
-    V7,
-    V4,
-}
-
-#[derive(Debug, Clone, Copy, Args)]
-struct Parse {
-    /// Seconds for each kind of body.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
-    seconds: u64,
-}
-
-/// Requests a second; `None` for as many as there can be.
+/// How many a second; `None` for as many as there can be.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Rate(Option<f64>);
 
@@ -150,8 +94,17 @@ impl std::str::FromStr for Rate {
             "max" => Ok(Rate(None)),
             _ => match text.parse::<f64>() {
                 Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(Rate(Some(rate))),
-                _ => Err("neither `max` nor a number of requests a second".into()),
+                _ => Err("neither `max` nor a number a second".into()),
             },
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(rate) => write!(formatter, "{rate}/s"),
+            None => formatter.write_str("max"),
         }
     }
 }
@@ -161,16 +114,23 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let run = async {
+            let surroundings = &command.surroundings;
             match command.run {
-                Run::Ingest(ingest) => ingest::run(&ingest, &command.surroundings).await,
-                Run::Decide(decide) => decide::run(&decide, &command.surroundings).await,
+                Run::Ingest(ingest) => ingest::run(&ingest, surroundings).await,
+                Run::Decide(decide) => decide::run(&decide, surroundings).await,
                 Run::Parse(parse) => parse::run(parse),
+                Run::Freshness(freshness) => freshness::run(&freshness, surroundings).await,
+                Run::Tenants(tenants) => tenants::run(&tenants, surroundings).await,
+                Run::Noisy(noisy) => noisy::run(&noisy, surroundings).await,
+                Run::Growth(growth) => growth::run(&growth, surroundings).await,
             }
         };
-        // Dropped in the middle, a run still ends its processes and deletes its folder.
-        tokio::select! {
+        // Dropped in the middle, a run ends its processes and deletes its folder.
+        let ended = tokio::select! {
             ended = run => ended,
-            reason = platform_api::daemon::stop_signal() => anyhow::bail!("stopped by {}", reason?),
-        }
+            reason = platform_api::daemon::stop_signal() => reason.and_then(|name| anyhow::bail!("stopped by {name}")),
+        };
+        plant::clear(&command.surroundings).await?;
+        ended
     })
 }

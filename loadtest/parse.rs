@@ -5,12 +5,20 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
+use clap::Args;
 use platform_api::intake::arrival::{self, Format, Limits};
 use tokio::time::Instant;
 
-use crate::figures::Table;
+use crate::events::{self, Ids, Payload};
+use crate::figures::Grid;
 use crate::plant::Tenant;
-use crate::{Ids, Parse, Payload, events};
+
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Parse {
+    /// Seconds for each kind of body.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    seconds: u64,
+}
 
 /// Readings of one turn.
 const TURN: usize = 50;
@@ -26,19 +34,22 @@ struct Case {
 }
 
 pub(crate) fn run(parse: Parse) -> anyhow::Result<()> {
-    let mut table = Table::default();
+    let mut grid = Grid::new(&["body", "bytes each", "ours", "serde_json::Value", "share", "UTF-8 and a copy"]);
     for case in cases()? {
         let read = arrival::read(&case.body, case.format, LIMITS)?;
         ensure!(read.items.len() == case.events && read.items.iter().all(|item| item.reading.is_ok()), "{}", case.name);
         let [ours, value, look] = case.measured(Duration::from_secs(parse.seconds))?;
-        let each = format!(
-            "{:>5} bytes each: {ours:.2} µs; serde_json::Value {value:.2} µs ({:.2} of it); UTF-8 and a copy {look:.2} µs",
-            case.body.len() / case.events,
-            ours / value
-        );
-        table.row(case.name, each);
+        let micros = |micros: f64| format!("{micros:.2} µs");
+        grid.row(vec![
+            case.name.to_owned(),
+            (case.body.len() / case.events).to_string(),
+            micros(ours),
+            micros(value),
+            format!("{:.2}", ours / value),
+            micros(look),
+        ]);
     }
-    table.print();
+    grid.print();
     Ok(())
 }
 

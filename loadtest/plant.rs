@@ -1,5 +1,6 @@
 //! The daemon under load: the real binary as a child, with everything it needs of its own.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -7,16 +8,50 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::{Instant, sleep};
 
-use crate::figures::Group;
+use crate::Surroundings;
+use crate::cpu::Group;
 use crate::link::{Link, request};
-use crate::{StoreKind, Surroundings};
+use crate::progress::Progress;
 
 /// How long starting and ending may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The daemon's own default.
+const OPEN_MAX: u32 = 60;
+/// Connections to the database besides those of open tenants, as the daemon's own defaults leave.
+const CONNECTIONS_BESIDES: u32 = 20;
+/// Tenants that are onboarded at once.
+const ONBOARDING: u32 = 8;
+/// How many compact events the longest batch has, with room for its bytes.
+pub(crate) const BATCH_EVENTS_MAX: u64 = 10_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum StoreKind {
+    Postgres,
+    Sqlite,
+}
+
+/// What kind of daemon a run needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) store: StoreKind,
+    /// It reads a stream of its own.
+    pub(crate) nats: bool,
+    /// Tenants that may be open at once.
+    pub(crate) open_max: u32,
+    /// More configuration.
+    pub(crate) toml: String,
+}
+
+impl Setup {
+    pub(crate) fn of(store: StoreKind) -> Setup {
+        Setup { store, nats: false, open_max: OPEN_MAX, toml: String::new() }
+    }
+}
 
 /// A running daemon and what belongs to it. [`Plant::end`] deletes all of it.
 pub(crate) struct Plant {
@@ -40,16 +75,16 @@ pub(crate) struct Tenant {
 }
 
 impl Plant {
-    /// Starts a daemon; with `nats` it reads a stream of its own.
-    pub(crate) async fn start(store: StoreKind, nats: bool, surroundings: &Surroundings) -> anyhow::Result<Plant> {
-        let word = format!("load{}", std::process::id());
+    /// Starts a daemon.
+    pub(crate) async fn start(setup: Setup, surroundings: &Surroundings) -> anyhow::Result<Plant> {
+        let word = word();
         let folder = std::env::temp_dir().join(format!("platform-api-{word}"));
         std::fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
         let beside = std::env::current_exe()?.with_file_name("platform-api");
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let mut plant = Plant {
             address: format!("127.0.0.1:{port}"),
-            store,
+            store: setup.store,
             key: format!("{word}-bootstrap-key-0123456789abcdef"),
             word,
             tenants: Vec::new(),
@@ -58,10 +93,10 @@ impl Plant {
             binary: surroundings.binary.clone().unwrap_or(beside),
             child: None,
         };
-        if store == StoreKind::Postgres {
+        if plant.store == StoreKind::Postgres {
             plant.administer(&format!("CREATE DATABASE \"{}\" TEMPLATE template0 ENCODING 'UTF8'", plant.word)).await?;
         }
-        std::fs::write(plant.config_file(), plant.config(nats))?;
+        std::fs::write(plant.config_file(), plant.config(&setup))?;
         plant.launch().await?;
         Ok(plant)
     }
@@ -70,23 +105,27 @@ impl Plant {
         self.folder.join("platform-api.toml")
     }
 
-    fn config(&self, nats: bool) -> String {
+    fn config(&self, setup: &Setup) -> String {
         let store = match self.store {
             StoreKind::Sqlite => format!("sqlite:{}", self.data().display()),
             StoreKind::Postgres => self.database_url(&self.word),
         };
         let mut toml = String::new();
-        let (listen, key, word) = (&self.address, &self.key, &self.word);
-        let _ = writeln!(toml, "[http]\nlisten = \"{listen}\"\n[store]\nurl = \"{store}\"");
+        let (listen, key, word, open_max) = (&self.address, &self.key, &self.word, setup.open_max);
+        let _ = writeln!(toml, "[http]\nlisten = \"{listen}\"\n[intake]\nbatch_events_max = {BATCH_EVENTS_MAX}");
+        let connections = open_max + CONNECTIONS_BESIDES;
+        let _ = writeln!(toml, "[store]\nurl = \"{store}\"\nconnections_max = {connections}");
+        let _ = writeln!(toml, "[tenants]\nopen_max = {open_max}");
         let _ = writeln!(
             toml,
             "[auth]\nbootstrap_key = \"{key}\"\nkey_pepper = \"{word}-pepper-0123456789abcdef-0123456789\""
         );
-        if nats {
+        if setup.nats {
             let _ = writeln!(toml, "[nats]\nurl = \"{}\"\nstream = \"{}\"", self.surroundings.nats, self.stream());
             let _ = writeln!(toml, "consumer = \"{word}\"\nsubject = \"{}\"", self.subject());
             let _ = writeln!(toml, "alert_subject = \"{word}.alert\"\nalert_stream = \"{word}_ALERTS\"");
         }
+        toml.push_str(&setup.toml);
         toml
     }
 
@@ -108,8 +147,7 @@ impl Plant {
     }
 
     pub(crate) fn database_url(&self, name: &str) -> String {
-        let server = self.surroundings.postgres.rsplit_once('/').map_or("", |(server, _)| server);
-        format!("{server}/{name}")
+        database_url(&self.surroundings, name)
     }
 
     pub(crate) fn ledger_database(&self, tenant: &Tenant) -> String {
@@ -117,6 +155,12 @@ impl Plant {
             StoreKind::Postgres => self.database_url(&format!("tenant_{}", tenant.id)),
             StoreKind::Sqlite => self.data().join("tenants").join(format!("{}.db", tenant.id)).display().to_string(),
         }
+    }
+
+    /// One number from a Postgres database.
+    pub(crate) async fn ask(&self, url: &str, sql: &'static str) -> anyhow::Result<i64> {
+        let mut server = PgConnection::connect(url).await.context("connecting to Postgres")?;
+        Ok(sqlx::query_scalar(sql).fetch_one(&mut server).await?)
     }
 
     pub(crate) async fn administer(&self, sql: &str) -> anyhow::Result<()> {
@@ -172,41 +216,29 @@ impl Plant {
         Ok(())
     }
 
-    /// Onboards `count` tenants with two quotas each, neither of which is ever reached.
+    /// Onboards `count` more tenants with two quotas each, neither of which is ever reached.
     pub(crate) async fn onboard(&mut self, count: u32) -> anyhow::Result<()> {
-        let mut link = Link::to(&self.address).await?;
-        for at in 0..count {
-            let team = format!("{}-team-{at}", self.word);
-            let body = json!({"name": format!("Load {at}"), "timeZone": "Europe/Berlin",
-                "externalIds": [{"source": "litellm", "kind": "team", "id": team}]});
-            let made = call(&mut link, "POST", "/v1/tenants", &self.key, Some(&body)).await?;
-            let text = |value: &Value| value.as_str().map(str::to_owned).with_context(|| format!("onboarded: {made}"));
-            let (id, key) = (text(&made["tenant"]["id"])?, text(&made["adminApiKey"]["key"])?);
-            let quota = |metric, period| {
-                json!({"scope": {"type": "tenant"}, "metric": metric, "period": period, "limit": 1_000_000_000_000_i64,
-                    "thresholds": [50, 80, 100], "enforcement": "block"})
-            };
-            let quotas = json!({"quotas": [quota("requests", "total"), quota("tokens", "day")]});
-            call(&mut link, "PUT", &format!("/v1/quotas/{id}"), &key, Some(&quotas)).await?;
-            self.tenants.push(Tenant { id, team, key });
+        let first = self.tenants.len() as u32;
+        let mut progress = Progress::of("onboarding", u64::from(count));
+        let mut onboarding = futures_util::stream::iter(first..first + count)
+            .map(|at| newcomer(self.address.clone(), self.key.clone(), format!("{}-team-{at}", self.word)))
+            .buffered(ONBOARDING as usize);
+        let mut made = Vec::new();
+        while let Some(tenant) = onboarding.next().await {
+            made.push(tenant?);
+            progress.at(made.len() as u64);
         }
+        drop(onboarding);
+        self.tenants.extend(made);
         Ok(())
     }
 
-    /// Events counted so far, as the tenants' quotas tell, and their tokens.
-    pub(crate) async fn counted(&self, link: &mut Link) -> anyhow::Result<(i64, i64)> {
-        let mut sums = (0, 0);
-        for tenant in &self.tenants {
-            let path = format!("/v1/quotas/{}", tenant.id);
-            let told = call(link, "GET", &path, &tenant.key, None).await?;
-            let used = |at: usize| told["quotas"][at]["used"].as_i64().with_context(|| format!("no usage in {told}"));
-            sums = (sums.0 + used(0)?, sums.1 + used(1)?);
-        }
-        Ok(sums)
+    pub(crate) fn daemon(&self) -> Group {
+        Group::Process(self.process())
     }
 
-    pub(crate) fn daemon(&self) -> Group {
-        Group::Process(self.child.as_ref().map_or(0, Child::id))
+    pub(crate) fn process(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
     }
 
     /// The Postgres processes that serve our databases.
@@ -215,25 +247,33 @@ impl Plant {
         Group::Named(tenants.chain([format!(" {} ", self.word)]).collect())
     }
 
+    /// The daemon's memory in bytes, as the kernel counts it.
+    pub(crate) fn resident(&self) -> anyhow::Result<f64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.process()))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1_024.0)
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
+    /// Ends everything, and tells why where the run failed.
+    pub(crate) async fn finish<T>(self, outcome: anyhow::Result<T>) -> anyhow::Result<T> {
+        if outcome.is_err() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
+        let ended = self.end().await;
+        let done = outcome?;
+        ended.map(|()| done)
+    }
+
     /// Ends the daemon and deletes what was made for it.
-    pub(crate) async fn end(mut self) -> anyhow::Result<()> {
+    async fn end(mut self) -> anyhow::Result<()> {
         let halted = self.halt().await;
-        if self.store == StoreKind::Postgres {
-            let tenants = self.tenants.iter().map(|tenant| format!("tenant_{}", tenant.id));
-            for name in tenants.chain([self.word.clone(), format!("{}_yard", self.word)]) {
-                self.administer(&format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)")).await?;
-            }
-        }
-        if let Ok(client) = async_nats::connect(&self.surroundings.nats).await {
-            // They are absent in a run without NATS.
-            let jetstream = async_nats::jetstream::new(client);
-            let _ = jetstream.delete_stream(self.stream()).await;
-            let _ = jetstream.delete_stream(format!("{}_ALERTS", self.word)).await;
-        }
+        let surroundings = self.surroundings.clone();
+        drop(self);
+        clear(&surroundings).await?;
         halted
     }
 }
@@ -246,6 +286,73 @@ impl Drop for Plant {
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+/// What everything that this process makes is called after.
+fn word() -> String {
+    format!("load{}", std::process::id())
+}
+
+/// Deletes what plants of this process have left in Postgres and NATS, also those that were interrupted.
+pub(crate) async fn clear(surroundings: &Surroundings) -> anyhow::Result<()> {
+    let word = word();
+    if let Ok(mut server) = PgConnection::connect(&surroundings.postgres).await {
+        for name in left(&mut server, surroundings, &word).await? {
+            let sql = format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)");
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await?;
+        }
+    }
+    if let Ok(client) = async_nats::connect(&surroundings.nats).await {
+        // They are absent after a run without NATS.
+        let jetstream = async_nats::jetstream::new(client);
+        let _ = jetstream.delete_stream(format!("{word}_USAGE")).await;
+        let _ = jetstream.delete_stream(format!("{word}_ALERTS")).await;
+    }
+    Ok(())
+}
+
+/// Databases of this process that exist: its tenants', as its catalogue names them, the yardstick's, and last the
+/// catalogue's, without which nobody would know the others.
+async fn left(server: &mut PgConnection, surroundings: &Surroundings, word: &str) -> anyhow::Result<Vec<String>> {
+    let existing: Vec<String> = sqlx::query_scalar("SELECT datname FROM pg_database").fetch_all(server).await?;
+    if !existing.iter().any(|name| name == word) {
+        return Ok(Vec::new());
+    }
+    let mut catalogue = PgConnection::connect(&database_url(surroundings, word)).await?;
+    let tenants: Option<Vec<String>> =
+        sqlx::query_scalar("SELECT 'tenant_' || id FROM tenant").fetch_all(&mut catalogue).await.ok();
+    catalogue.close().await?;
+    let ours: HashSet<String> = tenants.unwrap_or_default().into_iter().chain([format!("{word}_yard")]).collect();
+    let mut left: Vec<String> = existing.into_iter().filter(|name| ours.contains(name)).collect();
+    left.push(word.to_owned());
+    Ok(left)
+}
+
+fn database_url(surroundings: &Surroundings, name: &str) -> String {
+    let server = surroundings.postgres.rsplit_once('/').map_or("", |(server, _)| server);
+    format!("{server}/{name}")
+}
+
+/// A new tenant with its quotas.
+async fn newcomer(address: String, key: String, team: String) -> anyhow::Result<Tenant> {
+    let mut link = Link::to(&address).await?;
+    let body = json!({"name": format!("Load {team}"), "timeZone": "Europe/Berlin",
+        "externalIds": [{"source": "litellm", "kind": "team", "id": team}]});
+    let made = call(&mut link, "POST", "/v1/tenants", &key, Some(&body)).await?;
+    let text = |value: &Value| value.as_str().map(str::to_owned).with_context(|| format!("onboarded: {made}"));
+    let tenant = Tenant { id: text(&made["tenant"]["id"])?, team, key: text(&made["adminApiKey"]["key"])? };
+    let quotas = json!({"quotas": quotas()});
+    call(&mut link, "PUT", &format!("/v1/quotas/{}", tenant.id), &tenant.key, Some(&quotas)).await?;
+    Ok(tenant)
+}
+
+/// What every tenant has: requests and tokens, by which its events are counted.
+pub(crate) fn quotas() -> Vec<Value> {
+    let quota = |metric, period| {
+        json!({"scope": {"type": "tenant"}, "metric": metric, "period": period, "limit": 1_000_000_000_000_i64,
+            "thresholds": [50, 80, 100], "enforcement": "block"})
+    };
+    vec![quota("requests", "total"), quota("tokens", "total")]
 }
 
 /// One call of the API that has to succeed.

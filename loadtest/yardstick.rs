@@ -10,12 +10,13 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, Sqli
 use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, Row, TypeInfo, ValueRef};
 use tokio::time::Instant;
 
-use crate::StoreKind;
-use crate::plant::{Plant, Tenant};
+use crate::plant::{Plant, StoreKind, Tenant};
 
 const SCHEMA: &str = include_str!("../migrations/tenant/0001_books.sql");
-const SUMS: &str =
-    "SELECT CAST(COUNT(*) AS BIGINT), CAST(SUM(prompt_tokens + completion_tokens) AS BIGINT) FROM usage_ledger";
+const ROWS: &str = "SELECT CAST(COUNT(*) AS BIGINT),
+    CAST(COALESCE(SUM(prompt_tokens + completion_tokens), 0) AS BIGINT) FROM usage_ledger";
+const ROLLUPS: &str = "SELECT CAST(COALESCE(SUM(events), 0) AS BIGINT),
+    CAST(COALESCE(SUM(prompt_tokens + completion_tokens), 0) AS BIGINT) FROM usage_rollup";
 /// Rows of one INSERT: with 25 columns well below SQLite's limit of 32,766 values.
 const INSERT_ROWS: usize = 200;
 /// Rows of one transaction, as in a full commit of ours.
@@ -39,10 +40,19 @@ impl Ledger {
     }
 
     /// Rows, and their tokens.
-    pub(crate) async fn sums(&mut self) -> anyhow::Result<(i64, i64)> {
+    pub(crate) async fn rows(&mut self) -> anyhow::Result<(i64, i64)> {
+        self.pair(ROWS).await
+    }
+
+    /// Events and tokens of the hourly sums.
+    pub(crate) async fn rollups(&mut self) -> anyhow::Result<(i64, i64)> {
+        self.pair(ROLLUPS).await
+    }
+
+    async fn pair(&mut self, sql: &'static str) -> anyhow::Result<(i64, i64)> {
         Ok(match self {
-            Ledger::Postgres(ledger) => sqlx::query_as(SUMS).fetch_one(ledger).await?,
-            Ledger::Sqlite(ledger) => sqlx::query_as(SUMS).fetch_one(ledger).await?,
+            Ledger::Postgres(ledger) => sqlx::query_as(sql).fetch_one(ledger).await?,
+            Ledger::Sqlite(ledger) => sqlx::query_as(sql).fetch_one(ledger).await?,
         })
     }
 }

@@ -119,7 +119,7 @@ impl Default for Tenants {
             permits_bytes: 64 * 1024 * 1024,
             commit_events_max: 5_000,
             restart_backoff_ms: 100,
-            restart_backoff_max_ms: 60_000,
+            restart_backoff_max_ms: 5_000,
         }
     }
 }
@@ -306,6 +306,24 @@ pub enum Channel {
     },
     /// JetStream, on `nats.alert_subject`.
     Nats { name: String },
+    /// PagerDuty's Events API v2.
+    PagerDuty {
+        name: String,
+        /// The integration key of a service.
+        routing_key: SecretString,
+        /// Without `/v2/enqueue`; PagerDuty's own in the US when absent.
+        url: Option<String>,
+        #[serde(default)]
+        allow_private_addresses: bool,
+    },
+    /// A Slack incoming webhook.
+    Slack {
+        name: String,
+        /// Whoever knows it may post.
+        url: SecretString,
+        #[serde(default)]
+        allow_private_addresses: bool,
+    },
 }
 
 fn repeat_ms() -> u64 {
@@ -316,7 +334,11 @@ impl Channel {
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
-            Channel::Alertmanager { name, .. } | Channel::Webhook { name, .. } | Channel::Nats { name } => name,
+            Channel::Alertmanager { name, .. }
+            | Channel::Webhook { name, .. }
+            | Channel::Nats { name }
+            | Channel::PagerDuty { name, .. }
+            | Channel::Slack { name, .. } => name,
         }
     }
 }

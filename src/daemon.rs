@@ -39,7 +39,7 @@ const STEPS: u32 = 4;
 ///
 /// # Errors
 /// When it cannot start: a store that cannot be opened, an address in use, a channel that cannot be used.
-pub async fn serve(config: Config, answering: Handle) -> anyhow::Result<()> {
+pub async fn serve(config: Config, answering: Vec<Handle>) -> anyhow::Result<()> {
     let daemon = Daemon::start(config, &answering).await?;
     tracing::info!(address = %daemon.address(), version = env!("CARGO_PKG_VERSION"), "serving");
     let reason = stop_signal().await?;
@@ -85,7 +85,7 @@ impl Daemon {
     ///
     /// # Errors
     /// See [`serve`].
-    pub async fn start(config: Config, answering: &Handle) -> anyhow::Result<Daemon> {
+    pub async fn start(config: Config, answering: &[Handle]) -> anyhow::Result<Daemon> {
         let telemetry = telemetry::init(&config.telemetry).context("starting telemetry")?;
         let clock = Clock::system();
         let store = Store::open(&config.store).await.context("opening the store")?;
@@ -116,20 +116,17 @@ impl Daemon {
             state: relay(outlet.state.clone(), outlet_state),
         }));
 
-        // A socket belongs to the runtime that opens it.
-        let listen = config.http.listen.clone();
-        let listener = answering
-            .spawn(async move { TcpListener::bind(&listen).await })
-            .await?
+        let listener = TcpListener::bind(&config.http.listen)
+            .await
             .with_context(|| format!("listening on {}", config.http.listen))?;
         let address = listener.local_addr()?;
         let patience = millis(config.telemetry.shutdown_ms);
         let health = Health { dependencies, stopping };
         let api = Api::new(directory.clone(), gate, recorder, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
-        let served = http::serve(api, listener, stop.clone(), patience / STEPS);
-        let handle = answering.spawn(async move {
-            if let Err(error) = served.await {
+        let (answering, stopped) = (answering.to_vec(), stop.clone());
+        let handle = tokio::spawn(async move {
+            if let Err(error) = http::serve(api, listener, &answering, stopped, patience / STEPS).await {
                 tracing::error!(%error, "the HTTP door failed");
             }
         });

@@ -48,7 +48,7 @@ const RECEIVED_BYTES_MAX: usize = 64 * 1024;
 ///
 /// # Errors
 /// When anything did not hold.
-pub async fn run(exit: bool, listen: String, answering: Handle) -> anyhow::Result<ExitCode> {
+pub async fn run(exit: bool, listen: String, answering: Vec<Handle>) -> anyhow::Result<ExitCode> {
     let directory = std::env::temp_dir().join(format!("platform-api-demo-{}", clock::new_id()));
     let result = Box::pin(show(exit, listen, &answering, &directory)).await;
     // Only what this run has made.
@@ -60,7 +60,7 @@ pub async fn run(exit: bool, listen: String, answering: Handle) -> anyhow::Resul
     result.map(|()| ExitCode::SUCCESS)
 }
 
-async fn show(exit: bool, listen: String, answering: &Handle, directory: &std::path::Path) -> anyhow::Result<()> {
+async fn show(exit: bool, listen: String, answering: &[Handle], directory: &std::path::Path) -> anyhow::Result<()> {
     let (receiver, mut alerts) = receive_alerts().await?;
     let admin_key: String = clock::random_bytes::<16>().iter().map(|byte| format!("{byte:02x}")).collect();
     let mut config = Config::default();

@@ -1,42 +1,62 @@
-//! The daemon's threads: a runtime that works, and one that answers.
+//! The daemon's threads: a runtime that works, and some that answer.
 //!
 //! A decision takes microseconds, and a gateway waits for it in its own request path; reading a full pull or encoding a
 //! full commit takes milliseconds. On one runtime a decision lands behind the latter now and then. So connections and
 //! decisions have threads of their own, and where threads outnumber cores those of everything else step back.
+//!
+//! Each answering thread is a runtime by itself and waits for its own connections: none depends on whether the system
+//! lets another one run, and none has to wake another.
 
 use std::future::Future;
 use std::io;
+use std::thread::JoinHandle;
 
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 /// How far the working threads step back: on Linux's scale of niceness, to a tenth of an answering thread's share.
 const NICENESS: i32 = 10;
 
-/// Both runtimes. They end when this is dropped, which only a thread of neither may do.
+/// Every runtime. They end when this is dropped, which only a thread of none of them may do.
 #[derive(Debug)]
 pub struct Threads {
     work: Runtime,
-    answer: Runtime,
+    answering: Vec<Handle>,
+    threads: Vec<JoinHandle<()>>,
+    over: CancellationToken,
 }
 
 impl Threads {
-    /// Starts them. To be called by a thread that has not stepped back itself: its threads inherit that.
+    /// Starts them: as many of either kind as there are cores. To be called by a thread that has not stepped back
+    /// itself: its threads inherit that.
     ///
     /// # Errors
     /// When the system gives no threads.
     pub fn start() -> io::Result<Threads> {
-        Ok(Threads {
-            answer: Builder::new_multi_thread().enable_all().thread_name("answer").build()?,
-            work: Builder::new_multi_thread().enable_all().thread_name("work").on_thread_start(step_back).build()?,
-        })
+        let work = Builder::new_multi_thread().enable_all().thread_name("work").on_thread_start(step_back).build()?;
+        let mut threads = Threads { work, answering: Vec::new(), threads: Vec::new(), over: CancellationToken::new() };
+        for _ in 0..std::thread::available_parallelism()?.get() {
+            threads.answer()?;
+        }
+        Ok(threads)
+    }
+
+    /// One more thread that answers.
+    fn answer(&mut self) -> io::Result<()> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        self.answering.push(runtime.handle().clone());
+        let over = self.over.clone();
+        let thread = std::thread::Builder::new().name("answer".into());
+        self.threads.push(thread.spawn(move || runtime.block_on(over.cancelled()))?);
+        Ok(())
     }
 
     /// Where connections are served.
     #[must_use]
-    pub fn answering(&self) -> Handle {
-        self.answer.handle().clone()
+    pub fn answering(&self) -> Vec<Handle> {
+        self.answering.clone()
     }
 
     /// Runs `task` on the working threads and waits for its end. It is spawned: a future on the root of a runtime is
@@ -46,6 +66,16 @@ impl Threads {
     /// When the task panicked.
     pub fn run<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> io::Result<T> {
         Ok(self.work.block_on(self.work.spawn(task))?)
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.over.cancel();
+        for thread in self.threads.drain(..) {
+            // A panic of its has been told, and there is nothing left to end.
+            let _ = thread.join();
+        }
     }
 }
 

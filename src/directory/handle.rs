@@ -43,6 +43,9 @@ pub enum Absent {
     /// It is starting, restarting after a failure, or all places are taken: ask again after this long.
     #[error("the tenant is starting")]
     ComeBack { after_ms: u64 },
+    /// Another node has taken it over. Asked for again after this long, it is taken back.
+    #[error("the tenant is served by another node")]
+    Elsewhere { after_ms: u64 },
     /// Its database is missing, swapped, corrupt or behind. It stays so until a person has looked.
     #[error("the tenant is frozen")]
     Frozen,

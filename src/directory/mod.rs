@@ -15,7 +15,7 @@
 pub mod handle;
 mod index;
 mod registrar;
-mod slot;
+pub mod slot;
 mod supervisor;
 mod workflow;
 

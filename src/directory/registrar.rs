@@ -247,7 +247,7 @@ impl State {
     /// The connection, opened and with the catalogue read anew if the last one was dropped in doubt.
     async fn connection(&mut self) -> Result<&mut Connection, Refused> {
         if self.connection.is_none() {
-            let mut connection = self.birth.store.control().await.map_err(|error| unavailable(&error))?;
+            let mut connection = self.birth.store.control_again().await.map_err(|error| unavailable(&error))?;
             let (rows, keys) = catalogue::load(&mut connection).await.map_err(|error| unavailable(&error))?;
             self.platform_head = audit::head(&mut connection).await.map_err(|error| unavailable(&error))?;
             let unfinished = catalogue::all_work(&mut connection).await.map_err(|error| unavailable(&error))?;

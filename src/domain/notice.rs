@@ -5,7 +5,10 @@ use uuid::Uuid;
 
 use super::ids::{AlertId, TenantId};
 use super::quota::Quota;
-use super::time::Timestamp;
+use super::time::{MICROS_PER_MINUTE, Timestamp};
+
+/// The longest delay between two attempts to deliver one message.
+pub const RETRY_DELAY_MICROS_MAX: i64 = 15 * MICROS_PER_MINUTE;
 
 /// One threshold of one quota reached in one period. There is at most one, ever (invariant Q2): its id is derived from
 /// exactly those three, and the table has them as its unique key.

@@ -127,6 +127,7 @@ pub fn hash(at_nanos: i64, subject: &str, body: &[u8]) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn read() -> Checkpoint {
         let hash = Some(hash(7, "quota.updated", b"{}"));
@@ -171,5 +172,45 @@ mod tests {
             assert_ne!(one, other);
         }
         assert_eq!(Gap { from: 3, to: 3 }.messages(), 1);
+    }
+
+    #[test]
+    fn an_anomaly_has_a_word_and_a_sentence() {
+        use Anomaly::{ConsumerAhead, ContentChanged, EndedEarlier, MadeAnew};
+        let all = [MadeAnew, EndedEarlier, ContentChanged, ConsumerAhead];
+        assert_eq!(all.map(Anomaly::name), ["made_anew", "ended_earlier", "content_changed", "consumer_ahead"]);
+        for anomaly in all {
+            assert!(anomaly.explanation().contains("stream"), "{anomaly:?}");
+        }
+        let sentences: std::collections::BTreeSet<&str> = all.map(Anomaly::explanation).into();
+        assert_eq!(sentences.len(), all.len());
+    }
+
+    /// Checkpoints outlive programs: one that is hashed in another way would see every stream as another.
+    #[test]
+    fn a_message_is_hashed_the_same_way_for_ever() {
+        let hex: String = hash(7, "quota.updated", b"{}").iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "fd5e7ff6d609f1aad1e5d325f850fcb80867ffeb768247d5fba4fbccfc1a6e2e");
+    }
+
+    proptest! {
+        /// What happens to a stream that keeps its content: it goes on, and loses messages at its beginning. Whatever of
+        /// it was never read is a gap, and everything else is the same stream.
+        #[test]
+        fn a_stream_that_only_goes_on_is_the_same(read_to in 0_i64..50, gone in 0_i64..60, end in 0_i64..60) {
+            let (first_sequence, last_sequence) = (gone + 1, end.max(gone).max(read_to));
+            let checkpoint = Checkpoint { sequence: read_to, ..read() };
+            let at_checkpoint = if read_to > gone { checkpoint.hash } else { None };
+            let verdict = checkpoint.judge(&Seen { at_checkpoint, ..seen(1, first_sequence, last_sequence) });
+            let unread: Vec<i64> = (read_to + 1..first_sequence).collect();
+            match verdict {
+                Verdict::Same => prop_assert!(unread.is_empty()),
+                Verdict::Lost(gap) => {
+                    prop_assert_eq!((gap.from..=gap.to).collect::<Vec<_>>(), unread.clone());
+                    prop_assert_eq!(gap.messages(), unread.len() as i64);
+                }
+                Verdict::Another(anomaly) => prop_assert!(false, "{:?}", anomaly),
+            }
+        }
     }
 }

@@ -317,7 +317,7 @@ fn ulid_millis(head: &[u8]) -> Option<u64> {
     const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
     head.iter().try_fold(0_u64, |millis, byte| {
         let digit = CROCKFORD.iter().position(|known| *known == byte.to_ascii_uppercase())?;
-        Some(millis << 5 | digit as u64)
+        Some(millis * 32 + digit as u64)
     })
 }
 
@@ -496,6 +496,7 @@ mod tests {
             "EVENT_TOO_LARGE",
             "AMOUNT_OVERFLOW",
             "TENANT_FROZEN",
+            "TENANT_UNAVAILABLE",
         ];
         assert_eq!(Refusal::ALL.map(Refusal::code), codes);
         for refusal in Refusal::ALL {

@@ -70,7 +70,7 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
             Ok(Admitted { caller: Some(caller), tenant })
         }
         Err(problem) => {
-            record_denial(api, &caller, passage, problem.code).await;
+            Box::pin(record_denial(api, &caller, passage, problem.code)).await;
             Err(problem)
         }
     }

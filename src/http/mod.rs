@@ -40,12 +40,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use metrics_exporter_prometheus::PrometheusHandle;
 use poem::endpoint::BoxEndpoint;
 use poem::http::Method;
 use poem::{Endpoint, IntoEndpoint, Request, Response};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use document::openapi_document;
@@ -59,7 +61,7 @@ use crate::config::{self, millis};
 use crate::directory;
 use crate::intake::record::Recorder;
 use crate::threads;
-use authorize::Ask;
+use authorize::{Admitted, Ask};
 use cursor::Sealer;
 use door::Passage;
 use problem::Problem;
@@ -96,15 +98,31 @@ impl Api {
     }
 }
 
-/// Serves until `stop` is cancelled, and then for as long as running requests take, at most `drain`.
+/// Serves until `stop` is cancelled, and then for as long as running requests take, at most `drain`. Connections are dealt
+/// out to the runtimes of `answering`.
 ///
 /// # Errors
-/// When the socket cannot be used at all.
-pub async fn serve(api: Api, listener: TcpListener, stop: CancellationToken, drain: Duration) -> io::Result<()> {
-    let door = server::Door::new(listener, &api.limits);
-    poem::Server::new_with_acceptor(door)
-        .run_with_graceful_shutdown(routes(api), stop.cancelled_owned(), Some(drain))
-        .await
+/// When a server ends before it is told to.
+pub async fn serve(
+    api: Api,
+    listener: TcpListener,
+    answering: &[Handle],
+    stop: CancellationToken,
+    drain: Duration,
+) -> io::Result<()> {
+    let (porter, doors) = server::open(listener, &api.limits, answering.len());
+    let routes = Arc::new(routes(api));
+    let mut serving = JoinSet::new();
+    for (door, runtime) in doors.into_iter().zip(answering) {
+        let server = poem::Server::new_with_acceptor(door);
+        let stopped = stop.clone().cancelled_owned();
+        serving.spawn_on(server.run_with_graceful_shutdown(routes.clone(), stopped, Some(drain)), runtime);
+    }
+    stop.run_until_cancelled(porter.work()).await;
+    while let Some(served) = serving.join_next().await {
+        served??;
+    }
+    Ok(())
 }
 
 /// Every address, behind the whole stack.
@@ -127,16 +145,22 @@ impl Endpoint for Stack {
 }
 
 impl Stack {
-    async fn enter(&self, mut passage: Passage) -> Result<Response, Problem> {
+    async fn enter(&self, passage: Passage) -> Result<Response, Problem> {
         let admitted = authorize::admit(&self.api, &passage).await?;
+        if passage.operation.id == "decide" {
+            let (ask, _) = Ask::new(self.api.clone(), passage, admitted, Bytes::new());
+            return decision::answer(&ask).await;
+        }
+        // Apart, so that a decision does not carry its size about.
+        Box::pin(self.work_on(passage, admitted)).await
+    }
+
+    /// What may take longer than a decision must not be in a decision's way.
+    async fn work_on(&self, mut passage: Passage, admitted: Admitted) -> Result<Response, Problem> {
         let body = passage.request.take_body();
         let headers = passage.request.headers();
         let body = body::receive(passage.operation.body, headers, body, &self.api.limits).await?;
         let (ask, request) = Ask::new(self.api.clone(), passage, admitted, body);
-        if ask.operation.id == "decide" {
-            return decision::answer(&ask).await;
-        }
-        // What may take longer than a decision must not be in a decision's way.
         let answered = threads::elsewhere(&self.api.work, hand_over(self.handlers.clone(), ask, request)).await;
         answered.ok_or_else(|| Problem::new(Code::Internal))
     }

@@ -264,7 +264,9 @@ impl From<Absent> for Problem {
     fn from(absent: Absent) -> Problem {
         match absent {
             Absent::Unknown => Problem::new(Code::TenantNotFound),
-            Absent::ComeBack { after_ms } => Problem::new(Code::TenantStarting).after_ms(after_ms),
+            Absent::ComeBack { after_ms } | Absent::Elsewhere { after_ms } => {
+                Problem::new(Code::TenantStarting).after_ms(after_ms)
+            }
             Absent::Frozen => {
                 Problem { retry_after_seconds: Some(FROZEN_RETRY_AFTER_SECONDS), ..Problem::new(Code::TenantFrozen) }
             }

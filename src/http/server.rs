@@ -1,10 +1,13 @@
 //! The socket: an acceptor of our own for poem.
 //!
 //! The framework's sets no TCP_NODELAY, spins when accepting fails, and waits for ever for a request's headers; see
-//! DESIGN 8. Ours also holds a cap on open connections: further ones wait in the kernel's queue. What cannot be read, or
-//! can be read in two ways (see [`super::framing`]), is answered in the one envelope and ends its connection.
+//! DESIGN 8. Ours also holds a cap on open connections: further ones wait in the kernel's queue. It deals them out to
+//! several threads, each of which waits for its own: a thread that is woken by a request then has nobody else to wake.
+//! What cannot be read, or can be read in two ways (see [`super::framing`]), is answered in the one envelope and ends its
+//! connection.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,7 +19,7 @@ use poem::listener::Acceptor;
 use poem::web::{LocalAddr, RemoteAddr};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, Sleep};
 
 use super::framing::{Flaw, Framing, Place};
@@ -26,45 +29,69 @@ use crate::config::{self, millis};
 
 /// How long accepting pauses when the system refuses, for want of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections on their way from the porter to a door.
+const ARRIVALS_MAX: usize = 16;
 
-/// Accepts connections under a cap.
-pub(super) struct Door {
+/// Accepts connections under a cap and hands them to the doors by turns.
+pub(super) struct Porter {
     listener: TcpListener,
     places: Arc<Semaphore>,
+    doors: Vec<mpsc::Sender<Arrival>>,
+}
+
+/// Where one thread gets its connections from.
+pub(super) struct Door {
+    address: Option<SocketAddr>,
+    arrivals: mpsc::Receiver<Arrival>,
     header_timeout: Duration,
     idle_timeout: Duration,
 }
 
-impl Door {
-    #[must_use]
-    pub(super) fn new(listener: TcpListener, limits: &config::Http) -> Door {
-        Door {
-            listener,
-            places: Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS))),
-            header_timeout: millis(limits.header_timeout_ms),
-            idle_timeout: millis(limits.idle_timeout_ms),
-        }
-    }
+/// A connection that belongs to no runtime yet.
+struct Arrival {
+    stream: std::net::TcpStream,
+    remote: SocketAddr,
+    place: OwnedSemaphorePermit,
 }
 
-impl Acceptor for Door {
-    type Io = Connection;
+/// The porter of `listener` and as many doors.
+#[must_use]
+pub(super) fn open(listener: TcpListener, limits: &config::Http, doors: usize) -> (Porter, Vec<Door>) {
+    let address = listener.local_addr().ok();
+    let (senders, doors) = std::iter::repeat_with(|| mpsc::channel(ARRIVALS_MAX))
+        .take(doors)
+        .map(|(sender, arrivals)| {
+            let (header_timeout, idle_timeout) = (millis(limits.header_timeout_ms), millis(limits.idle_timeout_ms));
+            (sender, Door { address, arrivals, header_timeout, idle_timeout })
+        })
+        .unzip();
+    let places = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
+    (Porter { listener, places, doors: senders }, doors)
+}
 
-    fn local_addr(&self) -> Vec<LocalAddr> {
-        self.listener.local_addr().map(|address| LocalAddr(address.into())).into_iter().collect()
+impl Porter {
+    /// Works until it is dropped, or every door is closed.
+    pub(super) async fn work(self) {
+        for door in self.doors.iter().cycle() {
+            let Ok(arrival) = self.accept().await else { return };
+            if door.send(arrival).await.is_err() {
+                return;
+            }
+        }
     }
 
-    async fn accept(&mut self) -> io::Result<(Connection, LocalAddr, RemoteAddr, Scheme)> {
-        // The semaphore is never closed.
-        let place = self.places.clone().acquire_owned().await.map_err(io::Error::other)?;
+    /// The next connection.
+    ///
+    /// # Errors
+    /// None: the semaphore is never closed.
+    async fn accept(&self) -> Result<Arrival, AcquireError> {
+        let place = self.places.clone().acquire_owned().await?;
         loop {
-            match self.listener.accept().await {
+            match self.listener.accept().await.and_then(|(stream, remote)| Ok((stream.into_std()?, remote))) {
                 Ok((stream, remote)) => {
                     // Fails only on a socket that is gone already, which the first read will tell.
                     let _ = stream.set_nodelay(true);
-                    let local = stream.local_addr().or_else(|_| self.listener.local_addr())?;
-                    let connection = Connection::new(stream, place, self.header_timeout, self.idle_timeout);
-                    return Ok((connection, LocalAddr(local.into()), RemoteAddr(remote.into()), Scheme::HTTP));
+                    return Ok(Arrival { stream, remote, place });
                 }
                 Err(error) if is_the_peer_s(&error) => {}
                 Err(error) => {
@@ -74,6 +101,25 @@ impl Acceptor for Door {
                 }
             }
         }
+    }
+}
+
+impl Acceptor for Door {
+    type Io = Connection;
+
+    fn local_addr(&self) -> Vec<LocalAddr> {
+        self.address.map(|address| LocalAddr(address.into())).into_iter().collect()
+    }
+
+    /// Waits for ever once the porter has left; the server is told by other means to end.
+    async fn accept(&mut self) -> io::Result<(Connection, LocalAddr, RemoteAddr, Scheme)> {
+        let Some(Arrival { stream, remote, place }) = self.arrivals.recv().await else {
+            return std::future::pending().await;
+        };
+        let stream = TcpStream::from_std(stream)?;
+        let local = stream.local_addr()?;
+        let connection = Connection::new(stream, place, self.header_timeout, self.idle_timeout);
+        Ok((connection, LocalAddr(local.into()), RemoteAddr(remote.into()), Scheme::HTTP))
     }
 }
 
@@ -275,7 +321,6 @@ impl AsyncWrite for Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::SocketAddr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio_util::sync::CancellationToken;
 
@@ -290,7 +335,10 @@ mod tests {
             }
             "ok"
         });
-        let server = poem::Server::new_with_acceptor(Door::new(listener, &limits));
+        let (porter, mut doors) = open(listener, &limits, 1);
+        let at_work = ended.clone();
+        tokio::spawn(async move { at_work.run_until_cancelled(porter.work()).await });
+        let server = poem::Server::new_with_acceptor(doors.remove(0));
         let signal = ended.clone().cancelled_owned();
         let serving = server.run_with_graceful_shutdown(endpoint, signal, Some(Duration::from_secs(2)));
         (address, ended, tokio::spawn(serving))

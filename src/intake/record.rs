@@ -342,7 +342,9 @@ impl Recorder {
             Ok(handle) => handle,
             Err(Absent::Unknown) => return Counted::UnknownTenant,
             Err(Absent::Frozen) => return Counted::Frozen,
-            Err(Absent::ComeBack { after_ms }) => return later(config::millis(after_ms), Cause::Starting),
+            Err(Absent::ComeBack { after_ms } | Absent::Elsewhere { after_ms }) => {
+                return later(config::millis(after_ms), Cause::Starting);
+            }
         };
         match handle.record(events, origin, patience).await {
             Ok(outcomes) => Counted::Outcomes(outcomes),

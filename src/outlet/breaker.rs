@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Failures in a row that open the circuit.
-pub(super) const FAILURES_MAX: u32 = 5;
+pub const FAILURES_MAX: u32 = 5;
 /// How long it stays open at first; doubles with each probe that fails.
 const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -27,20 +27,22 @@ enum Circuit {
 
 /// One channel's circuit.
 #[derive(Debug, Clone)]
-pub(super) struct Breaker {
+pub struct Breaker {
     circuit: Circuit,
 }
 
-impl Breaker {
-    pub(super) fn new() -> Breaker {
+impl Default for Breaker {
+    fn default() -> Breaker {
         Breaker { circuit: Circuit::Closed { failures: 0 } }
     }
+}
 
+impl Breaker {
     /// May a message be sent now?
     ///
     /// # Errors
     /// How long to wait before asking again.
-    pub(super) fn admit(&mut self, now: Instant) -> Result<(), Duration> {
+    pub fn admit(&mut self, now: Instant) -> Result<(), Duration> {
         match self.circuit {
             Circuit::Closed { .. } => Ok(()),
             Circuit::Open { until, pause } if now >= until => {
@@ -52,11 +54,13 @@ impl Breaker {
         }
     }
 
-    pub(super) fn succeeded(&mut self) {
+    /// The channel has answered.
+    pub fn succeeded(&mut self) {
         self.circuit = Circuit::Closed { failures: 0 };
     }
 
-    pub(super) fn failed(&mut self, now: Instant) {
+    /// The channel has not answered, or has asked for time.
+    pub fn failed(&mut self, now: Instant) {
         self.circuit = match self.circuit {
             Circuit::Closed { failures } if failures + 1 < FAILURES_MAX => Circuit::Closed { failures: failures + 1 },
             Circuit::Closed { .. } => Circuit::Open { until: now + PAUSE, pause: PAUSE },
@@ -69,7 +73,8 @@ impl Breaker {
         };
     }
 
-    pub(super) fn is_open(&self) -> bool {
+    #[must_use]
+    pub fn is_open(&self) -> bool {
         !matches!(self.circuit, Circuit::Closed { .. })
     }
 }
@@ -81,7 +86,7 @@ mod tests {
     #[test]
     fn opens_after_failures_in_a_row_and_closes_with_one_probe() {
         let start = Instant::now();
-        let mut breaker = Breaker::new();
+        let mut breaker = Breaker::default();
         for _ in 0..FAILURES_MAX - 1 {
             breaker.failed(start);
         }
@@ -104,7 +109,7 @@ mod tests {
     #[test]
     fn the_pause_has_an_end() {
         let mut now = Instant::now();
-        let mut breaker = Breaker::new();
+        let mut breaker = Breaker::default();
         for _ in 0..100 {
             now += PAUSE_MAX;
             assert_eq!(breaker.admit(now), Ok(()));

@@ -75,7 +75,7 @@ pub(super) fn build(
         clock,
         stopping,
         health,
-        breaker: Breaker::new(),
+        breaker: Breaker::default(),
         sends: JoinSet::new(),
         under_way: HashMap::new(),
     };

@@ -2,28 +2,31 @@
 //!
 //! The outbox rows in each tenant's database are the truth; everything here is a courier. The [`dispatcher`] learns from
 //! hints (a tenant has committed) and from a slow round that something may be due, asks the tenant's handle for it, and
-//! hands each [`parcel::Parcel`] to the [`lane`] of its channel. A lane owns one channel: its queue, how many sends it
+//! hands each [`parcel::Parcel`] to the [`lane`] of its channel; what it decides is decided at its [`desk`]. A lane owns one channel: its queue, how many sends it
 //! may have under way, its circuit [`breaker`]; so a receiver that hangs delays nobody but itself. How a send ended goes
 //! back to the tenant's outbox, with the time of the next try if one is needed ([`schedule`]).
 //!
 //! A send may happen twice (we may die between the receiver's answer and our commit); it has the same id both times.
-//! The channels are [`alertmanager`], [`webhook`] and [`nats`]; what they may connect to is guarded by [`egress`]. The
+//! The channels are [`alertmanager`], [`webhook`], [`nats`], [`pagerduty`] and [`slack`]; what they may connect to is guarded by [`egress`]. The
 //! [`mirror`] writes committed standings to Redis. Nothing here decides anything about usage, quotas or alerts, and no
 //! failure here reaches further than its own entry in the health report.
 
 mod agenda;
 mod alertmanager;
-mod breaker;
+pub mod breaker;
 mod channel;
+pub mod desk;
 mod dispatcher;
 mod egress;
 mod lane;
 mod mirror;
 mod nats;
-mod parcel;
+mod pagerduty;
+pub mod parcel;
 #[cfg(test)]
 mod receiver;
-mod schedule;
+pub mod schedule;
+mod slack;
 #[cfg(test)]
 mod tests;
 mod webhook;

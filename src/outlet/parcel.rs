@@ -11,9 +11,9 @@ use crate::domain::time::Timestamp;
 
 /// A delivery together with the tenant whose outbox it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Parcel {
-    pub(super) tenant: TenantId,
-    pub(super) delivery: Delivery,
+pub struct Parcel {
+    pub tenant: TenantId,
+    pub delivery: Delivery,
 }
 
 impl Parcel {
@@ -116,6 +116,17 @@ pub(super) fn scope_text(scope: &Scope) -> String {
         Scope::Tenant => "tenant".into(),
         named => format!("{}:{}", named.kind(), named.id()),
     }
+}
+
+/// One line for people: which tenant has used how much of which quota.
+pub(super) fn summary(tenant: TenantId, alert: &Alert) -> String {
+    let quota = &alert.quota;
+    let (metric, period) = (quota.metric.name(), quota.period.name());
+    let whose = match &quota.scope {
+        Scope::Tenant => String::new(),
+        named => format!(" for {}", scope_text(named)),
+    };
+    format!("Tenant {tenant} has used {}% of its {metric} quota per {period}{whose}", alert.threshold)
 }
 
 /// An amount for people, with its unit.

@@ -9,6 +9,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{Arguments, AssertSqlSafe, Connection as _, Row as _};
 
 use super::StoreError;
+use super::place::Place;
 use super::{copy, failure};
 use crate::domain::time::Timestamp;
 
@@ -206,11 +207,13 @@ pub struct Connection {
     open: bool,
     /// A statement of the open transaction failed. Postgres would answer COMMIT with a rollback, and no error.
     failed: bool,
-    /// Something was sent and its answer not awaited, because its future was dropped.
+    /// Something was sent and nobody knows what becomes of it: its future was dropped, or the connection was lost.
     busy: bool,
     /// A COPY was begun and is not known to have ended. Its answers would be taken for those of the next statement, so
     /// there is no next statement.
     copying: bool,
+    /// The file that is written into, on SQLite.
+    place: Option<Place>,
 }
 
 pub(super) enum Engine {
@@ -220,7 +223,12 @@ pub(super) enum Engine {
 
 impl Connection {
     pub(super) fn new(engine: Engine, read_only: bool, deadline: Duration) -> Connection {
-        Connection { engine, read_only, deadline, open: false, failed: false, busy: false, copying: false }
+        Connection { engine, read_only, deadline, open: false, failed: false, busy: false, copying: false, place: None }
+    }
+
+    /// From now on each commit makes sure that it went to the file at this place.
+    pub(super) fn writes_to(self, place: Place) -> Connection {
+        Connection { place: Some(place), ..self }
     }
 
     /// Begins a transaction. What a dropped future left half-way is rolled back first.
@@ -244,7 +252,8 @@ impl Connection {
     }
 
     /// # Errors
-    /// [`StoreError::Retryable`] when it was rolled back for sure, [`StoreError::Unknown`] when nobody knows.
+    /// [`StoreError::Retryable`] when it was rolled back for sure, [`StoreError::Unknown`] when nobody knows,
+    /// [`StoreError::Missing`] or [`StoreError::Untrusted`] when it went to a file that was taken away.
     pub async fn commit(&mut self) -> Result<(), StoreError> {
         if self.failed || !self.open {
             self.rollback().await?;
@@ -254,7 +263,7 @@ impl Connection {
             .await
             .map_err(|error| error.map_or_else(failure::of_silence, |error| failure::of_commit(&error)))?;
         self.open = false;
-        Ok(())
+        self.place.as_ref().map_or(Ok(()), Place::check)
     }
 
     /// # Errors
@@ -498,12 +507,12 @@ impl Connection {
                 in_time(deadline, sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection)).await.map(|_| ())
             }
         };
-        self.busy = matches!(ran, Err(None));
+        self.busy = matches!(&ran, Err(error) if error.as_ref().is_none_or(failure::leaves_doubt));
         ran
     }
 
     fn settle<T>(&mut self, result: Result<T, Option<sqlx::Error>>) -> Result<T, StoreError> {
-        self.busy = matches!(result, Err(None));
+        self.busy = matches!(&result, Err(error) if error.as_ref().is_none_or(failure::leaves_doubt));
         self.failed |= result.is_err();
         result.map_err(|error| error.map_or_else(failure::of_silence, |error| failure::of_statement(&error)))
     }

@@ -10,12 +10,21 @@ use super::StoreError;
 /// A statement before the commit failed. What the server reports is rolled back for sure; a lost connection is too, but
 /// only a new connection can tell, so it counts as unknown.
 pub(super) fn of_statement(error: &sqlx::Error) -> StoreError {
-    counted(match error {
+    counted(sorted(error))
+}
+
+/// Is nothing that comes over this connection to be believed after the error?
+pub(super) fn leaves_doubt(error: &sqlx::Error) -> bool {
+    matches!(sorted(error), StoreError::Unknown(_))
+}
+
+fn sorted(error: &sqlx::Error) -> StoreError {
+    match error {
         sqlx::Error::Database(reported) => of_report(reported.as_ref()),
         lost if is_lost(lost) => StoreError::Unknown(format!("the connection was lost: {lost}")),
         sqlx::Error::Protocol(text) => StoreError::Unknown(format!("the connection broke: {text}")),
         other => StoreError::Wrong(other.to_string()),
-    })
+    }
 }
 
 /// The commit itself failed. Only an error that the server reports and survives says that it rolled back.
@@ -23,8 +32,8 @@ pub(super) fn of_commit(error: &sqlx::Error) -> StoreError {
     let rolled_back = match error {
         sqlx::Error::Database(reported) => match reported.try_downcast_ref::<PgDatabaseError>() {
             Some(report) => matches!(report.severity(), PgSeverity::Error),
-            // A busy database lets the transaction stand, to be rolled back or tried again.
-            None => sqlite_code(reported.as_ref()).is_some_and(|code| code & 0xff == 5),
+            // A busy database (5) lets the transaction stand, to be rolled back or tried again; a full one (13) rolls back.
+            None => sqlite_code(reported.as_ref()).is_some_and(|code| [5, 13].contains(&(code & 0xff))),
         },
         _ => false,
     };

@@ -22,6 +22,7 @@ mod failure;
 pub mod load;
 mod migration;
 pub mod notice;
+mod place;
 pub mod posting;
 pub mod quarantine;
 pub mod quota;

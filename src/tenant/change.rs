@@ -1,26 +1,26 @@
 //! How each queued change becomes part of a posting. Changes come before the unit's usage: what they recount is then
 //! what the database holds.
 
+use super::ledger::Ledger;
 use super::message::{ChangeRefused, QuotaDraft, ReplaceQuotas};
 use crate::domain::books::{Counter, CounterKey, Missing, Posting};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::period;
 use crate::domain::quota::{Quota, Standing};
 use crate::domain::request::{Answer, Idempotency};
-use crate::store::database::Connection;
-use crate::store::{StoreError, quota, request};
+use crate::store::StoreError;
 
 /// Replaces the set of quotas, unless the same request was answered before.
 ///
 /// # Errors
 /// [`StoreError`]; the transaction is then of no use. The inner error is the reply.
 pub(crate) async fn replace_quotas(
-    connection: &mut Connection,
+    ledger: &mut impl Ledger,
     posting: &mut Posting,
     change: &ReplaceQuotas,
 ) -> Result<Result<Answer<Vec<Standing>>, ChangeRefused>, StoreError> {
     if let Some(idempotency) = &change.request.idempotency
-        && let Some(answer) = replayed(connection, idempotency).await?
+        && let Some(answer) = replayed(ledger, idempotency).await?
     {
         return Ok(answer);
     }
@@ -28,7 +28,7 @@ pub(crate) async fn replace_quotas(
         Ok(quotas) => quotas,
         Err(refused) => return Ok(Err(refused)),
     };
-    let recounted = recount(connection, posting, posting.missing_for_quotas(&quotas)).await?;
+    let recounted = recount(ledger, posting, posting.missing_for_quotas(&quotas)).await?;
     let entry = Entry {
         actor: change.request.actor.clone(),
         action: "quotas.replaced".into(),
@@ -41,7 +41,7 @@ pub(crate) async fn replace_quotas(
     let standings = posting.books.standings(posting.now());
     if let Some(idempotency) = &change.request.idempotency {
         let answer = (change.render)(&standings);
-        request::keep(connection, &idempotency.key, &idempotency.body_hash, &answer, posting.now()).await?;
+        ledger.keep_request(&idempotency.key, &idempotency.body_hash, &answer, posting.now()).await?;
     }
     Ok(Ok(Answer::Fresh(standings)))
 }
@@ -51,17 +51,17 @@ pub(crate) async fn replace_quotas(
 /// # Errors
 /// [`StoreError`]; the transaction is then of no use. The inner error is the reply.
 pub(crate) async fn change_time_zone(
-    connection: &mut Connection,
+    ledger: &mut impl Ledger,
     posting: &mut Posting,
     name: &str,
     entry: &Entry,
     once: &str,
 ) -> Result<Result<(), ChangeRefused>, StoreError> {
     let Some(zone) = period::time_zone(name) else { return Ok(Err(ChangeRefused::UnknownTimeZone)) };
-    if !first_time(connection, posting, once).await? {
+    if !first_time(ledger, posting, once).await? {
         return Ok(Ok(()));
     }
-    let recounted = recount(connection, posting, posting.missing_for_time_zone(&zone)).await?;
+    let recounted = recount(ledger, posting, posting.missing_for_time_zone(&zone)).await?;
     posting.change_time_zone(name, zone, recounted, entry.clone());
     Ok(Ok(()))
 }
@@ -71,13 +71,13 @@ pub(crate) async fn change_time_zone(
 /// # Errors
 /// [`StoreError`]; the transaction is then of no use.
 pub(crate) async fn append(
-    connection: &mut Connection,
+    ledger: &mut impl Ledger,
     posting: &mut Posting,
     entry: &Entry,
     once: Option<&str>,
 ) -> Result<(), StoreError> {
     let due = match once {
-        Some(once) => first_time(connection, posting, once).await?,
+        Some(once) => first_time(ledger, posting, once).await?,
         None => true,
     };
     if due {
@@ -86,20 +86,20 @@ pub(crate) async fn append(
     Ok(())
 }
 
-async fn first_time(connection: &mut Connection, posting: &Posting, once: &str) -> Result<bool, StoreError> {
+async fn first_time(ledger: &mut impl Ledger, posting: &Posting, once: &str) -> Result<bool, StoreError> {
     let key = format!("once {once}");
-    if request::find(connection, &key).await?.is_some() {
+    if ledger.find_request(&key).await?.is_some() {
         return Ok(false);
     }
-    request::keep(connection, &key, &[0; 32], "", posting.now()).await?;
+    ledger.keep_request(&key, &[0; 32], "", posting.now()).await?;
     Ok(true)
 }
 
 async fn replayed(
-    connection: &mut Connection,
+    ledger: &mut impl Ledger,
     idempotency: &Idempotency,
 ) -> Result<Option<Result<Answer<Vec<Standing>>, ChangeRefused>>, StoreError> {
-    let known = request::find(connection, &idempotency.key).await?;
+    let known = ledger.find_request(&idempotency.key).await?;
     Ok(known.map(|(body_hash, answer)| {
         if body_hash == idempotency.body_hash {
             Ok(Answer::Replayed(answer))
@@ -110,13 +110,13 @@ async fn replayed(
 }
 
 async fn recount(
-    connection: &mut Connection,
+    ledger: &mut impl Ledger,
     posting: &Posting,
     missing: Vec<Missing>,
 ) -> Result<Vec<(CounterKey, Counter)>, StoreError> {
     let mut counters = Vec::with_capacity(missing.len());
     for one in missing {
-        let counter = quota::counter(connection, &posting.books, &one, posting.books.next_position).await?;
+        let counter = ledger.counter(&posting.books, &one, posting.books.next_position).await?;
         counters.push((one.key(), counter));
     }
     Ok(counters)

@@ -10,7 +10,7 @@ use crate::store::posting::Expecting;
 const CLEAN_COMMITS: u32 = 8;
 
 #[derive(Debug, Default)]
-pub(crate) struct Guess {
+pub struct Guess {
     /// Commits without a known event that are still to come before events are taken for new again.
     doubt: u32,
 }

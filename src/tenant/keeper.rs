@@ -1,6 +1,5 @@
 //! The keeper: holds the committed books, answers from memory, gathers work for the writer. It never awaits IO.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::message::{Audit, Description, Life, Message, Notice, QuotaMessage, Usage};
 use super::pulse::Pulse;
+use super::queue::Queue;
 use super::read;
 use super::work::{Unit, Work, Written};
 use super::writer::{self, Writer};
@@ -44,10 +44,7 @@ pub(crate) struct State {
     store: Store,
     writer: ActorRef<Unit>,
     hints: mpsc::Sender<TenantId>,
-    commit_events_max: usize,
-    open: VecDeque<Work>,
-    open_events: usize,
-    in_flight: bool,
+    queue: Queue,
     draining: Vec<RpcReplyPort<()>>,
 }
 
@@ -65,10 +62,7 @@ impl Actor for Keeper {
             store: birth.store,
             writer,
             hints: birth.hints,
-            commit_events_max: birth.commit_events_max,
-            open: VecDeque::new(),
-            open_events: 0,
-            in_flight: false,
+            queue: Queue::new(birth.commit_events_max),
             draining: Vec::new(),
         })
     }
@@ -116,7 +110,7 @@ impl Actor for Keeper {
 impl State {
     fn usage(&mut self, usage: Usage) {
         match usage {
-            Usage::Record { batch, reply } => self.queue(Work::Record { batch, reply }),
+            Usage::Record { batch, reply } => self.queue.push(Work::Record { batch, reply }),
             Usage::Report { query, reply } => read::report(&self.store, &self.books, query, reply),
             Usage::Page { query, reply } => read::ledger(&self.store, &self.books, query, reply),
         }
@@ -124,13 +118,13 @@ impl State {
 
     fn quota(&mut self, quota: QuotaMessage) {
         match quota {
-            QuotaMessage::Replace { change, reply } => self.queue(Work::Replace { change, reply }),
+            QuotaMessage::Replace { change, reply } => self.queue.push(Work::Replace { change, reply }),
         }
     }
 
     fn audit(&mut self, audit: Audit) {
         match audit {
-            Audit::Append { entry, once, now, reply } => self.queue(Work::Append { entry, once, now, reply }),
+            Audit::Append { entry, once, now, reply } => self.queue.push(Work::Append { entry, once, now, reply }),
             Audit::Page { query, reply } => read::chain(&self.store, &self.books, query, reply),
             Audit::Verify { reply } => read::verify(&self.store, &self.books, reply),
         }
@@ -144,7 +138,7 @@ impl State {
             }
             Notice::Due { reply, .. } => answer(reply, Ok(Vec::new())),
             Notice::Firing { reply } => answer(reply, self.books.firing.clone()),
-            Notice::Settle { attempts, now, reply } => self.queue(Work::Settle { attempts, now, reply }),
+            Notice::Settle { attempts, now, reply } => self.queue.push(Work::Settle { attempts, now, reply }),
         }
     }
 
@@ -152,13 +146,11 @@ impl State {
         match life {
             Life::Describe { now, reply } => answer(reply, self.describe(now)),
             Life::ChangeTimeZone { name, entry, once, now, reply } => {
-                self.queue(Work::ChangeTimeZone { name, entry, once, now, reply });
+                self.queue.push(Work::ChangeTimeZone { name, entry, once, now, reply });
             }
             Life::Roll { now } => {
-                let due = self.books.next_roll().is_some_and(|at| at <= now);
-                let queued = self.open.iter().any(|work| matches!(work, Work::Roll { .. }));
-                if due && !queued {
-                    self.queue(Work::Roll { now });
+                if self.books.next_roll().is_some_and(|at| at <= now) {
+                    self.queue.roll(now);
                 }
             }
             Life::Rest { now, idle_micros } => {
@@ -166,22 +158,17 @@ impl State {
                     myself.stop(Some(RESTED.to_owned()));
                 }
             }
-            Life::Drain { reply } => self.draining.push(reply),
-        }
-    }
-
-    /// Queues work for the next unit. A keeper that is leaving drops it, which tells the caller to come back.
-    fn queue(&mut self, work: Work) {
-        if self.draining.is_empty() {
-            self.open_events += work.events();
-            self.open.push_back(work);
+            Life::Drain { reply } => {
+                self.queue.leave();
+                self.draining.push(reply);
+            }
         }
     }
 
     /// Adopts what the writer committed, then answers.
     fn written(&mut self, written: Written) {
         fault::point("books.before");
-        self.in_flight = false;
+        self.queue.returned();
         self.books = written.books.clone();
         self.pulse.adopt(written.books, written.owed_more);
         fault::point("books.after");
@@ -196,37 +183,20 @@ impl State {
 
     /// Hands the next unit to an idle writer.
     fn hand_over(&mut self) -> Result<(), ActorProcessingErr> {
-        if !self.in_flight && !self.open.is_empty() {
-            let work = self.take_unit();
-            self.in_flight = true;
+        if let Some(work) = self.queue.next_unit() {
             self.writer.cast(Unit { books: self.books.clone(), work })?;
         }
-        self.pulse.waiting(self.open_events, self.open.front().map(Work::now), self.in_flight);
+        self.pulse.waiting(self.queue.events(), self.queue.oldest(), self.queue.in_flight());
         Ok(())
-    }
-
-    /// The oldest work, up to the most events of one commit, and at least one piece.
-    fn take_unit(&mut self) -> Vec<Work> {
-        let mut unit = Vec::new();
-        let mut events = 0;
-        while let Some(next) = self.open.front() {
-            if !unit.is_empty() && events + next.events() > self.commit_events_max {
-                break;
-            }
-            events += next.events();
-            unit.extend(self.open.pop_front());
-        }
-        self.open_events -= events;
-        unit
     }
 
     fn may_rest(&self, now: Timestamp, idle_micros: i64) -> bool {
         let quiet = now.0 - self.pulse.heard_at().0 >= idle_micros;
-        quiet && self.open.is_empty() && !self.in_flight && self.pulse.owed() <= 0
+        quiet && self.queue.is_idle() && self.pulse.owed() <= 0
     }
 
     fn leave_if_drained(&mut self, myself: &ActorRef<Message>) {
-        if !self.draining.is_empty() && self.open.is_empty() && !self.in_flight {
+        if !self.draining.is_empty() && self.queue.is_idle() {
             for reply in self.draining.drain(..) {
                 let _ = reply.send(());
             }
@@ -237,8 +207,8 @@ impl State {
     fn describe(&self, now: Timestamp) -> Description {
         Description {
             books: self.books.clone(),
-            waiting_events: self.open_events,
-            committing: self.in_flight,
+            waiting_events: self.queue.events(),
+            committing: self.queue.in_flight(),
             oldest_waiting_micros: self.pulse.oldest_waiting_micros(now),
         }
     }

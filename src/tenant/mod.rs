@@ -14,19 +14,23 @@
 //!
 //! - [`message`]: the whole protocol, on one page.
 //! - [`handle`]: the typed doorbell, with the permits that bound what may wait.
-//! - [`keeper`], [`writer`]: the two actors. [`work`]: what travels from one to the other and back.
-//! - [`guess`]: whether events are taken for new before the ledger is asked. [`change`]: how each queued change becomes part of a posting. [`read`]: slow reads, in tasks of their own.
+//! - [`keeper`], [`writer`]: the two actors. [`queue`]: what waits between them. [`work`]: what travels from one to the
+//!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
+//! - [`guess`]: whether events are taken for new before the ledger is asked.
+//! - [`change`]: how each queued change becomes part of a posting. [`read`]: slow reads, in tasks of their own.
 //! - [`pulse`]: what the directory may see without asking.
 
 mod change;
-mod guess;
+pub mod guess;
 pub mod handle;
 pub(crate) mod keeper;
+pub mod ledger;
 pub mod message;
 pub mod pulse;
+pub mod queue;
 mod read;
 mod record;
-mod work;
-mod writer;
+pub mod work;
+pub mod writer;
 #[cfg(test)]
 mod writer_test;

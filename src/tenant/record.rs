@@ -1,19 +1,19 @@
 //! The usage part of a unit of work: admit, insert, learn what is new, count it.
 
+use super::ledger::Ledger;
 use super::message::Batch;
 use crate::domain::books::{BatchCounts, Books, Posting};
 use crate::domain::sorting::{Inserted, Sorting};
 use crate::domain::usage::{Identity, Outcome, UsageEvent};
-use crate::store::database::Connection;
-use crate::store::posting::{self, Expecting};
-use crate::store::{StoreError, quota};
+use crate::store::StoreError;
+use crate::store::posting::Expecting;
 
 /// Counts the events of `batches` in the open transaction and answers one outcome per event, batch by batch.
 ///
 /// # Errors
 /// [`StoreError`]; the transaction is then of no use.
 pub(crate) async fn record(
-    connection: &mut Connection,
+    ledger: &mut impl Ledger,
     before: &Books,
     posting: &mut Posting,
     batches: &[&Batch],
@@ -26,7 +26,7 @@ pub(crate) async fn record(
         [only] => only.request_id.as_str(),
         _ => "",
     };
-    let outcomes = record_events(connection, before, posting, &offered, request_id).await?;
+    let outcomes = record_events(ledger, before, posting, &offered, request_id).await?;
     for cursor in batches.iter().filter_map(|batch| batch.cursor.clone()) {
         posting.advance(cursor);
     }
@@ -46,7 +46,7 @@ pub(crate) struct Offered<'a> {
 /// # Errors
 /// [`StoreError`]; the transaction is then of no use.
 pub(crate) async fn record_events(
-    connection: &mut Connection,
+    ledger: &mut impl Ledger,
     before: &Books,
     posting: &mut Posting,
     offered: &Offered<'_>,
@@ -55,19 +55,18 @@ pub(crate) async fn record_events(
     let Offered { events, identities, expecting } = *offered;
     let mut sorting = Sorting::of(events, identities, before, posting.now());
     let (first, keys) = (&sorting.first, &sorting.first_keys);
-    let inserted =
-        posting::insert_events(connection, before.next_position, posting.now(), first, keys, expecting).await?;
+    let inserted = ledger.insert_events(before.next_position, posting.now(), first, keys, expecting).await?;
     sorting.settle(&inserted);
 
     let new: Vec<usize> = (0..sorting.first.len()).filter(|at| inserted[*at] == Inserted::New).collect();
     let new_events: Vec<&UsageEvent> = new.iter().map(|at| sorting.first[*at]).collect();
     let new_keys: Vec<Identity> = new.iter().map(|at| sorting.first_keys[*at]).collect();
     let conflicts = sorting.conflicts(events);
-    posting::keep_conflicts(connection, posting.now(), &conflicts).await?;
+    ledger.keep_conflicts(posting.now(), &conflicts).await?;
 
     if !new_events.is_empty() || !conflicts.is_empty() {
         for missing in posting.missing_for_usage(&new_events) {
-            let counter = quota::counter(connection, &posting.books, &missing, before.next_position).await?;
+            let counter = ledger.counter(&posting.books, &missing, before.next_position).await?;
             posting.supply(missing.key(), counter);
         }
         let counts = BatchCounts {

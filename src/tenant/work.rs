@@ -15,7 +15,7 @@ use crate::domain::usage::Outcome;
 
 /// One piece of queued work, with whom to answer.
 #[derive(Debug)]
-pub(crate) enum Work {
+pub enum Work {
     Record {
         batch: Batch,
         reply: RpcReplyPort<Vec<Outcome>>,
@@ -49,7 +49,7 @@ pub(crate) enum Work {
 
 impl Work {
     /// When the work was asked for.
-    pub(crate) fn now(&self) -> Timestamp {
+    pub fn now(&self) -> Timestamp {
         match self {
             Work::Record { batch, .. } => batch.now,
             Work::Replace { change, .. } => change.now,
@@ -61,7 +61,7 @@ impl Work {
     }
 
     /// Usage events it brings.
-    pub(crate) fn events(&self) -> usize {
+    pub fn events(&self) -> usize {
         match self {
             Work::Record { batch, .. } => batch.events.len(),
             _ => 0,
@@ -71,25 +71,25 @@ impl Work {
 
 /// One transaction's worth of work, and the books it applies to.
 #[derive(Debug)]
-pub(crate) struct Unit {
-    pub(crate) books: Arc<Books>,
-    pub(crate) work: Vec<Work>,
+pub struct Unit {
+    pub books: Arc<Books>,
+    pub work: Vec<Work>,
 }
 
 /// How a unit ended: committed, and what to tell whom. Everybody is told after the keeper has adopted the books.
 #[derive(Debug)]
 pub struct Written {
     /// The books after the commit; the same as before when there was nothing to write or it was rolled back.
-    pub(crate) books: Arc<Books>,
-    pub(crate) answers: Vec<Reply>,
+    pub books: Arc<Books>,
+    pub answers: Vec<Reply>,
     /// Outbox rows that came minus those that were settled.
-    pub(crate) owed_more: i64,
-    pub(crate) committed: bool,
+    pub owed_more: i64,
+    pub committed: bool,
 }
 
 /// An answer that waits for the adoption. Dropping one tells its caller to come back.
 #[derive(Debug)]
-pub(crate) enum Reply {
+pub enum Reply {
     Record {
         batch: Batch,
         reply: RpcReplyPort<Vec<Outcome>>,
@@ -110,7 +110,7 @@ pub(crate) enum Reply {
 
 impl Reply {
     /// Sends the answer. A caller that is gone has given up, and its work is done all the same.
-    pub(crate) fn send(self) {
+    pub fn send(self) {
         match self {
             Reply::Record { batch, reply, outcomes } => {
                 // The permits go first: whoever is answered finds the room that the answer made.

@@ -9,10 +9,10 @@ use tracing::{Instrument, Span};
 
 use super::change;
 use super::guess::Guess;
+use super::ledger::Ledger;
 use super::message::{Batch, ChangeRefused, Message};
 use super::record::{self, Offered};
 use super::work::{Reply, Unit, Work, Written};
-use crate::clock;
 use crate::domain::books::{Books, Posting};
 use crate::domain::notice::AttemptResult;
 use crate::domain::quota::Standing;
@@ -22,7 +22,7 @@ use crate::domain::usage::{Outcome, Refusal};
 use crate::fault;
 use crate::store::StoreError;
 use crate::store::database::Connection;
-use crate::store::posting::{self, Expecting};
+use crate::store::posting::Expecting;
 
 /// How often a unit that was surely rolled back is tried before its callers are told to come back.
 const TRIES_MAX: u32 = 5;
@@ -76,11 +76,14 @@ fn commit_span(unit: &Unit) -> Span {
 }
 
 /// Writes a unit; tries again what was surely rolled back, and takes apart a unit that holds something unwritable.
-pub(super) async fn write(connection: &mut Connection, guess: &mut Guess, unit: Unit) -> Result<Written, StoreError> {
+///
+/// # Errors
+/// [`StoreError`] when the outcome of a commit is unknown, or nothing more can be written: the pair then ends.
+pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, unit: Unit) -> Result<Written, StoreError> {
     let mut delay = RETRY_DELAY;
     let mut attempt = 1;
     loop {
-        match transact(connection, &unit.books, &unit.work, guess.expecting()).await {
+        match transact(ledger, &unit.books, &unit.work, guess.expecting()).await {
             Ok(done) => {
                 guess.learn(&done.outcomes);
                 return Ok(done.into_written(unit));
@@ -91,7 +94,7 @@ pub(super) async fn write(connection: &mut Connection, guess: &mut Guess, unit: 
             }
             Err(StoreError::Retryable(reason)) if attempt < TRIES_MAX => {
                 tracing::warn!(tenant = %unit.books.tenant, attempt, reason, "commit was rolled back, trying again");
-                tokio::time::sleep(delay).await;
+                ledger.pause(delay).await;
                 delay *= 2;
                 attempt += 1;
             }
@@ -101,8 +104,9 @@ pub(super) async fn write(connection: &mut Connection, guess: &mut Guess, unit: 
                 return Ok(given_up(unit));
             }
             Err(StoreError::Wrong(reason)) => {
+                ledger.check_owner(&unit.books).await?;
                 tracing::error!(tenant = %unit.books.tenant, reason, "a unit cannot be written, taking it apart");
-                return Box::pin(take_apart(connection, unit)).await;
+                return Box::pin(take_apart(ledger, unit)).await;
             }
             Err(error) => {
                 metrics::counter!("platform_api_commits_total", "outcome" => "unknown").increment(1);
@@ -142,35 +146,35 @@ enum Changed {
 
 /// One transaction for all the work.
 async fn transact(
-    connection: &mut Connection,
+    ledger: &mut impl Ledger,
     before: &Arc<Books>,
     work: &[Work],
     expecting: Expecting,
 ) -> Result<Done, StoreError> {
     let started = Instant::now();
     let now = work.iter().map(Work::now).max().unwrap_or(Timestamp(0));
-    let mut posting = Posting::open(before, now, clock::random_bytes());
-    connection.begin().await?;
-    let result = fill(connection, before, &mut posting, work, expecting).await;
+    let mut posting = Posting::open(before, now, ledger.salt_seed());
+    ledger.begin().await?;
+    let result = fill(ledger, before, &mut posting, work, expecting).await;
     let (outcomes, changes) = match result {
         Ok(filled) => filled,
         Err(error) => {
-            connection.rollback().await?;
+            ledger.rollback().await?;
             return Err(error);
         }
     };
     if posting.is_empty() {
-        connection.rollback().await?;
+        ledger.rollback().await?;
         return Ok(Done { books: before.clone(), outcomes, changes, owed_more: 0, committed: false });
     }
     posting.close();
     fault::point("commit.filled");
-    if let Err(error) = posting::write(connection, before, &posting).await {
-        connection.rollback().await?;
+    if let Err(error) = ledger.write(before, &posting).await {
+        ledger.rollback().await?;
         return Err(error);
     }
     fault::point("commit.before");
-    connection.commit().await?;
+    ledger.commit().await?;
     if fault::is_planted("commit.reply-lost") {
         return Err(StoreError::Unknown("the reply was lost".into()));
     }
@@ -184,7 +188,7 @@ async fn transact(
 
 /// Changes first, then usage, then whatever time alone has changed.
 async fn fill(
-    connection: &mut Connection,
+    ledger: &mut impl Ledger,
     before: &Books,
     posting: &mut Posting,
     work: &[Work],
@@ -196,14 +200,13 @@ async fn fill(
         match piece {
             Work::Record { batch, .. } => batches.push(batch),
             Work::Replace { change, .. } => {
-                changes.push(Changed::Replaced(change::replace_quotas(connection, posting, change).await?));
+                changes.push(Changed::Replaced(change::replace_quotas(ledger, posting, change).await?));
             }
             Work::ChangeTimeZone { name, entry, once, .. } => {
-                changes
-                    .push(Changed::TimeZone(change::change_time_zone(connection, posting, name, entry, once).await?));
+                changes.push(Changed::TimeZone(change::change_time_zone(ledger, posting, name, entry, once).await?));
             }
             Work::Append { entry, once, .. } => {
-                change::append(connection, posting, entry, once.as_deref()).await?;
+                change::append(ledger, posting, entry, once.as_deref()).await?;
                 changes.push(Changed::Done);
             }
             Work::Settle { attempts, .. } => {
@@ -216,7 +219,7 @@ async fn fill(
     let outcomes = if batches.is_empty() {
         Vec::new()
     } else {
-        record::record(connection, before, posting, &batches, expecting).await?
+        record::record(ledger, before, posting, &batches, expecting).await?
     };
     posting.roll();
     Ok((outcomes, changes))
@@ -246,11 +249,11 @@ impl Done {
 
 /// A unit the database refuses as wrong is written piece by piece, and a batch event by event, so that one unwritable
 /// event is refused (and quarantined by whoever sent it) and everything else is counted.
-async fn take_apart(connection: &mut Connection, unit: Unit) -> Result<Written, StoreError> {
+async fn take_apart(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, StoreError> {
     let mut written = Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false };
     for piece in unit.work {
         let whole = [piece];
-        match transact(connection, &written.books, &whole, Expecting::Any).await {
+        match transact(ledger, &written.books, &whole, Expecting::Any).await {
             Ok(done) => {
                 let [piece] = whole;
                 let one = done.into_written(Unit { books: written.books.clone(), work: vec![piece] });
@@ -260,7 +263,7 @@ async fn take_apart(connection: &mut Connection, unit: Unit) -> Result<Written, 
                 let [piece] = whole;
                 tracing::error!(tenant = %written.books.tenant, reason, "a piece of work cannot be written");
                 if let Work::Record { batch, reply } = piece {
-                    let outcomes = event_by_event(connection, &mut written, &batch).await?;
+                    let outcomes = event_by_event(ledger, &mut written, &batch).await?;
                     written.answers.push(Reply::Record { batch, reply, outcomes });
                 }
             }
@@ -279,7 +282,7 @@ fn merge(written: &mut Written, one: Written) {
 }
 
 async fn event_by_event(
-    connection: &mut Connection,
+    ledger: &mut impl Ledger,
     written: &mut Written,
     batch: &Batch,
 ) -> Result<Vec<Outcome>, StoreError> {
@@ -287,22 +290,22 @@ async fn event_by_event(
     for (event, identity) in batch.events.iter().zip(&batch.identities) {
         let offered = Offered { events: &[event], identities: &[*identity], expecting: Expecting::Any };
         let now = batch.now;
-        let mut posting = Posting::open(&written.books, now, clock::random_bytes());
-        connection.begin().await?;
-        match one_event(connection, &written.books, &mut posting, &offered, &batch.request_id).await {
+        let mut posting = Posting::open(&written.books, now, ledger.salt_seed());
+        ledger.begin().await?;
+        match one_event(ledger, &written.books, &mut posting, &offered, &batch.request_id).await {
             Ok(outcome) => {
-                connection.commit().await?;
+                ledger.commit().await?;
                 written.owed_more += posting.owed.len() as i64;
                 written.books = Arc::new(posting.books);
                 written.committed = true;
                 outcomes.push(outcome);
             }
             Err(StoreError::Wrong(_)) => {
-                connection.rollback().await?;
+                ledger.rollback().await?;
                 outcomes.push(Outcome::Refused(Refusal::Malformed));
             }
             Err(error) => {
-                connection.rollback().await?;
+                ledger.rollback().await?;
                 return Err(error);
             }
         }
@@ -311,16 +314,16 @@ async fn event_by_event(
 }
 
 async fn one_event(
-    connection: &mut Connection,
+    ledger: &mut impl Ledger,
     before: &Books,
     posting: &mut Posting,
     offered: &Offered<'_>,
     request_id: &str,
 ) -> Result<Outcome, StoreError> {
-    let outcomes = record::record_events(connection, before, posting, offered, request_id).await?;
+    let outcomes = record::record_events(ledger, before, posting, offered, request_id).await?;
     posting.roll();
     posting.close();
-    posting::write(connection, before, posting).await?;
+    ledger.write(before, posting).await?;
     Ok(outcomes.first().copied().unwrap_or(Outcome::Refused(Refusal::Malformed)))
 }
 

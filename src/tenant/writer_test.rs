@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use super::guess::Guess;
@@ -18,7 +19,11 @@ use crate::store::database::Connection;
 use crate::store::posting::Expecting;
 use crate::store::tests::harness::{House, NOW, event, quota_of, set_quotas};
 
-crate::store::tests::conformance!(a_guess_changes_nothing_but_the_cost);
+crate::store::tests::conformance!(
+    a_guess_changes_nothing_but_the_cost,
+    a_batch_is_recorded_when_it_brings_something,
+    a_record_names_the_request_of_its_only_batch,
+);
 
 /// Everything a tenant's tables say that does not name the tenant or an alert by its derived id.
 const TABLES: [&str; 6] = [
@@ -52,7 +57,10 @@ impl Side {
     }
 
     async fn write(&mut self, batches: &[Vec<UsageEvent>]) -> Vec<Vec<Outcome>> {
-        let work = batches.iter().map(|events| record(events.clone())).collect();
+        self.work(batches.iter().map(|events| record(events.clone(), "")).collect()).await
+    }
+
+    async fn work(&mut self, work: Vec<Work>) -> Vec<Vec<Outcome>> {
         let unit = Unit { books: self.books.clone(), work };
         let written = writer::write(&mut self.connection, &mut self.guess, unit).await.unwrap();
         self.books = written.books;
@@ -61,6 +69,14 @@ impl Side {
             other => panic!("nobody asked for {other:?}"),
         };
         written.answers.into_iter().map(outcomes).collect()
+    }
+
+    /// The request and the payload of the chain's last record.
+    async fn last_record(&mut self) -> (Value, Value) {
+        let sql = "SELECT bytes, payload FROM audit_record ORDER BY seq DESC LIMIT 1";
+        let rows = self.connection.fetch(sql, &[]).await.unwrap();
+        let record: Value = serde_json::from_slice(&rows[0].optional_bytes(0).unwrap().unwrap()).unwrap();
+        (record["requestId"].clone(), serde_json::from_str(&rows[0].text(1).unwrap()).unwrap())
     }
 
     async fn tables(&mut self) -> Vec<Vec<String>> {
@@ -73,7 +89,7 @@ impl Side {
     }
 }
 
-fn record(events: Vec<UsageEvent>) -> Work {
+fn record(events: Vec<UsageEvent>, request_id: &str) -> Work {
     let permit = || Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
     let identities = events.iter().map(UsageEvent::identity).collect();
     let permits = Permits { _events: permit(), _kibibytes: permit() };
@@ -81,7 +97,7 @@ fn record(events: Vec<UsageEvent>) -> Work {
         events,
         identities,
         cursor: None,
-        request_id: String::new(),
+        request_id: request_id.into(),
         now: NOW,
         permits,
         span: tracing::Span::none(),
@@ -135,4 +151,46 @@ async fn a_guess_changes_nothing_but_the_cost(house: &House) {
     assert_eq!(guessing.books.lifetime, asking.books.lifetime);
     assert_eq!(guessing.books.next_position, asking.books.next_position);
     assert!(guessing.books.lifetime.events > 1_000);
+}
+
+async fn a_batch_is_recorded_when_it_brings_something(house: &House) {
+    use Outcome::{Accepted, Conflict, Duplicate};
+    let mut side = Side::of(house).await;
+    let one = |id: &str, tokens| event(id, "ada", NOW, tokens);
+    let begun = side.books.head.seq;
+    // What arrives, what becomes of it, and the counts in the record it leaves: events, duplicates, conflicts.
+    let batches = [
+        (vec![one("a", 10), one("b", 20)], vec![Accepted, Accepted], Some((2, 0, 0))),
+        // Nothing has changed, so there is nothing to prove.
+        (vec![one("a", 10), one("b", 20)], vec![Duplicate, Duplicate], None),
+        // Counts nothing, and is never silent.
+        (vec![one("a", 11)], vec![Conflict], Some((0, 0, 1))),
+        (vec![one("c", 5), one("a", 10), one("b", 21)], vec![Accepted, Duplicate, Conflict], Some((1, 1, 1))),
+        (vec![one("d", 5)], vec![Accepted], Some((1, 0, 0))),
+    ];
+    let mut records = 0;
+    for (events, expected, counts) in batches {
+        let position = side.books.next_position;
+        assert_eq!(side.write(std::slice::from_ref(&events)).await, std::slice::from_ref(&expected));
+        let counted = expected.contains(&Accepted);
+        let positions = if counted { events.len() as i64 } else { 0 };
+        assert_eq!(side.books.next_position, position + positions);
+        records += i64::from(counts.is_some());
+        assert_eq!(side.books.head.seq, begun + records);
+        if let Some((events, duplicates, conflicts)) = counts {
+            let (_, payload) = side.last_record().await;
+            let stated = ["events", "duplicates", "conflicts"].map(|name| payload[name].as_i64().unwrap());
+            assert_eq!(stated, [events, duplicates, conflicts]);
+        }
+    }
+    assert_eq!((side.books.lifetime.events, side.books.lifetime.amounts.prompt_tokens), (4, 40));
+}
+
+async fn a_record_names_the_request_of_its_only_batch(house: &House) {
+    let mut side = Side::of(house).await;
+    let one = |id: &str| vec![event(id, "ada", NOW, 10)];
+    side.work(vec![record(one("a"), "request-7")]).await;
+    assert_eq!(side.last_record().await.0, "request-7");
+    side.work(vec![record(one("b"), "request-8"), record(one("c"), "request-9")]).await;
+    assert_eq!(side.last_record().await.0, "");
 }

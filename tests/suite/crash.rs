@@ -37,7 +37,7 @@ pub enum Death {
     AtRandom,
 }
 
-const DEATHS: &[Death] = &[
+pub const DEATHS: &[Death] = &[
     // C1: received, nothing begun. C2: written, not committed.
     Death::At("intake.received"),
     Death::At("commit.filled"),
@@ -73,12 +73,12 @@ const DEATHS: &[Death] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_anywhere_on_sqlite_nothing_is_lost_or_counted_twice() {
-    killed_anywhere(Engine::Sqlite).await;
+    Box::pin(killed_anywhere(Engine::Sqlite)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_anywhere_on_postgres_nothing_is_lost_or_counted_twice() {
-    killed_anywhere(Engine::Postgres).await;
+    Box::pin(killed_anywhere(Engine::Postgres)).await;
 }
 
 async fn killed_anywhere(engine: Engine) {

@@ -30,12 +30,12 @@ const SHIFTS: [(&str, &str, &str); 4] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_step_of_a_change_on_sqlite_the_change_is_made_once() {
-    killed_at_any_step(Engine::Sqlite).await;
+    Box::pin(killed_at_any_step(Engine::Sqlite)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_step_of_a_change_on_postgres_the_change_is_made_once() {
-    killed_at_any_step(Engine::Postgres).await;
+    Box::pin(killed_at_any_step(Engine::Postgres)).await;
 }
 
 async fn killed_at_any_step(engine: Engine) {

@@ -9,6 +9,7 @@ use crate::crash::{Death, die};
 use crate::harness::fire::{self, Fire};
 use crate::harness::receiver::Receiver;
 use crate::harness::{Engine, Setup};
+use crate::takeover::takeovers;
 
 /// Lives after which every mistake has shown.
 const DEATHS: [Death; 5] = [
@@ -49,9 +50,24 @@ async fn an_alert_without_a_stable_key_is_found_out() {
     assert_eq!(found("alert-without-key").await, "Q3");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deposed_owner_that_does_not_look_at_the_epoch_is_found_out() {
+    let story = async {
+        let pager = Receiver::start().await;
+        let setup = fire::setup(Setup::on(Engine::Postgres).planting("epoch-unchecked"), &pager);
+        Box::pin(takeovers(setup, &pager, &["intake.received", "commit.after"])).await;
+    };
+    assert_eq!(invariant_broken_by("epoch-unchecked", story).await, "L3");
+}
+
 /// The invariant by which a short fire finds the mistake; nothing when it does not.
 async fn found(mistake: &'static str) -> String {
-    let Err(failed) = tokio::spawn(a_short_fire(mistake)).await else { return String::new() };
+    invariant_broken_by(mistake, a_short_fire(mistake)).await
+}
+
+/// The invariant whose check ends a story; nothing when none does.
+pub async fn invariant_broken_by(mistake: &str, story: impl Future<Output = ()> + Send + 'static) -> String {
+    let Err(failed) = tokio::spawn(story).await else { return String::new() };
     let panic = failed.into_panic();
     let said = panic.downcast_ref::<String>().expect("an assertion that says what is wrong");
     println!("{mistake}: {}", said.lines().next().unwrap_or_default());

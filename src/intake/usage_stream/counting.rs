@@ -66,11 +66,13 @@ impl Counter {
         let count = events.len();
         let origin = Origin { cursor, request_id: String::new() };
         let patience = deadline.saturating_duration_since(Instant::now());
+        // Whatever is not waited for may be committed all the same: it is a duplicate when it comes again.
         let too_long = Counted::Later(NotNow { after: Duration::ZERO, why: Cause::TimedOut });
         let counted = tokio::select! {
             counted = self.reader.recorder.count(tenant, events, origin, patience) => counted,
             () = tokio::time::sleep_until(deadline) => too_long,
             () = hurry.cancelled() => too_long,
+            () = self.closed.cancelled() => too_long,
         };
         match counted {
             Counted::Outcomes(outcomes) if outcomes.len() == count => self.answered(tenant, parts, &outcomes).await,

@@ -21,8 +21,6 @@ const CALL_EVENTS_MAX: usize = 5_000;
 /// First delay before a tenant that could not take a call is called again; doubles up to [`DELAY_MAX`].
 const DELAY_MIN: Duration = Duration::from_millis(50);
 const DELAY_MAX: Duration = Duration::from_secs(1);
-/// A lane is stuck when nothing of it was taken for this long.
-const STUCK_AFTER: Duration = Duration::from_secs(2);
 /// How long what arrives for a tenant waits while earlier events of that tenant are parked.
 const AWAY_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a call may take at least, however long its events have waited.
@@ -46,6 +44,13 @@ pub(super) struct Bounds {
     /// Events that a stuck lane may hold.
     pub(super) share_events: usize,
     pub(super) park_after: Duration,
+}
+
+impl Bounds {
+    /// A lane is stuck when nothing of it was taken for this long: long enough for a slow commit.
+    fn stuck_after(self) -> Duration {
+        self.park_after / 2
+    }
 }
 
 /// One tenant's.
@@ -136,7 +141,7 @@ impl Lanes {
         let bounds = self.bounds;
         self.lanes.retain(|_, lane| !(lane.is_idle() && now - lane.progress_at >= FORGOTTEN_AFTER));
         for (tenant, lane) in &mut self.lanes {
-            let stuck = !lane.is_idle() && now - lane.progress_at >= STUCK_AFTER;
+            let stuck = !lane.is_idle() && now - lane.progress_at >= bounds.stuck_after();
             let crowding = stuck && (pressure || lane.queued + lane.calling > bounds.share_events);
             if crowding {
                 lane.hurry();
@@ -230,5 +235,140 @@ impl Lane {
         self.queued -= overdue.iter().map(|part| part.pieces.len()).sum::<usize>();
         self.away = true;
         overdue
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::Subject;
+    use bytes::Bytes;
+    use uuid::Uuid;
+
+    use super::super::part::Piece;
+    use super::*;
+
+    const LOUD: TenantId = TenantId(Uuid::from_u128(1));
+    const QUIET: TenantId = TenantId(Uuid::from_u128(2));
+    const PARK_AFTER: Duration = Duration::from_secs(10);
+
+    fn lanes() -> Lanes {
+        Lanes::new(Bounds { share_events: 100, park_after: PARK_AFTER })
+    }
+
+    fn part(pull: u64, events: usize, since: Instant) -> Part {
+        let piece = Piece { raw: Bytes::new(), subject: Subject::from("s"), sequence: pull, from_litellm: false };
+        Part { pull, since, pieces: vec![piece; events], events: Vec::new() }
+    }
+
+    fn events(parts: &[Part]) -> usize {
+        parts.iter().map(|part| part.pieces.len()).sum()
+    }
+
+    fn pulls(parts: &[Part]) -> Vec<u64> {
+        parts.iter().map(|part| part.pull).collect()
+    }
+
+    #[test]
+    fn what_arrives_during_a_call_gathers_and_goes_with_the_next() {
+        let now = Instant::now();
+        let mut lanes = lanes();
+        for pull in 0..5 {
+            lanes.offer(LOUD, part(pull, 10, now));
+            if pull < CALLS_MAX as u64 {
+                assert_eq!(pulls(&lanes.next(now).expect("a call for what came first").parts), [pull]);
+            }
+        }
+        // Nobody waits behind that tenant.
+        lanes.offer(QUIET, part(4, 1, now));
+        let call = lanes.next(now).expect("a call for the other tenant");
+        assert_eq!((call.tenant, call.deadline), (QUIET, now + PARK_AFTER));
+        assert!(lanes.next(now).is_none());
+        lanes.ended(LOUD, 10, Vec::new(), now);
+        assert_eq!(pulls(&lanes.next(now).expect("a call for all that gathered").parts), [2, 3, 4]);
+        assert!(lanes.next(now).is_none());
+        assert!(lanes.sweep(false, now).is_empty());
+    }
+
+    #[test]
+    fn a_call_has_a_limit_and_a_single_part_may_exceed_it() {
+        let now = Instant::now();
+        let mut lanes = lanes();
+        for (pull, events) in [(0, CALL_EVENTS_MAX - 1), (1, 2), (2, CALL_EVENTS_MAX + 1)] {
+            lanes.offer(LOUD, part(pull, events, now));
+        }
+        let taken: Vec<Vec<u64>> = (0..CALLS_MAX).map(|_| pulls(&lanes.next(now).unwrap().parts)).collect();
+        assert_eq!(taken, [vec![0], vec![1]]);
+        lanes.ended(LOUD, 2, Vec::new(), now);
+        assert_eq!(pulls(&lanes.next(now).unwrap().parts), [2]);
+    }
+
+    #[test]
+    fn a_tenant_that_takes_nothing_is_tried_less_and_less_and_parked_in_the_end() {
+        let start = Instant::now();
+        let mut lanes = lanes();
+        lanes.offer(LOUD, part(0, 1, start));
+        let (mut now, mut calls) = (start, 0);
+        let parked = loop {
+            while let Some(call) = lanes.next(now) {
+                calls += 1;
+                lanes.ended(LOUD, 0, call.parts, now);
+            }
+            now += Duration::from_millis(100);
+            let mut overdue = lanes.sweep(false, now);
+            if let Some((tenant, parts)) = overdue.pop() {
+                break (tenant, pulls(&parts));
+            }
+            assert!(now - start < 2 * PARK_AFTER, "it is parked at last");
+        };
+        assert_eq!(parked, (LOUD, vec![0]));
+        assert!(now - start >= PARK_AFTER && (8..30).contains(&calls), "{calls} calls in {:?}", now - start);
+
+        // What comes now waits less; and once something is taken, as long as ever.
+        lanes.offer(LOUD, part(1, 1, now));
+        assert_eq!(lanes.sweep(false, now + AWAY_PATIENCE / 2).len(), 0);
+        now += 2 * DELAY_MAX;
+        lanes.sweep(false, now);
+        let call = lanes.next(now).expect("another try");
+        assert_eq!(call.deadline, now + CALL_PATIENCE_MIN);
+        lanes.ended(LOUD, 1, Vec::new(), now);
+        lanes.offer(LOUD, part(2, 1, now));
+        assert_eq!(lanes.next(now).unwrap().deadline, now + PARK_AFTER);
+    }
+
+    #[test]
+    fn a_stuck_tenant_gives_up_its_place_when_it_takes_too_much_or_others_need_it() {
+        let start = Instant::now();
+        let stuck = |held: usize, pressure: bool| {
+            let mut lanes = lanes();
+            let calls: Vec<Call> = (0..=CALLS_MAX as u64)
+                .filter_map(|pull| {
+                    lanes.offer(LOUD, part(pull, held, start));
+                    lanes.next(start)
+                })
+                .collect();
+            let hurried = |calls: &[Call]| calls.iter().all(|call| call.hurry.is_cancelled());
+            assert!(lanes.sweep(pressure, start + PARK_AFTER / 4).is_empty() && !hurried(&calls));
+            let parked: usize =
+                lanes.sweep(pressure, start + PARK_AFTER / 2).iter().map(|(_, parts)| events(parts)).sum();
+            (parked, hurried(&calls))
+        };
+        assert_eq!(stuck(10, false), (0, false));
+        assert_eq!(stuck(50, false), (50, true));
+        assert_eq!(stuck(10, true), (10, true));
+    }
+
+    #[test]
+    fn nothing_is_tried_again_once_we_leave() {
+        let now = Instant::now();
+        let mut lanes = lanes();
+        for (pull, tenant) in [(0, LOUD), (1, QUIET)] {
+            lanes.offer(tenant, part(pull, 1, now));
+        }
+        let (loud, quiet) = (lanes.next(now).unwrap(), lanes.next(now).unwrap());
+        lanes.ended(loud.tenant, 0, loud.parts, now);
+        lanes.close();
+        lanes.ended(quiet.tenant, 0, quiet.parts, now);
+        lanes.sweep(false, now + DELAY_MAX);
+        assert!(lanes.next(now + DELAY_MAX).is_none());
     }
 }

@@ -115,6 +115,7 @@ impl UsageStream {
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
+        progress.keep_last(self.reader.recorder.directory()).await;
         while tasks.join_next().await.is_some() {}
         let reason = "stopped".to_owned();
         self.health.send_replace(StreamHealth::Disconnected { since: self.clock.now(), reason });

@@ -52,14 +52,23 @@ pub(super) struct Look {
 
 impl Progress {
     /// Is there something that the control database does not know?
-    pub(super) fn is_news(&self) -> bool {
+    fn is_news(&self) -> bool {
         !self.gaps.is_empty() || self.position != self.kept
     }
 
     /// What to keep, with the records that belong to it. Takes the gaps: give them back if it cannot be kept.
     pub(super) fn take_news(&mut self) -> Option<(Checkpoint, Vec<Gap>)> {
-        let position = self.position.clone()?;
+        let position = self.position.clone().filter(|_| self.is_news())?;
         Some((position, std::mem::take(&mut self.gaps)))
+    }
+
+    /// Keeps what is not kept yet, when we leave.
+    pub(super) async fn keep_last(mut self, directory: &Directory) {
+        if let Some((checkpoint, gaps)) = self.take_news()
+            && let Err(error) = keep(directory, &checkpoint, &gaps).await
+        {
+            tracing::warn!(%error, "the last checkpoint could not be kept; some messages are read again");
+        }
     }
 }
 

@@ -222,6 +222,7 @@ impl<'a> Session<'a> {
             let acker = Acker::new(self.context.clone(), reply);
             if fault::is_planted("ack-before-commit") {
                 let _ = acker.ack().await;
+                let _ = resume::keep(&self.given.directory, &position, &[]).await;
             }
             self.room.take(deliveries.len(), bytes);
             let number = self.floor.open(deliveries.len(), End { position, acker: Some(acker), gaps });
@@ -350,7 +351,7 @@ impl<'a> Session<'a> {
             self.spawn(async move { Event::Kept(counter.park(tenant, parts).await) });
         }
         self.room.tell();
-        if !self.keeping && now - self.kept_at >= CHECKPOINT_EVERY && self.given.progress.is_news() {
+        if !self.keeping && now - self.kept_at >= CHECKPOINT_EVERY {
             self.kept_at = now;
             self.keep_checkpoint();
         }
@@ -409,11 +410,6 @@ impl<'a> Session<'a> {
         }
         self.rise().await;
         self.confirm().await;
-        if let Some((checkpoint, gaps)) = self.given.progress.take_news()
-            && let Err(error) = resume::keep(&self.given.directory, &checkpoint, &gaps).await
-        {
-            tracing::warn!(%error, "the last checkpoint could not be kept; some messages are read again");
-        }
     }
 
     /// Acknowledgements are not answered by the server; the last one is sent again in a way that is.

@@ -24,6 +24,8 @@ super::conformance!(
     events_taken_for_new_are_counted_once,
     a_guess_that_is_cut_off_leaves_nothing,
     a_recount_equals_the_ledger,
+    a_recount_begins_with_its_period_and_ends_before_the_next,
+    a_stored_counter_counts_its_own_period_alone,
     a_half_made_transaction_leaves_nothing,
     a_failed_statement_cannot_be_committed,
     the_ledger_and_the_chain_only_grow,
@@ -44,6 +46,10 @@ async fn an_event_is_counted_once(house: &House) {
     assert_eq!(outcomes, [Inserted::Duplicate, Inserted::New, Inserted::Conflict]);
     assert_eq!(books.lifetime.events, 3);
     assert_eq!(books.lifetime.amounts.prompt_tokens, 35);
+
+    let new_first = [event("d", "ada", NOW, 1), event("a", "ada", NOW, 10)];
+    let (books, outcomes) = commit(&mut connection, &books, &new_first, NOW).await.unwrap();
+    assert_eq!(outcomes, [Inserted::New, Inserted::Duplicate]);
     assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
 }
 
@@ -105,7 +111,7 @@ async fn what_a_posting_says_is_what_is_stored(house: &House) {
     .unwrap();
     assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
 
-    let books = set_quotas(&mut connection, &books, quotas[1..3].to_vec(), NOW).await;
+    let books = set_quotas(&mut connection, &books, vec![quotas[2].clone(), quotas[1].clone()], NOW).await;
     let stored = load::read_books(&mut connection, books.tenant).await.unwrap();
     assert_same(&stored, &books);
     assert!(stored.counters.keys().all(|key| key.quota == quotas[1].id || key.quota == quotas[2].id));
@@ -276,6 +282,58 @@ async fn a_recount_equals_the_ledger(house: &House) {
     connection.rollback().await.unwrap();
 }
 
+async fn a_recount_begins_with_its_period_and_ends_before_the_next(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    // What was recorded long before ends where the search for the minute begins.
+    let long_before = NOW.plus_micros(-MICROS_PER_DAY);
+    let (mut books, _) =
+        commit(&mut connection, &books, &[event("old", "ada", long_before, 1_000)], long_before).await.unwrap();
+    let minute = period::window(PeriodKind::Minute, NOW, &books.time_zone);
+    let hour = period::window(PeriodKind::Hour, NOW, &books.time_zone);
+    let instants = [
+        hour.start.plus_micros(-1),
+        hour.start,
+        minute.start,
+        minute.start.plus_micros(-1),
+        minute.end.plus_micros(-1),
+        minute.end,
+        hour.end.plus_micros(-1),
+        hour.end,
+    ];
+    for first in [2, 0] {
+        // In one order the first row behind the old one is the minute's own, in the other it is not.
+        let rotated = instants.iter().cycle().skip(first).take(instants.len());
+        let events: Vec<UsageEvent> =
+            rotated.enumerate().map(|(number, at)| event(&format!("{first}-{number}"), "ada", *at, 10)).collect();
+        books = commit(&mut connection, &books, &events, hour.end).await.unwrap().0;
+        for (kind, window, expected) in [(PeriodKind::Minute, minute, 2), (PeriodKind::Hour, hour, 6)] {
+            let quota = quota_of(Scope::Tenant, Metric::Requests, kind, 10);
+            let missing = Missing { quota, window, recount: true };
+            let counter = quota::counter(&mut connection, &books, &missing, books.next_position).await.unwrap();
+            assert_eq!(counter.used, expected * books.lifetime.events / 8, "{kind:?}");
+        }
+    }
+}
+
+async fn a_stored_counter_counts_its_own_period_alone(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let daily = quota_of(Scope::Tenant, Metric::Requests, PeriodKind::Day, 100);
+    let books = set_quotas(&mut connection, &books, vec![daily.clone()], NOW).await;
+    let (books, _) = commit(&mut connection, &books, &[event("a", "ada", NOW, 10)], NOW).await.unwrap();
+    let window = period::window(PeriodKind::Day, NOW, &books.time_zone);
+    house.tamper(books.tenant, "UPDATE counter SET used = 77").await;
+    let known = Missing { quota: daily, window, recount: false };
+    let anew = Missing { recount: true, ..known.clone() };
+    for (missing, used) in [(&known, 77), (&anew, 1)] {
+        let counter = quota::counter(&mut connection, &books, missing, books.next_position).await.unwrap();
+        assert_eq!(counter.used, used);
+    }
+    // A calendar that has moved the end of the day has made it another day.
+    house.tamper(books.tenant, "UPDATE counter SET period_end = period_end + 1").await;
+    let counter = quota::counter(&mut connection, &books, &known, books.next_position).await.unwrap();
+    assert_eq!(counter.used, 1);
+}
+
 async fn a_half_made_transaction_leaves_nothing(house: &House) {
     let (_store, mut connection, books) = house.owner().await;
     let lost = [event("lost", "ada", NOW, 10)];
@@ -420,6 +478,18 @@ async fn deliveries_are_due_until_they_are_settled(house: &House) {
     assert_eq!(notice::owed_count(&mut connection).await.unwrap(), 1);
     let due = notice::due(&mut connection, later, 10).await.unwrap();
     assert_eq!((due[0].channel.as_str(), due[0].event), ("mail", Event::Resolved));
+    let settled = "SELECT channel, event, outcome, reason FROM outbox ORDER BY channel, event";
+    let settled: Vec<String> = connection
+        .fetch(settled, &[])
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| (0..4).map(|at| row.text(at).unwrap()).collect::<Vec<_>>().join(" "))
+        .collect();
+    assert_eq!(
+        settled,
+        ["mail fired gaveUp 410", "mail resolved owed ", "pager fired delivered ", "pager resolved delivered "]
+    );
 }
 
 async fn large_batches_come_back_in_order(house: &House) {

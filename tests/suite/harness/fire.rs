@@ -25,7 +25,7 @@ const USERS: u64 = 5;
 const LATE_MS_MAX: u64 = 36 * 3_600_000;
 
 /// A tenant under fire, and what is known about it.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Target {
     pub tenant: Tenant,
     pub oracle: Arc<Oracle>,
@@ -48,21 +48,21 @@ pub fn setup(setup: Setup, pager: &Receiver) -> Setup {
 impl Fire {
     /// Onboards a tenant of each name, and lights the fire.
     pub async fn on(daemon: &Daemon, pager: &Receiver, names: &[&str]) -> Fire {
+        let mut fire = Fire::laid(daemon, pager, names).await;
+        fire.light();
+        fire
+    }
+
+    /// The same, without lighting it.
+    pub async fn laid(daemon: &Daemon, pager: &Receiver, names: &[&str]) -> Fire {
         let mut targets = Vec::new();
         for name in names {
             let tenant = daemon.onboard(name).await;
             tenant.put_quotas(quotas()).await;
             targets.push(Target { tenant, oracle: Arc::new(Oracle::default()) });
         }
-        let mut fire = Fire {
-            targets,
-            bus: daemon.bus().await,
-            pager: pager.clone(),
-            burning: Arc::default(),
-            senders: JoinSet::new(),
-        };
-        fire.light();
-        fire
+        let bus = daemon.bus().await;
+        Fire { targets, bus, pager: pager.clone(), burning: Arc::default(), senders: JoinSet::new() }
     }
 
     pub fn light(&mut self) {
@@ -89,11 +89,25 @@ impl Fire {
         while let Some(sent) = self.senders.join_next().await {
             sent.expect("a sender ends well");
         }
+        self.check(daemon).await;
+    }
+
+    /// Checks every invariant, when nobody sends and everything is counted.
+    pub async fn check(&self, daemon: &Daemon) {
         daemon.drained(&self.bus).await;
         for Target { tenant, oracle } in &self.targets {
-            oracle.check(daemon, tenant).await;
-            every_alert_was_told_once(daemon, tenant, &self.pager).await;
+            let tenant = tenant.at(daemon);
+            oracle.check(daemon, &tenant).await;
+            every_alert_was_told_once(daemon, &tenant, &self.pager).await;
         }
+    }
+
+    /// One event of a tenant, over NATS.
+    pub async fn publish_to(&self, target: &Target) {
+        let event = an_event(&target.tenant.id);
+        target.oracle.sends(&event);
+        let sequence = self.bus.publish(&event.json()).await;
+        target.oracle.published(sequence, &event);
     }
 
     /// How many events were sent, by tenant.
@@ -103,7 +117,7 @@ impl Fire {
 }
 
 /// Several quotas at once; limits that are crossed on the way, one of them again with each late event.
-fn quotas() -> Value {
+pub fn quotas() -> Value {
     json!([
         {"scope": {"type": "tenant"}, "metric": "tokens", "period": "month", "limit": 20_000,
          "thresholds": [1, 10, 50, 80, 100, 200], "enforcement": "block"},
@@ -116,7 +130,7 @@ fn quotas() -> Value {
     ])
 }
 
-fn an_event(tenant: &str) -> Envelope {
+pub fn an_event(tenant: &str) -> Envelope {
     let mut event = Envelope::new(tenant).tokens(between(1, 40) as i64, between(0, 20) as i64);
     event.user = format!("user-{}", between(0, USERS));
     event.cost = between(0, 5_000_000) as i64;
@@ -164,22 +178,27 @@ async fn send_over_http(tenant: Tenant, oracle: Arc<Oracle>, burning: Arc<Atomic
     }
 }
 
-async fn post_until_counted(api: &Api, batch: &[Envelope]) {
-    let body = Value::Array(batch.iter().map(Envelope::json).collect()).to_string().into_bytes();
+/// A body of events.
+pub fn body(batch: &[Envelope]) -> Vec<u8> {
+    Value::Array(batch.iter().map(Envelope::json).collect()).to_string().into_bytes()
+}
+
+pub async fn post_until_counted(api: &Api, batch: &[Envelope]) {
+    let body = body(batch);
     eventually("a batch that is counted", || async {
         let headers = [("content-type", "application/json")];
         let answer = api.try_raw(Method::POST, "/v1/usage/events", &headers, body.clone()).await.ok()?;
         match answer.status {
             200 => Some(()),
             503 => None,
-            _ => panic!("{} {}", answer.status, answer.text),
+            _ => panic!("L3: events that nothing is wrong with were refused: {} {}", answer.status, answer.text),
         }
     })
     .await;
 }
 
 /// Q3: each alert is owed to the pager, and reached it under one id, however often the daemon died in between.
-async fn every_alert_was_told_once(daemon: &Daemon, tenant: &Tenant, pager: &Receiver) {
+pub async fn every_alert_was_told_once(daemon: &Daemon, tenant: &Tenant, pager: &Receiver) {
     let mut database = Database::of_tenant(daemon, &tenant.id).await;
     let fired: BTreeSet<String> = database.words("SELECT id FROM alert").await.into_iter().flatten().collect();
     let owed = database.words("SELECT alert_id FROM outbox WHERE event = 'fired'").await;
