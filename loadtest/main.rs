@@ -10,6 +10,7 @@ mod figures;
 mod ingest;
 mod link;
 mod nginx;
+mod parse;
 mod plant;
 mod yardstick;
 
@@ -30,6 +31,8 @@ enum Run {
     Ingest(Ingest),
     /// Asks for decisions over kept-alive connections, against nginx with a static answer of the same size.
     Decide(Decide),
+    /// Reads bodies, against a general reader of JSON and a mere look at every byte. Needs no daemon.
+    Parse(Parse),
 }
 
 /// Where things are.
@@ -128,6 +131,13 @@ enum Ids {
     V4,
 }
 
+#[derive(Debug, Clone, Copy, Args)]
+struct Parse {
+    /// Seconds for each kind of body.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    seconds: u64,
+}
+
 /// Requests a second; `None` for as many as there can be.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Rate(Option<f64>);
@@ -154,6 +164,7 @@ fn main() -> anyhow::Result<()> {
             match command.run {
                 Run::Ingest(ingest) => ingest::run(&ingest, &command.surroundings).await,
                 Run::Decide(decide) => decide::run(&decide, &command.surroundings).await,
+                Run::Parse(parse) => parse::run(parse),
             }
         };
         // Dropped in the middle, a run still ends its processes and deletes its folder.

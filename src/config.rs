@@ -119,7 +119,7 @@ impl Default for Tenants {
             permits_bytes: 64 * 1024 * 1024,
             commit_events_max: 5_000,
             restart_backoff_ms: 100,
-            restart_backoff_max_ms: 60_000,
+            restart_backoff_max_ms: 5_000,
         }
     }
 }
@@ -165,11 +165,14 @@ pub struct Nats {
     pub alert_stream: String,
     /// Messages of one pull.
     pub pull_messages: usize,
-    /// Messages delivered and not yet acknowledged, for the whole node.
+    /// Events read and not yet counted, for the whole node, and their bytes.
+    pub in_flight_events: usize,
+    pub in_flight_bytes: usize,
+    /// Messages delivered and not yet acknowledged: those in flight, and those that wait for an older one.
     pub ack_pending_max: usize,
     pub ack_wait_ms: u64,
-    /// Delay before a message comes back that a saturated tenant could not take.
-    pub nak_delay_ms: u64,
+    /// Events that their tenant cannot take for this long are parked in quarantine until it can.
+    pub park_after_ms: u64,
 }
 
 impl Default for Nats {
@@ -181,10 +184,12 @@ impl Default for Nats {
             subject: "quota.updated".into(),
             alert_subject: "quota.alert".into(),
             alert_stream: "QUOTA_ALERTS".into(),
-            pull_messages: 1_000,
-            ack_pending_max: 16_000,
+            pull_messages: 2_000,
+            in_flight_events: 32_000,
+            in_flight_bytes: 64 * 1024 * 1024,
+            ack_pending_max: 200_000,
             ack_wait_ms: 30_000,
-            nak_delay_ms: 1_000,
+            park_after_ms: 10_000,
         }
     }
 }
@@ -206,7 +211,7 @@ impl Default for Redis {
     }
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
     /// The platform administrator's key.
@@ -215,7 +220,24 @@ pub struct Auth {
     pub key_pepper: Option<SecretString>,
     /// Where a pepper that was made is kept; the SQLite directory when absent.
     pub key_pepper_file: Option<PathBuf>,
+    /// Failures within a minute, from one address with one credential, after which a failure is answered with 429.
+    pub failures_per_credential_max: u32,
+    /// The same from one address with whatever credentials.
+    pub failures_per_source_max: u32,
     pub issuers: Vec<Issuer>,
+}
+
+impl Default for Auth {
+    fn default() -> Auth {
+        Auth {
+            bootstrap_key: None,
+            key_pepper: None,
+            key_pepper_file: None,
+            failures_per_credential_max: 100,
+            failures_per_source_max: 1_000,
+            issuers: Vec::new(),
+        }
+    }
 }
 
 /// A trusted OpenID issuer, and how its claims read.
@@ -284,6 +306,24 @@ pub enum Channel {
     },
     /// JetStream, on `nats.alert_subject`.
     Nats { name: String },
+    /// PagerDuty's Events API v2.
+    PagerDuty {
+        name: String,
+        /// The integration key of a service.
+        routing_key: SecretString,
+        /// Without `/v2/enqueue`; PagerDuty's own in the US when absent.
+        url: Option<String>,
+        #[serde(default)]
+        allow_private_addresses: bool,
+    },
+    /// A Slack incoming webhook.
+    Slack {
+        name: String,
+        /// Whoever knows it may post.
+        url: SecretString,
+        #[serde(default)]
+        allow_private_addresses: bool,
+    },
 }
 
 fn repeat_ms() -> u64 {
@@ -294,7 +334,11 @@ impl Channel {
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
-            Channel::Alertmanager { name, .. } | Channel::Webhook { name, .. } | Channel::Nats { name } => name,
+            Channel::Alertmanager { name, .. }
+            | Channel::Webhook { name, .. }
+            | Channel::Nats { name }
+            | Channel::PagerDuty { name, .. }
+            | Channel::Slack { name, .. } => name,
         }
     }
 }
@@ -336,16 +380,26 @@ impl Config {
     /// # Errors
     /// [`Invalid`], naming every problem by its key. No value of a secret appears in it.
     pub fn load(file: Option<&Path>) -> Result<Config, Invalid> {
-        let mut sources = config::Config::builder();
-        if let Some(path) = file {
-            sources = sources.add_source(config::File::from(path).format(config::FileFormat::Toml));
-        }
+        let text = match file {
+            Some(path) => std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?,
+            None => String::new(),
+        };
         let environment = config::Environment::with_prefix("PLATFORM_API").prefix_separator("__").separator("__");
+        Config::read(&text, Some(environment.try_parsing(true)))
+    }
+
+    /// Reads TOML, and over it the environment, and validates.
+    ///
+    /// # Errors
+    /// As [`load`](Config::load).
+    pub fn read(toml: &str, environment: Option<config::Environment>) -> Result<Config, Invalid> {
+        let file = config::File::from_str(toml, config::FileFormat::Toml);
+        let sources = config::Config::builder().add_source(file);
+        let sources = environment.into_iter().fold(sources, |sources, over| sources.add_source(over));
         let read = sources
-            .add_source(environment.try_parsing(true))
             .build()
             .and_then(config::Config::try_deserialize::<Config>)
-            .map_err(|error| Invalid { problems: vec![error.to_string()] })?;
+            .map_err(|error| Invalid { problems: vec![without_source(&error.to_string())] })?;
         read.validated()
     }
 
@@ -396,6 +450,8 @@ impl Config {
             self.nats.pull_messages > 0 && self.nats.pull_messages <= self.nats.ack_pending_max,
             "nats.pull_messages: must be above zero and not above nats.ack_pending_max",
         );
+        check(self.nats.in_flight_events > 0, "nats.in_flight_events: must be above zero");
+        check(self.nats.in_flight_bytes > 0, "nats.in_flight_bytes: must be above zero");
         check(self.redis.ttl_ms >= 1_000, "redis.ttl_ms: must be at least 1000");
         check(
             ["auto", "json", "text"].contains(&self.telemetry.log_format.as_str()),
@@ -454,6 +510,16 @@ impl Config {
     pub fn retention_micros(&self) -> i64 {
         i64::from(self.intake.retention_days) * crate::domain::time::MICROS_PER_DAY
     }
+}
+
+/// A syntax error without the line it quotes, which may hold a secret.
+fn without_source(error: &str) -> String {
+    let ours: Vec<&str> = error.lines().filter(|line| !line.contains('|')).collect();
+    ours.join(": ")
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Invalid {
+    Invalid { problems: vec![format!("{}: {error}", path.display())] }
 }
 
 /// Is it an https:// URL, or an http:// one of this very machine?

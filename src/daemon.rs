@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -18,8 +19,10 @@ use crate::access::{Gate, Pepper};
 use crate::clock::Clock;
 use crate::config::{Config, millis};
 use crate::directory::{self, Settings, handle::Handle as Directory};
+use crate::fault;
 use crate::http::{self, Api, Dependency, Health, State};
 use crate::intake::record::Recorder;
+use crate::intake::replayer::Replayer;
 use crate::intake::usage_stream::{StreamHealth, UsageStream};
 use crate::outlet::{self, Outlets};
 use crate::store::database::Store;
@@ -32,12 +35,12 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// Parts of the closing that share the time there is.
 const STEPS: u32 = 4;
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is told to stop; connections are served by the threads of `answering`.
 ///
 /// # Errors
 /// When it cannot start: a store that cannot be opened, an address in use, a channel that cannot be used.
-pub async fn serve(config: Config) -> anyhow::Result<()> {
-    let daemon = Daemon::start(config).await?;
+pub async fn serve(config: Config, answering: Handle) -> anyhow::Result<()> {
+    let daemon = Daemon::start(config, &answering).await?;
     tracing::info!(address = %daemon.address(), version = env!("CARGO_PKG_VERSION"), "serving");
     let reason = stop_signal().await?;
     tracing::info!(reason, "stopping");
@@ -66,6 +69,7 @@ pub struct Daemon {
     directory: Directory,
     outlets: Outlets,
     stream: Option<Task>,
+    replayer: Task,
     doors: Task,
     telemetry: Telemetry,
 }
@@ -77,11 +81,11 @@ struct Task {
 }
 
 impl Daemon {
-    /// Builds and opens everything.
+    /// Builds and opens everything; connections are served by the threads of `answering`.
     ///
     /// # Errors
     /// See [`serve`].
-    pub async fn start(config: Config) -> anyhow::Result<Daemon> {
+    pub async fn start(config: Config, answering: &Handle) -> anyhow::Result<Daemon> {
         let telemetry = telemetry::init(&config.telemetry).context("starting telemetry")?;
         let clock = Clock::system();
         let store = Store::open(&config.store).await.context("opening the store")?;
@@ -99,10 +103,12 @@ impl Daemon {
 
         let recorder = Recorder::new(directory.clone(), clock.clone(), config.intake.clone());
         let (stream, stream_health) = open_stream(&config, &recorder, &clock);
+        let (replayer, parked) = start_replayer(&recorder);
         let (leaving, stopping) = watch::channel(false);
         let mut dependencies = vec![
             Dependency { name: "database".into(), required: true, state: watch_database(directory.clone()) },
             Dependency { name: "nats".into(), required: false, state: stream_health },
+            Dependency { name: "parked-usage".into(), required: false, state: parked },
         ];
         dependencies.extend(outlets.health.iter().map(|outlet| Dependency {
             name: outlet.name.clone(),
@@ -110,8 +116,11 @@ impl Daemon {
             state: relay(outlet.state.clone(), outlet_state),
         }));
 
-        let listener = TcpListener::bind(&config.http.listen)
-            .await
+        // A socket belongs to the runtime that opens it.
+        let listen = config.http.listen.clone();
+        let listener = answering
+            .spawn(async move { TcpListener::bind(&listen).await })
+            .await?
             .with_context(|| format!("listening on {}", config.http.listen))?;
         let address = listener.local_addr()?;
         let patience = millis(config.telemetry.shutdown_ms);
@@ -119,13 +128,13 @@ impl Daemon {
         let api = Api::new(directory.clone(), gate, recorder, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
         let served = http::serve(api, listener, stop.clone(), patience / STEPS);
-        let handle = tokio::spawn(async move {
+        let handle = answering.spawn(async move {
             if let Err(error) = served.await {
                 tracing::error!(%error, "the HTTP door failed");
             }
         });
         let doors = Task { stop, handle };
-        Ok(Daemon { address, patience, leaving, directory, outlets, stream, doors, telemetry })
+        Ok(Daemon { address, patience, leaving, directory, outlets, stream, replayer, doors, telemetry })
     }
 
     /// Where HTTP is served.
@@ -138,12 +147,20 @@ impl Daemon {
     pub async fn stop(self) {
         let step = self.patience / STEPS;
         self.leaving.send_replace(true);
-        if let Some(stream) = self.stream {
-            stream.end(step, "the usage stream").await;
-        }
+        fault::point("drain.begun");
+        let stream = async {
+            if let Some(stream) = self.stream {
+                stream.end(step, "the usage stream").await;
+            }
+        };
+        tokio::join!(stream, self.replayer.end(step, "the replayer"));
+        fault::point("drain.stream");
         self.doors.end(step, "the HTTP door").await;
+        fault::point("drain.doors");
         self.outlets.stop(step).await;
+        fault::point("drain.outlets");
         self.directory.drain(step).await;
+        fault::point("drain.tenants");
         tracing::info!("stopped");
         self.telemetry.flush().await;
     }
@@ -181,6 +198,15 @@ fn open_stream(config: &Config, recorder: &Recorder, clock: &Clock) -> (Option<T
     let stop = CancellationToken::new();
     let handle = tokio::spawn(stream.run(stop.clone()));
     (Some(Task { stop, handle }), health)
+}
+
+/// Brings parked events back; degraded while some are waiting.
+fn start_replayer(recorder: &Recorder) -> (Task, watch::Receiver<State>) {
+    let replayer = Replayer::new(recorder.clone());
+    let state = relay(replayer.waiting(), |waiting| if *waiting > 0 { State::Degraded } else { State::Up });
+    let stop = CancellationToken::new();
+    let handle = tokio::spawn(replayer.run(stop.clone()));
+    (Task { stop, handle }, state)
 }
 
 /// Asks the control database again and again; tells when it does not answer.

@@ -10,6 +10,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::clock::{self, Clock};
@@ -42,13 +43,14 @@ const ALERT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest request the local receiver reads.
 const RECEIVED_BYTES_MAX: usize = 64 * 1024;
 
-/// Runs the show; with `exit` it ends after it, otherwise it keeps serving until it is stopped.
+/// Runs the show; with `exit` it ends after it, otherwise it keeps serving until it is stopped. Connections are served
+/// by the threads of `answering`.
 ///
 /// # Errors
 /// When anything did not hold.
-pub async fn run(exit: bool, listen: String) -> anyhow::Result<ExitCode> {
+pub async fn run(exit: bool, listen: String, answering: Handle) -> anyhow::Result<ExitCode> {
     let directory = std::env::temp_dir().join(format!("platform-api-demo-{}", clock::new_id()));
-    let result = Box::pin(show(exit, listen, &directory)).await;
+    let result = Box::pin(show(exit, listen, &answering, &directory)).await;
     // Only what this run has made.
     if let Err(error) = std::fs::remove_dir_all(&directory)
         && directory.exists()
@@ -58,7 +60,7 @@ pub async fn run(exit: bool, listen: String) -> anyhow::Result<ExitCode> {
     result.map(|()| ExitCode::SUCCESS)
 }
 
-async fn show(exit: bool, listen: String, directory: &std::path::Path) -> anyhow::Result<()> {
+async fn show(exit: bool, listen: String, answering: &Handle, directory: &std::path::Path) -> anyhow::Result<()> {
     let (receiver, mut alerts) = receive_alerts().await?;
     let admin_key: String = clock::random_bytes::<16>().iter().map(|byte| format!("{byte:02x}")).collect();
     let mut config = Config::default();
@@ -72,7 +74,7 @@ async fn show(exit: bool, listen: String, directory: &std::path::Path) -> anyhow
         secret: SecretString::from("whsec_ZGVtby1kZW1vLWRlbW8tZGVtby1kZW1vLTMy"),
         allow_private_addresses: true,
     });
-    let daemon = Daemon::start(config.validated()?).await?;
+    let daemon = Daemon::start(config.validated()?, answering).await?;
     let client = Client::new(daemon.address(), &admin_key)?;
 
     say("1", "onboard two tenants, each with a database, a chain and an admin key of its own");

@@ -10,7 +10,8 @@
 //! 4. [`store`]: SQL, one body for Postgres and SQLite.
 //! 5. [`domain`]: what is decided. Pure functions of their arguments; imports nothing of ours.
 //!
-//! [`daemon`] is the only room that knows everybody. [`config`], [`clock`] and [`telemetry`] are the walls.
+//! [`daemon`] is the only room that knows everybody. [`config`], [`clock`], [`json`], [`telemetry`] and [`threads`] are the
+//! walls; [`fault`] is where the tests may end us, and is not there in a release.
 //!
 //! One usage event: a door parses it and finds its tenant; the tenant's [`handle`](tenant::handle) takes permits; the
 //! keeper adds it to the open batch; the writer inserts, learns what is new, asks [`domain::books`] what follows, writes
@@ -24,9 +25,12 @@ pub mod daemon;
 pub mod demo;
 pub mod directory;
 pub mod domain;
+pub mod fault;
 pub mod http;
 pub mod intake;
+pub mod json;
 pub mod outlet;
 pub mod store;
 pub mod telemetry;
 pub mod tenant;
+pub mod threads;

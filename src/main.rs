@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use platform_api::config::Config;
-use platform_api::{command, daemon, demo};
+use platform_api::threads::Threads;
+use platform_api::{command, daemon, demo, fault};
 
 /// An event is many small texts, made on one thread and dropped on another: measured, the system's allocator costs more.
 #[global_allocator]
@@ -71,6 +72,7 @@ impl Configured {
 }
 
 fn main() -> ExitCode {
+    fault::arm();
     let arguments = Arguments::parse();
     match run(arguments.command) {
         Ok(code) => code,
@@ -85,8 +87,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     // One provider of cryptography for TLS, chosen before anything speaks it. A second choice would be refused; this
     // is the first.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    // Everything runs in spawned tasks: a future on the root of the runtime is woken at several times the cost.
+    let threads = Threads::start()?;
     match command {
         Command::Openapi => {
             print!("{}", platform_api::http::openapi_document());
@@ -102,18 +103,18 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Serve(configured) => {
             let config = configured.load()?;
-            runtime.block_on(async { tokio::spawn(daemon::serve(config)).await? })?;
+            threads.run(daemon::serve(config, threads.answering()))??;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Demo { exit, listen } => runtime.block_on(async { tokio::spawn(demo::run(exit, listen)).await? }),
+        Command::Demo { exit, listen } => threads.run(demo::run(exit, listen, threads.answering()))?,
         Command::Migrate(configured) => {
             let config = configured.load()?;
-            runtime.block_on(async { tokio::spawn(command::migrate(config)).await? })?;
+            threads.run(command::migrate(config))??;
             Ok(ExitCode::SUCCESS)
         }
         Command::Audit { command: Audit::Verify { configured, tenant } } => {
             let config = configured.load()?;
-            runtime.block_on(async { tokio::spawn(command::verify(config, tenant)).await? })
+            threads.run(command::verify(config, tenant))?
         }
     }
 }

@@ -32,23 +32,12 @@ CREATE TABLE role (
     created_at BIGINT NOT NULL
 );
 
--- Clustered by arrival. The unique key is the only secondary index there will be: analytics live on rollups.
+-- Clustered by arrival. The unique key is the only secondary index there will be: analytics live on rollups. Numbers
+-- come first: Postgres then pads nothing, and finds each at a fixed place.
 CREATE TABLE usage_ledger (
     position BIGINT PRIMARY KEY,
-    event_key BYTEA NOT NULL UNIQUE,
-    body_hash BYTEA NOT NULL,
-    source TEXT NOT NULL,
-    event_id TEXT NOT NULL,
     occurred_at BIGINT NOT NULL,
     recorded_at BIGINT NOT NULL,
-    kind TEXT NOT NULL,
-    status TEXT NOT NULL,
-    user_id TEXT NOT NULL,
-    group_id TEXT NOT NULL,
-    api_key_id TEXT NOT NULL,
-    model TEXT NOT NULL,
-    provider TEXT NOT NULL,
-    call_type TEXT NOT NULL,
     requests BIGINT NOT NULL,
     prompt_tokens BIGINT NOT NULL,
     cache_read_tokens BIGINT NOT NULL,
@@ -58,6 +47,18 @@ CREATE TABLE usage_ledger (
     unclassified_tokens BIGINT NOT NULL,
     cost_nano_usd BIGINT NOT NULL,
     flags BIGINT NOT NULL,
+    event_key BYTEA NOT NULL UNIQUE,
+    body_hash BYTEA NOT NULL,
+    source TEXT NOT NULL,
+    event_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    status TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    group_id TEXT NOT NULL,
+    api_key_id TEXT NOT NULL,
+    model TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    call_type TEXT NOT NULL,
     details TEXT NOT NULL
 );
 

@@ -83,6 +83,13 @@ pub fn parse(text: &str) -> Result<Parsed<'_>, NotAKey> {
     if checksum(summed) != found { Err(NotAKey::Checksum) } else { Ok(Parsed { environment, id }) }
 }
 
+/// What a text of a key's beginning says publicly: everything before the secret.
+pub(super) fn public_part(text: &str) -> Option<&str> {
+    let (_, rest) = text.strip_prefix(PREFIX)?.split_once('_')?;
+    let (_, secret) = rest.split_once('_')?;
+    text.len().checked_sub(secret.len() + 1).and_then(|end| text.get(..end))
+}
+
 fn label(environment: &str) -> String {
     let plain = environment.chars().filter(char::is_ascii_alphanumeric).take(ENVIRONMENT_MAX);
     let label = plain.collect::<String>().to_ascii_lowercase();

@@ -76,11 +76,11 @@ impl House {
 
     async fn bearer(&self, text: &str) -> Result<Caller, Unauthenticated> {
         let line = format!("Bearer {text}");
-        self.gate.authenticate(Credentials { authorization: vec![&line], api_key: None }).await
+        self.gate.authenticate(Credentials { authorization: vec![&line], api_key: None, source: None }).await
     }
 
     async fn header(&self, text: &str) -> Result<Caller, Unauthenticated> {
-        self.gate.authenticate(Credentials { authorization: Vec::new(), api_key: Some(text) }).await
+        self.gate.authenticate(Credentials { authorization: Vec::new(), api_key: Some(text), source: None }).await
     }
 }
 
@@ -154,7 +154,7 @@ async fn what_is_not_valid_is_refused_and_all_refusals_look_the_same() {
     }
     assert_eq!(house.header(&token).await, Err(Unauthenticated::Invalid), "a token is no API key");
     assert_eq!(house.gate.authenticate(Credentials::default()).await, Err(Unauthenticated::Missing));
-    let twice = Credentials { authorization: vec!["Bearer a", "Bearer a"], api_key: None };
+    let twice = Credentials { authorization: vec!["Bearer a", "Bearer a"], api_key: None, source: None };
     assert_eq!(house.gate.authenticate(twice).await, Err(Unauthenticated::Malformed));
     house.issuer.behave(|issuer| issuer.status = 500);
     assert_eq!(house.bearer(&token).await.map(|caller| caller.actor), Ok("user:jane".into()));

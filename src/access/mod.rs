@@ -9,6 +9,7 @@
 //! ever printed, and none leaves this room.
 
 pub mod api_key;
+mod failures;
 #[cfg(test)]
 mod gate_test;
 #[cfg(test)]
@@ -18,14 +19,18 @@ mod keyring;
 mod openid_test;
 pub mod pepper;
 pub mod policy;
-mod token;
+pub mod token;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use secrecy::ExposeSecret;
 
+pub use failures::FAILURES_WINDOW;
 pub use pepper::Pepper;
 pub use token::TOKEN_BYTES_MAX;
+
+use failures::Failures;
 
 use crate::clock::Clock;
 use crate::config;
@@ -57,6 +62,8 @@ pub struct Credentials<'a> {
     pub authorization: Vec<&'a str>,
     /// `X-API-Key`.
     pub api_key: Option<&'a str>,
+    /// Where they came from, to count failures by.
+    pub source: Option<IpAddr>,
 }
 
 /// Why a request has no caller.
@@ -69,6 +76,9 @@ pub enum Unauthenticated {
     Malformed,
     #[error("the credentials are not valid")]
     Invalid,
+    /// Invalid, and one failure too many within [`FAILURES_WINDOW`].
+    #[error("the credentials are not valid, and too many were tried")]
+    TooOften,
     /// The issuer's keys are out of reach: the token may be valid.
     #[error("the credentials cannot be checked now")]
     KeysUnavailable,
@@ -95,6 +105,7 @@ struct Shared {
     pepper: Pepper,
     policy: policy::Policy,
     tokens: token::Tokens,
+    failures: Failures,
     directory: directory::handle::Handle,
 }
 
@@ -110,7 +121,8 @@ impl Gate {
         let bootstrap = auth.bootstrap_key.as_ref().map(|key| pepper.hash(key.expose_secret()));
         let policy = policy::Policy::built_in()?;
         let tokens = token::Tokens::new(&auth.issuers, clock)?;
-        Ok(Gate { shared: Arc::new(Shared { bootstrap, pepper, policy, tokens, directory }) })
+        let failures = Failures::new(auth);
+        Ok(Gate { shared: Arc::new(Shared { bootstrap, pepper, policy, tokens, failures, directory }) })
     }
 
     /// Reads the issuers' keys ahead of the first token. An issuer that does not answer is asked again later.
@@ -126,7 +138,10 @@ impl Gate {
         self.shared.authenticate(&credentials).await.map_err(|refusal| {
             metrics::counter!("platform_api_authentication_failures_total", "kind" => refusal.name()).increment(1);
             tracing::debug!(kind = refusal.name(), "caller not authenticated");
-            refusal.into()
+            match refusal.into() {
+                Unauthenticated::Invalid if self.shared.is_tried_too_often(&credentials) => Unauthenticated::TooOften,
+                told => told,
+            }
         })
     }
 
@@ -212,6 +227,16 @@ impl Shared {
             return self.by_token(text).await;
         }
         self.by_key(text)
+    }
+
+    /// Counts a failure of these credentials.
+    fn is_tried_too_often(&self, credentials: &Credentials<'_>) -> bool {
+        let text = match only_credential(credentials) {
+            Ok(Credential::Bearer(text) | Credential::Key(text)) => text,
+            // A scheme that is not ours.
+            Err(_) => "",
+        };
+        credentials.source.is_some_and(|source| self.failures.is_one_too_many(source, text))
     }
 
     fn is_bootstrap(&self, text: &str) -> bool {
@@ -312,7 +337,7 @@ mod tests {
     use super::*;
 
     fn only<'a>(authorization: &[&'a str], api_key: Option<&'a str>) -> Result<&'a str, Refusal> {
-        let credentials = Credentials { authorization: authorization.to_vec(), api_key };
+        let credentials = Credentials { authorization: authorization.to_vec(), api_key, source: None };
         only_credential(&credentials).map(|credential| match credential {
             Credential::Bearer(text) | Credential::Key(text) => text,
         })

@@ -39,7 +39,7 @@ const NOT_FOR_ACCESS: [&str; 5] = ["nonce", "at_hash", "c_hash", "s_hash", "even
 
 /// Why a token is not accepted, as far as a metric's label tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub enum Refusal {
     /// Too long, not three parts, not JSON.
     Form,
     /// An algorithm, type or parameter in its header that we never accept.
@@ -75,12 +75,12 @@ impl Refusal {
 
 /// Who a verified token speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) subject: String,
-    pub(super) user: Option<String>,
+pub struct Identity {
+    pub subject: String,
+    pub user: Option<String>,
     /// `None` only for a platform administrator.
-    pub(super) tenant: Option<TenantId>,
-    pub(super) roles: Vec<Role>,
+    pub tenant: Option<TenantId>,
+    pub roles: Vec<Role>,
 }
 
 #[derive(Debug)]
@@ -139,8 +139,8 @@ impl Tokens {
             Missing::Unavailable => Refusal::KeysUnavailable,
         })?;
         let claims = verified_claims(token, &parts, &found, &issuer.settings)?;
-        let expires_at = check_times(&claims, now)?;
-        let identity = Arc::new(identity(&claims, &parts.header, &issuer.settings)?);
+        let (identity, expires_at) = parts.judge(&claims, &issuer.settings, now)?;
+        let identity = Arc::new(identity);
         let remember_micros = i64::try_from(REMEMBER.as_micros()).unwrap_or(i64::MAX);
         let until = now.plus_micros(remember_micros).min(expires_at);
         let remembered =
@@ -180,14 +180,16 @@ struct Header {
 
 /// What can be read before anything is believed.
 #[derive(Debug)]
-struct Parts {
+pub struct Parts {
     header: Header,
     /// `iss`: which of our issuers to ask, which then has to have signed it.
     issuer: String,
 }
 
 impl Parts {
-    fn read(token: &str) -> Result<Parts, Refusal> {
+    /// # Errors
+    /// [`Refusal::Form`], [`Refusal::Header`] or [`Refusal::Claims`].
+    pub fn read(token: &str) -> Result<Parts, Refusal> {
         #[derive(Deserialize)]
         struct Unverified {
             iss: String,
@@ -202,6 +204,20 @@ impl Parts {
         header.check()?;
         let Unverified { iss } = serde_json::from_slice(&decode(claims)?).map_err(|_| Refusal::Claims)?;
         Ok(Parts { header, issuer: iss })
+    }
+
+    /// Whom the claims speak for and until when, once the issuer's signature over them has been verified.
+    ///
+    /// # Errors
+    /// [`Refusal::Expired`], [`Refusal::NotYetValid`] or [`Refusal::Claims`].
+    pub fn judge(
+        &self,
+        claims: &Map<String, Value>,
+        settings: &config::Issuer,
+        now: Timestamp,
+    ) -> Result<(Identity, Timestamp), Refusal> {
+        let expires_at = check_times(claims, now)?;
+        Ok((identity(claims, &self.header, settings)?, expires_at))
     }
 }
 

@@ -14,14 +14,15 @@ use crate::clock::Clock;
 use crate::domain::chain::Entry;
 use crate::domain::ids::TenantId;
 use crate::domain::period;
-use crate::domain::report::{ChainQuery, ChainReport, Page, Quarantined};
+use crate::domain::report::{ChainQuery, ChainReport, Page, Quarantined, Retried};
 use crate::domain::request::{Answer, Request};
+use crate::domain::stream::Checkpoint;
 use crate::domain::tenant::{ApiKey, ExternalId, Lifecycle, Role, Tenant};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Refusal;
 use crate::store::audit::StoredRecord;
 use crate::store::database::Store;
-use crate::store::{StoreError, audit, quarantine};
+use crate::store::{StoreError, audit, quarantine, stream};
 use crate::tenant;
 
 /// Live API keys one tenant may have.
@@ -42,6 +43,9 @@ pub enum Absent {
     /// It is starting, restarting after a failure, or all places are taken: ask again after this long.
     #[error("the tenant is starting")]
     ComeBack { after_ms: u64 },
+    /// Another node has taken it over. Asked for again after this long, it is taken back.
+    #[error("the tenant is served by another node")]
+    Elsewhere { after_ms: u64 },
     /// Its database is missing, swapped, corrupt or behind. It stays so until a person has looked.
     #[error("the tenant is frozen")]
     Frozen,
@@ -402,6 +406,51 @@ impl Handle {
     /// [`Refused::Unavailable`].
     pub async fn mark_replayed(&self, id: Uuid, request: Request) -> Result<(), Refused> {
         self.register(|reply| registrar::Message::MarkReplayed { id, request, reply }).await
+    }
+
+    /// How many quarantined rows wait for which tenant to be back.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn waiting_census(&self) -> Result<Vec<(TenantId, i64)>, Refused> {
+        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        quarantine::waiting_census(&mut reader).await.map_err(unavailable)
+    }
+
+    /// The oldest rows that wait for a tenant to be back: at most `limit`, and no more than `bytes_max`, but one at least.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn waiting(&self, tenant: TenantId, limit: usize, bytes_max: i64) -> Result<Vec<Quarantined>, Refused> {
+        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        quarantine::waiting(&mut reader, tenant, limit, bytes_max).await.map_err(unavailable)
+    }
+
+    /// Rows of one tenant were tried again by the daemon itself; one record in the platform's chain for all of them.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn retried(&self, tenant: TenantId, rows: Vec<Retried>) -> Result<(), Refused> {
+        self.register(|reply| registrar::Message::Retried { tenant, rows, reply }).await
+    }
+
+    // ---- streams ----
+
+    /// Where a stream has been read to.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn checkpoint(&self, name: &str) -> Result<Option<Checkpoint>, Refused> {
+        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        stream::checkpoint(&mut reader, name).await.map_err(unavailable)
+    }
+
+    /// Keeps where a stream has been read to, in one transaction with records of what was noticed on the way.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn keep_checkpoint(&self, checkpoint: Checkpoint, entries: Vec<Entry>) -> Result<(), Refused> {
+        self.register(|reply| registrar::Message::KeepCheckpoint { checkpoint, entries, reply }).await
     }
 
     // ---- the platform's chain ----

@@ -15,12 +15,15 @@ use super::workflow::{self, Plan};
 use crate::clock::{self, Clock};
 use crate::domain::chain::{self, Entry, EntryOutcome, Head};
 use crate::domain::ids::TenantId;
-use crate::domain::report::Quarantined;
+use crate::domain::report::{Fate, Quarantined, Retried};
 use crate::domain::request::{Idempotency, Request};
+use crate::domain::stream::Checkpoint;
 use crate::domain::tenant::{ApiKey, Lifecycle, Tenant};
+use crate::domain::time::Timestamp;
+use crate::fault;
 use crate::store::catalogue::{self, Work};
 use crate::store::database::{Connection, Store};
-use crate::store::{StoreError, audit, quarantine, request};
+use crate::store::{StoreError, audit, quarantine, request, stream};
 
 /// The name of the platform's own chain.
 pub(super) const PLATFORM_CHAIN: &str = "platform";
@@ -57,6 +60,18 @@ pub(super) enum Message {
     },
     AppendPlatform {
         entry: Entry,
+        reply: RpcReplyPort<Result<(), Refused>>,
+    },
+    /// How a stream has been read on, together with what was noticed on the way.
+    KeepCheckpoint {
+        checkpoint: Checkpoint,
+        entries: Vec<Entry>,
+        reply: RpcReplyPort<Result<(), Refused>>,
+    },
+    /// How quarantined rows of one tenant fared when they were tried again.
+    Retried {
+        tenant: TenantId,
+        rows: Vec<Retried>,
         reply: RpcReplyPort<Result<(), Refused>>,
     },
     /// Remember how long a tenant's chain is, and whether the tenant is open.
@@ -158,6 +173,33 @@ pub(super) fn is_served(lifecycle: Lifecycle) -> bool {
     matches!(lifecycle, Lifecycle::Active | Lifecycle::Suspended)
 }
 
+/// What is written in the transaction of records of the platform's chain.
+enum Beside {
+    Nothing,
+    Retried(Vec<Retried>),
+    Checkpoint(Checkpoint),
+}
+
+impl Beside {
+    async fn write(&self, connection: &mut Connection, now: Timestamp) -> Result<(), StoreError> {
+        match self {
+            Beside::Nothing => Ok(()),
+            Beside::Checkpoint(checkpoint) => stream::keep(connection, checkpoint).await,
+            Beside::Retried(rows) => {
+                for row in rows {
+                    match &row.fate {
+                        Fate::Counted => quarantine::mark_replayed(connection, row.id, now).await?,
+                        Fate::Refused { reason, detail } => {
+                            quarantine::refuse_again(connection, row.id, *reason, detail).await?;
+                        }
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
 impl Actor for Registrar {
     type Msg = Message;
     type State = State;
@@ -180,7 +222,11 @@ impl Actor for Registrar {
             }
             Message::Quarantine { rows, reply } => answer(reply, state.quarantine(&rows).await),
             Message::MarkReplayed { id, request, reply } => answer(reply, state.mark_replayed(id, &request).await),
-            Message::AppendPlatform { entry, reply } => answer(reply, state.append_platform(entry).await),
+            Message::AppendPlatform { entry, reply } => answer(reply, state.append(vec![entry], Beside::Nothing).await),
+            Message::KeepCheckpoint { checkpoint, entries, reply } => {
+                answer(reply, state.append(entries, Beside::Checkpoint(checkpoint)).await);
+            }
+            Message::Retried { tenant, rows, reply } => answer(reply, state.retried(tenant, rows).await),
             Message::Remember { tenant, head, awake } => state.remember(tenant, head, awake).await,
             Message::Unfinished { reply } => answer(reply, state.unfinished().await),
             Message::Probe { reply } => answer(reply, state.probe().await),
@@ -201,7 +247,7 @@ impl State {
     /// The connection, opened and with the catalogue read anew if the last one was dropped in doubt.
     async fn connection(&mut self) -> Result<&mut Connection, Refused> {
         if self.connection.is_none() {
-            let mut connection = self.birth.store.control().await.map_err(|error| unavailable(&error))?;
+            let mut connection = self.birth.store.control_again().await.map_err(|error| unavailable(&error))?;
             let (rows, keys) = catalogue::load(&mut connection).await.map_err(|error| unavailable(&error))?;
             self.platform_head = audit::head(&mut connection).await.map_err(|error| unavailable(&error))?;
             let unfinished = catalogue::all_work(&mut connection).await.map_err(|error| unavailable(&error))?;
@@ -239,6 +285,7 @@ impl State {
         if let Err(error) = self.write_change(&change.what, &written, &work).await {
             return Err(self.doubt(&error));
         }
+        fault::point("change.begun");
         self.birth.index.put(written.tenant.clone());
         if let Some(key) = &written.key {
             self.birth.index.put_key(key.clone());
@@ -330,6 +377,7 @@ impl State {
             (_, _) => catalogue::update_tenant(connection, &written.tenant).await?,
         }
         catalogue::insert_work(connection, work).await?;
+        fault::point("change.before");
         connection.commit().await
     }
 
@@ -347,6 +395,7 @@ impl State {
         if let Err(error) = self.write_finish(work, tenant.as_ref(), kept.as_ref()).await {
             return Err(self.doubt(&error));
         }
+        fault::point("change.finished");
         if let Some(tenant) = tenant {
             self.birth.index.put(tenant);
         }
@@ -388,7 +437,6 @@ impl State {
     }
 
     async fn mark_replayed(&mut self, id: Uuid, request: &Request) -> Result<(), Refused> {
-        self.connection().await?;
         let entry = Entry {
             actor: request.actor.clone(),
             action: "quarantine.replayed".into(),
@@ -397,31 +445,51 @@ impl State {
             request_id: request.request_id.clone(),
             payload: "{}".into(),
         };
-        self.with_record(entry, Some(id)).await
+        self.append(vec![entry], Beside::Retried(vec![Retried { id, fate: Fate::Counted }])).await
     }
 
-    async fn append_platform(&mut self, entry: Entry) -> Result<(), Refused> {
-        self.connection().await?;
-        self.with_record(entry, None).await
-    }
-
-    /// Appends to the platform's chain, together with the mark of a replayed row if there is one.
-    async fn with_record(&mut self, entry: Entry, replayed: Option<Uuid>) -> Result<(), Refused> {
-        let now = self.birth.clock.now();
-        let head = self.platform_head;
-        let record = chain::link(head, PLATFORM_CHAIN, entry, now, clock::random_bytes());
-        let connection = self.connection().await?;
-        let written = async {
-            connection.begin().await?;
-            audit::append(connection, head, &record).await?;
-            if let Some(id) = replayed {
-                quarantine::mark_replayed(connection, id, now).await?;
-            }
-            connection.commit().await
+    /// One record for all rows that were counted; what is refused for another reason is no news.
+    async fn retried(&mut self, tenant: TenantId, rows: Vec<Retried>) -> Result<(), Refused> {
+        let counted = rows.iter().filter(|row| row.fate == Fate::Counted).count();
+        let entry = Entry {
+            actor: "system".into(),
+            action: "quarantine.replayed".into(),
+            target: format!("tenant:{tenant}"),
+            outcome: EntryOutcome::Success,
+            request_id: String::new(),
+            payload: format!("{{\"rows\":{counted}}}"),
         };
-        written.await.map_err(|error| self.doubt(&error))?;
-        self.platform_head = Head { seq: record.seq, hash: record.hash };
-        Ok(())
+        let entries = if counted > 0 { vec![entry] } else { Vec::new() };
+        self.append(entries, Beside::Retried(rows)).await
+    }
+
+    /// Appends to the platform's chain, in one transaction with what stands beside the records.
+    async fn append(&mut self, entries: Vec<Entry>, beside: Beside) -> Result<(), Refused> {
+        self.connection().await?;
+        match self.write_records(entries, &beside).await {
+            Ok(head) => {
+                self.platform_head = head;
+                Ok(())
+            }
+            Err(error) => Err(self.doubt(&error)),
+        }
+    }
+
+    async fn write_records(&mut self, entries: Vec<Entry>, beside: &Beside) -> Result<Head, StoreError> {
+        let now = self.birth.clock.now();
+        let mut head = self.platform_head;
+        let Some(connection) = self.connection.as_mut() else {
+            return Err(StoreError::Retryable("no connection".into()));
+        };
+        connection.begin().await?;
+        for entry in entries {
+            let record = chain::link(head, PLATFORM_CHAIN, entry, now, clock::random_bytes());
+            audit::append(connection, head, &record).await?;
+            head = Head { seq: record.seq, hash: record.hash };
+        }
+        beside.write(connection, now).await?;
+        connection.commit().await?;
+        Ok(head)
     }
 
     /// Best effort: an older head only means that a restored database is noticed later.

@@ -171,9 +171,7 @@ impl Actor for Supervisor {
                 _ => state.ended(cell.get_id(), "it was stopped", None),
             },
             SupervisionEvent::ActorFailed(cell, error) => {
-                let verdict =
-                    error.downcast_ref::<StoreError>().filter(|error| is_final(error)).map(ToString::to_string);
-                state.ended(cell.get_id(), &error.to_string(), verdict);
+                state.ended(cell.get_id(), &error.to_string(), error.downcast_ref::<StoreError>());
             }
             _ => {}
         }
@@ -183,9 +181,15 @@ impl Actor for Supervisor {
     }
 }
 
+/// What is answered about a tenant that was yielded to another node.
+fn elsewhere(slot: &Slot, now: Timestamp) -> Absent {
+    let until = if let Slot::Yielded { until, .. } = slot { *until } else { now };
+    Absent::Elsewhere { after_ms: u64::try_from((until.0 - now.0) / 1_000).unwrap_or(0).max(100) }
+}
+
 /// Does opening it again promise nothing until a person has looked?
 fn is_final(error: &StoreError) -> bool {
-    matches!(error, StoreError::Missing(_) | StoreError::Untrusted(_) | StoreError::Fenced)
+    matches!(error, StoreError::Missing(_) | StoreError::Untrusted(_))
 }
 
 impl State {
@@ -201,20 +205,30 @@ impl State {
                 Err(Absent::ComeBack { after_ms: u64::try_from((until.0 - now.0) / 1_000).unwrap_or(0).max(100) })
             }
             Some(Slot::Frozen { .. }) => Err(Absent::Frozen),
+            Some(slot @ Slot::Yielded { failures, .. }) if slot.may_be_taken_back(now, self.backoff()) => {
+                let failures = *failures;
+                self.start(tenant, failures, reply);
+                return;
+            }
+            Some(slot @ Slot::Yielded { .. }) => Err(elsewhere(slot, now)),
             Some(Slot::Starting { .. }) => {
                 self.waiting.entry(tenant).or_default().extend(reply);
                 return;
             }
             None => {
-                self.slots.insert(tenant, Slot::Starting { failures: 0 });
-                self.queue.push_back(tenant);
-                self.waiting.entry(tenant).or_default().extend(reply);
+                self.start(tenant, 0, reply);
                 return;
             }
         };
         if let Some(reply) = reply {
             let _ = reply.send(answer);
         }
+    }
+
+    fn start(&mut self, tenant: TenantId, failures: u32, reply: Option<RpcReplyPort<Result<Home, Absent>>>) {
+        self.slots.insert(tenant, Slot::Starting { failures });
+        self.queue.push_back(tenant);
+        self.waiting.entry(tenant).or_default().extend(reply);
     }
 
     /// Opens queued tenants while there are places; asks idle tenants to rest when there are none.
@@ -269,8 +283,7 @@ impl State {
             }
             Ok(_) => self.failed(tenant, "it ended while it was opened", None),
             Err(error) => {
-                let verdict = is_final(&error).then(|| error.to_string());
-                self.failed(tenant, &error.to_string(), verdict);
+                self.failed(tenant, &error.to_string(), Some(&error));
             }
         }
         self.answer_drain();
@@ -293,24 +306,31 @@ impl State {
         }
     }
 
-    fn ended(&mut self, actor: ActorId, reason: &str, verdict: Option<String>) {
+    fn ended(&mut self, actor: ActorId, reason: &str, error: Option<&StoreError>) {
         let Some(tenant) = self.tenants.remove(&actor) else { return };
         self.birth.homes.remove(tenant);
-        self.failed(tenant, reason, verdict);
+        self.failed(tenant, reason, error);
     }
 
-    fn failed(&mut self, tenant: TenantId, reason: &str, verdict: Option<String>) {
+    fn failed(&mut self, tenant: TenantId, reason: &str, error: Option<&StoreError>) {
         let now = self.birth.clock.now();
         metrics::counter!("platform_api_tenant_restarts_total").increment(1);
-        if let Some(reason) = verdict {
+        if error.is_some_and(is_final) {
             tracing::error!(%tenant, reason, "tenant is frozen: its database needs a person");
-            self.slots.insert(tenant, Slot::Frozen { reason });
+            self.slots.insert(tenant, Slot::Frozen { reason: reason.to_owned() });
             self.answer(tenant, &Err(Absent::Frozen));
             return;
         }
-        let settings = &self.birth.settings.tenants;
-        let backoff = Backoff { first_ms: settings.restart_backoff_ms, most_ms: settings.restart_backoff_max_ms };
-        let slot = self.slots.get(&tenant).map_or(Slot::Starting { failures: 0 }, Clone::clone).failed(now, backoff);
+        let backoff = self.backoff();
+        let before = self.slots.get(&tenant).map_or(Slot::Starting { failures: 0 }, Clone::clone);
+        if let Some(StoreError::Fenced) = error {
+            tracing::warn!(%tenant, "another node has taken the tenant over");
+            let slot = before.yielded(now, backoff);
+            self.answer(tenant, &Err(elsewhere(&slot, now)));
+            self.slots.insert(tenant, slot);
+            return;
+        }
+        let slot = before.failed(now, backoff);
         tracing::warn!(%tenant, reason, failures = slot.failures(), "tenant failed and is opened again later");
         let after_ms = match &slot {
             Slot::BackingOff { until, .. } => u64::try_from((until.0 - now.0) / 1_000).unwrap_or(0),
@@ -318,6 +338,11 @@ impl State {
         };
         self.slots.insert(tenant, slot);
         self.answer(tenant, &Err(Absent::ComeBack { after_ms }));
+    }
+
+    fn backoff(&self) -> Backoff {
+        let settings = &self.birth.settings.tenants;
+        Backoff { first_ms: settings.restart_backoff_ms, most_ms: settings.restart_backoff_max_ms }
     }
 
     fn answer(&mut self, tenant: TenantId, answer: &Result<Home, Absent>) {
@@ -352,10 +377,11 @@ impl State {
                 self.note(&home, true);
             }
         }
+        let backoff = self.backoff();
         let due: Vec<(TenantId, u32)> = self
             .slots
             .iter()
-            .filter(|(_, slot)| slot.is_due(now))
+            .filter(|(_, slot)| slot.is_due(now, backoff))
             .map(|(tenant, slot)| (*tenant, slot.failures()))
             .collect();
         for (tenant, failures) in due {
@@ -382,7 +408,7 @@ impl State {
             registered: self.birth.index.count(),
             open: homes.len(),
             starting: count(|slot| matches!(slot, Slot::Starting { .. })),
-            backing_off: count(|slot| matches!(slot, Slot::BackingOff { .. })),
+            backing_off: count(|slot| matches!(slot, Slot::BackingOff { .. } | Slot::Yielded { .. })),
             frozen: count(|slot| matches!(slot, Slot::Frozen { .. })),
         };
         *self.birth.homes.census.lock().unwrap_or_else(PoisonError::into_inner) = census;

@@ -19,7 +19,7 @@ use crate::domain::tenant::{ExternalId, Lifecycle, Role};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Amounts, Flags, Kind, Outcome, Refusal, Status, Subject, UsageEvent};
 use crate::store::database::Store;
-use crate::tenant::handle::Origin;
+use crate::tenant::handle::{Origin, Unavailable};
 use crate::tenant::message::QuotaDraft;
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,7 +46,11 @@ impl Node {
     }
 
     async fn open_at(&self, tenants: config::Tenants, clock: Clock) -> Handle {
-        let store = Store::open(&self.settings).await.unwrap();
+        self.open_on(Store::open(&self.settings).await.unwrap(), tenants, clock).await
+    }
+
+    /// As a second node does, on databases that are open already.
+    async fn open_on(&self, store: Store, tenants: config::Tenants, clock: Clock) -> Handle {
         let settings = Settings {
             tenants,
             retention_micros: 400 * crate::domain::time::MICROS_PER_DAY,
@@ -312,4 +316,38 @@ async fn a_clock_that_jumps_ahead_and_back_does_not_reset_a_running_quota() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("the day's usage is {:?}, and not 100", used().await);
+}
+
+/// Counts one event at a node; asks again while the tenant is on its way.
+async fn counted(node: &Handle, tenant: TenantId, id: &str) -> Outcome {
+    let began = tokio::time::Instant::now();
+    loop {
+        if let Ok(home) = node.find(tenant).await
+            && let Ok(outcomes) = home.record(vec![event(id, 1)], Origin::default(), PATIENCE).await
+        {
+            return outcomes[0];
+        }
+        assert!(began.elapsed() < PATIENCE, "{id} is not counted");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// What the deposed node had in its hands stood where its heir had written meanwhile; it was taken for unwritable, and
+/// the tenant for one that needs a person.
+#[tokio::test]
+async fn a_tenant_that_another_node_took_over_is_yielded_and_comes_back_when_it_is_asked_for() {
+    let node = Node::sqlite();
+    let store = Store::open(&node.settings).await.unwrap();
+    let tenants = || config::Tenants { restart_backoff_ms: 50, ..config::Tenants::default() };
+    let first = node.open_on(store.clone(), tenants(), Clock::system()).await;
+    let tenant = onboard(&first, "acme").await;
+    assert_eq!(counted(&first, tenant, "e-1").await, Outcome::Accepted);
+    let second = node.open_on(store, tenants(), Clock::system()).await;
+    assert_eq!(counted(&second, tenant, "e-2").await, Outcome::Accepted);
+
+    let late = first.find(tenant).await.unwrap().record(vec![event("e-3", 1)], Origin::default(), PATIENCE).await;
+    assert_eq!(late, Err(Unavailable::ComeBack), "the events of a deposed owner are not judged");
+    assert_eq!(counted(&first, tenant, "e-3").await, Outcome::Accepted);
+    assert_eq!(counted(&second, tenant, "e-4").await, Outcome::Accepted);
+    assert_eq!(counted(&second, tenant, "e-1").await, Outcome::Duplicate);
 }

@@ -16,6 +16,7 @@ use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::TenantId;
 use crate::domain::request::{Answer, Idempotency};
 use crate::domain::time::Timestamp;
+use crate::fault;
 use crate::store::catalogue::Work;
 use crate::tenant::message::ChangeRefused;
 
@@ -148,6 +149,7 @@ async fn finish(handle: &Handle, work: Uuid, tenant: TenantId, plan: &Plan) {
 async fn steps(handle: &Handle, work: Uuid, tenant: TenantId, plan: &Plan) -> Result<(), String> {
     if let Some(time_zone) = &plan.create {
         handle.create_database(tenant, time_zone).await.map_err(|error| error.to_string())?;
+        fault::point("change.database");
     }
     if !plan.records.is_empty() {
         let home = handle.open(tenant).await.map_err(|error| error.to_string())?;
@@ -167,6 +169,7 @@ async fn steps(handle: &Handle, work: Uuid, tenant: TenantId, plan: &Plan) -> Re
                 }
                 _ => home.append(record.into(), Some(once)).await.map_err(|error| error.to_string())?,
             }
+            fault::point("change.recorded");
         }
     }
     let activate = plan.create.as_ref().map(|_| tenant);

@@ -6,7 +6,7 @@
 //! always equals the sum over the ledger (invariant L1): what is not in memory is read, and what was never counted is
 //! recounted, before it is used.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use aws_lc_rs::digest;
 use jiff::tz::TimeZone;
@@ -21,6 +21,10 @@ use super::usage::{Amounts, BodyHash, EventKey, FUTURE_TOLERANCE_MICROS, Refusal
 
 /// How long a counter stays in memory after its period ended, for events that come a little late.
 const COUNTER_KEPT_MICROS: i64 = 10 * MICROS_PER_MINUTE;
+
+/// More windows of one quota than can be unfinished at once: senders' clocks run five minutes ahead, and no calendar cuts
+/// these into so many pieces. A calendar that stood still must not take all memory.
+const UNFINISHED_MAX: usize = 16;
 
 /// One quota's usage in one period.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,11 +185,9 @@ impl Books {
     /// ahead of ours, and what they counted there must be known when that window becomes the running one.
     fn unfinished(&self, quota: &Quota, now: Timestamp, zone: &TimeZone) -> Vec<Window> {
         let latest = self.latest_event_at.min(now.plus_micros(FUTURE_TOLERANCE_MICROS));
-        let mut windows = vec![period::window(quota.period, now, zone)];
-        while let Some(next) = windows.last().map(|window| window.end).filter(|end| *end <= latest) {
-            windows.push(period::window(quota.period, next, zone));
-        }
-        windows
+        let running = period::window(quota.period, now, zone);
+        let next = |window: &Window| (window.end <= latest).then(|| period::window(quota.period, window.end, zone));
+        std::iter::successors(Some(running), next).take(UNFINISHED_MAX).collect()
     }
 
     /// Is the counter in memory, or surely zero because nothing in the ledger is that young?
@@ -287,9 +289,11 @@ impl Posting {
                 missing.insert(one.key(), one);
             }
         };
-        for group in group(events).keys() {
-            for quota in longer.iter().filter(|quota| quota.scope.covers(&group.subject)) {
-                need(quota, windows.of(quota.period, group.start));
+        if !longer.is_empty() {
+            for (start, subject) in starts_and_subjects(events) {
+                for quota in longer.iter().filter(|quota| quota.scope.covers(subject)) {
+                    need(quota, windows.of(quota.period, start));
+                }
             }
         }
         if !minutes.is_empty() {
@@ -521,8 +525,8 @@ impl Posting {
 
     /// Appends a record that stands for itself: a denial, a lifecycle change, a new key.
     pub fn records_entry(&mut self, entry: Entry) {
-        let seq = self.books.head.seq + 1;
-        let record = chain::link(self.books.head, &self.books.tenant.to_string(), entry, self.now, self.salt(seq));
+        let before = self.books.head;
+        let record = chain::link(before, &self.books.tenant.to_string(), entry, self.now, self.salt(before.seq));
         self.books.head = Head { seq: record.seq, hash: record.hash };
         self.records.push(record);
     }
@@ -545,6 +549,7 @@ impl Posting {
         self.books.version += 1;
     }
 
+    /// The salt of the record that follows number `seq`.
     fn salt(&self, seq: i64) -> [u8; 32] {
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(&self.salt_seed);
@@ -605,6 +610,13 @@ impl Posting {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The quarters of an hour and subjects of events, each once, in no order.
+fn starts_and_subjects<'a>(events: &[&'a UsageEvent]) -> HashSet<(Timestamp, &'a Subject), ahash::RandomState> {
+    let mut found = HashSet::with_hasher(ahash::RandomState::with_seeds(1, 2, 3, 4));
+    found.extend(events.iter().map(|event| (period::rollup_start(event.occurred_at), &event.subject)));
+    found
 }
 
 /// Sums of events that share a quarter of an hour and a subject. Most batches have few such groups, and quotas and

@@ -11,6 +11,7 @@ use super::chain::{Entry, EntryOutcome, Stored, Verifier};
 use super::ids::{AlertId, QuotaId, TenantId};
 use super::notice::{Alert, Event};
 use super::period::{self, PeriodKind, Window};
+use super::properties_tests::config;
 use super::quota::{Enforcement, Metric, Quota, Scope};
 use super::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE, MICROS_PER_SECOND, Timestamp};
 use super::usage::{
@@ -215,6 +216,7 @@ impl Life {
         let mut posting = self.posting();
         let recounted = self.answers(posting.missing_for_quotas(quotas), &posting);
         posting.replace_quotas(quotas.to_vec(), recounted, entry("quota.replaced"));
+        assert_eq!(posting.books.quotas, quotas);
         self.expect_unfinished(&posting);
         self.open = Some(posting);
     }
@@ -225,6 +227,7 @@ impl Life {
         let recounted = self.answers(posting.missing_for_time_zone(&zone), &posting);
         posting.change_time_zone(name, zone.clone(), recounted, entry("tenant.amended"));
         self.zone = zone;
+        assert_eq!(posting.books.time_zone, self.zone);
         self.expect_unfinished(&posting);
         self.open = Some(posting);
     }
@@ -440,13 +443,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// `PROPTEST_CASES` for a longer search.
-fn cases() -> u32 {
-    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(600)
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(config(600))]
 
     /// Duplicates, any order, late and early events, edited quotas, another calendar, restarts: the books are what a
     /// recount of the ledger says, and each threshold has one alert per period.

@@ -205,6 +205,9 @@ impl Verifier {
         let Ok(canonical) = serde_json::from_slice::<Canonical<'_>>(&stored.bytes) else {
             return broken("the bytes are not a record");
         };
+        if serde_json::to_vec(&canonical).ok().as_deref() != Some(&stored.bytes) {
+            return broken("the bytes are not canonical");
+        }
         if canonical.seq != seq {
             return broken("the record carries another sequence number");
         }
@@ -214,13 +217,18 @@ impl Verifier {
         if canonical.prev != self.head.hash.to_string() {
             return broken("the record does not follow the one before");
         }
-        if let (Some(payload), Some(salt)) = (&stored.payload, &stored.salt) {
-            let Ok(salt) = <[u8; 32]>::try_from(salt.as_slice()) else {
-                return broken("the salt has the wrong length");
-            };
-            if canonical.data_commit != commitment(&salt, payload).to_string() {
-                return broken("the payload is not the one that was committed to");
+        match (&stored.payload, &stored.salt) {
+            (None, None) => {}
+            (Some(payload), Some(salt)) => {
+                let Ok(salt) = <[u8; 32]>::try_from(salt.as_slice()) else {
+                    return broken("the salt has the wrong length");
+                };
+                if canonical.data_commit != commitment(&salt, payload).to_string() {
+                    return broken("the payload is not the one that was committed to");
+                }
             }
+            // A payload whose salt is gone could say anything; a salt whose payload is gone lets it be guessed.
+            _ => return broken("the payload and its salt were not erased together"),
         }
         self.head = Head { seq, hash };
         Ok(())
@@ -230,6 +238,7 @@ impl Verifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn chain_of(count: i64) -> Vec<Stored> {
         let mut head = Head::EMPTY;
@@ -318,5 +327,135 @@ mod tests {
         rehashed[1].hash = Hash::of_record(&rehashed[1].bytes).0;
         // The forger fixed its own hash, so the link after it gives it away, unless the bytes no longer parse.
         assert!([2, 3].contains(&verify(&rehashed).unwrap_err().seq));
+    }
+
+    #[test]
+    fn each_thing_that_breaks_a_chain_is_named() {
+        let whole = chain_of(2);
+        let reason = |change: &dyn Fn(&mut Stored)| {
+            let mut chain = whole.clone();
+            change(&mut chain[1]);
+            verify(&chain).unwrap_err().reason
+        };
+        let forged = |from: &'static str, to: &'static str| {
+            reason(&move |stored: &mut Stored| {
+                let text = String::from_utf8(stored.bytes.clone()).unwrap();
+                assert!(text.contains(from), "{text}");
+                stored.bytes = text.replace(from, to).into_bytes();
+                stored.hash = Hash::of_record(&stored.bytes).0;
+            })
+        };
+        assert_eq!(reason(&|stored| stored.seq = 3), "the record is missing");
+        assert_eq!(reason(&|stored| stored.hash[31] ^= 1), "the stored hash is not the hash of the stored bytes");
+        assert_eq!(forged("\"v\":1", "\"v\":1,\"w\":1"), "the bytes are not a record");
+        assert_eq!(forged("\"seq\":2", "\"seq\":3"), "the record carries another sequence number");
+        assert_eq!(forged("\"tenant\":\"t\"", "\"tenant\":\"u\""), "the record belongs to another chain");
+        let prev = format!("\"prev\":\"{}\"", Hash(whole[0].hash));
+        let none: &str = Box::leak(prev.into_boxed_str());
+        assert_eq!(
+            forged(none, "\"prev\":\"0000000000000000000000000000000000000000000000000000000000000000\""),
+            "the record does not follow the one before"
+        );
+        assert_eq!(reason(&|stored| stored.salt = Some(vec![7; 31])), "the salt has the wrong length");
+        let payload = "the payload is not the one that was committed to";
+        assert_eq!(reason(&|stored| stored.payload = Some("{}".into())), payload);
+        assert_eq!(reason(&|stored| stored.salt = Some(vec![8; 32])), payload);
+        let together = "the payload and its salt were not erased together";
+        assert_eq!(reason(&|stored| stored.salt = None), together);
+        assert_eq!(reason(&|stored| stored.payload = None), together);
+    }
+
+    /// Chains outlive programs: these are the bytes that version 1 hashes, and the hash that RFC 6962 gives a leaf.
+    #[test]
+    fn the_first_version_s_bytes_never_change() {
+        let entry = Entry {
+            actor: "apiKey:k1".into(),
+            action: "quota.replaced".into(),
+            target: "quota:q1".into(),
+            outcome: EntryOutcome::Denied,
+            request_id: "r-1".into(),
+            payload: "{\"a\":1}".into(),
+        };
+        let head = Head { seq: 6, hash: Hash([0xab; 32]) };
+        let record = link(head, "t", entry, Timestamp(1_790_000_000_123_456), [7; 32]);
+        let expected = format!(
+            "{{\"action\":\"quota.replaced\",\"actor\":\"apiKey:k1\",\"at\":\"2026-09-21T14:13:20.123Z\",\
+             \"dataCommit\":\"26cb98d387c15ef022c0fb25ff1daaa23cc0c7c5d5f16768c22d6c42da7ea567\",\
+             \"outcome\":\"denied\",\"prev\":\"{}\",\"requestId\":\"r-1\",\"seq\":7,\"target\":\"quota:q1\",\
+             \"tenant\":\"t\",\"v\":1}}",
+            "ab".repeat(32)
+        );
+        assert_eq!(String::from_utf8(record.bytes.clone()).unwrap(), expected);
+        assert_eq!((record.seq, record.action.as_str(), record.salt), (7, "quota.replaced", [7; 32]));
+        assert_eq!(record.hash, Hash::of_record(&record.bytes));
+        let empty_leaf = "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d";
+        assert_eq!(Hash::of_record(b"").to_string(), empty_leaf);
+        assert_eq!(format!("{:?}", Hash::of_record(b"")), empty_leaf);
+        assert_eq!(EntryOutcome::Success.name(), "success");
+    }
+
+    proptest! {
+        /// Whatever bit changes in whatever is stored, verification stops at that record.
+        #[test]
+        fn any_changed_bit_breaks_its_record(
+            count in 1_i64..6,
+            which in any::<prop::sample::Index>(),
+            part in 0_usize..4,
+            at in any::<prop::sample::Index>(),
+            bit in 0_u8..8,
+        ) {
+            let mut chain = chain_of(count);
+            let index = which.index(chain.len());
+            let stored = &mut chain[index];
+            let flip = |bytes: &mut [u8]| bytes[at.index(bytes.len())] ^= 1 << bit;
+            match part {
+                0 => flip(&mut stored.bytes),
+                1 => flip(&mut stored.hash),
+                2 => flip(stored.salt.as_mut().unwrap()),
+                _ => {
+                    let mut payload = stored.payload.take().unwrap().into_bytes();
+                    flip(&mut payload);
+                    // Text columns hold UTF-8; what is none cannot come back from a database.
+                    stored.payload = Some(String::from_utf8_lossy(&payload).into_owned());
+                }
+            }
+            prop_assert_eq!(verify(&chain).unwrap_err().seq, index as i64 + 1);
+        }
+
+        /// Only a chain's own beginnings verify: no record may be left out, repeated or moved.
+        #[test]
+        fn only_a_beginning_of_the_chain_verifies(picks in prop::collection::vec(0_usize..4, 0..6)) {
+            let whole = chain_of(4);
+            let chain: Vec<Stored> = picks.iter().map(|pick| whole[*pick].clone()).collect();
+            let held = picks.iter().enumerate().take_while(|(at, pick)| at == *pick).count();
+            let expected = if held == picks.len() { Ok(held as i64) } else { Err(held as i64 + 1) };
+            prop_assert_eq!(verify(&chain).map_err(|broken| broken.seq), expected);
+        }
+
+        /// Erasing payloads, each with its salt, changes neither the verdict nor the head.
+        #[test]
+        fn erasing_payloads_leaves_the_chain_whole(erased in prop::collection::vec(any::<bool>(), 1..8)) {
+            let mut chain = chain_of(erased.len() as i64);
+            for (stored, _) in chain.iter_mut().zip(&erased).filter(|(_, erased)| **erased) {
+                stored.payload = None;
+                stored.salt = None;
+            }
+            prop_assert_eq!(verify(&chain), Ok(erased.len() as i64));
+        }
+
+        /// Who rewrites a record and its hash is given away by the next record, or by the head for the last one.
+        #[test]
+        fn a_rewritten_record_is_given_away(count in 1_i64..6, which in any::<prop::sample::Index>()) {
+            let whole = chain_of(count);
+            let index = which.index(whole.len());
+            let mut chain = whole.clone();
+            let text = String::from_utf8(chain[index].bytes.clone()).unwrap();
+            chain[index].bytes = text.replace("quota.replaced", "quota.retained").into_bytes();
+            chain[index].hash = Hash::of_record(&chain[index].bytes).0;
+            let mut verifier = Verifier::new("t");
+            let held = chain.iter().take_while(|stored| verifier.check(stored).is_ok()).count();
+            prop_assert_eq!(held, index + 1);
+            prop_assert_ne!(verifier.head().hash.0, whole[index].hash);
+        }
     }
 }

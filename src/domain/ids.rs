@@ -50,3 +50,36 @@ uuid_id! {
     /// An alert: one quota, one period, one threshold. Derived, so that a retry makes the same one.
     AlertId
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn only_the_hyphenated_form_is_an_id() {
+        for text in [
+            "",
+            "0199a8b25c007abc8def0123456789ab",
+            "{0199a8b2-5c00-7abc-8def-0123456789ab}",
+            "urn:uuid:0199a8b2-5c00-7abc-8def-0123456789ab",
+            "0199a8b2-5c00-7abc-8def-0123456789ag",
+            "0199a8b2-5c00-7abc-8def-0123456789ab ",
+        ] {
+            assert_eq!(text.parse::<TenantId>(), Err(NotAnId), "{text:?}");
+        }
+    }
+
+    proptest! {
+        /// Either case is read, lower case is printed, and JSON has the printed form.
+        #[test]
+        fn an_id_survives_a_round_trip(number in any::<u128>()) {
+            let id = QuotaId(Uuid::from_u128(number));
+            let printed = id.to_string();
+            prop_assert_eq!(&printed, &printed.to_lowercase());
+            prop_assert_eq!(printed.parse(), Ok(id));
+            prop_assert_eq!(printed.to_uppercase().parse(), Ok(id));
+            prop_assert_eq!(serde_json::to_string(&id).unwrap(), format!("\"{printed}\""));
+        }
+    }
+}

@@ -14,6 +14,7 @@
 //! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
 //! - [`report`]: questions about the past, and their answers.
+//! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
 //! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
 
 pub mod amount;
@@ -24,10 +25,15 @@ pub mod chain;
 pub mod ids;
 pub mod notice;
 pub mod period;
+#[cfg(test)]
+mod posting_tests;
+#[cfg(test)]
+mod properties_tests;
 pub mod quota;
 pub mod report;
 pub mod request;
 pub mod sorting;
+pub mod stream;
 pub mod tenant;
 pub mod time;
 pub mod usage;

@@ -5,7 +5,10 @@ use uuid::Uuid;
 
 use super::ids::{AlertId, TenantId};
 use super::quota::Quota;
-use super::time::Timestamp;
+use super::time::{MICROS_PER_MINUTE, Timestamp};
+
+/// The longest delay between two attempts to deliver one message.
+pub const RETRY_DELAY_MICROS_MAX: i64 = 15 * MICROS_PER_MINUTE;
 
 /// One threshold of one quota reached in one period. There is at most one, ever (invariant Q2): its id is derived from
 /// exactly those three, and the table has them as its unique key.
@@ -128,4 +131,84 @@ pub enum AttemptResult {
     GaveUp {
         reason: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::QuotaId;
+    use crate::domain::period::PeriodKind;
+    use crate::domain::quota::{Enforcement, Metric, Scope};
+    use proptest::prelude::*;
+
+    fn quota(id: u128) -> Quota {
+        Quota {
+            id: QuotaId(Uuid::from_u128(id)),
+            scope: Scope::Tenant,
+            metric: Metric::Tokens,
+            period: PeriodKind::Day,
+            limit: 100,
+            thresholds: vec![50, 100],
+            enforcement: Enforcement::Alert,
+        }
+    }
+
+    fn alert(threshold: u16) -> Alert {
+        let (tenant, quota) = (TenantId(Uuid::from_u128(1)), quota(2));
+        Alert {
+            id: Alert::id_for(tenant, &quota, Timestamp(0), threshold),
+            quota,
+            period_start: Timestamp(0),
+            period_end: None,
+            threshold,
+            used: 100,
+            fired_at: Timestamp(0),
+            resolved_at: None,
+        }
+    }
+
+    #[test]
+    fn an_alert_is_critical_from_the_limit_on() {
+        for (threshold, severity) in [(1, "warning"), (99, "warning"), (100, "critical"), (101, "critical")] {
+            assert_eq!(alert(threshold).severity().name(), severity, "{threshold}");
+        }
+    }
+
+    #[test]
+    fn a_delivery_is_named_by_its_alert_and_its_event() {
+        for event in [Event::Fired, Event::Resolved] {
+            assert_eq!(Event::from_name(event.name()), Some(event));
+            let delivery = Delivery {
+                alert: alert(50),
+                event,
+                channel: "pager".into(),
+                attempts: 0,
+                next_attempt_at: Timestamp(0),
+            };
+            assert_eq!(delivery.id(), format!("{}-{}", delivery.alert.id, event.name()));
+        }
+        assert_eq!((Event::Fired.name(), Event::Resolved.name()), ("fired", "resolved"));
+        assert_eq!(Event::from_name("lost"), None);
+    }
+
+    /// The id is written down by receivers, so it may never change: not even when this code does.
+    #[test]
+    fn an_alert_s_id_is_the_same_for_ever() {
+        assert_eq!(alert(50).id.to_string(), "772beee1-6b40-8d21-811b-cf9ed0fa695d");
+        assert_eq!(alert(50).id.0.get_version_num(), 8);
+    }
+
+    proptest! {
+        /// One id for one (tenant, quota, period, threshold), and another for any other.
+        #[test]
+        fn an_alert_s_id_names_its_four_parts(
+            one in (0_u128..3, 0_u128..3, 0_i64..3, 0_u16..3),
+            other in (0_u128..3, 0_u128..3, 0_i64..3, 0_u16..3),
+        ) {
+            let id = |(tenant, id, start, threshold): (u128, u128, i64, u16)| {
+                Alert::id_for(TenantId(Uuid::from_u128(tenant)), &quota(id), Timestamp(start), threshold)
+            };
+            prop_assert_eq!(id(one) == id(other), one == other);
+        }
+    }
 }

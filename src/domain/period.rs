@@ -79,9 +79,8 @@ impl Window {
 /// The time zone with this IANA name, from the database compiled into the program.
 #[must_use]
 pub fn time_zone(name: &str) -> Option<TimeZone> {
-    // jiff also reads POSIX strings and file names; a tenant's calendar is an IANA name and nothing else.
-    let plain = name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/_+-".contains(&byte));
-    plain.then(|| jiff::tz::TimeZone::get(name).ok()).flatten()
+    // The calendar library answers to `Etc/Unknown`, too, which is no place.
+    TimeZone::get(name).ok().filter(|zone| !zone.is_unknown())
 }
 
 /// The window of `kind` that `at` falls in, by the calendar of `zone`.
@@ -152,6 +151,7 @@ fn first_instant(date: jiff::civil::Date, zone: &TimeZone) -> Option<Timestamp> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::properties_tests::config;
     use crate::domain::time::MICROS_PER_DAY;
     use proptest::prelude::*;
 
@@ -215,58 +215,192 @@ mod tests {
         for name in ["Europe/Berlin", "UTC", "Etc/GMT+12", "America/Argentina/Buenos_Aires"] {
             assert!(time_zone(name).is_some(), "{name}");
         }
-        for name in ["", "Mars/Olympus", "EST5EDT,M3.2.0,M11.1.0", "../../etc/passwd", "Europe/Berlin\0"] {
+        for name in [
+            "",
+            "Mars/Olympus",
+            "Etc/Unknown",
+            "EST5EDT,M3.2.0,M11.1.0",
+            "../../etc/passwd",
+            "Europe/Berlin\0",
+            &"a".repeat(100_000),
+        ] {
             assert!(time_zone(name).is_none(), "{name:?}");
         }
     }
 
-    fn zones() -> Vec<String> {
-        jiff::tz::db().available().map(|name| name.to_string()).filter(|name| time_zone(name).is_some()).collect()
+    #[test]
+    fn words_of_a_period_are_those_of_the_documents() {
+        assert_eq!(PeriodKind::ALL.map(PeriodKind::name), ["minute", "hour", "day", "week", "month", "total"]);
+        for kind in PeriodKind::ALL {
+            assert_eq!(PeriodKind::from_name(kind.name()), Some(kind));
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
+        assert_eq!(PeriodKind::from_name("year"), None);
+    }
+
+    #[test]
+    fn only_the_window_over_all_time_never_resets() {
+        let day = window(PeriodKind::Day, at("2026-11-20T12:00:00Z"), &TimeZone::UTC);
+        assert_eq!(day.reset_at(), Some(at("2026-11-21T00:00:00Z")));
+        assert_eq!(Window::TOTAL.reset_at(), None);
+        assert!(Window::TOTAL.contains(Timestamp(0)) && !Window::TOTAL.contains(Timestamp::MAX));
+        // No calendar has a word for such an instant.
+        assert_eq!(window(PeriodKind::Day, Timestamp(i64::MAX), &TimeZone::UTC), Window::TOTAL);
+    }
+
+    #[test]
+    fn a_rollup_is_a_quarter_of_an_hour() {
+        assert_eq!(rollup_start(at("2026-11-20T15:44:59.999999Z")), at("2026-11-20T15:30:00Z"));
+        assert_eq!(rollup_start(at("2026-11-20T15:45:00Z")), at("2026-11-20T15:45:00Z"));
+        assert_eq!(rollup_start(Timestamp(-1)), Timestamp(-ROLLUP_MICROS));
+    }
+
+    #[test]
+    fn the_hour_after_a_change_begins_with_it() {
+        // Berlin, 2026-10-25: 02:30 happens twice, an hour apart.
+        let zone = "Europe/Berlin";
+        check(PeriodKind::Hour, zone, "2026-10-25T00:30:00Z", "2026-10-25T00:00:00Z", "2026-10-25T01:00:00Z");
+        check(PeriodKind::Hour, zone, "2026-10-25T01:00:00Z", "2026-10-25T01:00:00Z", "2026-10-25T02:00:00Z");
+        // Lord Howe, 2026-04-05: 01:30 to 02:00 happens twice; the second time is an hour of its own.
+        let zone = "Australia/Lord_Howe";
+        check(PeriodKind::Hour, zone, "2026-04-04T14:59:59.999999Z", "2026-04-04T14:00:00Z", "2026-04-04T15:00:00Z");
+        check(PeriodKind::Hour, zone, "2026-04-04T15:00:00Z", "2026-04-04T15:00:00Z", "2026-04-04T15:30:00Z");
+        check(PeriodKind::Minute, zone, "2026-04-04T15:00:30Z", "2026-04-04T15:00:00Z", "2026-04-04T15:01:00Z");
+    }
+
+    #[test]
+    fn a_day_that_begins_twice_begins_once() {
+        // Asuncion went back at midnight on 2024-03-24: 23:00 to 24:00 of the 23rd happened twice.
+        let zone = "America/Asuncion";
+        check(PeriodKind::Day, zone, "2024-03-24T12:00:00Z", "2024-03-24T04:00:00Z", "2024-03-25T04:00:00Z");
+        check(PeriodKind::Day, zone, "2024-03-24T03:30:00Z", "2024-03-23T03:00:00Z", "2024-03-24T04:00:00Z");
+        // Havana goes back at 01:00 to midnight: 2026-11-01 begins at the first of its two midnights.
+        let zone = "America/Havana";
+        check(PeriodKind::Day, zone, "2026-11-01T05:30:00Z", "2026-11-01T04:00:00Z", "2026-11-02T05:00:00Z");
+    }
+
+    fn zones() -> &'static [(String, TimeZone)] {
+        static ZONES: std::sync::OnceLock<Vec<(String, TimeZone)>> = std::sync::OnceLock::new();
+        ZONES.get_or_init(|| {
+            let names = jiff::tz::db().available().map(|name| name.to_string());
+            names.filter_map(|name| time_zone(&name).map(|zone| (name, zone))).collect()
+        })
+    }
+
+    fn a_zone() -> impl Strategy<Value = &'static (String, TimeZone)> {
+        any::<prop::sample::Index>().prop_map(|pick| pick.get(zones()))
+    }
+
+    /// From 1970 to 2100.
+    fn an_instant() -> impl Strategy<Value = Timestamp> {
+        (0_i64..4_102_444_800_000_000).prop_map(Timestamp)
+    }
+
+    /// 1970-01-05 was a Monday.
+    fn days_since_a_monday(date: jiff::civil::Date) -> i32 {
+        date.since(jiff::civil::date(1970, 1, 5)).unwrap().get_days()
+    }
+
+    fn local(at: Timestamp, zone: &TimeZone) -> Zoned {
+        Zoned::new(at.to_jiff().unwrap(), zone.clone())
+    }
+
+    #[test]
+    fn every_zone_of_the_database_is_known() {
+        assert!(zones().len() > 400, "{}", zones().len());
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4_000))]
+        #![proptest_config(config(4_000))]
 
         /// Each instant is in its window; the windows before and after touch it; any instant inside agrees.
         #[test]
         fn windows_tile_time_in_every_zone(
-            pick in any::<prop::sample::Index>(),
-            micros in 0_i64..4_102_444_800_000_000,
+            (name, zone) in a_zone(),
+            instant in an_instant(),
             share in 0.0_f64..1.0,
             kind in prop::sample::select(PeriodKind::ALL.to_vec()),
         ) {
-            let zones = zones();
-            prop_assert!(zones.len() > 400);
-            let name = &zones[pick.index(zones.len())];
-            let zone = time_zone(name).unwrap();
-            let instant = Timestamp(micros);
-            let here = window(kind, instant, &zone);
+            let here = window(kind, instant, zone);
             prop_assert!(here.contains(instant), "{name} {instant} {here:?}");
             if kind == PeriodKind::Total {
                 return Ok(());
             }
-            prop_assert_eq!(window(kind, here.start, &zone), here);
-            prop_assert_eq!(window(kind, here.end.plus_micros(-1), &zone), here);
+            prop_assert_eq!(window(kind, here.start, zone), here);
+            prop_assert_eq!(window(kind, here.end.plus_micros(-1), zone), here);
             let inside = Timestamp(here.start.0 + ((here.end.0 - here.start.0 - 1) as f64 * share) as i64);
-            prop_assert_eq!(window(kind, inside, &zone), here);
-            prop_assert_eq!(window(kind, here.end, &zone).start, here.end);
-            prop_assert_eq!(window(kind, here.start.plus_micros(-1), &zone).end, here.start);
+            prop_assert_eq!(window(kind, inside, zone), here);
+            prop_assert_eq!(window(kind, here.end, zone).start, here.end);
+            prop_assert_eq!(window(kind, here.start.plus_micros(-1), zone).end, here.start);
         }
 
         /// What lets reports be sums of rollups: no window of an hour or longer cuts a quarter of an hour.
         #[test]
         fn no_window_cuts_a_rollup(
-            pick in any::<prop::sample::Index>(),
+            (_, zone) in a_zone(),
             // From 2000 on; offsets in seconds and minutes ended with 1972's Liberia.
             micros in 946_684_800_000_000_i64..4_102_444_800_000_000,
             kind in prop::sample::select(vec![PeriodKind::Hour, PeriodKind::Day, PeriodKind::Week, PeriodKind::Month]),
         ) {
-            let zones = zones();
-            let zone = time_zone(&zones[pick.index(zones.len())]).unwrap();
-            let here = window(kind, Timestamp(micros), &zone);
+            let here = window(kind, Timestamp(micros), zone);
             prop_assert_eq!(rollup_start(here.start), here.start);
             prop_assert_eq!(rollup_start(here.end), here.end);
             prop_assert!(here.end.0 - here.start.0 <= 32 * MICROS_PER_DAY);
+        }
+
+        /// A wall calendar agrees: a period begins where the local clock says so, and not an instant earlier.
+        #[test]
+        fn a_window_begins_where_the_local_calendar_turns(
+            (name, zone) in a_zone(),
+            instant in an_instant(),
+            kind in prop::sample::select(vec![PeriodKind::Day, PeriodKind::Week, PeriodKind::Month]),
+        ) {
+            let here = window(kind, instant, zone);
+            // Which day, week or month of the calendar a local date is in, as a number that grows with time.
+            let number = |at: Timestamp| {
+                let date = local(at, zone).date();
+                match kind {
+                    PeriodKind::Month => i64::from(date.year()) * 12 + i64::from(date.month()),
+                    PeriodKind::Week => (i64::from(days_since_a_monday(date))).div_euclid(7),
+                    _ => i64::from(days_since_a_monday(date)),
+                }
+            };
+            prop_assert_eq!(number(here.start), number(instant), "{} {}", name, instant);
+            prop_assert_eq!(number(here.end.plus_micros(-1)), number(instant), "{} {}", name, instant);
+            prop_assert!(number(here.start.plus_micros(-1)) < number(instant), "{} {}", name, instant);
+            prop_assert!(number(here.end) > number(instant), "{} {}", name, instant);
+        }
+
+        /// A minute and an hour keep one offset, begin on the local clock or with the offset, and are never longer than
+        /// their names say.
+        #[test]
+        fn an_hour_has_one_offset((name, zone) in a_zone(), instant in an_instant(), minutes in any::<bool>()) {
+            let (kind, width) =
+                if minutes { (PeriodKind::Minute, MICROS_PER_MINUTE) } else { (PeriodKind::Hour, MICROS_PER_HOUR) };
+            let here = window(kind, instant, zone);
+            let offset = |at: Timestamp| i64::from(local(at, zone).offset().seconds());
+            prop_assert_eq!(offset(here.start), offset(here.end.plus_micros(-1)), "{} {}", name, instant);
+            let round = |at: Timestamp| (at.0 + offset(instant) * crate::domain::time::MICROS_PER_SECOND) % width == 0;
+            let changes = |at: Timestamp| zone.preceding(at.plus_micros(1).to_jiff().unwrap()).next()
+                .is_some_and(|change| Timestamp::from(change.timestamp()) == at);
+            prop_assert!(round(here.start) || changes(here.start), "{} {}", name, instant);
+            prop_assert!(round(here.end) || changes(here.end), "{} {}", name, instant);
+            prop_assert!(here.end.0 - here.start.0 <= width);
+        }
+
+        /// What a short period holds, each longer one around it holds too: hours within days, days within weeks and
+        /// months. A rollup is within all of them.
+        #[test]
+        fn longer_windows_hold_shorter_ones((name, zone) in a_zone(), instant in an_instant()) {
+            use PeriodKind::{Day, Hour, Minute, Month, Total, Week};
+            for (short, long) in [(Minute, Hour), (Hour, Day), (Day, Week), (Day, Month), (Month, Total)] {
+                let (inner, outer) = (window(short, instant, zone), window(long, instant, zone));
+                // The first month and week of 1970 began before time did.
+                let begins = inner.start.max(Timestamp(0));
+                prop_assert!(outer.start <= begins && inner.end <= outer.end, "{} {} {:?}", name, instant, short);
+            }
+            let start = rollup_start(instant);
+            prop_assert!(start <= instant && instant.0 - start.0 < ROLLUP_MICROS && start.0 % ROLLUP_MICROS == 0);
         }
     }
 }

@@ -271,3 +271,190 @@ pub fn judge(matching: Vec<Standing>, version: i64) -> Decision {
         version,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::amount::NanoUsd;
+    use crate::domain::properties_tests::{a_quota, a_subject};
+    use proptest::prelude::*;
+
+    #[test]
+    fn words_of_a_quota_are_those_of_the_documents() {
+        let metrics = ["tokens", "promptTokens", "completionTokens", "cost", "requests"];
+        assert_eq!(Metric::ALL.map(Metric::name), metrics);
+        for metric in Metric::ALL {
+            assert_eq!(Metric::from_name(metric.name()), Some(metric));
+            assert_eq!(serde_json::to_value(metric).unwrap(), metric.name());
+        }
+        for (enforcement, name) in [(Enforcement::Alert, "alert"), (Enforcement::Block, "block")] {
+            assert_eq!((enforcement.name(), Enforcement::from_name(name)), (name, Some(enforcement)));
+            assert_eq!(serde_json::to_value(enforcement).unwrap(), name);
+        }
+        assert_eq!([Level::Ok, Level::Warning, Level::Exceeded].map(Level::name), ["ok", "warning", "exceeded"]);
+        assert_eq!([Verdict::Allow, Verdict::Warn, Verdict::Deny].map(Verdict::name), ["allow", "warn", "deny"]);
+        assert_eq!((Metric::from_name("Tokens"), Enforcement::from_name("")), (None, None));
+    }
+
+    #[test]
+    fn a_metric_counts_its_own_part() {
+        let amounts = Amounts {
+            requests: 1,
+            prompt_tokens: 20,
+            cache_read_tokens: 3,
+            cache_write_tokens: 4,
+            completion_tokens: 500,
+            reasoning_tokens: 6,
+            unclassified_tokens: 7_000,
+            cost: NanoUsd(80_000),
+        };
+        assert_eq!(Metric::ALL.map(|metric| metric.of(&amounts)), [7_520, 20, 500, 80_000, 1]);
+    }
+
+    #[test]
+    fn a_scope_is_two_words_that_fit_together() {
+        let id = || "x".to_owned();
+        let scopes = [
+            ("group", Scope::Group(id())),
+            ("user", Scope::User(id())),
+            ("apiKey", Scope::ApiKey(id())),
+            ("model", Scope::Model(id())),
+            ("provider", Scope::Provider(id())),
+        ];
+        for (kind, scope) in scopes {
+            assert_eq!((scope.kind(), scope.id()), (kind, "x"));
+            assert_eq!(Scope::from_parts(kind, "x"), Some(scope));
+            assert_eq!(Scope::from_parts(kind, ""), None, "{kind} of nobody");
+        }
+        assert_eq!((Scope::Tenant.kind(), Scope::Tenant.id()), ("tenant", ""));
+        assert_eq!(Scope::from_parts("tenant", ""), Some(Scope::Tenant));
+        assert_eq!((Scope::from_parts("tenant", "x"), Scope::from_parts("team", "x")), (None, None));
+    }
+
+    #[test]
+    fn a_threshold_beyond_every_number_is_never_reached_early() {
+        let quota = Quota { limit: i64::MAX, ..a_plain_quota() };
+        assert_eq!(quota.threshold_amount(THRESHOLD_PERCENT_MAX), i64::MAX);
+        assert_eq!(quota.threshold_amount(100), i64::MAX);
+    }
+
+    fn a_plain_quota() -> Quota {
+        Quota {
+            id: QuotaId(uuid::Uuid::from_u128(1)),
+            scope: Scope::Tenant,
+            metric: Metric::Tokens,
+            period: PeriodKind::Day,
+            limit: 100,
+            thresholds: DEFAULT_THRESHOLDS.to_vec(),
+            enforcement: Enforcement::Block,
+        }
+    }
+
+    fn standing(quota: Quota, used: i64) -> Standing {
+        let (remaining, level) = ((quota.limit - used).max(0), level(&quota, used));
+        Standing { quota, used, remaining, level, period_start: Timestamp(0), reset_at: None }
+    }
+
+    /// Standings of quotas with different ids.
+    fn standings() -> impl Strategy<Value = Vec<Standing>> {
+        prop::collection::vec((a_quota(), 0_i64..1_300), 0..8).prop_map(|picks| {
+            let numbered = picks.into_iter().enumerate().map(|(number, (quota, used))| {
+                let id = QuotaId(uuid::Uuid::from_u128(number as u128));
+                standing(Quota { id, ..quota }, used)
+            });
+            numbered.collect()
+        })
+    }
+
+    /// What one standing alone calls for.
+    fn verdict_of(standing: &Standing) -> Verdict {
+        match (standing.level, standing.quota.enforcement) {
+            (Level::Ok, _) => Verdict::Allow,
+            (Level::Exceeded, Enforcement::Block) => Verdict::Deny,
+            (Level::Warning, _) | (Level::Exceeded, Enforcement::Alert) => Verdict::Warn,
+        }
+    }
+
+    proptest! {
+        /// The amount of a threshold is the least at which so many percent of the limit are used.
+        #[test]
+        fn a_threshold_is_the_least_amount_that_reaches_it(
+            limit in prop_oneof![1_i64..2_000, 1_i64..i64::MAX / 1_000],
+            percent in 1_u16..=THRESHOLD_PERCENT_MAX,
+        ) {
+            let quota = Quota { limit, ..a_plain_quota() };
+            let reaches = |used: i64| i128::from(used) * 100 >= i128::from(limit) * i128::from(percent);
+            let least = quota.threshold_amount(percent);
+            prop_assert!(reaches(least) && !reaches(least - 1), "{}", least);
+        }
+
+        /// A level is about the limit and the lowest threshold, and more usage never lowers it.
+        #[test]
+        fn levels_grow_with_usage(quota in a_quota(), used in 0_i64..2_000, more in 0_i64..2_000) {
+            let lowest = quota.thresholds.iter().min().copied();
+            let warned = lowest.is_some_and(|percent| used * 100 >= quota.limit * i64::from(percent));
+            let expected = if used >= quota.limit { Level::Exceeded } else if warned { Level::Warning } else { Level::Ok };
+            prop_assert_eq!(level(&quota, used), expected);
+            prop_assert!(level(&quota, used) <= level(&quota, used + more));
+        }
+
+        /// The strongest verdict wins; what is not ok is the reason; the order of the question does not matter.
+        #[test]
+        fn the_strongest_verdict_decides(
+            standings in standings().prop_shuffle(),
+            version in any::<i64>(),
+        ) {
+            let decision = judge(standings.clone(), version);
+            prop_assert_eq!(decision.verdict, standings.iter().map(verdict_of).max().unwrap_or(Verdict::Allow));
+            let mut not_ok: Vec<QuotaId> =
+                standings.iter().filter(|one| one.level != Level::Ok).map(|one| one.quota.id).collect();
+            let mut reasons: Vec<QuotaId> = decision.reasons.iter().map(|one| one.quota.id).collect();
+            not_ok.sort();
+            reasons.sort();
+            prop_assert_eq!(reasons, not_ok);
+            prop_assert_eq!(decision.version, version);
+            let mut turned = standings;
+            turned.reverse();
+            prop_assert_eq!(judge(turned, version), decision);
+        }
+
+        /// Tightest first: by verdict, then by the share that is left, in millionths.
+        #[test]
+        fn the_tightest_comes_first(standings in standings()) {
+            let share = |one: &Standing| one.remaining * 1_000_000 / one.quota.limit;
+            let decision = judge(standings.clone(), 0);
+            let tightest = standings.iter().min_by_key(|one| (std::cmp::Reverse(verdict_of(one)), share(one), one.quota.id));
+            prop_assert_eq!(decision.tightest.as_ref(), tightest);
+            for pair in decision.reasons.windows(2) {
+                let key = |one: &Standing| (std::cmp::Reverse(verdict_of(one)), share(one), one.quota.id);
+                prop_assert!(key(&pair[0]) < key(&pair[1]));
+            }
+        }
+
+        /// One quota more never makes the answer milder.
+        #[test]
+        fn another_quota_never_weakens_a_verdict(standings in standings(), keep in 0_usize..8) {
+            let fewer: Vec<Standing> = standings.iter().take(keep).cloned().collect();
+            prop_assert!(judge(fewer, 0).verdict <= judge(standings, 0).verdict);
+        }
+
+        /// A scope covers a subject when the subject's word of that kind is its own.
+        #[test]
+        fn a_scope_covers_its_own_subject_alone(subject in a_subject(), other in a_subject()) {
+            let words = [
+                ("group", &subject.group, &other.group),
+                ("user", &subject.user, &other.user),
+                ("apiKey", &subject.api_key, &other.api_key),
+                ("model", &subject.model, &other.model),
+                ("provider", &subject.provider, &other.provider),
+            ];
+            prop_assert!(Scope::Tenant.covers(&subject));
+            for (kind, mine, theirs) in words {
+                if let Some(scope) = Scope::from_parts(kind, mine) {
+                    prop_assert!(scope.covers(&subject));
+                    prop_assert_eq!(scope.covers(&other), mine == theirs);
+                }
+            }
+        }
+    }
+}

@@ -176,3 +176,79 @@ pub struct Quarantined {
     pub received_at: Timestamp,
     pub replayed_at: Option<Timestamp>,
 }
+
+/// How a quarantined row fared when it was tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retried {
+    pub id: uuid::Uuid,
+    pub fate: Fate,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// Counted, now or before.
+    Counted,
+    /// It stays, for this reason.
+    Refused { reason: super::usage::Refusal, detail: String },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::properties_tests::{a_subject, some_amounts};
+    use crate::domain::time::MICROS_PER_HOUR;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_dimension_is_a_word_and_a_part_of_the_subject() {
+        let subject = Subject {
+            user: "user".into(),
+            group: "group".into(),
+            api_key: "apiKey".into(),
+            model: "model".into(),
+            provider: "provider".into(),
+        };
+        for dimension in Dimension::ALL {
+            assert_eq!(dimension.of(&subject), dimension.name());
+            assert_eq!(Dimension::from_name(dimension.name()), Some(dimension));
+        }
+        assert_eq!(Dimension::from_name("tenant"), None);
+    }
+
+    fn rollup(hour: usize) -> (Timestamp, Subject, Totals) {
+        let events = Totals { events: 1, ..Totals::default() };
+        (Timestamp(hour as i64 * MICROS_PER_HOUR), Subject::default(), events)
+    }
+
+    #[test]
+    fn a_report_may_have_so_many_rows_and_not_one_more() {
+        let rows = |count: usize| fold((0..count).map(rollup), PeriodKind::Hour, &TimeZone::UTC);
+        assert_eq!(rows(REPORT_ROWS_MAX).map(|rows| rows.len()), Ok(REPORT_ROWS_MAX));
+        assert_eq!(rows(REPORT_ROWS_MAX + 1), Err(TooManyRows));
+        // Rows are counted, not rollups.
+        let same = (0..=REPORT_ROWS_MAX).map(|_| rollup(0));
+        assert_eq!(fold(same, PeriodKind::Hour, &TimeZone::UTC).map(|rows| rows.len()), Ok(1));
+    }
+
+    proptest! {
+        /// The order in which a database returns rollups leaves no trace, and rows come out in order of time.
+        #[test]
+        fn a_report_is_sorted_whatever_the_order_of_rollups(
+            rollups in prop::collection::vec((0_i64..200, a_subject(), some_amounts()), 0..40).prop_shuffle(),
+        ) {
+            let rollups: Vec<_> = rollups
+                .into_iter()
+                .map(|(quarter, subject, amounts)| {
+                    let totals = Totals { events: 1, failures: 0, amounts };
+                    (Timestamp(quarter * period::ROLLUP_MICROS), subject, totals)
+                })
+                .collect();
+            let rows = fold(rollups.clone(), PeriodKind::Hour, &TimeZone::UTC).unwrap();
+            let key = |row: &UsageRow| (row.window, row.subject.clone());
+            let sorted = rows.windows(2).all(|pair| key(&pair[0]) < key(&pair[1]));
+            prop_assert!(sorted);
+            let turned = rollups.into_iter().rev();
+            prop_assert_eq!(fold(turned, PeriodKind::Hour, &TimeZone::UTC).unwrap(), rows);
+        }
+    }
+}

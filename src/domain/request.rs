@@ -35,3 +35,14 @@ pub enum Answer<T> {
     /// Done before under the same key: the stored JSON answer.
     Replayed(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_daemon_asks_in_its_own_name_and_without_a_key() {
+        let expected = Request { actor: "system".into(), request_id: String::new(), idempotency: None };
+        assert_eq!(Request::system(), expected);
+    }
+}

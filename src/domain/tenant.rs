@@ -128,3 +128,40 @@ pub struct ApiKey {
     pub created_at: Timestamp,
     pub revoked_at: Option<Timestamp>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_a_tenant_are_those_of_its_documents() {
+        assert_eq!(Lifecycle::ALL.map(Lifecycle::name), ["pending", "active", "suspended", "archived"]);
+        assert_eq!(Role::ALL.map(Role::name), ["platformAdmin", "admin", "reporter", "reader"]);
+        for lifecycle in Lifecycle::ALL {
+            assert_eq!(Lifecycle::from_name(lifecycle.name()), Some(lifecycle));
+            assert_eq!(serde_json::to_value(lifecycle).unwrap(), lifecycle.name());
+        }
+        for role in Role::ALL {
+            assert_eq!(Role::from_name(role.name()), Some(role));
+            assert_eq!(serde_json::to_value(role).unwrap(), role.name());
+        }
+        assert_eq!((Lifecycle::from_name("Active"), Role::from_name("")), (None, None));
+    }
+
+    #[test]
+    fn a_tenant_is_given_every_role_but_the_platform_s() {
+        let given: Vec<Role> = Role::OF_A_TENANT.iter().map(|(role, _)| *role).collect();
+        assert_eq!(given, Role::ALL.into_iter().filter(|role| *role != Role::PlatformAdmin).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_lifecycle_has_four_moves() {
+        use Lifecycle::{Active, Archived, Pending, Suspended};
+        let moves = [(Pending, Active), (Active, Suspended), (Suspended, Active), (Suspended, Archived)];
+        for from in Lifecycle::ALL {
+            for to in Lifecycle::ALL {
+                assert_eq!(from.may_become(to), moves.contains(&(from, to)), "{from:?} to {to:?}");
+            }
+        }
+    }
+}

@@ -20,7 +20,8 @@ pub struct Timestamp(pub i64);
 pub struct NotATimestamp;
 
 impl Timestamp {
-    /// 9999-12-31T00:00:00Z, past every instant we accept and before every library's limit.
+    /// 9999-12-31T00:00:00Z: later than any instant that can be written down (the calendar library ends two hours before
+    /// that day begins), and so the end of what never ends. It is stored, and stays what it is.
     pub const MAX: Timestamp = Timestamp(253_402_214_400_000_000);
 
     #[must_use]
@@ -84,6 +85,9 @@ impl<'de> Deserialize<'de> for Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    const MICROS_PER_MILLI: i64 = 1_000;
 
     #[test]
     fn prints_milliseconds_in_utc() {
@@ -96,5 +100,46 @@ mod tests {
     fn refuses_a_date_without_a_zone() {
         assert!("2026-11-20T15:37:12".parse::<Timestamp>().is_err());
         assert!("".parse::<Timestamp>().is_err());
+    }
+
+    #[test]
+    fn units_of_time_are_multiples_of_each_other() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap().0;
+        let midnight = at("2026-11-20T00:00:00Z");
+        assert_eq!(at("2026-11-20T00:00:01Z") - midnight, MICROS_PER_SECOND);
+        assert_eq!(at("2026-11-20T00:01:00Z") - midnight, MICROS_PER_MINUTE);
+        assert_eq!(at("2026-11-20T01:00:00Z") - midnight, MICROS_PER_HOUR);
+        assert_eq!(at("2026-11-21T00:00:00Z") - midnight, MICROS_PER_DAY);
+        let last = at("9999-12-30T22:00:00.999999Z");
+        assert!(last < Timestamp::MAX.0 && Timestamp::MAX.0 - last <= 2 * MICROS_PER_HOUR);
+        assert_eq!(Timestamp::MAX.to_jiff(), None);
+    }
+
+    #[test]
+    fn arithmetic_stops_at_the_ends_of_time() {
+        assert_eq!(Timestamp::from_millis(1_790_000_000_123), Timestamp(1_790_000_000_123_000));
+        assert_eq!(Timestamp::from_millis(i64::MAX), Timestamp(i64::MAX));
+        assert_eq!(Timestamp(7).plus_micros(-9), Timestamp(-2));
+        assert_eq!(Timestamp(7).plus_micros(i64::MAX), Timestamp(i64::MAX));
+        assert_eq!(Timestamp(i64::MAX).to_jiff(), None);
+        assert_eq!(Timestamp(i64::MAX).to_string(), "9223372036854775807us");
+    }
+
+    proptest! {
+        /// What is printed is read back to the millisecond, also from JSON, and sorts as time does.
+        #[test]
+        fn an_instant_survives_a_round_trip(
+            one in 0..Timestamp::MAX.0 - MICROS_PER_DAY,
+            other in 0..Timestamp::MAX.0 - MICROS_PER_DAY,
+        ) {
+            let printed = Timestamp(one).to_string();
+            let read: Timestamp = printed.parse().unwrap();
+            prop_assert_eq!(read, Timestamp(one - one % MICROS_PER_MILLI));
+            let json = serde_json::to_string(&Timestamp(one)).unwrap();
+            prop_assert_eq!(&json, &format!("\"{printed}\""));
+            prop_assert_eq!(serde_json::from_str::<Timestamp>(&json).unwrap(), read);
+            let millis = |micros: i64| micros / MICROS_PER_MILLI;
+            prop_assert_eq!(printed.cmp(&Timestamp(other).to_string()), millis(one).cmp(&millis(other)));
+        }
     }
 }

@@ -214,6 +214,12 @@ impl UsageEvent {
         EventKey::derive(&self.source, &self.event_id)
     }
 
+    /// Which event it is, and what it says: what the ledger needs to know to count it once.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        (self.key(), self.body_hash())
+    }
+
     /// A digest of everything but the identity: a re-send has the same one, whatever the order of its JSON keys.
     #[must_use]
     pub fn body_hash(&self) -> BodyHash {
@@ -276,6 +282,9 @@ impl EventKey {
     }
 }
 
+/// Which event, and what it says. Two SHA-256 make one, so it is made once, in the task that brings the event.
+pub type Identity = (EventKey, BodyHash);
+
 /// The first `N` bytes of a digest, which is always longer.
 fn first_bytes<const N: usize>(digest: &[u8]) -> [u8; N] {
     let mut bytes = [0; N];
@@ -308,7 +317,7 @@ fn ulid_millis(head: &[u8]) -> Option<u64> {
     const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
     head.iter().try_fold(0_u64, |millis, byte| {
         let digit = CROCKFORD.iter().position(|known| *known == byte.to_ascii_uppercase())?;
-        Some(millis << 5 | digit as u64)
+        Some(millis * 32 + digit as u64)
     })
 }
 
@@ -331,10 +340,12 @@ pub enum Refusal {
     AmountOverflow,
     /// Its tenant's database needs a person first; it came over a stream, which must not wait for that.
     TenantFrozen,
+    /// Its tenant could not take it for too long; it came over a stream, which must not wait for that.
+    TenantUnavailable,
 }
 
 impl Refusal {
-    pub const ALL: [Refusal; 8] = [
+    pub const ALL: [Refusal; 9] = [
         Refusal::Malformed,
         Refusal::UnknownTenant,
         Refusal::TenantMismatch,
@@ -343,7 +354,11 @@ impl Refusal {
         Refusal::Oversized,
         Refusal::AmountOverflow,
         Refusal::TenantFrozen,
+        Refusal::TenantUnavailable,
     ];
+
+    /// Refused for now: counted by itself once its tenant is back.
+    pub const WAITING: [Refusal; 2] = [Refusal::TenantFrozen, Refusal::TenantUnavailable];
 
     /// The stable code used in answers, rows and metrics.
     #[must_use]
@@ -357,6 +372,7 @@ impl Refusal {
             Refusal::Oversized => "EVENT_TOO_LARGE",
             Refusal::AmountOverflow => "AMOUNT_OVERFLOW",
             Refusal::TenantFrozen => "TENANT_FROZEN",
+            Refusal::TenantUnavailable => "TENANT_UNAVAILABLE",
         }
     }
 
@@ -382,6 +398,8 @@ pub enum Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::properties_tests::{an_event, some_amounts};
+    use proptest::prelude::*;
 
     fn event() -> UsageEvent {
         UsageEvent {
@@ -405,10 +423,35 @@ mod tests {
             ("1790000000.5|a", 1_790_000_000_500),
             ("0199a8b2-5c00-7abc-8def-0123456789ab", 0x0199_a8b2_5c00),
             ("01ARZ3NDEKTSV4RRFFQ69G5FAV", 1_469_922_850_259),
+            ("01arz3ndektsv4rrffq69g5fav", 1_469_922_850_259),
+            ("7ZZZZZZZZZZZZZZZZZZZZZZZZZ", (1 << 48) - 1),
+            ("1790000000.", 1_790_000_000_000),
+            ("1790000000.07", 1_790_000_000_070),
+            ("1790000000.1x9", 1_790_000_000_100),
+            ("0000000000.001", 1),
         ] {
             assert_eq!(millis_in_id(id), Some(millis), "{id}");
         }
-        for id in ["", "chatcmpl-1", "0199a8b2-5c00-4abc-8def-0123456789ab", "é".repeat(18).as_str()] {
+        for id in [
+            "",
+            "chatcmpl-1",
+            // A UUID of another version, dashes out of place, and digits that are none.
+            "0199a8b2-5c00-4abc-8def-0123456789ab",
+            "0199a8b2_5c00-7abc-8def-0123456789ab",
+            "0199a8b2-5c00_7abc-8def-0123456789ab",
+            "0199a8bx-5c00-7abc-8def-0123456789ab",
+            "0199a8b2-5c00-7abc-8def-0123456789abc",
+            // Beyond 48 bits, a letter that Crockford left out, and one character too few.
+            "81ARZ3NDEKTSV4RRFFQ69G5FAV",
+            "01ARZ3NDEUTSV4RRFFQ69G5FAV",
+            "01ARZ3NDEKTSV4RRFFQ69G5FA",
+            // Seconds of nine digits, without a point, and with a letter.
+            "179000000.123456",
+            "1790000000",
+            "1790000000|a",
+            "17900000x0.123",
+            "é".repeat(18).as_str(),
+        ] {
             assert_eq!(millis_in_id(id), None, "{id}");
         }
     }
@@ -430,5 +473,202 @@ mod tests {
         assert_eq!(most.checked_add(&Amounts { completion_tokens: 1, ..Amounts::default() }), None);
         assert_eq!(most.checked_add(&Amounts { prompt_tokens: 1, ..Amounts::default() }), None);
         assert_eq!(most.checked_add(&Amounts::default()), Some(most));
+    }
+
+    #[test]
+    fn flags_are_a_set() {
+        let all = [Flags::UNPRICED, Flags::CACHE_HIT, Flags::TOTAL_DIFFERS];
+        let both = Flags::UNPRICED.with(Flags::TOTAL_DIFFERS);
+        assert_eq!(all.map(|flag| both.has(flag)), [true, false, true]);
+        assert_eq!(all.map(|flag| Flags::default().has(flag)), [false; 3]);
+        assert_eq!(both.with(Flags::UNPRICED), both);
+        assert!(both.has(both) && !Flags::UNPRICED.has(both));
+    }
+
+    #[test]
+    fn a_refusal_is_known_by_its_code() {
+        let codes = [
+            "MALFORMED_EVENT",
+            "UNKNOWN_TENANT",
+            "TENANT_MISMATCH",
+            "EVENT_TOO_OLD",
+            "EVENT_FROM_THE_FUTURE",
+            "EVENT_TOO_LARGE",
+            "AMOUNT_OVERFLOW",
+            "TENANT_FROZEN",
+            "TENANT_UNAVAILABLE",
+        ];
+        assert_eq!(Refusal::ALL.map(Refusal::code), codes);
+        for refusal in Refusal::ALL {
+            assert_eq!(Refusal::from_code(refusal.code()), Some(refusal));
+        }
+        assert_eq!(Refusal::from_code("OK"), None);
+    }
+
+    #[test]
+    fn a_failure_is_counted_as_one() {
+        let failed = UsageEvent { status: Status::Failure, ..event() };
+        assert_eq!(Totals::of(&failed), Totals { events: 1, failures: 1, amounts: event().amounts });
+        assert_eq!(Totals::of(&event()), Totals { events: 1, failures: 0, amounts: event().amounts });
+    }
+
+    #[test]
+    fn an_event_weighs_its_texts_and_itself() {
+        let mut heavy = event();
+        let empty = UsageEvent { source: String::new(), event_id: String::new(), ..event() };
+        assert_eq!(empty.memory_bytes(), size_of::<UsageEvent>());
+        let texts = [
+            &mut heavy.source,
+            &mut heavy.event_id,
+            &mut heavy.call_type,
+            &mut heavy.details,
+            &mut heavy.subject.user,
+            &mut heavy.subject.group,
+            &mut heavy.subject.api_key,
+            &mut heavy.subject.model,
+            &mut heavy.subject.provider,
+        ];
+        // A power of two each, so that a sum tells which ones are in it.
+        for (power, text) in texts.into_iter().enumerate() {
+            *text = "x".repeat(1 << power);
+        }
+        assert_eq!(heavy.memory_bytes(), size_of::<UsageEvent>() + (1 << 9) - 1);
+    }
+
+    /// Ledgers outlive programs: a key or a body that is derived in another way would count re-sends again.
+    #[test]
+    fn keys_and_bodies_are_derived_the_same_way_for_ever() {
+        let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+        assert_eq!(hex(&event().key().0), "01a0c4506df42519b3bf94562c08d8534b0b613d");
+        assert_eq!(hex(&EventKey::derive("litellm", "chatcmpl-1").0), "7e5ea70a2b427e5ea70a2b42ca8d456adcf551f4");
+        assert_eq!(hex(&event().body_hash().0), "26532b535d9d1cdb334f7515620f7ac2");
+    }
+
+    /// The same event with one thing changed, for each thing that makes its body.
+    fn neighbours(event: &UsageEvent) -> Vec<UsageEvent> {
+        let changes: [fn(&mut UsageEvent); 11] = [
+            |event| event.occurred_at.0 += 1,
+            |event| event.kind = if event.kind == Kind::Delta { Kind::Cumulative } else { Kind::Delta },
+            |event| event.status = if event.status == Status::Success { Status::Failure } else { Status::Success },
+            |event| event.subject.user.push('x'),
+            |event| event.subject.group.push('x'),
+            |event| event.subject.api_key.push('x'),
+            |event| event.subject.model.push('x'),
+            |event| event.subject.provider.push('x'),
+            |event| event.call_type.push('x'),
+            |event| event.details.push('x'),
+            |event| event.flags = event.flags.with(Flags::CACHE_HIT),
+        ];
+        let with = |change: &dyn Fn(&mut UsageEvent)| {
+            let mut changed = event.clone();
+            change(&mut changed);
+            changed
+        };
+        let amounts = (0..8).map(|at| {
+            with(&|event| {
+                let mut numbers = event.amounts.to_array();
+                numbers[at] += 1;
+                event.amounts = Amounts::from_array(numbers);
+            })
+        });
+        changes.iter().map(|change| with(change)).chain(amounts).collect()
+    }
+
+    proptest! {
+        /// A re-send has the same body; one with anything changed has another, and no two changes look alike.
+        #[test]
+        fn a_body_is_all_that_is_not_identity(event in an_event(Timestamp(1_790_000_000_000_000))) {
+            let resent = UsageEvent { source: "other".into(), event_id: "other".into(), ..event.clone() };
+            prop_assert_eq!(resent.body_hash(), event.body_hash());
+            let neighbours = neighbours(&event);
+            let hashes: std::collections::HashSet<BodyHash> =
+                neighbours.iter().chain([&event]).map(UsageEvent::body_hash).collect();
+            prop_assert_eq!(hashes.len(), neighbours.len() + 1);
+            for neighbour in neighbours {
+                prop_assert_eq!(neighbour.key(), event.key());
+            }
+        }
+
+        /// Two events are the same one exactly if source and id are the same; where one ends and the other begins counts.
+        #[test]
+        fn a_key_is_source_and_id(one in "[ab]{0,3}", two in "[ab]{0,3}", three in "[ab]{0,3}", four in "[ab]{0,3}") {
+            let same = (&one, &two) == (&three, &four);
+            prop_assert_eq!(EventKey::derive(&one, &two) == EventKey::derive(&three, &four), same);
+        }
+
+        /// What makes inserts cheap: keys of ids that tell time sort by that time, whichever of the three forms it has.
+        #[test]
+        fn keys_sort_by_the_time_in_their_ids(
+            one in 0_u64..9_999_999_999_999,
+            other in 0_u64..9_999_999_999_999,
+            (form, another_form) in (0_usize..3, 0_usize..3),
+            noise in any::<u64>(),
+        ) {
+            let write = |form: usize, millis: u64| match form {
+                0 => {
+                    let hex = format!("{millis:012x}");
+                    format!("{}-{}-7{:03x}-8000-{:012x}", &hex[..8], &hex[8..], noise & 0xfff, noise & 0xffff_ffff_ffff)
+                }
+                1 => {
+                    let digit = |at: u32| b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"[(millis >> (5 * at) & 31) as usize];
+                    let head: Vec<u8> = (0..10).rev().map(digit).collect();
+                    format!("{}{:016}", String::from_utf8(head).unwrap(), noise % 10_000_000)
+                }
+                _ => format!("{:010}.{:03}|{noise}", millis / 1_000, millis % 1_000),
+            };
+            let (first, second) = (write(form, one), write(another_form, other));
+            prop_assert_eq!(millis_in_id(&first), Some(one), "{}", first);
+            let (first, second) = (EventKey::derive("s", &first), EventKey::derive("s", &second));
+            if one != other {
+                prop_assert_eq!(first.cmp(&second), one.cmp(&other));
+            }
+        }
+
+        #[test]
+        fn no_id_is_too_strange(id in ".{0,40}", digits in "[0-9.|]{0,30}", base32 in "[0-9A-Za-z]{26}") {
+            for id in [id, digits, base32] {
+                let _ = EventKey::derive("s", &id);
+            }
+        }
+
+        /// Adding is what integers do, number by number, or it is refused: then, and only then, a sum leaves i64.
+        #[test]
+        fn sums_are_exact_or_refused(
+            one in prop::array::uniform8(prop_oneof![0_i64..100, i64::MAX - 100..=i64::MAX]),
+            other in prop::array::uniform8(prop_oneof![20 => 0_i64..100, 1 => i64::MAX - 100..=i64::MAX]),
+        ) {
+            let exact: Vec<i128> = one.iter().zip(&other).map(|(one, other)| i128::from(*one) + i128::from(*other)).collect();
+            // Prompt, completion and unclassified tokens are the parts of the total.
+            let total = exact[1] + exact[4] + exact[6];
+            let fits = exact.iter().chain([&total]).all(|sum| *sum <= i128::from(i64::MAX));
+            let sum = Amounts::from_array(one).checked_add(&Amounts::from_array(other));
+            prop_assert_eq!(sum.is_some(), fits);
+            prop_assert_eq!(Amounts::from_array(other).checked_add(&Amounts::from_array(one)), sum);
+            if let Some(sum) = sum {
+                prop_assert_eq!(sum.to_array().map(i128::from).to_vec(), exact);
+                prop_assert_eq!(i128::from(sum.total_tokens()), total);
+            }
+        }
+
+        /// Sums of events can be taken in any order and in any pieces.
+        #[test]
+        fn totals_can_be_added_in_any_order(
+            (a, b, c) in (some_amounts(), some_amounts(), some_amounts()),
+            (events, failures) in (0_i64..1_000, 0_i64..1_000),
+        ) {
+            let total = |amounts: Amounts| Totals { events, failures, amounts };
+            let sum = |parts: [Totals; 3]| {
+                let mut sum = Totals::default();
+                parts.iter().for_each(|part| sum.add(part));
+                sum
+            };
+            let forwards = sum([total(a), total(b), total(c)]);
+            prop_assert_eq!(forwards, sum([total(c), total(a), total(b)]));
+            prop_assert_eq!((forwards.events, forwards.failures), (3 * events, 3 * failures));
+            prop_assert_eq!(Some(forwards), total(a).checked_add(&total(b)).and_then(|two| two.checked_add(&total(c))));
+            let most = Totals { events: i64::MAX, ..Totals::default() };
+            prop_assert_eq!(most.checked_add(&Totals { events: 1, ..Totals::default() }), None);
+        }
+
     }
 }

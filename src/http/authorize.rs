@@ -13,7 +13,7 @@ use super::Api;
 use super::door::Passage;
 use super::operation::{Operation, Scope};
 use super::problem::{Code, Problem};
-use crate::access::{Caller, Credentials, Unauthenticated};
+use crate::access::{Caller, Credentials, FAILURES_WINDOW, Unauthenticated};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::TenantId;
 use crate::domain::request::{self, Idempotency};
@@ -87,14 +87,16 @@ async fn authenticate(api: &Api, passage: &Passage) -> Result<Caller, Problem> {
     if keys.len() > 1 {
         return Err(unreadable());
     }
-    let credentials = Credentials { authorization, api_key: keys.first().copied() };
-    api.gate.authenticate(credentials).await.map_err(|unauthenticated| {
-        Problem::new(match unauthenticated {
-            Unauthenticated::Missing => Code::AuthenticationRequired,
-            Unauthenticated::Malformed => Code::MalformedCredentials,
-            Unauthenticated::Invalid => Code::InvalidCredentials,
-            Unauthenticated::KeysUnavailable => Code::KeysUnavailable,
-        })
+    let source = passage.request.remote_addr().as_socket_addr().map(|address| address.ip());
+    let credentials = Credentials { authorization, api_key: keys.first().copied(), source };
+    api.gate.authenticate(credentials).await.map_err(|unauthenticated| match unauthenticated {
+        Unauthenticated::Missing => Problem::new(Code::AuthenticationRequired),
+        Unauthenticated::Malformed => Problem::new(Code::MalformedCredentials),
+        Unauthenticated::Invalid => Problem::new(Code::InvalidCredentials),
+        Unauthenticated::TooOften => {
+            Problem::new(Code::TooManyFailures).after_ms(u64::try_from(FAILURES_WINDOW.as_millis()).unwrap_or(u64::MAX))
+        }
+        Unauthenticated::KeysUnavailable => Problem::new(Code::KeysUnavailable),
     })
 }
 

@@ -21,6 +21,7 @@ use super::authorize::Ask;
 use super::operation::BodyKind;
 use super::problem::{Code, Problem};
 use crate::config;
+use crate::json;
 
 /// Deepest nesting of a document.
 pub(super) const DEPTH_MAX: usize = 32;
@@ -261,6 +262,13 @@ pub(super) fn present<'de, D: Deserializer<'de>, T: de::Deserialize<'de>>(
     T::deserialize(deserializer).map(Some)
 }
 
+/// As [`present`], for an array of objects.
+pub(super) fn present_objects<'de, D: Deserializer<'de>, T: de::Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    json::objects(deserializer).map(Some)
+}
+
 impl<'a, T: DeserializeOwned + Type> ApiExtractor<'a> for Strict<T> {
     const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
     type ParamType = ();
@@ -297,7 +305,7 @@ mod tests {
         name: String,
         #[serde(default, deserialize_with = "present")]
         count: Option<i64>,
-        #[serde(default)]
+        #[serde(default, deserialize_with = "json::objects")]
         items: Vec<Inner>,
         #[serde(default)]
         settings: serde_json::Map<String, Value>,
@@ -362,6 +370,7 @@ mod tests {
             (r#"{"name":"x","items":[{"id":"a"},{}]}"#, "/items/1/id"),
             (r#"{"name":"x","items":[{"id":"a","zip":2}]}"#, "/items/0/zip"),
             (r#"{"name":"x","items":{}}"#, "/items"),
+            (r#"{"name":"x","items":[["a"]]}"#, "/items/0"),
             (r#"{"name":"a\u0000b"}"#, "/name"),
             (r#"{"name":"x","settings":{"deep":["\u0000"]}}"#, "/settings/deep/0"),
             (r#"["x"]"#, ""),

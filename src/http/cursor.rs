@@ -12,19 +12,19 @@ const TAG_BYTES: usize = 16;
 const CURSOR_BYTES_MAX: usize = 256;
 
 /// Seals and opens cursors.
-pub(super) struct Sealer {
+pub struct Sealer {
     key: hmac::Key,
 }
 
 impl Sealer {
     #[must_use]
-    pub(super) fn new(key: &[u8; 32]) -> Sealer {
+    pub fn new(key: &[u8; 32]) -> Sealer {
         Sealer { key: hmac::Key::new(hmac::HMAC_SHA256, key) }
     }
 
     /// `list` is the operation's id; `owner` the tenant's id, or `platform`.
     #[must_use]
-    pub(super) fn seal(&self, list: &str, owner: &str, position: &str) -> String {
+    pub fn seal(&self, list: &str, owner: &str, position: &str) -> String {
         let tag = hmac::sign(&self.key, &bound(list, owner, position));
         let mut bytes = tag.as_ref()[..TAG_BYTES].to_vec();
         bytes.extend_from_slice(position.as_bytes());
@@ -35,7 +35,7 @@ impl Sealer {
     ///
     /// # Errors
     /// [`Code::InvalidCursor`] for anything that [`seal`](Sealer::seal) did not make for this list and owner.
-    pub(super) fn open(&self, list: &str, owner: &str, cursor: &str) -> Result<String, Problem> {
+    pub fn open(&self, list: &str, owner: &str, cursor: &str) -> Result<String, Problem> {
         self.opened(list, owner, cursor).ok_or_else(|| Problem::new(Code::InvalidCursor))
     }
 

@@ -98,7 +98,7 @@ fn enter(
 }
 
 /// The query's parameters: each known to the operation and given once.
-fn parameters(request: &Request, operation: &Operation) -> Result<Vec<(String, String)>, Problem> {
+pub(super) fn parameters(request: &Request, operation: &Operation) -> Result<Vec<(String, String)>, Problem> {
     if request.uri().query().is_none_or(str::is_empty) {
         return Ok(Vec::new());
     }

@@ -14,6 +14,7 @@ use super::operation::BodyKind;
 use super::problem::{Code, Problem};
 use super::reply::Reply;
 use super::view::JsonObject;
+use crate::fault;
 use crate::intake::record::{BodyShape, Cause, ItemOutcome, NotNow, RecordError, Reporter};
 
 /// Most rejected events that one answer names.
@@ -56,6 +57,7 @@ async fn record(ask: &Ask, shape: BodyShape) -> Result<Reply<Recorded>, Problem>
         None => Reporter::Platform,
     };
     let recorded = ask.api.recorder.record_body(ask.body.clone(), shape, reporter, &ask.request_id).await;
+    fault::point("answer.before");
     Recorded::of(recorded.map_err(Problem::from)?).map(Reply::new)
 }
 

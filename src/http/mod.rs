@@ -2,7 +2,7 @@
 //!
 //! No rule of the business lives here, and no state but what a request brings. A request passes, from the outside in:
 //!
-//! 1. [`server`]: the socket, its deadlines and the cap on connections
+//! 1. [`server`]: the socket, its deadlines and the cap on connections; [`framing`]: where a request ends, read strictly
 //! 2. [`door`]: its id, its address in the table of [`operation`]s, our deadline, panics, and the one envelope of
 //!    [`problem`]s
 //! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
@@ -10,7 +10,8 @@
 //! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`usage`], [`quotas`], [`decision`], [`audit`], [`quarantine`],
 //!    [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
-//! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers.
+//! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
+//! [`reading`] has the parsers among all this without the door around them.
 
 mod api_keys;
 mod audit;
@@ -20,12 +21,14 @@ mod cursor;
 mod decision;
 mod document;
 mod door;
+pub mod framing;
 mod ingestion;
 mod operation;
 mod probes;
 mod problem;
 mod quarantine;
 mod quotas;
+pub mod reading;
 mod reply;
 mod request;
 mod server;
@@ -42,6 +45,7 @@ use poem::endpoint::BoxEndpoint;
 use poem::http::Method;
 use poem::{Endpoint, IntoEndpoint, Request, Response};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 pub use document::openapi_document;
@@ -54,6 +58,7 @@ use crate::clock::Clock;
 use crate::config::{self, millis};
 use crate::directory;
 use crate::intake::record::Recorder;
+use crate::threads;
 use authorize::Ask;
 use cursor::Sealer;
 use door::Passage;
@@ -69,9 +74,12 @@ pub struct Api {
     health: Health,
     metrics: PrometheusHandle,
     sealer: Sealer,
+    /// Where everything is done but answering.
+    work: Handle,
 }
 
 impl Api {
+    /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
     pub fn new(
         directory: directory::handle::Handle,
@@ -83,7 +91,8 @@ impl Api {
         metrics: PrometheusHandle,
     ) -> Api {
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
-        Api { directory, gate, recorder, clock, limits, health, metrics, sealer }
+        let work = Handle::current();
+        Api { directory, gate, recorder, clock, limits, health, metrics, sealer, work }
     }
 }
 
@@ -100,12 +109,12 @@ pub async fn serve(api: Api, listener: TcpListener, stop: CancellationToken, dra
 
 /// Every address, behind the whole stack.
 pub fn routes(api: Api) -> impl Endpoint<Output = Response> + 'static {
-    Stack { api: Arc::new(api), handlers: document::service().into_endpoint() }
+    Stack { api: Arc::new(api), handlers: Arc::new(document::service().into_endpoint()) }
 }
 
 struct Stack {
     api: Arc<Api>,
-    handlers: BoxEndpoint<'static>,
+    handlers: Arc<BoxEndpoint<'static>>,
 }
 
 impl Endpoint for Stack {
@@ -124,21 +133,25 @@ impl Stack {
         let headers = passage.request.headers();
         let body = body::receive(passage.operation.body, headers, body, &self.api.limits).await?;
         let (ask, request) = Ask::new(self.api.clone(), passage, admitted, body);
-        self.hand_over(ask, request).await
+        if ask.operation.id == "decide" {
+            return decision::answer(&ask).await;
+        }
+        // What may take longer than a decision must not be in a decision's way.
+        let answered = threads::elsewhere(&self.api.work, hand_over(self.handlers.clone(), ask, request)).await;
+        answered.ok_or_else(|| Problem::new(Code::Internal))
     }
+}
 
-    async fn hand_over(&self, ask: Ask, mut request: Request) -> Result<Response, Problem> {
-        match ask.operation.id {
-            "decide" => decision::answer(&ask).await,
-            "getDocument" => Ok(document::serve_document()),
-            "getDocumentation" => Ok(document::serve_documentation()),
-            _ => {
-                if *request.method() == Method::HEAD {
-                    request.set_method(Method::GET);
-                }
-                request.set_data(ask);
-                Ok(self.handlers.get_response(request).await)
+async fn hand_over(handlers: Arc<BoxEndpoint<'static>>, ask: Ask, mut request: Request) -> Response {
+    match ask.operation.id {
+        "getDocument" => document::serve_document(),
+        "getDocumentation" => document::serve_documentation(),
+        _ => {
+            if *request.method() == Method::HEAD {
+                request.set_method(Method::GET);
             }
+            request.set_data(ask);
+            handlers.get_response(request).await
         }
     }
 }

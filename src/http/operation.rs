@@ -112,6 +112,7 @@ impl Operation {
                 Code::MalformedCredentials,
                 Code::AuthenticationRequired,
                 Code::InvalidCredentials,
+                Code::TooManyFailures,
                 Code::Forbidden,
                 Code::TenantSuspended,
                 Code::KeysUnavailable,

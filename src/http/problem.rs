@@ -74,6 +74,8 @@ codes! {
     ReportTooLarge "REPORT_TOO_LARGE" 422 "The report has too many rows: ask for a shorter time, a coarser granularity or fewer dimensions.";
     NothingAccepted "NO_EVENT_ACCEPTED" 422 "No event of the batch could be counted; details.rejected says why.";
     StillRefused "STILL_REFUSED" 422 "The quarantined event can still not be counted.";
+    TooManyFailures "TOO_MANY_FAILURES" 429 "The credentials are not valid, and too many were tried; try again after Retry-After.";
+    HeadersTooLarge "HEADERS_TOO_LARGE" 431 "The request's line and headers together are longer than 32 KiB.";
     Internal "INTERNAL_ERROR" 500 "Something went wrong on our side; the request id finds it in our logs.";
     TenantStarting "TENANT_STARTING" 503 "The tenant is starting; try again after Retry-After.";
     TenantFrozen "TENANT_FROZEN" 503 "The tenant's database needs a person's attention; other tenants are not affected.";
@@ -149,15 +151,38 @@ impl Problem {
         Problem::new(Code::InvalidParameter).saying(format!("{name}: {message}"))
     }
 
-    /// The whole answer.
-    #[must_use]
-    pub fn respond(&self, request_id: &str) -> Response {
+    fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn envelope(&self, request_id: &str) -> Vec<u8> {
         let envelope = Envelope {
             error: Inner { code: self.code.name(), message: &self.message, details: &self.details, request_id },
         };
         // A struct of strings and a JSON object always serializes.
-        let bytes = serde_json::to_vec(&envelope).unwrap_or_default();
-        let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        serde_json::to_vec(&envelope).unwrap_or_default()
+    }
+
+    /// The whole answer as bytes, the last of its connection: for what never became a request.
+    #[must_use]
+    pub(super) fn on_the_wire(&self, request_id: &str) -> Vec<u8> {
+        let (status, body) = (self.status(), self.envelope(request_id));
+        let mut answer = format!(
+            "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nx-request-id: {request_id}\r\n\
+             cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n",
+            status.as_u16(),
+            status.canonical_reason().unwrap_or_default(),
+            body.len(),
+        )
+        .into_bytes();
+        answer.extend_from_slice(&body);
+        answer
+    }
+
+    /// The whole answer.
+    #[must_use]
+    pub fn respond(&self, request_id: &str) -> Response {
+        let (status, bytes) = (self.status(), self.envelope(request_id));
         let mut response =
             Response::builder().status(status).content_type("application/json").body(Body::from_vec(bytes));
         let headers = response.headers_mut();
@@ -220,8 +245,7 @@ struct Inner<'a> {
 /// Carries the problem through the framework; [`super::door`] renders it with the request's id.
 impl From<Problem> for poem::Error {
     fn from(problem: Problem) -> poem::Error {
-        let status = StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut error = poem::Error::from_status(status);
+        let mut error = poem::Error::from_status(problem.status());
         error.set_data(problem);
         error
     }
@@ -240,7 +264,9 @@ impl From<Absent> for Problem {
     fn from(absent: Absent) -> Problem {
         match absent {
             Absent::Unknown => Problem::new(Code::TenantNotFound),
-            Absent::ComeBack { after_ms } => Problem::new(Code::TenantStarting).after_ms(after_ms),
+            Absent::ComeBack { after_ms } | Absent::Elsewhere { after_ms } => {
+                Problem::new(Code::TenantStarting).after_ms(after_ms)
+            }
             Absent::Frozen => {
                 Problem { retry_after_seconds: Some(FROZEN_RETRY_AFTER_SECONDS), ..Problem::new(Code::TenantFrozen) }
             }

@@ -23,6 +23,7 @@ use crate::domain::quota::{
 use crate::domain::report::AlertQuery;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::LABEL_BYTES_MAX;
+use crate::json::{object, objects};
 use crate::tenant::message::QuotaDraft;
 
 /// The largest limit, in tokens, requests or nano-US-dollars: far from where sums leave their integers.
@@ -115,6 +116,7 @@ impl QuotaList {
 #[oai(rename_all = "camelCase", deny_unknown_fields, example)]
 pub(super) struct ReplaceQuotas {
     /// At most 500; no two with the same scope, metric and period.
+    #[serde(deserialize_with = "objects")]
     quotas: Vec<QuotaInput>,
 }
 
@@ -127,6 +129,7 @@ pub(super) struct QuotaInput {
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     id: Option<String>,
+    #[serde(deserialize_with = "object")]
     scope: ScopeView,
     /// `tokens`, `promptTokens`, `completionTokens`, `cost` or `requests`.
     metric: String,
@@ -146,7 +149,7 @@ pub(super) struct QuotaInput {
 
 impl ReplaceQuotas {
     /// Every problem of every quota at once.
-    fn checked(self, new_id: impl Fn() -> QuotaId) -> Result<Vec<QuotaDraft>, Problem> {
+    pub(super) fn checked(self, new_id: impl Fn() -> QuotaId) -> Result<Vec<QuotaDraft>, Problem> {
         let mut problems = Vec::new();
         if self.quotas.len() > QUOTAS_MAX {
             return Err(Problem::field("/quotas", format!("must be at most {QUOTAS_MAX}")));

@@ -110,7 +110,7 @@ fn is_visible(text: &str, bytes_max: usize) -> bool {
 }
 
 /// W3C `traceparent`, or the id alone from `X-Trace-Id`. Malformed ones are ignored, as the specification asks.
-fn trace(headers: &HeaderMap) -> Option<Trace> {
+pub(super) fn trace(headers: &HeaderMap) -> Option<Trace> {
     let parent = single(headers, "traceparent").ok().flatten().and_then(traceparent);
     parent.or_else(|| {
         let id = single(headers, "x-trace-id").ok().flatten()?;

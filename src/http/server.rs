@@ -1,7 +1,8 @@
 //! The socket: an acceptor of our own for poem.
 //!
 //! The framework's sets no TCP_NODELAY, spins when accepting fails, and waits for ever for a request's headers; see
-//! DESIGN 8. Ours also holds a cap on open connections: further ones wait in the kernel's queue.
+//! DESIGN 8. Ours also holds a cap on open connections: further ones wait in the kernel's queue. What cannot be read, or
+//! can be read in two ways (see [`super::framing`]), is answered in the one envelope and ends its connection.
 
 use std::io;
 use std::pin::Pin;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::{Buf, Bytes};
 use poem::http::uri::Scheme;
 use poem::listener::Acceptor;
 use poem::web::{LocalAddr, RemoteAddr};
@@ -17,6 +19,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
+use super::framing::{Flaw, Framing, Place};
+use super::problem::{Code, Problem};
+use crate::clock;
 use crate::config::{self, millis};
 
 /// How long accepting pauses when the system refuses, for want of file descriptors as a rule.
@@ -95,10 +100,9 @@ enum Phase {
 pub(super) struct Connection {
     stream: TcpStream,
     phase: Phase,
-    /// How much of the blank line that ends the headers has been seen.
-    blank: usize,
-    /// Bytes of the first request that have been seen, up to the length of HTTP/2's preface.
-    first_bytes: usize,
+    framing: Framing,
+    /// What is left of an answer of ours that takes the place of the library's.
+    telling: Bytes,
     header_timeout: Duration,
     idle_timeout: Duration,
     head_since: Instant,
@@ -107,9 +111,6 @@ pub(super) struct Connection {
     _place: OwnedSemaphorePermit,
 }
 
-const BLANK_LINE: &[u8] = b"\r\n\r\n";
-const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
-
 impl Connection {
     fn new(stream: TcpStream, place: OwnedSemaphorePermit, header: Duration, idle: Duration) -> Connection {
         metrics::gauge!("platform_api_http_connections_open").increment(1.0);
@@ -117,8 +118,8 @@ impl Connection {
         Connection {
             stream,
             phase: Phase::Head,
-            blank: 0,
-            first_bytes: 0,
+            framing: Framing::default(),
+            telling: Bytes::new(),
             header_timeout: header,
             idle_timeout: idle,
             head_since: now,
@@ -143,44 +144,47 @@ impl Connection {
             Poll::Ready(()) => {
                 let phase = if self.phase == Phase::Head { "head" } else { "idle" };
                 metrics::counter!("platform_api_http_connection_timeouts_total", "phase" => phase).increment(1);
+                if self.phase == Phase::Head && self.framing.place() == Place::Head {
+                    self.tell(Code::RequestTimeout);
+                }
                 Poll::Ready(io::ErrorKind::TimedOut.into())
             }
             Poll::Pending => Poll::Pending,
         }
     }
 
-    fn has_read(&mut self, bytes: &[u8]) {
+    /// # Errors
+    /// [`Flaw`]: what was read must not be read by anybody else.
+    fn has_read(&mut self, bytes: &[u8]) -> Result<(), Flaw> {
         self.progress_at = Instant::now();
-        if self.first_bytes < HTTP2_PREFACE.len() {
-            let rest = &HTTP2_PREFACE[self.first_bytes..];
-            let length = rest.len().min(bytes.len());
-            if rest[..length] == bytes[..length] {
-                self.first_bytes += length;
-                if self.first_bytes == HTTP2_PREFACE.len() {
-                    self.phase = Phase::Multiplexed;
-                }
-            } else {
-                self.first_bytes = HTTP2_PREFACE.len();
+        let heads = self.framing.heads();
+        self.framing.feed(bytes)?;
+        self.phase = match (self.phase, self.framing.place()) {
+            (_, Place::Multiplexed) => Phase::Multiplexed,
+            (Phase::Head | Phase::Idle, _) if self.framing.heads() > heads => Phase::Busy,
+            (Phase::Idle, Place::Head) => {
+                self.head_since = self.progress_at;
+                Phase::Head
             }
+            (phase, _) => phase,
+        };
+        Ok(())
+    }
+
+    fn refuse(&mut self, flaw: Flaw) -> io::Error {
+        // While an answer is under way, a second one would only spoil it.
+        if self.phase != Phase::Busy {
+            self.tell(match flaw {
+                Flaw::Malformed => Code::BadRequest,
+                Flaw::TooLarge => Code::HeadersTooLarge,
+            });
         }
-        if self.phase == Phase::Idle {
-            self.phase = Phase::Head;
-            self.blank = 0;
-            self.head_since = self.progress_at;
-        }
-        if self.phase == Phase::Head {
-            for byte in bytes {
-                self.blank = match self.blank {
-                    seen if BLANK_LINE[seen] == *byte => seen + 1,
-                    _ => usize::from(*byte == BLANK_LINE[0]),
-                };
-                if self.blank == BLANK_LINE.len() {
-                    self.phase = Phase::Busy;
-                    self.blank = 0;
-                    break;
-                }
-            }
-        }
+        io::ErrorKind::InvalidData.into()
+    }
+
+    /// Writes an answer as far as that goes without waiting; the connection ends behind it.
+    fn tell(&mut self, code: Code) {
+        let _ = self.stream.try_write(&refusal(code));
     }
 
     fn has_written(&mut self) {
@@ -189,6 +193,25 @@ impl Connection {
             self.phase = Phase::Idle;
         }
     }
+}
+
+/// The code for an answer that the library gives by itself, to what it cannot read: a status and no word.
+fn wordless(bytes: &[u8]) -> Option<Code> {
+    let status = bytes.strip_prefix(b"HTTP/1.1 ").or_else(|| bytes.strip_prefix(b"HTTP/1.0 "))?.get(..3)?;
+    let code = match status {
+        b"400" => Code::BadRequest,
+        b"414" => Code::UriTooLong,
+        b"431" => Code::HeadersTooLarge,
+        _ => return None,
+    };
+    // Every answer of ours carries the request's id.
+    memchr::memmem::find(bytes, b"x-request-id").is_none().then_some(code)
+}
+
+fn refusal(code: Code) -> Bytes {
+    let status = code.status().to_string();
+    metrics::counter!("platform_api_http_requests_total", "operation" => "none", "status" => status).increment(1);
+    Problem::new(code).on_the_wire(&clock::new_id().to_string()).into()
 }
 
 impl Drop for Connection {
@@ -202,10 +225,10 @@ impl AsyncRead for Connection {
         let this = self.get_mut();
         let before = buffer.filled().len();
         match Pin::new(&mut this.stream).poll_read(context, buffer) {
-            Poll::Ready(Ok(())) => {
-                this.has_read(&buffer.filled()[before..]);
-                Poll::Ready(Ok(()))
-            }
+            Poll::Ready(Ok(())) => Poll::Ready(this.has_read(&buffer.filled()[before..]).map_err(|flaw| {
+                buffer.set_filled(before);
+                this.refuse(flaw)
+            })),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => this.poll_deadline(context).map(Err),
         }
@@ -215,6 +238,21 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.telling.is_empty()
+            && let Some(code) = wordless(bytes)
+        {
+            this.telling = refusal(code);
+        }
+        while !this.telling.is_empty() {
+            match Pin::new(&mut this.stream).poll_write(context, &this.telling) {
+                Poll::Ready(Ok(count)) => this.telling.advance(count),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return this.poll_deadline(context).map(Err),
+            }
+            if this.telling.is_empty() {
+                return Poll::Ready(Ok(bytes.len()));
+            }
+        }
         match Pin::new(&mut this.stream).poll_write(context, bytes) {
             Poll::Ready(Ok(count)) => {
                 this.has_written();
@@ -286,7 +324,7 @@ mod tests {
         let mut dripping = TcpStream::connect(address).await.unwrap();
         let started = Instant::now();
         for byte in REQUEST.iter().cycle() {
-            if dripping.write_all(&[if *byte == b'\n' { b'x' } else { *byte }]).await.is_err() {
+            if dripping.write_all(&[if byte.is_ascii_control() { b'x' } else { *byte }]).await.is_err() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

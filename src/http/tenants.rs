@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::authorize::Ask;
-use super::body::{Strict, present};
+use super::body::{Strict, present, present_objects};
 use super::document::Tag;
 use super::problem::{FieldProblem, Problem};
 use super::reply::Reply;
@@ -176,7 +176,7 @@ pub(super) struct CreateTenant {
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     time_zone: Option<String>,
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present_objects", skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     external_ids: Option<Vec<ExternalIdView>>,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
@@ -198,7 +198,7 @@ pub(super) struct AmendTenant {
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     time_zone: Option<String>,
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present_objects", skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     external_ids: Option<Vec<ExternalIdView>>,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
@@ -294,7 +294,7 @@ impl TenantView {
 
 impl CreateTenant {
     /// Every problem at once.
-    fn checked(self) -> Result<NewTenant, Problem> {
+    pub(super) fn checked(self) -> Result<NewTenant, Problem> {
         let mut checks = Checks::default();
         checks.name(&self.name);
         if let Some(slug) = &self.slug {

@@ -98,7 +98,7 @@ impl Usage {
     }
 }
 
-fn report_query(
+pub(super) fn report_query(
     from: &str,
     to: &str,
     granularity: Option<&str>,

@@ -6,11 +6,14 @@ use bytes::Bytes;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::{cloudevents, envelope, litellm, text};
+use super::cloudevents::{self, CloudEvent};
+use super::envelope::{self, Envelope};
+use super::{litellm, text};
 use crate::config;
 use crate::domain::ids::TenantId;
 use crate::domain::tenant::ExternalId;
 use crate::domain::usage::{Refusal, UsageEvent};
+use crate::json::Object;
 
 /// Events of one body that LiteLLM's callback posts: its queue has no bound of its own, and it cannot split.
 pub const LITELLM_BATCH_EVENTS_MAX: usize = 50_000;
@@ -123,6 +126,9 @@ pub struct TooMany {
 /// # Errors
 /// [`TooMany`] events; nothing was read then.
 pub fn read(body: &Bytes, format: Format, limits: Limits) -> Result<Reading, TooMany> {
+    if let Some(items) = read_at_once(body, format, limits) {
+        return Ok(Reading { items, not_json: false });
+    }
     let Split { pieces, not_json } = split(body, limits.events_max)?;
     let items = pieces
         .into_iter()
@@ -130,6 +136,33 @@ pub fn read(body: &Bytes, format: Format, limits: Limits) -> Result<Reading, Too
         .collect();
     Ok(Reading { items, not_json })
 }
+
+/// Reads a body in one walk: each object is read where it stands. `None` unless every object is of the shape that is
+/// likely, as nearly all are; the longer way then finds out what they are.
+fn read_at_once(body: &Bytes, format: Format, limits: Limits) -> Option<Vec<Item>> {
+    let text = std::str::from_utf8(body).ok()?.trim_matches(SPACE);
+    let kin = Kin::likely(text, format)?;
+    let (mut rest, end) = match text.strip_prefix('[') {
+        Some(inside) => (inside.trim_start_matches(SPACE), "]"),
+        None => (text, ""),
+    };
+    let mut items = Vec::new();
+    loop {
+        let (reading, length) = kin.read_leading(rest)?;
+        if length > limits.event_bytes_max || items.len() >= limits.events_max {
+            return None;
+        }
+        items.push(Item { raw: body.slice_ref(&rest.as_bytes()[..length]), reading });
+        rest = rest[length..].trim_start_matches(SPACE);
+        match rest.strip_prefix(',') {
+            Some(next) if end == "]" => rest = next.trim_start_matches(SPACE),
+            _ => return (rest == end).then_some(items),
+        }
+    }
+}
+
+/// What JSON calls white space.
+const SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 
 /// As [`read`], on a thread that may block when the body is long.
 ///
@@ -160,25 +193,26 @@ pub fn read_item(piece: &[u8], format: Format, event_bytes_max: usize) -> Result
         let problem = format!("{} bytes, at most {event_bytes_max} are allowed", piece.len());
         return Err(text::unreadable(Refusal::Oversized, problem));
     }
-    if !piece.trim_ascii_start().starts_with(b"{") {
+    let Some(json) = std::str::from_utf8(piece).ok().filter(|json| json.trim_ascii_start().starts_with('{')) else {
         return Err(text::malformed("not a JSON object"));
-    }
-    match format {
-        Format::Litellm => litellm::read(piece),
-        Format::Events => match Kin::of(piece) {
-            Kin::CloudEvent => cloudevents::read(piece),
-            Kin::Litellm => litellm::read(piece),
-            Kin::Envelope => envelope::read(piece),
-        },
+    };
+    match Kin::of(json, format) {
+        Kin::CloudEvent => cloudevents::read(json),
+        Kin::Litellm => litellm::read(json),
+        Kin::Envelope => envelope::read(json),
     }
 }
 
 /// Which of the three shapes an object has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kin {
     Envelope,
     CloudEvent,
     Litellm,
 }
+
+const SPEC_VERSION: &str = "\"specversion\"";
+const LITELLM_CALL_ID: &str = "\"litellm_call_id\"";
 
 #[derive(serde::Deserialize)]
 struct TellingKeys {
@@ -195,16 +229,48 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error>
 }
 
 impl Kin {
-    fn of(piece: &[u8]) -> Kin {
-        // Nearly every item is an envelope, and a search for bytes is cheaper than a second reading.
-        let mentions = |text: &str| text.contains("\"specversion\"") || text.contains("\"litellm_call_id\"");
-        if !std::str::from_utf8(piece).is_ok_and(mentions) {
-            return Kin::Envelope;
+    fn of(json: &str, format: Format) -> Kin {
+        match Kin::likely(json, format) {
+            Some(Kin::Envelope) => Kin::Envelope,
+            Some(Kin::Litellm) if format == Format::Litellm => Kin::Litellm,
+            _ => match serde_json::from_str(json) {
+                Ok(Object(TellingKeys { specversion: true, .. })) => Kin::CloudEvent,
+                Ok(Object(TellingKeys { litellm_call_id: true, start_time: true, .. })) => Kin::Litellm,
+                _ => Kin::Envelope,
+            },
         }
-        match serde_json::from_slice::<TellingKeys>(piece) {
-            Ok(keys) if keys.specversion => Kin::CloudEvent,
-            Ok(keys) if keys.litellm_call_id && keys.start_time => Kin::Litellm,
-            _ => Kin::Envelope,
+    }
+
+    /// Reads the object that `json` begins with, and how long it is. `None` when it is not of this kind.
+    fn read_leading(self, json: &str) -> Option<(Result<Parsed, Unreadable>, usize)> {
+        Some(match self {
+            Kin::Envelope => {
+                let (envelope, length) = text::leading_object::<Envelope<'_>>(json)?;
+                (envelope.parsed(), length)
+            }
+            Kin::CloudEvent => {
+                let (event, length) = text::leading_object::<CloudEvent<'_>>(json)?;
+                (event.parsed(), length)
+            }
+            Kin::Litellm => {
+                let (payload, length) = text::leading_object::<litellm::Payload<'_>>(json)?;
+                (payload.is_named().then(|| payload.parsed())?, length)
+            }
+        })
+    }
+
+    /// What the objects in `json` are if they are alike. A search for bytes is much cheaper than a reading, and the
+    /// reading then tells whether the word was a key. `None` when they may be of several kinds.
+    fn likely(json: &str, format: Format) -> Option<Kin> {
+        if format == Format::Litellm {
+            return Some(Kin::Litellm);
+        }
+        let mentions = |word: &str| memchr::memmem::find(json.as_bytes(), word.as_bytes()).is_some();
+        match (mentions(SPEC_VERSION), mentions(LITELLM_CALL_ID)) {
+            (false, false) => Some(Kin::Envelope),
+            (true, false) => Some(Kin::CloudEvent),
+            (false, true) => Some(Kin::Litellm),
+            (true, true) => None,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! is written down in structured form first, so that there is one reader, and so that its bytes in quarantine say
 //! everything that arrived.
 
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -11,24 +12,33 @@ use serde_json::value::RawValue;
 use super::arrival::{Parsed, TenantClaim, Unreadable};
 use super::envelope::{self, Identity};
 use super::text::{self, Details, malformed};
-use bytes::Bytes;
+use crate::json::{Object, Text};
 
 const SPEC_VERSION: &str = "1.0";
 const HEADER_PREFIX: &str = "ce-";
 
 #[derive(Debug, Deserialize)]
-struct CloudEvent<'a> {
-    specversion: String,
-    id: String,
-    source: String,
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    time: Option<String>,
-    subject: Option<String>,
-    tenantid: Option<String>,
-    correlationid: Option<String>,
-    platformid: Option<String>,
-    datacontenttype: Option<String>,
+pub(super) struct CloudEvent<'a> {
+    #[serde(borrow)]
+    specversion: Text<'a>,
+    #[serde(borrow)]
+    id: Text<'a>,
+    #[serde(borrow)]
+    source: Text<'a>,
+    #[serde(borrow, rename = "type")]
+    kind: Option<Text<'a>>,
+    #[serde(borrow)]
+    time: Option<Text<'a>>,
+    #[serde(borrow)]
+    subject: Option<Text<'a>>,
+    #[serde(borrow)]
+    tenantid: Option<Text<'a>>,
+    #[serde(borrow)]
+    correlationid: Option<Text<'a>>,
+    #[serde(borrow)]
+    platformid: Option<Text<'a>>,
+    #[serde(borrow)]
+    datacontenttype: Option<Text<'a>>,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
 }
@@ -38,47 +48,51 @@ struct CloudEvent<'a> {
 ///
 /// # Errors
 /// [`Unreadable`].
-pub fn read(json: &[u8]) -> Result<Parsed, Unreadable> {
-    let outer: CloudEvent<'_> = text::object(json)?;
-    if outer.specversion != SPEC_VERSION {
-        return Err(malformed("specversion: only 1.0 is understood"));
-    }
-    if outer.datacontenttype.as_deref().is_some_and(|kind| !is_json(kind)) {
-        return Err(malformed("datacontenttype: only JSON is understood"));
-    }
-    let data = outer.data.ok_or_else(|| malformed("data: missing, or not JSON"))?;
-    let time = outer.time.ok_or_else(|| malformed("time: missing"))?;
-    let mut payload: envelope::Payload<'_> = text::object(data.get().as_bytes())
-        .map_err(|problem| Unreadable { detail: format!("data: {}", problem.detail), ..problem })?;
-    let identity = Identity {
-        source: envelope::source_name("source", outer.source)?,
-        event_id: envelope::event_id("id", outer.id)?,
-        occurred_at: envelope::instant("time", &time)?,
-    };
-    let mut details = Details::default();
-    details.text("type", outer.kind);
-    details.text("correlationId", outer.correlationid);
-    details.text("platformId", outer.platformid);
-    // The identity's source counts; the payload's own is kept.
-    details.text("payloadSource", payload.source.take());
-    let actor = payload.actor.take().unwrap_or_default();
-    let event = envelope::event(identity, actor, payload, details)?;
-    Ok(Parsed { event, claim: claim(outer.tenantid, outer.subject) })
+pub fn read(json: &str) -> Result<Parsed, Unreadable> {
+    text::object::<CloudEvent<'_>>(json)?.parsed()
 }
 
-fn claim(extension: Option<String>, subject: Option<String>) -> TenantClaim {
-    let named = |text: &Option<String>| match text.as_deref().map(envelope::tenant_claim) {
+impl CloudEvent<'_> {
+    /// # Errors
+    /// [`Unreadable`].
+    pub(super) fn parsed(self) -> Result<Parsed, Unreadable> {
+        if &*self.specversion != SPEC_VERSION {
+            return Err(malformed("specversion: only 1.0 is understood"));
+        }
+        if self.datacontenttype.as_deref().is_some_and(|kind| !is_json(kind)) {
+            return Err(malformed("datacontenttype: only JSON is understood"));
+        }
+        let data = self.data.ok_or_else(|| malformed("data: missing, or not JSON"))?;
+        let time = self.time.ok_or_else(|| malformed("time: missing"))?;
+        let mut payload: envelope::Payload<'_> = text::object(data.get())
+            .map_err(|problem| text::unreadable(problem.reason, format!("data: {}", problem.detail)))?;
+        let identity = Identity {
+            source: envelope::source_name("source", self.source.into_owned())?,
+            event_id: envelope::event_id("id", self.id.into_owned())?,
+            occurred_at: envelope::instant("time", &time)?,
+        };
+        let mut details = Details::default();
+        details.text("type", self.kind.as_deref());
+        details.text("correlationId", self.correlationid.as_deref());
+        details.text("platformId", self.platformid.as_deref());
+        // The identity's source counts; the payload's own is kept.
+        details.text("payloadSource", payload.source.take().as_deref());
+        let actor = payload.actor.take().map(|Object(actor)| actor).unwrap_or_default();
+        let event = envelope::event(identity, actor, payload, details)?;
+        Ok(Parsed { event, claim: claim(self.tenantid.as_deref(), self.subject.as_deref()) })
+    }
+}
+
+fn claim(extension: Option<&str>, subject: Option<&str>) -> TenantClaim {
+    let named = |text: Option<&str>| match text.map(envelope::tenant_claim) {
         Some(TenantClaim::Named(tenant)) => Some(tenant),
         _ => None,
     };
-    match (named(&extension), named(&subject)) {
+    match (named(extension), named(subject)) {
         (Some(one), Some(other)) if one != other => TenantClaim::Contradictory,
         (Some(tenant), _) => TenantClaim::Named(tenant),
         (None, Some(tenant)) if extension.is_none() => TenantClaim::Named(tenant),
-        _ => match extension.or(subject) {
-            Some(text) => envelope::tenant_claim(&text),
-            None => TenantClaim::Absent,
-        },
+        _ => extension.or(subject).map_or(TenantClaim::Absent, envelope::tenant_claim),
     }
 }
 

@@ -3,7 +3,12 @@
 //! Every name is accepted in camelCase and in snake_case; naming a field both ways is an error. Unknown fields are
 //! ignored, because producers are upgraded before we are; a known field of the wrong type is an error.
 
-use serde::Deserialize;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -11,76 +16,105 @@ use super::arrival::{Parsed, TenantClaim, Unreadable};
 use super::text::{self, Details, bounded, label, malformed, units};
 use crate::domain::amount::NanoUsd;
 use crate::domain::time::Timestamp;
-use crate::domain::usage::{Amounts, EVENT_ID_BYTES_MAX, Flags, Kind, Status, Subject, UsageEvent};
+use crate::domain::usage::{Amounts, EVENT_ID_BYTES_MAX, Flags, Kind, LABEL_BYTES_MAX, Status, Subject, UsageEvent};
+use crate::json::{Object, Text};
 
 /// What `source` is when an envelope does not say.
 pub const DEFAULT_SOURCE: &str = "platform";
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Envelope<'a> {
-    #[serde(alias = "event_id")]
-    event_id: String,
-    #[serde(alias = "occurred_at")]
-    occurred_at: String,
-    #[serde(alias = "tenant_id")]
-    tenant_id: Option<String>,
-    #[serde(alias = "platform_id")]
-    platform_id: Option<String>,
-    #[serde(alias = "correlation_id")]
-    correlation_id: Option<String>,
-    actor: Option<Actor>,
+pub(super) struct Envelope<'a> {
+    #[serde(borrow, alias = "event_id")]
+    event_id: Text<'a>,
+    #[serde(borrow, alias = "occurred_at")]
+    occurred_at: Text<'a>,
+    #[serde(borrow, alias = "tenant_id")]
+    tenant_id: Option<Text<'a>>,
+    #[serde(borrow, alias = "platform_id")]
+    platform_id: Option<Text<'a>>,
+    #[serde(borrow, alias = "correlation_id")]
+    correlation_id: Option<Text<'a>>,
     #[serde(borrow)]
-    payload: Payload<'a>,
+    actor: Option<Object<Actor<'a>>>,
+    #[serde(borrow)]
+    payload: Object<Payload<'a>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Actor {
-    #[serde(alias = "user_id")]
-    user_id: Option<String>,
-    #[serde(alias = "group_id")]
-    group_id: Option<String>,
-    #[serde(alias = "api_key_id")]
-    api_key_id: Option<String>,
+pub(super) struct Actor<'a> {
+    #[serde(borrow, alias = "user_id")]
+    user_id: Option<Text<'a>>,
+    #[serde(borrow, alias = "group_id")]
+    group_id: Option<Text<'a>>,
+    #[serde(borrow, alias = "api_key_id")]
+    api_key_id: Option<Text<'a>>,
 }
 
 /// What was used; also the `data` of a CloudEvent.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Payload<'a> {
-    pub(super) source: Option<String>,
+    #[serde(borrow)]
+    pub(super) source: Option<Text<'a>>,
     kind: Option<WireKind>,
-    model: Option<String>,
-    provider: Option<String>,
-    #[serde(alias = "call_type")]
-    call_type: Option<String>,
+    #[serde(borrow)]
+    model: Option<Text<'a>>,
+    #[serde(borrow)]
+    provider: Option<Text<'a>>,
+    #[serde(borrow, alias = "call_type")]
+    call_type: Option<Text<'a>>,
     status: Option<WireStatus>,
-    #[serde(alias = "request_id")]
-    request_id: Option<String>,
-    usage: Option<Usage>,
+    #[serde(borrow, alias = "request_id")]
+    request_id: Option<Text<'a>>,
+    usage: Option<Object<Usage>>,
     #[serde(borrow, alias = "cost_usd")]
     cost_usd: Option<&'a RawValue>,
-    tags: Option<Tags>,
+    #[serde(borrow)]
+    tags: Option<Tags<'a>>,
     /// A CloudEvent has no other place for it.
-    pub(super) actor: Option<Actor>,
+    #[serde(borrow)]
+    pub(super) actor: Option<Object<Actor<'a>>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "Text<'_>")]
 enum WireKind {
     Delta,
     Cumulative,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum WireStatus {
-    Success,
-    Failure,
+impl TryFrom<Text<'_>> for WireKind {
+    type Error = &'static str;
+
+    fn try_from(text: Text<'_>) -> Result<WireKind, &'static str> {
+        match &*text {
+            "delta" => Ok(WireKind::Delta),
+            "cumulative" => Ok(WireKind::Cumulative),
+            _ => Err("neither delta nor cumulative"),
+        }
+    }
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// How a call ended, in the words of the envelope and of LiteLLM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "Text<'_>")]
+pub(super) struct WireStatus(pub(super) Status);
+
+impl TryFrom<Text<'_>> for WireStatus {
+    type Error = &'static str;
+
+    fn try_from(text: Text<'_>) -> Result<WireStatus, &'static str> {
+        match &*text {
+            "success" => Ok(WireStatus(Status::Success)),
+            "failure" => Ok(WireStatus(Status::Failure)),
+            _ => Err("neither success nor failure"),
+        }
+    }
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Usage {
     tokens: Option<i64>,
@@ -100,11 +134,40 @@ struct Usage {
 }
 
 /// Labels a sender likes to give: a list, or names with values.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Tags {
-    List(Vec<String>),
-    Named(std::collections::BTreeMap<String, String>),
+#[derive(Debug)]
+enum Tags<'a> {
+    List(Vec<Text<'a>>),
+    Named(BTreeMap<Cow<'a, str>, Cow<'a, str>>),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Tags<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Tags<'a>, D::Error> {
+        deserializer.deserialize_any(TagsVisitor)
+    }
+}
+
+struct TagsVisitor;
+
+impl<'de> Visitor<'de> for TagsVisitor {
+    type Value = Tags<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list of strings, or an object of strings")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Tags<'de>, A::Error> {
+        Vec::deserialize(SeqAccessDeserializer::new(list)).map(Tags::List)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Tags<'de>, A::Error> {
+        let mut named = BTreeMap::new();
+        while let Some((Text(name), Text(value))) = members.next_entry()? {
+            if named.insert(name, value).is_some() {
+                return Err(de::Error::custom("a name is there twice"));
+            }
+        }
+        Ok(Tags::Named(named))
+    }
 }
 
 /// Who vouches for an event, and what it is called there.
@@ -118,20 +181,29 @@ pub(super) struct Identity {
 ///
 /// # Errors
 /// [`Unreadable`].
-pub fn read(json: &[u8]) -> Result<Parsed, Unreadable> {
-    let envelope: Envelope<'_> = text::object(json)?;
-    let source = envelope.payload.source.clone().unwrap_or_else(|| DEFAULT_SOURCE.to_owned());
-    let identity = Identity {
-        source: source_name("payload.source", source)?,
-        event_id: event_id("eventId", envelope.event_id)?,
-        occurred_at: instant("occurredAt", &envelope.occurred_at)?,
-    };
-    let mut details = Details::default();
-    details.text("correlationId", envelope.correlation_id);
-    details.text("platformId", envelope.platform_id);
-    let claim = envelope.tenant_id.map_or(TenantClaim::Absent, |id| tenant_claim(&id));
-    let event = event(identity, envelope.actor.unwrap_or_default(), envelope.payload, details)?;
-    Ok(Parsed { event, claim })
+pub fn read(json: &str) -> Result<Parsed, Unreadable> {
+    text::object::<Envelope<'_>>(json)?.parsed()
+}
+
+impl Envelope<'_> {
+    /// # Errors
+    /// [`Unreadable`].
+    pub(super) fn parsed(self) -> Result<Parsed, Unreadable> {
+        let Object(mut payload) = self.payload;
+        let source = payload.source.take().map_or_else(|| DEFAULT_SOURCE.to_owned(), Text::into_owned);
+        let identity = Identity {
+            source: source_name("payload.source", source)?,
+            event_id: event_id("eventId", self.event_id.into_owned())?,
+            occurred_at: instant("occurredAt", &self.occurred_at)?,
+        };
+        let mut details = Details::default();
+        details.text("correlationId", self.correlation_id.as_deref());
+        details.text("platformId", self.platform_id.as_deref());
+        let claim = self.tenant_id.map_or(TenantClaim::Absent, |id| tenant_claim(&id));
+        let actor = self.actor.map(|Object(actor)| actor).unwrap_or_default();
+        let event = event(identity, actor, payload, details)?;
+        Ok(Parsed { event, claim })
+    }
 }
 
 /// # Errors
@@ -140,7 +212,7 @@ pub(super) fn source_name(path: &str, source: String) -> Result<String, Unreadab
     if source.is_empty() {
         return Err(malformed(format!("{path}: empty")));
     }
-    label(path, Some(source))
+    bounded(path, source, LABEL_BYTES_MAX)
 }
 
 /// # Errors
@@ -161,7 +233,7 @@ pub(super) fn instant(path: &str, text: &str) -> Result<Timestamp, Unreadable> {
 pub(super) fn tenant_claim(id: &str) -> TenantClaim {
     match id.parse() {
         Ok(tenant) => TenantClaim::Named(tenant),
-        Err(_) => TenantClaim::NamedUnknown(text::shortened(id, 64)),
+        Err(_) => TenantClaim::NamedUnknown(text::shortened(id, 64).into_owned()),
     }
 }
 
@@ -169,7 +241,7 @@ pub(super) fn tenant_claim(id: &str) -> TenantClaim {
 /// [`Unreadable`], with the path within `payload`.
 pub(super) fn event(
     identity: Identity,
-    actor: Actor,
+    actor: Actor<'_>,
     payload: Payload<'_>,
     mut details: Details,
 ) -> Result<UsageEvent, Unreadable> {
@@ -177,22 +249,16 @@ pub(super) fn event(
         None | Some(WireKind::Delta) => Kind::Delta,
         Some(WireKind::Cumulative) => Kind::Cumulative,
     };
-    let status = match payload.status {
-        None | Some(WireStatus::Success) => Status::Success,
-        Some(WireStatus::Failure) => Status::Failure,
-    };
+    let status = payload.status.map_or(Status::Success, |WireStatus(status)| status);
     let cost = text::cost("payload.costUsd", payload.cost_usd)?;
-    let stated = Stated::read(payload.usage.unwrap_or_default(), cost)?;
+    let stated = Stated::read(payload.usage.map(|Object(usage)| usage).unwrap_or_default(), cost)?;
     if stated.is_silent() && status == Status::Success {
         return Err(malformed("payload.usage: states no tokens, no requests, and there is no payload.costUsd"));
     }
-    details.text("requestId", payload.request_id);
+    details.text("requestId", payload.request_id.as_deref());
     match payload.tags {
-        Some(Tags::List(tags)) => details.texts("tags", tags),
-        Some(Tags::Named(tags)) => {
-            let tags = tags.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
-            details.value("tags", Value::Object(tags));
-        }
+        Some(Tags::List(tags)) => details.texts("tags", &tags),
+        Some(Tags::Named(tags)) => details.value("tags", tags),
         None => {}
     }
     let (amounts, flags) = match kind {
@@ -293,7 +359,7 @@ impl Stated {
         }
         if let Some(total) = self.total.filter(|total| *total != amounts.total_tokens()) {
             flags = flags.with(Flags::TOTAL_DIFFERS);
-            details.number("senderTotal", total);
+            details.value("senderTotal", total);
         }
         (amounts, flags)
     }
@@ -308,13 +374,12 @@ impl Stated {
             ("requests", self.requests),
             ("totalTokens", self.total),
         ];
-        let mut statement: std::collections::BTreeMap<&str, Value> =
+        let mut statement: BTreeMap<&str, Value> =
             numbers.into_iter().filter_map(|(name, number)| Some((name, Value::from(number?)))).collect();
         if let Some(cost) = self.cost {
             statement.insert("costUsd", Value::String(cost.to_string()));
         }
-        let statement = statement.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        details.value("statement", Value::Object(statement));
+        details.value("statement", statement);
     }
 }
 

@@ -10,17 +10,17 @@
 //! - **No client can hide its usage.** What a client writes is shortened and cleaned, never a reason to refuse.
 //! - **When** is `endTime`, or `startTime` without it. Prompts and answers are never kept.
 
-use std::borrow::Cow;
-
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::arrival::{Parsed, TenantClaim, Unreadable};
+use super::envelope::WireStatus;
 use super::text::{self, Details, malformed, number_text, shortened, units};
 use crate::domain::amount::NanoUsd;
 use crate::domain::tenant::ExternalId;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Amounts, EVENT_ID_BYTES_MAX, Flags, Kind, LABEL_BYTES_MAX, Status, Subject, UsageEvent};
+use crate::json::{LossyText, Object};
 
 /// The source of every event read here, and of the external ids that name its tenant.
 pub const SOURCE: &str = "litellm";
@@ -33,11 +33,15 @@ const TAGS_BYTES_MAX: usize = 1_024;
 const AUTOMATIC_TAG: &str = "User-Agent: ";
 
 #[derive(Debug, Deserialize)]
-struct Payload<'a> {
-    id: Option<String>,
-    litellm_call_id: Option<String>,
-    trace_id: Option<String>,
-    call_type: Option<String>,
+pub(super) struct Payload<'a> {
+    #[serde(borrow)]
+    id: Option<LossyText<'a>>,
+    #[serde(borrow)]
+    litellm_call_id: Option<LossyText<'a>>,
+    #[serde(borrow)]
+    trace_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    call_type: Option<LossyText<'a>>,
     status: WireStatus,
     #[serde(borrow, rename = "startTime")]
     start_time: &'a RawValue,
@@ -48,9 +52,12 @@ struct Payload<'a> {
     prompt_tokens: Option<i64>,
     completion_tokens: Option<i64>,
     total_tokens: Option<i64>,
-    model: Option<String>,
-    model_group: Option<String>,
-    custom_llm_provider: Option<String>,
+    #[serde(borrow)]
+    model: Option<LossyText<'a>>,
+    #[serde(borrow)]
+    model_group: Option<LossyText<'a>>,
+    #[serde(borrow)]
+    custom_llm_provider: Option<LossyText<'a>>,
     #[serde(borrow)]
     cache_hit: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -60,24 +67,23 @@ struct Payload<'a> {
     #[serde(borrow)]
     error_information: Option<&'a RawValue>,
     #[serde(borrow)]
-    metadata: Option<Metadata<'a>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum WireStatus {
-    Success,
-    Failure,
+    metadata: Option<Object<Metadata<'a>>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 struct Metadata<'a> {
-    user_api_key_hash: Option<String>,
-    user_api_key_alias: Option<String>,
-    user_api_key_team_id: Option<String>,
-    user_api_key_org_id: Option<String>,
-    user_api_key_project_id: Option<String>,
-    user_api_key_user_id: Option<String>,
+    #[serde(borrow)]
+    user_api_key_hash: Option<LossyText<'a>>,
+    #[serde(borrow)]
+    user_api_key_alias: Option<LossyText<'a>>,
+    #[serde(borrow)]
+    user_api_key_team_id: Option<LossyText<'a>>,
+    #[serde(borrow)]
+    user_api_key_org_id: Option<LossyText<'a>>,
+    #[serde(borrow)]
+    user_api_key_project_id: Option<LossyText<'a>>,
+    #[serde(borrow)]
+    user_api_key_user_id: Option<LossyText<'a>>,
     #[serde(borrow)]
     usage_object: Option<&'a RawValue>,
 }
@@ -126,41 +132,53 @@ struct LegacyKeys {
 ///
 /// # Errors
 /// [`Unreadable`].
-pub fn read(json: &[u8]) -> Result<Parsed, Unreadable> {
-    let payload: Payload<'_> = text::object(json).map_err(|problem| explained(json, problem))?;
-    let start_text = number_text(payload.start_time).ok_or_else(|| malformed("startTime: not a number of seconds"))?;
-    let started_at = epoch_seconds("startTime", &start_text)?;
-    let ended_at = match payload.end_time.map(|raw| number_text(raw).ok_or_else(|| malformed("endTime: not a number")))
-    {
-        Some(text) => epoch_seconds("endTime", &text?)?,
-        None => started_at,
-    };
-    let status = match payload.status {
-        WireStatus::Success => Status::Success,
-        WireStatus::Failure => Status::Failure,
-    };
-    let metadata = payload.metadata.as_ref();
-    let shares = Shares::read(metadata.and_then(|metadata| metadata.usage_object));
-    let mut details = details(&payload);
-    let (amounts, flags) = amounts(&payload, status, shares, &mut details)?;
-    let event = UsageEvent {
-        source: SOURCE.to_owned(),
-        event_id: event_id(&start_text, &payload)?,
-        occurred_at: ended_at,
-        kind: Kind::Delta,
-        status,
-        subject: subject(&payload),
-        call_type: label(payload.call_type.as_deref()),
-        amounts,
-        flags,
-        details: details.finish()?,
-    };
-    Ok(Parsed { event, claim: TenantClaim::External(metadata.map(external_ids).unwrap_or_default()) })
+pub fn read(json: &str) -> Result<Parsed, Unreadable> {
+    text::object::<Payload<'_>>(json).map_err(|problem| explained(json, problem))?.parsed()
 }
 
-fn explained(json: &[u8], problem: Unreadable) -> Unreadable {
-    match serde_json::from_slice::<LegacyKeys>(json) {
-        Ok(LegacyKeys { model_parameters: Some(_) }) => {
+impl<'a> Payload<'a> {
+    /// Whether it has what tells it from other objects; `startTime` it always has.
+    pub(super) fn is_named(&self) -> bool {
+        self.litellm_call_id.is_some()
+    }
+
+    /// # Errors
+    /// [`Unreadable`].
+    pub(super) fn parsed(&self) -> Result<Parsed, Unreadable> {
+        let start_text = number_text(self.start_time).ok_or_else(|| malformed("startTime: not a number of seconds"))?;
+        let started_at = epoch_seconds("startTime", &start_text)?;
+        let ended_at = match self.end_time.map(|raw| number_text(raw).ok_or_else(|| malformed("endTime: not a number")))
+        {
+            Some(text) => epoch_seconds("endTime", &text?)?,
+            None => started_at,
+        };
+        let WireStatus(status) = self.status;
+        let shares = Shares::read(self.metadata().and_then(|metadata| metadata.usage_object));
+        let mut details = details(self);
+        let (amounts, flags) = amounts(self, status, shares, &mut details)?;
+        let event = UsageEvent {
+            source: SOURCE.to_owned(),
+            event_id: event_id(&start_text, self)?,
+            occurred_at: ended_at,
+            kind: Kind::Delta,
+            status,
+            subject: subject(self),
+            call_type: label(self.call_type.as_deref()),
+            amounts,
+            flags,
+            details: details.finish()?,
+        };
+        Ok(Parsed { event, claim: TenantClaim::External(self.metadata().map(external_ids).unwrap_or_default()) })
+    }
+
+    fn metadata(&self) -> Option<&Metadata<'a>> {
+        self.metadata.as_ref().map(|Object(metadata)| metadata)
+    }
+}
+
+fn explained(json: &str, problem: Unreadable) -> Unreadable {
+    match serde_json::from_str(json) {
+        Ok(Object(LegacyKeys { model_parameters: Some(_) })) => {
             malformed("the legacy payload, in which every value is a text: remove litellm_settings.generic_api_use_v1")
         }
         _ => problem,
@@ -182,8 +200,8 @@ fn event_id(start_text: &str, payload: &Payload<'_>) -> Result<String, Unreadabl
         return Err(malformed("litellm_call_id, id: both are missing"));
     }
     let status = match payload.status {
-        WireStatus::Success => "success",
-        WireStatus::Failure => "failure",
+        WireStatus(Status::Success) => "success",
+        WireStatus(Status::Failure) => "failure",
     };
     let start = shortened(start_text, 64);
     let tuple = format!("{start}|{call}|{id}|{status}");
@@ -195,20 +213,20 @@ fn event_id(start_text: &str, payload: &Payload<'_>) -> Result<String, Unreadabl
 
 fn subject(payload: &Payload<'_>) -> Subject {
     let nothing = Metadata::default();
-    let key = payload.metadata.as_ref().unwrap_or(&nothing);
+    let key = payload.metadata().unwrap_or(&nothing);
     let alias = label(key.user_api_key_alias.as_deref());
     let model = [&payload.model_group, &payload.model].into_iter().flatten().find(|model| !model.is_empty());
     Subject {
         user: label(key.user_api_key_user_id.as_deref()),
         group: label(key.user_api_key_team_id.as_deref()),
         api_key: if alias.is_empty() { label(key.user_api_key_hash.as_deref()) } else { alias },
-        model: label(model.map(String::as_str)),
+        model: label(model.map(|model| &**model)),
         provider: label(payload.custom_llm_provider.as_deref()),
     }
 }
 
 fn label(text: Option<&str>) -> String {
-    text.map(|text| shortened(text, LABEL_BYTES_MAX)).unwrap_or_default()
+    text.map(|text| shortened(text, LABEL_BYTES_MAX).into_owned()).unwrap_or_default()
 }
 
 /// The ids that LiteLLM fills from the key, in the order in which the catalogue is asked.
@@ -222,8 +240,8 @@ fn external_ids(metadata: &Metadata<'_>) -> Vec<ExternalId> {
     ]
     .into_iter()
     .filter_map(|(kind, id)| {
-        let id = id.as_ref().filter(|id| !id.is_empty())?.clone();
-        Some(ExternalId { source: SOURCE.to_owned(), kind: kind.to_owned(), id })
+        let id = id.as_deref().filter(|id| !id.is_empty())?;
+        Some(ExternalId { source: SOURCE.to_owned(), kind: kind.to_owned(), id: id.to_owned() })
     })
     .collect()
 }
@@ -251,7 +269,7 @@ impl Shares {
 }
 
 fn tolerant<'a, T: Deserialize<'a> + Default>(raw: Option<&'a RawValue>) -> T {
-    raw.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
+    raw.and_then(|raw| serde_json::from_str(raw.get()).ok()).map(|Object(value)| value).unwrap_or_default()
 }
 
 fn tokens(raw: Option<&RawValue>) -> Option<i64> {
@@ -273,7 +291,7 @@ fn amounts(
     let unclassified = if prompt + completion == 0 { total.unwrap_or(0) } else { 0 };
     if let Some(total) = total.filter(|total| *total != prompt + completion + unclassified) {
         flags = flags.with(Flags::TOTAL_DIFFERS);
-        details.number("senderTotal", total);
+        details.value("senderTotal", total);
     }
     let cache_hit = payload.cache_hit.is_some_and(|raw| raw.get() == "true");
     if cache_hit {
@@ -311,40 +329,42 @@ fn bounded_shares(shares: Shares, prompt: i64, completion: i64, details: &mut De
         ("senderReasoning", shares.reasoning, bounded.reasoning),
     ] {
         if stated != kept {
-            details.number(key, stated);
+            details.value(key, stated);
         }
     }
     bounded
 }
 
 /// What helps to find the call again. Bounded in itself: see [`TAGS_BYTES_MAX`] and [`DETAIL_BYTES_MAX`].
-fn details(payload: &Payload<'_>) -> Details {
-    let short = |text: &str| Some(shortened(text, DETAIL_BYTES_MAX));
-    let loose = |raw: Option<&RawValue>| raw.and_then(number_text).and_then(|text: Cow<'_, str>| short(&text));
-    let metadata = payload.metadata.as_ref();
+fn details<'a>(payload: &Payload<'a>) -> Details {
+    let short = |text: Option<&LossyText<'a>>| text.map(|text| shortened(text, DETAIL_BYTES_MAX).into_owned());
+    let loose = |raw: Option<&'a RawValue>| {
+        raw.and_then(number_text).map(|text| shortened(&text, DETAIL_BYTES_MAX).into_owned())
+    };
+    let metadata = payload.metadata();
     let mut details = Details::default();
-    details.text("callId", payload.litellm_call_id.as_deref().and_then(short));
-    details.text("traceId", payload.trace_id.as_deref().and_then(short));
+    details.text("callId", short(payload.litellm_call_id.as_ref()));
+    details.text("traceId", loose(payload.trace_id));
     details.text("endUser", loose(payload.end_user));
-    details.text("organization", metadata.and_then(|of| of.user_api_key_org_id.as_deref()).and_then(short));
-    details.text("project", metadata.and_then(|of| of.user_api_key_project_id.as_deref()).and_then(short));
+    details.text("organization", short(metadata.and_then(|of| of.user_api_key_org_id.as_ref())));
+    details.text("project", short(metadata.and_then(|of| of.user_api_key_project_id.as_ref())));
     if payload.model_group.as_deref().is_some_and(|group| !group.is_empty()) {
-        details.text("deployment", payload.model.as_deref().and_then(short));
+        details.text("deployment", short(payload.model.as_ref()));
     }
     let error: ErrorInformation<'_> = tolerant(payload.error_information);
     details.text("errorCode", loose(error.error_code));
     details.text("errorClass", loose(error.error_class));
-    details.texts("tags", tags(payload.request_tags));
+    details.texts("tags", &tags(payload.request_tags));
     details
 }
 
 fn tags(raw: Option<&RawValue>) -> Vec<String> {
-    let all: Vec<serde_json::Value> = tolerant(raw);
+    let all: Vec<serde_json::Value> = raw.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
     let mut room = TAGS_BYTES_MAX;
     all.iter()
         .filter_map(serde_json::Value::as_str)
         .filter(|tag| !tag.starts_with(AUTOMATIC_TAG))
-        .map(|tag| shortened(tag, DETAIL_BYTES_MAX))
+        .map(|tag| shortened(tag, DETAIL_BYTES_MAX).into_owned())
         .take_while(|tag| {
             let fits = tag.len() <= room;
             room = room.saturating_sub(tag.len());

@@ -8,7 +8,8 @@
 //! **Acknowledge after commit.** Nobody is told that an event was taken before it is durable. An event is durable when
 //! its tenant has committed it, as counted, as known already or as a conflict, or when it stands in quarantine with
 //! its bytes and a reason. HTTP then answers 2xx, [`usage_stream`] then acknowledges. A tenant that is starting,
-//! saturated or frozen is neither: the sender is asked to come back, and the tenant's ledger makes that safe, because
+//! saturated or frozen is neither: over HTTP the sender is asked to come back; what a stream brings waits a while, and is
+//! then parked in quarantine, from where [`replayer`] brings it back. The tenant's ledger makes all of that safe, because
 //! (tenant, source, event id) is counted once however often it arrives.
 //!
 //! No SQL and no answer's wording enters here; nothing here decides what an event costs or whether it is too old.
@@ -21,7 +22,8 @@ pub mod envelope;
 pub mod litellm;
 pub mod quarantine;
 pub mod record;
-mod stream_terms;
+pub mod replayer;
+mod tally;
 mod text;
 pub mod usage_stream;
 
@@ -30,4 +32,8 @@ mod captured_test;
 #[cfg(test)]
 mod node_test;
 #[cfg(test)]
+mod resume_test;
+#[cfg(test)]
 mod shapes_test;
+#[cfg(test)]
+mod stream_test;

@@ -2,10 +2,10 @@
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
-use uuid::Uuid;
 
-use super::arrival::{Arrival, Format, Reporter, Unreadable};
-use crate::domain::ids::TenantId;
+use super::arrival::{Format, Reporter};
+use super::record::Rejection;
+use crate::clock;
 use crate::domain::report::Quarantined;
 use crate::domain::time::Timestamp;
 
@@ -43,24 +43,22 @@ pub fn read_tag(tag: &str) -> Option<(Format, Reporter)> {
 }
 
 /// A row for `raw`. Its digest is over origin, tag and bytes, so the same poison arriving again is the same row.
-#[must_use]
-pub fn row(
-    id: Uuid,
-    arrival: &Arrival,
+pub(super) fn row(
+    origin: &str,
+    format: Format,
     reporter: Reporter,
     raw: &Bytes,
-    problem: &Unreadable,
-    tenant: Option<TenantId>,
+    rejection: &Rejection,
     received_at: Timestamp,
 ) -> Quarantined {
-    let format = tag(arrival.format, reporter);
+    let format = tag(format, reporter);
     Quarantined {
-        id,
-        tenant,
-        reason: problem.reason,
-        detail: problem.detail.clone(),
-        origin: arrival.origin.clone(),
-        digest: digest_of(&arrival.origin, &format, raw),
+        id: clock::new_id(),
+        tenant: rejection.tenant,
+        reason: rejection.problem.reason,
+        detail: rejection.problem.detail.clone(),
+        origin: origin.to_owned(),
+        digest: digest_of(origin, &format, raw),
         format,
         body: raw.to_vec(),
         received_at,
@@ -82,6 +80,8 @@ fn digest_of(origin: &str, format: &str, body: &[u8]) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::ids::TenantId;
+    use uuid::Uuid;
 
     #[test]
     fn a_tag_is_read_as_it_was_written() {

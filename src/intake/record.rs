@@ -1,29 +1,33 @@
 //! The one path from items to answers, shared by HTTP, NATS and replays.
 //!
 //! Items are attributed, grouped by tenant, and handed over: all tenants at once, one call each. What could not be
-//! read, attributed or counted is quarantined, all of it in one write. Only then is anybody answered.
+//! read, attributed or counted is quarantined, all of it in one write. Only then is anybody answered. HTTP and replays
+//! do all of that here; the stream takes the same steps one by one, because each tenant's part settles by itself there.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 pub use super::arrival::Reporter;
-use super::arrival::{self, Arrival, Format, Item, Limits, Unreadable};
+use super::arrival::{self, Arrival, Format, Item, Limits, Parsed, Unreadable};
 use super::attribution::attribute;
 pub use super::body::{BodyShape, RecordError};
-use super::{litellm, quarantine, text};
-use crate::clock::{self, Clock};
+use super::tally::{Tally, is_from_litellm};
+use super::{quarantine, text};
+use crate::clock::Clock;
 use crate::config;
 use crate::directory::handle::{Absent, Handle as Directory, Refused};
-use crate::domain::books::Cursor;
 use crate::domain::ids::TenantId;
-use crate::domain::report::Quarantined;
+use crate::domain::report::{Fate, Quarantined, Retried};
 use crate::domain::request::Request;
+use crate::domain::time::Timestamp;
 use crate::domain::usage::{Outcome, Refusal, UsageEvent};
+use crate::fault;
 use crate::tenant::handle::{Origin, Unavailable};
 
 /// When a saturated or restarting tenant may be asked again.
@@ -37,6 +41,8 @@ pub struct Recorder {
     directory: Directory,
     clock: Clock,
     intake: Arc<config::Intake>,
+    /// Told when something was kept that is to be brought back.
+    parked: Arc<Notify>,
 }
 
 /// What became of one item; durable when it is told.
@@ -52,14 +58,6 @@ pub enum ItemOutcome {
         code: &'static str,
         message: String,
     },
-}
-
-/// What became of one item, or why that is not known yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settled {
-    Done(ItemOutcome),
-    /// Nothing is known; bring it again. Never counted twice.
-    Later(NotNow),
 }
 
 /// The events cannot be taken now. Sending all of them again is safe.
@@ -99,16 +97,6 @@ impl Cause {
     }
 }
 
-/// The items of one body or message, with where they came from.
-#[derive(Debug, Clone)]
-pub struct Consignment {
-    pub items: Vec<Item>,
-    pub reporter: Reporter,
-    pub arrival: Arc<Arrival>,
-    /// The stream position of the message; `None` over HTTP.
-    pub cursor: Option<Cursor>,
-}
-
 /// How another try ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplayOutcome {
@@ -140,7 +128,7 @@ impl From<NotNow> for ReplayError {
 impl Recorder {
     #[must_use]
     pub fn new(directory: Directory, clock: Clock, intake: config::Intake) -> Recorder {
-        Recorder { directory, clock, intake: Arc::new(intake) }
+        Recorder { directory, clock, intake: Arc::new(intake), parked: Arc::new(Notify::new()) }
     }
 
     /// What one body may hold.
@@ -169,32 +157,42 @@ impl Recorder {
         reporter: Reporter,
         arrival: &Arrival,
     ) -> Result<Vec<ItemOutcome>, NotNow> {
-        let consignment = Consignment { items, reporter, arrival: Arc::new(arrival.clone()), cursor: None };
-        let settled = self.settle(vec![consignment]).await;
-        settled.into_iter().flatten().map(Settled::into_result).collect()
-    }
-
-    /// Counts consignments with origins of their own; answers per item, so that a tenant that is away holds up
-    /// nobody else.
-    pub async fn settle(&self, consignments: Vec<Consignment>) -> Vec<Vec<Settled>> {
-        let mut verdicts = self.count(&consignments).await;
-        let failed = self.quarantine(&consignments, &verdicts).await.err();
-        let mut settled = Vec::with_capacity(consignments.len());
-        for (consignment, verdicts) in consignments.iter().zip(verdicts.drain(..)) {
-            let door = door(&consignment.arrival.origin);
-            let settle = |(item, verdict): (&Item, Verdict)| {
-                let settled = match verdict {
-                    Verdict::Refused { .. } if failed.is_some() => {
-                        Settled::Later(NotNow { after: COME_BACK, why: Cause::Quarantine })
-                    }
-                    verdict => verdict.settled(),
-                };
-                tally(&settled, item, door);
-                settled
+        let (raws, readings): (Vec<Bytes>, Vec<_>) = items.into_iter().map(|item| (item.raw, item.reading)).unzip();
+        let from_litellm: Vec<bool> = readings.iter().map(is_litellm).collect();
+        let readings = readings.into_iter().map(|reading| (reading, reporter)).collect();
+        let verdicts = self.verdicts(readings, &arrival.request_id, arrival.patience).await;
+        let now = self.clock.now();
+        let row = |(raw, verdict): (&Bytes, &Verdict)| match verdict {
+            Verdict::Refused(rejection) => {
+                Some(quarantine::row(&arrival.origin, arrival.format, reporter, raw, rejection, now))
+            }
+            _ => None,
+        };
+        let rows = raws.iter().zip(&verdicts).filter_map(row).collect();
+        let kept = self.keep(rows).await;
+        let mut tally = Tally::default();
+        let mut outcomes = Ok(Vec::with_capacity(verdicts.len()));
+        for (verdict, from_litellm) in verdicts.into_iter().zip(from_litellm) {
+            let settled = match (verdict, &kept) {
+                (Verdict::Refused(_), Err(not_now)) => Err(*not_now),
+                (verdict, _) => verdict.settled(),
             };
-            settled.push(consignment.items.iter().zip(verdicts).map(settle).collect());
+            match settled {
+                Ok(outcome) => {
+                    tally.item(&outcome, from_litellm);
+                    if let Ok(outcomes) = &mut outcomes {
+                        outcomes.push(outcome);
+                    }
+                }
+                Err(not_now) => {
+                    tally.unavailable += 1;
+                    // The first reason is told.
+                    outcomes = outcomes.and(Err(not_now));
+                }
+            }
         }
-        settled
+        tally.tell("http");
+        outcomes
     }
 
     /// Gives a quarantined row another try, read and attributed as things are now.
@@ -210,87 +208,116 @@ impl Recorder {
         if row.replayed_at.is_some() {
             return Err(ReplayError::AlreadyReplayed);
         }
-        let outcomes = match self.count_again(row, &request).await? {
-            Ok(outcomes) => outcomes,
-            Err(problem) => {
-                return Ok(ReplayOutcome::StillRefused { code: problem.reason.code(), message: problem.detail });
+        let mut outcomes = Vec::new();
+        for verdict in self.again(vec![row], &request.request_id).await.into_iter().flatten() {
+            match verdict {
+                Verdict::Refused(Rejection { problem, .. }) => {
+                    return Ok(ReplayOutcome::StillRefused { code: problem.reason.code(), message: problem.detail });
+                }
+                verdict => outcomes.push(verdict.settled()?),
             }
-        };
+        }
         self.directory.mark_replayed(id, request).await.map_err(unavailable)?;
         let counted = outcomes.contains(&ItemOutcome::Accepted);
         Ok(if counted { ReplayOutcome::Counted } else { ReplayOutcome::AlreadyKnown })
     }
 
-    /// A row's events, counted: all of them, or the first reason why not. Nothing is quarantined anew.
-    async fn count_again(
-        &self,
-        row: Quarantined,
-        request: &Request,
-    ) -> Result<Result<Vec<ItemOutcome>, Unreadable>, NotNow> {
-        let Some((format, reporter)) = quarantine::read_tag(&row.format) else {
-            return Ok(Err(text::malformed("nobody knows how to read this row")));
-        };
-        let reading = match arrival::read_body(Bytes::from(row.body), format, self.limits(format)).await {
-            Ok(reading) => reading,
-            Err(too_many) => return Ok(Err(text::unreadable(Refusal::Oversized, too_many.to_string()))),
-        };
-        if reading.items.is_empty() {
-            return Ok(Err(text::malformed("there is no event in this row")));
+    /// Gives rows another try; answers those of which something new is known, and whether the rest has to wait.
+    pub(super) async fn retry(&self, rows: Vec<Quarantined>) -> (Vec<Retried>, Option<NotNow>) {
+        let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
+        let mut retried = Vec::with_capacity(ids.len());
+        let mut later = None;
+        for (id, verdicts) in ids.into_iter().zip(self.again(rows, "").await) {
+            match fate(verdicts) {
+                Ok(fate) => retried.push(Retried { id, fate }),
+                Err(not_now) => later = Some(not_now),
+            }
         }
-        let arrival = Arrival {
-            origin: row.origin,
-            format,
-            request_id: request.request_id.clone(),
-            patience: self.patience(format),
-        };
-        let consignment = Consignment { items: reading.items, reporter, arrival: Arc::new(arrival), cursor: None };
-        let mut outcomes = Vec::with_capacity(consignment.items.len());
-        for verdict in self.count(std::slice::from_ref(&consignment)).await.into_iter().flatten() {
+        (retried, later)
+    }
+
+    /// The events of rows, counted: verdicts row by row. Nothing is quarantined anew.
+    async fn again(&self, rows: Vec<Quarantined>, request_id: &str) -> Vec<Vec<Verdict>> {
+        let mut readings = Vec::with_capacity(rows.len());
+        let mut lengths = Vec::with_capacity(rows.len());
+        for row in rows {
+            let before = readings.len();
+            readings.extend(self.read_again(row).await);
+            lengths.push(readings.len() - before);
+        }
+        let from_litellm: Vec<bool> = readings.iter().map(|(reading, _)| is_litellm(reading)).collect();
+        let verdicts = self.verdicts(readings, request_id, self.patience(Format::Litellm)).await;
+        let mut tally = Tally::default();
+        for (verdict, from_litellm) in verdicts.iter().zip(from_litellm) {
             match verdict {
-                Verdict::Refused { problem, .. } => return Ok(Err(problem)),
-                verdict => outcomes.push(verdict.settled().into_result()?),
+                Verdict::Counted(outcome) => tally.item(outcome, from_litellm),
+                Verdict::Refused(_) => tally.refused += 1,
+                Verdict::Later(_) => tally.unavailable += 1,
             }
         }
-        for (item, outcome) in consignment.items.iter().zip(&outcomes) {
-            tally(&Settled::Done(outcome.clone()), item, "replay");
-        }
-        Ok(Ok(outcomes))
+        tally.tell("replay");
+        let mut verdicts = verdicts.into_iter();
+        lengths.into_iter().map(|length| verdicts.by_ref().take(length).collect()).collect()
     }
 
-    /// One verdict per item; nothing is quarantined yet.
-    async fn count(&self, consignments: &[Consignment]) -> Vec<Vec<Verdict>> {
-        let mut verdicts: Vec<Vec<Option<Verdict>>> =
-            consignments.iter().map(|consignment| vec![None; consignment.items.len()]).collect();
-        let mut groups: BTreeMap<TenantId, Group> = BTreeMap::new();
-        for (at, consignment) in consignments.iter().enumerate() {
-            for (within, item) in consignment.items.iter().enumerate() {
-                match self.attributed(item, consignment.reporter) {
-                    Ok((tenant, event)) => {
-                        groups.entry(tenant).or_default().add((at, within), event, consignment);
-                    }
-                    Err(refused) => verdicts[at][within] = Some(refused),
+    /// What a row holds; at least one reading.
+    async fn read_again(&self, row: Quarantined) -> Vec<(Result<Parsed, Unreadable>, Reporter)> {
+        let Some((format, reporter)) = quarantine::read_tag(&row.format) else {
+            return vec![(Err(text::malformed("nobody knows how to read this row")), Reporter::Platform)];
+        };
+        let nothing = |problem| vec![(Err(problem), reporter)];
+        match arrival::read_body(Bytes::from(row.body), format, self.limits(format)).await {
+            Ok(reading) if reading.items.is_empty() => nothing(text::malformed("there is no event in this row")),
+            Ok(reading) => reading.items.into_iter().map(|item| (item.reading, reporter)).collect(),
+            Err(too_many) => nothing(text::unreadable(Refusal::Oversized, too_many.to_string())),
+        }
+    }
+
+    /// One verdict per reading, in order; nothing is quarantined yet.
+    async fn verdicts(
+        &self,
+        readings: Vec<(Result<Parsed, Unreadable>, Reporter)>,
+        request_id: &str,
+        patience: Duration,
+    ) -> Vec<Verdict> {
+        let mut verdicts: Vec<Option<Verdict>> = vec![None; readings.len()];
+        let mut groups: HashMap<TenantId, (Vec<usize>, Vec<UsageEvent>), ahash::RandomState> = HashMap::default();
+        for (at, (reading, reporter)) in readings.into_iter().enumerate() {
+            match self.attributed(reading, reporter) {
+                Ok((tenant, event)) => {
+                    let (places, events) = groups.entry(tenant).or_default();
+                    places.push(at);
+                    events.push(event);
                 }
+                Err(rejection) => verdicts[at] = Some(Verdict::Refused(rejection)),
             }
         }
-        let counting = groups.into_iter().map(|(tenant, group)| self.count_group(tenant, group));
-        for (places, results) in join_all(counting).await {
-            for ((at, within), verdict) in places.into_iter().zip(results) {
-                verdicts[at][within] = Some(verdict);
+        let counting = groups.into_iter().map(|(tenant, (places, events))| async move {
+            let origin = Origin { cursor: None, request_id: request_id.to_owned() };
+            (tenant, places, self.count(tenant, events, origin, patience).await)
+        });
+        for (tenant, places, counted) in join_all(counting).await {
+            for (index, at) in places.into_iter().enumerate() {
+                verdicts[at] = Some(counted.verdict(index, tenant));
             }
         }
-        // A tenant that answered fewer outcomes than events would leave gaps; a gap is no answer.
-        let gap = || Verdict::Later(NotNow { after: COME_BACK, why: Cause::TimedOut });
-        verdicts.into_iter().map(|of| of.into_iter().map(|verdict| verdict.unwrap_or_else(gap)).collect()).collect()
+        // Every place is filled: by a rejection, or by its group's answer.
+        verdicts.into_iter().map(|verdict| verdict.unwrap_or(Verdict::Later(NotNow::unanswered()))).collect()
     }
 
-    fn attributed(&self, item: &Item, reporter: Reporter) -> Result<(TenantId, UsageEvent), Verdict> {
-        let parsed = item
-            .reading
-            .as_ref()
-            .map_err(|problem| Verdict::Refused { problem: problem.clone(), tenant: self.existing(reporter) })?;
+    /// Whose event a reading is, and the event.
+    ///
+    /// # Errors
+    /// [`Rejection`].
+    pub(super) fn attributed(
+        &self,
+        reading: Result<Parsed, Unreadable>,
+        reporter: Reporter,
+    ) -> Result<(TenantId, UsageEvent), Rejection> {
+        let parsed = reading.map_err(|problem| Rejection { problem, tenant: self.existing(reporter) })?;
         let tenant = attribute(&parsed.claim, reporter, |ids| self.directory.attribute(ids))
-            .map_err(|problem| Verdict::Refused { problem, tenant: None })?;
-        Ok((tenant, parsed.event.clone()))
+            .map_err(|problem| Rejection { problem, tenant: None })?;
+        Ok((tenant, parsed.event))
     }
 
     /// The tenant a reporter speaks for, if there is such a tenant.
@@ -301,105 +328,128 @@ impl Recorder {
         }
     }
 
-    async fn count_group(&self, tenant: TenantId, group: Group) -> (Vec<Place>, Vec<Verdict>) {
-        let Group { places, events, cursor, request_id, patience } = group;
-        let all = |verdict: Verdict| vec![verdict; places.len()];
-        let later = |after, why| all(Verdict::Later(NotNow { after, why }));
+    /// Hands events to their tenant, and waits until they are committed.
+    pub(super) async fn count(
+        &self,
+        tenant: TenantId,
+        events: Vec<UsageEvent>,
+        origin: Origin,
+        patience: Duration,
+    ) -> Counted {
+        fault::point("intake.received");
+        let later = |after, why| Counted::Later(NotNow { after, why });
         let handle = match self.directory.find(tenant).await {
             Ok(handle) => handle,
-            Err(Absent::Unknown) => {
-                let problem = text::unreadable(Refusal::UnknownTenant, format!("{tenant}: no such tenant"));
-                let verdicts = all(Verdict::Refused { problem, tenant: None });
-                return (places, verdicts);
-            }
-            Err(Absent::ComeBack { after_ms }) => {
-                let verdicts = later(config::millis(after_ms), Cause::Starting);
-                return (places, verdicts);
-            }
-            // Messages that are given back count against the stream's limit: those of one frozen tenant would in the end
-            // hold up everybody's. So they are kept aside, and are replayed once a person has looked.
-            Err(Absent::Frozen) if cursor.is_some() => {
-                let problem = text::unreadable(Refusal::TenantFrozen, explanation(Refusal::TenantFrozen));
-                let verdicts = all(Verdict::Refused { problem, tenant: Some(tenant) });
-                return (places, verdicts);
-            }
-            Err(Absent::Frozen) => {
-                let verdicts = later(COME_BACK_FROZEN, Cause::Frozen);
-                return (places, verdicts);
+            Err(Absent::Unknown) => return Counted::UnknownTenant,
+            Err(Absent::Frozen) => return Counted::Frozen,
+            Err(Absent::ComeBack { after_ms } | Absent::Elsewhere { after_ms }) => {
+                return later(config::millis(after_ms), Cause::Starting);
             }
         };
-        let verdicts = match handle.record(events, Origin { cursor, request_id }, patience).await {
-            Ok(outcomes) => outcomes.into_iter().map(|outcome| Verdict::of(outcome, tenant)).collect(),
+        match handle.record(events, origin, patience).await {
+            Ok(outcomes) => Counted::Outcomes(outcomes),
             Err(Unavailable::ComeBack) => later(COME_BACK, Cause::Starting),
             Err(Unavailable::Saturated) => later(COME_BACK, Cause::Saturated),
             Err(Unavailable::TimedOut) => later(COME_BACK, Cause::TimedOut),
-        };
-        (places, verdicts)
+        }
     }
 
-    async fn quarantine(&self, consignments: &[Consignment], verdicts: &[Vec<Verdict>]) -> Result<(), Refused> {
-        let now = self.clock.now();
-        let mut rows = Vec::new();
-        for (consignment, verdicts) in consignments.iter().zip(verdicts) {
-            for (item, verdict) in consignment.items.iter().zip(verdicts) {
-                if let Verdict::Refused { problem, tenant } = verdict {
-                    let arrival = &consignment.arrival;
-                    rows.push(quarantine::row(
-                        clock::new_id(),
-                        arrival,
-                        consignment.reporter,
-                        &item.raw,
-                        problem,
-                        *tenant,
-                        now,
-                    ));
-                }
-            }
-        }
+    /// Puts rows into quarantine; they are durable when this returns.
+    ///
+    /// # Errors
+    /// [`NotNow`] when the control database cannot take them.
+    pub(super) async fn keep(&self, rows: Vec<Quarantined>) -> Result<(), NotNow> {
         if rows.is_empty() {
             return Ok(());
         }
-        let reasons: Vec<&'static str> = rows.iter().map(|row| row.reason.code()).collect();
+        let mut reasons: HashMap<Refusal, u64> = HashMap::new();
+        for row in &rows {
+            *reasons.entry(row.reason).or_default() += 1;
+        }
+        let events = rows.len();
         match self.directory.quarantine(rows).await {
             Ok(()) => {
-                for reason in reasons {
-                    metrics::counter!("platform_api_quarantined_total", "reason" => reason).increment(1);
+                if Refusal::WAITING.iter().any(|reason| reasons.contains_key(reason)) {
+                    self.parked.notify_one();
+                }
+                for (reason, events) in reasons {
+                    metrics::counter!("platform_api_quarantined_total", "reason" => reason.code()).increment(events);
                 }
                 Ok(())
             }
             Err(error) => {
-                tracing::error!(%error, events = reasons.len(), "the quarantine could not be written");
-                Err(error)
+                tracing::error!(%error, events, "the quarantine could not be written");
+                Err(NotNow { after: COME_BACK, why: Cause::Quarantine })
             }
         }
     }
+
+    /// Waits until something was kept that is to be brought back.
+    pub(super) async fn parked(&self) {
+        self.parked.notified().await;
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub(super) fn directory(&self) -> &Directory {
+        &self.directory
+    }
 }
 
-/// Where an item stands: which consignment, and which of its items.
-type Place = (usize, usize);
-
-/// The events of one tenant, with what their tenant is told about where they come from.
-#[derive(Default)]
-struct Group {
-    places: Vec<Place>,
-    events: Vec<UsageEvent>,
-    cursor: Option<Cursor>,
-    request_id: String,
-    patience: Duration,
+impl NotNow {
+    /// A tenant that answered fewer outcomes than it was given events has not answered.
+    fn unanswered() -> NotNow {
+        NotNow { after: COME_BACK, why: Cause::TimedOut }
+    }
 }
 
-impl Group {
-    fn add(&mut self, place: Place, event: UsageEvent, consignment: &Consignment) {
-        self.places.push(place);
-        self.events.push(event);
-        let sequence = |cursor: &Option<Cursor>| cursor.as_ref().map(|cursor| cursor.sequence);
-        if sequence(&consignment.cursor) > sequence(&self.cursor) {
-            self.cursor = consignment.cursor.clone();
+/// Why an item belongs in quarantine.
+#[derive(Debug, Clone)]
+pub(super) struct Rejection {
+    pub(super) problem: Unreadable,
+    /// Whom it was meant for, when that is known beyond doubt.
+    pub(super) tenant: Option<TenantId>,
+}
+
+impl Rejection {
+    /// Refused by, or for the sake of, a known tenant.
+    pub(super) fn of(reason: Refusal, tenant: TenantId) -> Rejection {
+        Rejection { problem: text::unreadable(reason, explanation(reason)), tenant: Some(tenant) }
+    }
+
+    pub(super) fn unknown(tenant: TenantId) -> Rejection {
+        let problem = text::unreadable(Refusal::UnknownTenant, format!("{tenant}: no such tenant"));
+        Rejection { problem, tenant: None }
+    }
+}
+
+/// What became of events that were handed to their tenant.
+pub(super) enum Counted {
+    /// One for each event, in order.
+    Outcomes(Vec<Outcome>),
+    UnknownTenant,
+    Frozen,
+    /// Nothing is known; handing them over again is safe.
+    Later(NotNow),
+}
+
+impl Counted {
+    /// What is to be said of the event at `index`, to somebody who is there to come back.
+    fn verdict(&self, index: usize, tenant: TenantId) -> Verdict {
+        match self {
+            Counted::UnknownTenant => Verdict::Refused(Rejection::unknown(tenant)),
+            Counted::Frozen => Verdict::Later(NotNow { after: COME_BACK_FROZEN, why: Cause::Frozen }),
+            Counted::Later(not_now) => Verdict::Later(*not_now),
+            Counted::Outcomes(outcomes) => match outcomes.get(index) {
+                Some(Outcome::Accepted) => Verdict::Counted(ItemOutcome::Accepted),
+                Some(Outcome::Duplicate) => Verdict::Counted(ItemOutcome::Duplicate),
+                Some(Outcome::Conflict) => Verdict::Counted(ItemOutcome::Conflict),
+                Some(Outcome::Refused(reason)) => Verdict::Refused(Rejection::of(*reason, tenant)),
+                None => Verdict::Later(NotNow::unanswered()),
+            },
         }
-        if self.request_id.is_empty() {
-            self.request_id = consignment.arrival.request_id.clone();
-        }
-        self.patience = self.patience.max(consignment.arrival.patience);
     }
 }
 
@@ -407,44 +457,38 @@ impl Group {
 #[derive(Debug, Clone)]
 enum Verdict {
     Counted(ItemOutcome),
-    /// Belongs in quarantine; `tenant` is known beyond doubt.
-    Refused {
-        problem: Unreadable,
-        tenant: Option<TenantId>,
-    },
+    Refused(Rejection),
     Later(NotNow),
 }
 
 impl Verdict {
-    fn of(outcome: Outcome, tenant: TenantId) -> Verdict {
-        match outcome {
-            Outcome::Accepted => Verdict::Counted(ItemOutcome::Accepted),
-            Outcome::Duplicate => Verdict::Counted(ItemOutcome::Duplicate),
-            Outcome::Conflict => Verdict::Counted(ItemOutcome::Conflict),
-            Outcome::Refused(reason) => {
-                Verdict::Refused { problem: text::unreadable(reason, explanation(reason)), tenant: Some(tenant) }
-            }
-        }
-    }
-
-    fn settled(self) -> Settled {
+    fn settled(self) -> Result<ItemOutcome, NotNow> {
         match self {
-            Verdict::Counted(outcome) => Settled::Done(outcome),
-            Verdict::Refused { problem, .. } => {
-                Settled::Done(ItemOutcome::Rejected { code: problem.reason.code(), message: problem.detail })
+            Verdict::Counted(outcome) => Ok(outcome),
+            Verdict::Refused(Rejection { problem, .. }) => {
+                Ok(ItemOutcome::Rejected { code: problem.reason.code(), message: problem.detail })
             }
-            Verdict::Later(not_now) => Settled::Later(not_now),
+            Verdict::Later(not_now) => Err(not_now),
         }
     }
 }
 
-impl Settled {
-    fn into_result(self) -> Result<ItemOutcome, NotNow> {
-        match self {
-            Settled::Done(outcome) => Ok(outcome),
-            Settled::Later(not_now) => Err(not_now),
+/// A row is counted when all its events are.
+fn fate(verdicts: Vec<Verdict>) -> Result<Fate, NotNow> {
+    for verdict in verdicts {
+        match verdict {
+            Verdict::Counted(_) => {}
+            Verdict::Refused(Rejection { problem: Unreadable { reason, detail }, .. }) => {
+                return Ok(Fate::Refused { reason, detail });
+            }
+            Verdict::Later(not_now) => return Err(not_now),
         }
     }
+    Ok(Fate::Counted)
+}
+
+fn is_litellm(reading: &Result<Parsed, Unreadable>) -> bool {
+    reading.as_ref().is_ok_and(|parsed| is_from_litellm(&parsed.event))
 }
 
 /// What a tenant's refusal means, for a person.
@@ -457,26 +501,7 @@ fn explanation(reason: Refusal) -> &'static str {
         Refusal::UnknownTenant => "no such tenant",
         Refusal::TenantMismatch => "it names another tenant",
         Refusal::Oversized => "it is longer than an event may be",
-        Refusal::TenantFrozen => "its tenant's database needs a person; replay it after that",
-    }
-}
-
-/// The bounded label of a door: `http`, `nats`.
-fn door(origin: &str) -> &'static str {
-    if origin.starts_with("nats:") { "nats" } else { "http" }
-}
-
-fn tally(settled: &Settled, item: &Item, door: &'static str) {
-    let outcome = match settled {
-        Settled::Done(ItemOutcome::Accepted) => "accepted",
-        Settled::Done(ItemOutcome::Duplicate) => "duplicate",
-        Settled::Done(ItemOutcome::Conflict) => "conflict",
-        Settled::Done(ItemOutcome::Rejected { .. }) => "refused",
-        Settled::Later(_) => "unavailable",
-    };
-    metrics::counter!("platform_api_usage_events_total", "outcome" => outcome, "door" => door).increment(1);
-    let from_litellm = item.reading.as_ref().is_ok_and(|parsed| parsed.event.source == litellm::SOURCE);
-    if from_litellm && matches!(settled, Settled::Done(ItemOutcome::Duplicate)) {
-        metrics::counter!("platform_api_litellm_surplus_copies_total").increment(1);
+        Refusal::TenantFrozen => "its tenant's database needs a person; it is counted once that is well",
+        Refusal::TenantUnavailable => "its tenant could not take it for too long; it is counted once that can",
     }
 }

@@ -164,7 +164,7 @@ fn what_is_wrong_is_named_with_its_path() {
         (envelope(r#"{"usage":{"tokens":1},"costUsd":true}"#), Malformed, "payload.costUsd: not a decimal"),
         (envelope(r#"{"usage":{"tokens":1},"costUsd":1e400}"#), AmountOverflow, "payload.costUsd: above"),
         (envelope(r#"{"usage":{"tokens":1},"costUsd":100001}"#), AmountOverflow, "payload.costUsd: above"),
-        (envelope(r#"{"usage":{"tokens":1},"kind":"gauge"}"#), Malformed, "payload.kind: unknown variant"),
+        (envelope(r#"{"usage":{"tokens":1},"kind":"gauge"}"#), Malformed, "payload.kind: neither delta"),
         (envelope(r#"{"usage":{"tokens":1},"costUsd":1,"cost_usd":2}"#), Malformed, "duplicate field"),
         (envelope(r#"{"usage":{"tokens":1},"model":"a\u0000b"}"#), Malformed, "payload.model: contains a NUL"),
         (envelope(r#"{"usage":{"tokens":1},"tags":["a\u0000b"]}"#), Malformed, "NUL"),

@@ -1,15 +1,15 @@
 //! Bounded pieces of an event: text, units and money, each with the path it was read from.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::ops::Range;
 
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::arrival::Unreadable;
 use crate::domain::amount::{EVENT_COST_MAX, EVENT_UNITS_MAX, NanoUsd, NotMoney};
 use crate::domain::usage::{DETAILS_BYTES_MAX, LABEL_BYTES_MAX, Refusal};
+use crate::json::{LossyText, Object, Text};
 
 /// Longest explanation that is kept with an event that could not be read, in bytes.
 const EXPLANATION_BYTES_MAX: usize = 400;
@@ -20,16 +20,31 @@ const SHORTENED_DIGEST_HEX: usize = 12;
 ///
 /// # Errors
 /// [`Refusal::Malformed`], with the path to what is wrong.
-pub(super) fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Unreadable> {
-    let mut reader = serde_json::Deserializer::from_slice(json);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let path = error.path().to_string();
-        let problem = error.into_inner();
-        let at = if path == "." { String::new() } else { format!("{path}: ") };
-        malformed(format!("{at}{problem}"))
-    })?;
-    reader.end().map_err(|error| malformed(error.to_string()))?;
-    Ok(value)
+pub(super) fn object<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, Unreadable> {
+    match serde_json::from_str(json) {
+        Ok(Object(value)) => Ok(value),
+        // Reading with an eye on the path costs a copy of each name, and most objects are as they should be.
+        Err(error) => Err(misshapen::<T>(json, &error)),
+    }
+}
+
+/// Reads the JSON object that `json` begins with, and how long it is. `None` when it is not as it should be.
+pub(super) fn leading_object<'a, T: Deserialize<'a>>(json: &'a str) -> Option<(T, usize)> {
+    let mut values = serde_json::Deserializer::from_str(json).into_iter::<Object<T>>();
+    let Object(value) = values.next()?.ok()?;
+    Some((value, values.byte_offset()))
+}
+
+fn misshapen<'a, T: Deserialize<'a>>(json: &'a str, error: &serde_json::Error) -> Unreadable {
+    let mut reader = serde_json::Deserializer::from_str(json);
+    match serde_path_to_error::deserialize::<_, Object<T>>(&mut reader) {
+        Ok(_) => malformed(error.to_string()),
+        Err(error) => {
+            let path = error.path().to_string();
+            let at = if path == "." { String::new() } else { format!("{path}: ") };
+            malformed(format!("{at}{}", error.into_inner()))
+        }
+    }
 }
 
 pub(super) fn malformed(explanation: impl AsRef<str>) -> Unreadable {
@@ -60,14 +75,14 @@ fn head(text: &str, bytes_max: usize) -> &str {
 /// # Errors
 /// [`Refusal::Oversized`] above [`LABEL_BYTES_MAX`], [`Refusal::Malformed`] for a NUL character, which Postgres
 /// cannot keep.
-pub(super) fn label(path: &str, text: Option<String>) -> Result<String, Unreadable> {
-    text.map_or(Ok(String::new()), |text| bounded(path, text, LABEL_BYTES_MAX))
+pub(super) fn label(path: &str, text: Option<Text<'_>>) -> Result<String, Unreadable> {
+    text.map_or(Ok(String::new()), |text| bounded(path, text.into_owned(), LABEL_BYTES_MAX))
 }
 
 /// # Errors
 /// As [`label`].
 pub(super) fn bounded(path: &str, text: String, bytes_max: usize) -> Result<String, Unreadable> {
-    if text.contains('\0') {
+    if text.as_bytes().contains(&0) {
         return Err(malformed(format!("{path}: contains a NUL character")));
     }
     if text.len() > bytes_max {
@@ -79,17 +94,17 @@ pub(super) fn bounded(path: &str, text: String, bytes_max: usize) -> Result<Stri
 
 /// A label that a gateway's client may have written: shortened and cleaned rather than refused, because a client must
 /// not be able to keep its own usage from being counted. A shortened text ends in a digest of the whole.
-pub(super) fn shortened(text: &str, bytes_max: usize) -> String {
+pub(super) fn shortened(text: &str, bytes_max: usize) -> Cow<'_, str> {
     let clean: Cow<'_, str> = if text.chars().any(char::is_control) {
         Cow::Owned(text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect())
     } else {
         Cow::Borrowed(text)
     };
     if clean.len() <= bytes_max {
-        return clean.into_owned();
+        return clean;
     }
     let digest = hex(&sha256(text.as_bytes())[..SHORTENED_DIGEST_HEX / 2]);
-    format!("{}~{digest}", head(&clean, bytes_max.saturating_sub(SHORTENED_DIGEST_HEX + 1)))
+    format!("{}~{digest}", head(&clean, bytes_max.saturating_sub(SHORTENED_DIGEST_HEX + 1))).into()
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
@@ -137,49 +152,64 @@ pub(super) fn cost(path: &str, raw: Option<&RawValue>) -> Result<Option<NanoUsd>
     }
 }
 
-/// The digits of a JSON number or of a JSON string, as they were written.
+/// The digits of a JSON number or what a JSON string says.
 pub(super) fn number_text(raw: &RawValue) -> Option<Cow<'_, str>> {
     let text = raw.get();
     if text.starts_with('"') {
-        return serde_json::from_str::<String>(text).ok().map(Cow::Owned);
+        return serde_json::from_str::<LossyText<'_>>(text).ok().map(|text| text.0);
     }
     text.starts_with(|first: char| first == '-' || first.is_ascii_digit()).then_some(Cow::Borrowed(text))
 }
 
-/// What is worth keeping of an event and never summed: present fields only, sorted, compact.
+/// What is worth keeping of an event and never summed: present fields only, sorted, compact. Each key is given once.
 #[derive(Debug, Default)]
-pub(super) struct Details(BTreeMap<&'static str, Value>);
+pub(super) struct Details {
+    /// Values in JSON, one behind the other.
+    written: Vec<u8>,
+    /// Keys, and where their values stand.
+    members: Vec<(&'static str, Range<usize>)>,
+}
 
 impl Details {
-    pub(super) fn text(&mut self, key: &'static str, text: Option<String>) {
-        if let Some(text) = text.filter(|text| !text.is_empty()) {
-            self.0.insert(key, Value::String(text));
+    pub(super) fn text(&mut self, key: &'static str, text: Option<impl AsRef<str>>) {
+        if let Some(text) = text.as_ref().map(AsRef::as_ref).filter(|text| !text.is_empty()) {
+            self.value(key, text);
         }
     }
 
-    pub(super) fn number(&mut self, key: &'static str, number: i64) {
-        self.0.insert(key, number.into());
-    }
-
-    pub(super) fn texts(&mut self, key: &'static str, texts: Vec<String>) {
+    pub(super) fn texts<T: Serialize>(&mut self, key: &'static str, texts: &[T]) {
         if !texts.is_empty() {
-            self.0.insert(key, texts.into());
+            self.value(key, texts);
         }
     }
 
-    pub(super) fn value(&mut self, key: &'static str, value: Value) {
-        self.0.insert(key, value);
+    pub(super) fn value(&mut self, key: &'static str, value: impl Serialize) {
+        let start = self.written.len();
+        // Texts, numbers and what is made of them can always be written.
+        if serde_json::to_writer(&mut self.written, &value).is_ok() {
+            self.members.push((key, start..self.written.len()));
+        }
     }
 
     /// JSON text, empty when there is nothing to keep.
     ///
     /// # Errors
     /// [`Refusal::Oversized`] above [`DETAILS_BYTES_MAX`]; [`Refusal::Malformed`] for a NUL character.
-    pub(super) fn finish(self) -> Result<String, Unreadable> {
-        if self.0.is_empty() {
+    pub(super) fn finish(mut self) -> Result<String, Unreadable> {
+        if self.members.is_empty() {
             return Ok(String::new());
         }
-        let text = serde_json::to_string(&self.0).map_err(|error| malformed(error.to_string()))?;
+        self.members.sort_unstable_by_key(|(key, _)| *key);
+        let keys: usize = self.members.iter().map(|(key, _)| key.len() + "\"\":,".len()).sum();
+        let mut text = String::with_capacity(self.written.len() + keys + "{}".len());
+        let written = std::str::from_utf8(&self.written).map_err(|error| malformed(error.to_string()))?;
+        for (key, place) in &self.members {
+            text.push_str(if text.is_empty() { "{\"" } else { ",\"" });
+            text.push_str(key);
+            text.push_str("\":");
+            text.push_str(&written[place.clone()]);
+        }
+        text.push('}');
         // JSON writes a NUL as an escape, which Postgres' jsonb refuses in the views that read this text.
         if text.contains("\\u0000") {
             return Err(malformed("the details contain a NUL character"));

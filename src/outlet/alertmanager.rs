@@ -8,7 +8,7 @@
 use serde::Serialize;
 
 use super::egress::{self, Failure};
-use super::parcel::{Parcel, amount_text, scope_text};
+use super::parcel::{Parcel, amount_text, scope_text, summary};
 use crate::domain::ids::TenantId;
 use crate::domain::notice::{Alert, Event};
 use crate::domain::time::Timestamp;
@@ -100,7 +100,6 @@ impl Alertmanager {
         let reset = alert.period_end.map_or("never".into(), |end| end.to_string());
         let used = amount_text(quota, alert.used);
         let limit = amount_text(quota, quota.limit);
-        let whose = if scope == "tenant" { String::new() } else { format!(" for {scope}") };
         Posted {
             labels: Labels {
                 alertname: "QuotaThresholdReached",
@@ -114,10 +113,7 @@ impl Alertmanager {
                 severity: alert.severity().name(),
             },
             annotations: Annotations {
-                summary: format!(
-                    "Tenant {tenant} has used {}% of its {metric} quota per {period}{whose}",
-                    alert.threshold
-                ),
+                summary: summary(tenant, alert),
                 description: format!(
                     "{used} of {limit} were used when the threshold was reached; the period started at {} and resets: {reset}",
                     alert.period_start

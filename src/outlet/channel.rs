@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use secrecy::ExposeSecret;
+
 use super::alertmanager::Alertmanager;
 use super::egress::{self, Failure};
 use super::nats::Nats;
+use super::pagerduty::{self, PagerDuty};
 use super::parcel::Parcel;
+use super::slack::Slack;
 use super::webhook::{self, Webhook};
 use crate::config::{self, Config, millis};
 use crate::domain::ids::TenantId;
@@ -28,6 +32,8 @@ enum Sender {
     Alertmanager(Alertmanager),
     Webhook(Box<Webhook>),
     Nats(Box<Nats>),
+    PagerDuty(Box<PagerDuty>),
+    Slack(Box<Slack>),
 }
 
 /// What is wrong with a configured channel, as `<key>: <problem>`.
@@ -42,6 +48,14 @@ pub(super) fn problem(channel: &config::Channel) -> Option<String> {
             url.or_else(|| webhook::secret_problem(secret).map(|problem| format!("secret: {problem}")))
         }
         config::Channel::Nats { .. } => None,
+        config::Channel::PagerDuty { url, routing_key, allow_private_addresses, .. } => {
+            let url = url.as_deref().and_then(|url| egress::problem(url, *allow_private_addresses));
+            let url = url.map(|problem| format!("url: {problem}"));
+            url.or_else(|| pagerduty::routing_key_problem(routing_key).map(|problem| format!("routing_key: {problem}")))
+        }
+        config::Channel::Slack { url, allow_private_addresses, .. } => {
+            egress::problem(url.expose_secret(), *allow_private_addresses).map(|problem| format!("url: {problem}"))
+        }
     }
 }
 
@@ -63,6 +77,17 @@ impl Channel {
                 let sender = Nats::open(&config.nats)?;
                 Channel { name, repeat: None, sends_max: SENDS_MAX, sender: Sender::Nats(Box::new(sender)) }
             }
+            config::Channel::PagerDuty { url, routing_key, allow_private_addresses, .. } => {
+                let url = url.as_deref().unwrap_or(pagerduty::DEFAULT_URL);
+                let public_url = config.notify.public_url.clone();
+                let sender = PagerDuty::open(url, routing_key, *allow_private_addresses, public_url)?;
+                Channel { name, repeat: None, sends_max: SENDS_MAX, sender: Sender::PagerDuty(Box::new(sender)) }
+            }
+            config::Channel::Slack { url, allow_private_addresses, .. } => {
+                let sender = Slack::open(url, *allow_private_addresses, config.notify.public_url.clone())?;
+                // Slack takes about one message a second.
+                Channel { name, repeat: None, sends_max: 1, sender: Sender::Slack(Box::new(sender)) }
+            }
         })
     }
 
@@ -71,6 +96,8 @@ impl Channel {
             Sender::Alertmanager(alertmanager) => alertmanager.send(parcel, now).await,
             Sender::Webhook(webhook) => webhook.send(parcel, now).await,
             Sender::Nats(nats) => nats.send(parcel).await,
+            Sender::PagerDuty(pager) => pager.send(parcel).await,
+            Sender::Slack(slack) => slack.send(parcel).await,
         }
     }
 
@@ -78,7 +105,7 @@ impl Channel {
     pub(super) async fn repeat(&self, firing: &[(TenantId, Alert)], now: Timestamp) -> Result<(), Failure> {
         match &self.sender {
             Sender::Alertmanager(alertmanager) => alertmanager.repeat(firing, now).await,
-            Sender::Webhook(_) | Sender::Nats(_) => Ok(()),
+            Sender::Webhook(_) | Sender::Nats(_) | Sender::PagerDuty(_) | Sender::Slack(_) => Ok(()),
         }
     }
 }

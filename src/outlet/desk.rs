@@ -61,7 +61,7 @@ pub enum Offered {
 pub struct Recorded {
     pub tenant: TenantId,
     pub attempts: Vec<Attempt>,
-    /// Recorded, or there is no tenant any more.
+    /// Recorded, or there is no tenant of ours any more.
     pub done: bool,
 }
 
@@ -109,7 +109,8 @@ impl Desk {
                     self.hand_out(tenant, found.due, now, offer);
                 }
             }
-            Err(Missed::Absent(Absent::Unknown)) => drop(self.firing.remove(&tenant)),
+            // What another node owns, another node delivers.
+            Err(Missed::Absent(Absent::Unknown | Absent::Elsewhere { .. })) => drop(self.firing.remove(&tenant)),
             Err(Missed::Absent(Absent::ComeBack { after_ms })) => {
                 let after = i64::try_from(after_ms.saturating_mul(1_000)).unwrap_or(PAUSE_MICROS);
                 self.agenda.at(tenant, now.plus_micros(after.max(PAUSE_MICROS)));

@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::directory::handle::{Absent, Handle as Directory};
 use crate::domain::ids::TenantId;
 use crate::domain::notice::Attempt;
+use crate::fault;
 
 /// Tenants visited at the same time.
 const VISITS_MAX: usize = 16;
@@ -168,6 +169,9 @@ impl Dispatcher {
         // `record` has nothing in it that could panic; without a tenant there is nothing to tidy up.
         let Some(recorded) = recorded else { return };
         let tenant = recorded.tenant;
+        if recorded.done {
+            fault::point("outbox.marked");
+        }
         self.desk.recorded(recorded);
         self.record(tenant);
     }
@@ -202,7 +206,8 @@ async fn visit(directory: Directory, tenant: TenantId) -> Visit {
 async fn record(directory: Directory, tenant: TenantId, attempts: Vec<Attempt>) -> Recorded {
     let done = match directory.find(tenant).await {
         Ok(handle) => handle.settle(attempts.clone()).await.is_ok(),
-        Err(Absent::Unknown) => true,
+        // The new owner finds the delivery owed, and makes it again under the same id.
+        Err(Absent::Unknown | Absent::Elsewhere { .. }) => true,
         Err(Absent::ComeBack { .. } | Absent::Frozen) => false,
     };
     if !done {

@@ -87,6 +87,20 @@ pub(super) fn client(allow_private: bool) -> Result<reqwest::Client, String> {
 
 /// Sends, and judges the answer by its status alone.
 pub(super) async fn send(request: reqwest::RequestBuilder) -> Result<(), Failure> {
+    send_unless(request, |status| status == reqwest::StatusCode::GONE).await
+}
+
+/// Sends to a service whose 4xx mean that it will never take this message, except those that ask for patience.
+pub(super) async fn send_strictly(request: reqwest::RequestBuilder) -> Result<(), Failure> {
+    use reqwest::StatusCode;
+    let patience = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS];
+    send_unless(request, |status| status.is_client_error() && !patience.contains(&status)).await
+}
+
+async fn send_unless(
+    request: reqwest::RequestBuilder,
+    is_final: impl Fn(reqwest::StatusCode) -> bool,
+) -> Result<(), Failure> {
     let answer = request.send().await.map_err(|error| Failure::passing(reason(&error)))?;
     let status = answer.status();
     let after = retry_after(&answer);
@@ -95,8 +109,8 @@ pub(super) async fn send(request: reqwest::RequestBuilder) -> Result<(), Failure
         Ok(())
     } else if status.is_redirection() {
         Err(Failure::passing(format!("answered {}; redirects are not followed", status.as_u16())))
-    } else if status == reqwest::StatusCode::GONE {
-        Err(Failure::Final { reason: "answered 410: the receiver is gone for good".into() })
+    } else if is_final(status) {
+        Err(Failure::Final { reason: format!("answered {}: it will never take this", status.as_u16()) })
     } else {
         Err(Failure::Passing { reason: format!("answered {}", status.as_u16()), after })
     }

@@ -18,6 +18,7 @@ use super::schedule;
 use crate::clock::Clock;
 use crate::domain::ids::TenantId;
 use crate::domain::notice::{Alert, Attempt, AttemptResult};
+use crate::fault;
 
 /// Work that may wait for one channel; the rest stays in the outbox.
 pub(super) const QUEUE_MAX: usize = 64;
@@ -106,6 +107,7 @@ impl Driver {
             let failure = Failure::Passing { reason: "the channel is not answering".into(), after: wait };
             return self.settle(work, Err(failure)).await;
         }
+        fault::point("outbox.before");
         let (channel, task, now) = (Arc::clone(&self.channel), work.clone(), self.clock.now());
         let send = self.sends.spawn(async move {
             match task {
@@ -129,6 +131,7 @@ impl Driver {
             Ok(()) | Err(Failure::Final { .. }) => self.breaker.succeeded(),
             Err(Failure::Passing { .. }) => self.breaker.failed(Instant::now()),
         }
+        fault::point("outbox.accepted");
         self.report(&result);
         self.settle(work, result).await;
     }

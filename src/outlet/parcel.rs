@@ -118,6 +118,17 @@ pub(super) fn scope_text(scope: &Scope) -> String {
     }
 }
 
+/// One line for people: which tenant has used how much of which quota.
+pub(super) fn summary(tenant: TenantId, alert: &Alert) -> String {
+    let quota = &alert.quota;
+    let (metric, period) = (quota.metric.name(), quota.period.name());
+    let whose = match &quota.scope {
+        Scope::Tenant => String::new(),
+        named => format!(" for {}", scope_text(named)),
+    };
+    format!("Tenant {tenant} has used {}% of its {metric} quota per {period}{whose}", alert.threshold)
+}
+
 /// An amount for people, with its unit.
 pub(super) fn amount_text(quota: &Quota, value: i64) -> String {
     match quota.metric {

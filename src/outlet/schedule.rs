@@ -5,13 +5,11 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 
 use super::parcel::Parcel;
-use crate::domain::notice::AttemptResult;
-use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_MINUTE, MICROS_PER_SECOND, Timestamp};
+use crate::domain::notice::{AttemptResult, RETRY_DELAY_MICROS_MAX};
+use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_SECOND, Timestamp};
 
 /// Delay after the first failure; doubles.
 const FIRST_DELAY_MICROS: i64 = MICROS_PER_SECOND;
-/// The longest delay.
-pub(super) const DELAY_MAX_MICROS: i64 = 15 * MICROS_PER_MINUTE;
 /// A message is given up this long after it became true.
 const PATIENCE_MICROS: i64 = 3 * MICROS_PER_DAY;
 
@@ -19,7 +17,7 @@ const PATIENCE_MICROS: i64 = 3 * MICROS_PER_DAY;
 /// receiver, or the open circuit, asked us to wait.
 pub fn after_failure(parcel: &Parcel, now: Timestamp, reason: String, at_least: Duration) -> AttemptResult {
     let delay = delay_micros(&parcel.delivery.id(), parcel.delivery.attempts);
-    let asked = i64::try_from(at_least.as_micros()).unwrap_or(i64::MAX).min(DELAY_MAX_MICROS);
+    let asked = i64::try_from(at_least.as_micros()).unwrap_or(i64::MAX).min(RETRY_DELAY_MICROS_MAX);
     let at = now.plus_micros(delay.max(asked));
     if at > parcel.occurred_at().plus_micros(PATIENCE_MICROS) {
         return AttemptResult::GaveUp { reason: format!("not delivered within 3 days; last: {reason}") };
@@ -31,7 +29,7 @@ pub fn after_failure(parcel: &Parcel, now: Timestamp, reason: String, at_least: 
 /// do not come back together. A function of the message and the attempt: the same in every run.
 fn delay_micros(id: &str, attempts: i64) -> i64 {
     let doublings = u32::try_from(attempts.clamp(0, 30)).unwrap_or(30);
-    let full = FIRST_DELAY_MICROS.saturating_mul(1 << doublings).min(DELAY_MAX_MICROS);
+    let full = FIRST_DELAY_MICROS.saturating_mul(1 << doublings).min(RETRY_DELAY_MICROS_MAX);
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(id.as_bytes());
     context.update(&attempts.to_be_bytes());
@@ -50,7 +48,7 @@ mod tests {
     #[test]
     fn delays_double_with_jitter_up_to_a_quarter_of_an_hour() {
         for attempts in 0..40 {
-            let full = (FIRST_DELAY_MICROS << attempts.min(20)).min(DELAY_MAX_MICROS);
+            let full = (FIRST_DELAY_MICROS << attempts.min(20)).min(RETRY_DELAY_MICROS_MAX);
             let delay = delay_micros("an-id", attempts);
             assert!(delay <= full && delay >= full - full / 4, "{attempts}: {delay}");
             assert_eq!(delay, delay_micros("an-id", attempts));
@@ -68,7 +66,7 @@ mod tests {
             AttemptResult::Retry { at: fired.plus_micros(60 * MICROS_PER_SECOND), reason: "answered 429".into() }
         );
         let endless = after_failure(&parcel, fired, "answered 429".into(), Duration::MAX);
-        assert!(matches!(endless, AttemptResult::Retry { at, .. } if at == fired.plus_micros(DELAY_MAX_MICROS)));
+        assert!(matches!(endless, AttemptResult::Retry { at, .. } if at == fired.plus_micros(RETRY_DELAY_MICROS_MAX)));
         let late = fired.plus_micros(3 * MICROS_PER_DAY);
         let over = after_failure(&parcel, late, "timed out".into(), Duration::ZERO);
         assert!(matches!(over, AttemptResult::GaveUp { reason } if reason.ends_with("last: timed out")));

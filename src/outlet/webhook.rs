@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::egress::{self, Failure};
 use super::parcel::{Data, Parcel};
 use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
+use crate::fault;
 
 const SECRET_PREFIX: &str = "whsec_";
 /// What Standard Webhooks asks of a signing key, in bytes.
@@ -45,7 +46,10 @@ impl Webhook {
     pub(super) async fn send(&self, parcel: &Parcel, now: Timestamp) -> Result<(), Failure> {
         let body = Body { r#type: parcel.kind(), timestamp: parcel.occurred_at(), data: parcel.data() };
         let body = serde_json::to_string(&body).map_err(|_| Failure::passing("the message has no JSON form"))?;
-        let id = parcel.delivery.id();
+        let mut id = parcel.delivery.id();
+        if fault::is_planted("alert-without-key") {
+            id = format!("{id}-{}", now.micros());
+        }
         let sent_at = now.micros().div_euclid(MICROS_PER_SECOND);
         let request = self
             .client

@@ -9,7 +9,8 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{Arguments, AssertSqlSafe, Connection as _, Row as _};
 
 use super::StoreError;
-use super::failure;
+use super::place::Place;
+use super::{copy, failure};
 use crate::domain::time::Timestamp;
 
 /// Rows of one bulk statement on SQLite, largest first: few different texts, so that each stays prepared. With the
@@ -127,6 +128,9 @@ impl Row {
 
 /// A statement over many rows: arrays on Postgres, chunks of positional rows on SQLite.
 pub(super) struct Bulk {
+    head: &'static str,
+    types: &'static [&'static str],
+    tail: &'static str,
     postgres: String,
     /// A text for each of [`CHUNK_ROWS`].
     sqlite: [String; CHUNK_ROWS.len()],
@@ -135,14 +139,44 @@ pub(super) struct Bulk {
 impl Bulk {
     /// `head` and `tail` stand before and after the rows: `INSERT INTO t (a, b)` and `ON CONFLICT …`, or
     /// `SELECT … WHERE a IN (` and `)`. `types` are the columns' types, in order.
-    pub(super) fn new(head: &str, types: &[&str], tail: &str) -> Bulk {
-        let arrays: Vec<String> =
-            types.iter().enumerate().map(|(index, kind)| format!("${}::{kind}[]", index + 1)).collect();
+    pub(super) fn new(head: &'static str, types: &'static [&'static str], tail: &'static str) -> Bulk {
         let row = format!("({})", vec!["?"; types.len()].join(","));
         Bulk {
-            postgres: format!("{head} SELECT * FROM UNNEST({}) {tail}", arrays.join(", ")),
+            head,
+            types,
+            tail,
+            postgres: format!("{head} SELECT * FROM UNNEST({}) {tail}", arrays(types, 1)),
             sqlite: CHUNK_ROWS.map(|rows| format!("{head} VALUES {} {tail}", vec![row.as_str(); rows].join(","))),
         }
+    }
+}
+
+/// Parameters of these array types, numbered from `first`.
+fn arrays(types: &[&str], first: usize) -> String {
+    let numbered = types.iter().zip(first..);
+    numbered.map(|(kind, number)| format!("${number}::{kind}[]")).collect::<Vec<_>>().join(", ")
+}
+
+/// Bulk statements that a guard lets through: an UPDATE of one row, without which none of them writes anything. On
+/// Postgres it is all one statement, and one round trip; nothing is written before the guard's row is locked.
+pub(super) struct Guarded {
+    guard: &'static str,
+    bulks: Vec<&'static Bulk>,
+    postgres: String,
+}
+
+impl Guarded {
+    /// `guard` has `parameters` of its own. No two of the `bulks` may write the same row.
+    pub(super) fn new(guard: &'static str, parameters: usize, bulks: Vec<&'static Bulk>) -> Guarded {
+        let mut postgres = format!("WITH guard AS ({guard} RETURNING 1)");
+        let mut next = parameters + 1;
+        for (at, Bulk { head, types, tail, .. }) in bulks.iter().enumerate() {
+            let given = arrays(types, next);
+            postgres += &format!(", bulk_{at} AS ({head} SELECT given.* FROM guard, UNNEST({given}) AS given {tail})");
+            next += types.len();
+        }
+        postgres += " SELECT FROM guard";
+        Guarded { guard, bulks, postgres }
     }
 }
 
@@ -154,7 +188,7 @@ pub(super) enum Column<'a> {
 }
 
 impl Column<'_> {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Column::Ints(values) => values.len(),
             Column::Texts(values) => values.len(),
@@ -173,8 +207,13 @@ pub struct Connection {
     open: bool,
     /// A statement of the open transaction failed. Postgres would answer COMMIT with a rollback, and no error.
     failed: bool,
-    /// Something was sent and its answer not awaited, because its future was dropped.
+    /// Something was sent and nobody knows what becomes of it: its future was dropped, or the connection was lost.
     busy: bool,
+    /// A COPY was begun and is not known to have ended. Its answers would be taken for those of the next statement, so
+    /// there is no next statement.
+    copying: bool,
+    /// The file that is written into, on SQLite.
+    place: Option<Place>,
 }
 
 pub(super) enum Engine {
@@ -184,7 +223,12 @@ pub(super) enum Engine {
 
 impl Connection {
     pub(super) fn new(engine: Engine, read_only: bool, deadline: Duration) -> Connection {
-        Connection { engine, read_only, deadline, open: false, failed: false, busy: false }
+        Connection { engine, read_only, deadline, open: false, failed: false, busy: false, copying: false, place: None }
+    }
+
+    /// From now on each commit makes sure that it went to the file at this place.
+    pub(super) fn writes_to(self, place: Place) -> Connection {
+        Connection { place: Some(place), ..self }
     }
 
     /// Begins a transaction. What a dropped future left half-way is rolled back first.
@@ -208,7 +252,8 @@ impl Connection {
     }
 
     /// # Errors
-    /// [`StoreError::Retryable`] when it was rolled back for sure, [`StoreError::Unknown`] when nobody knows.
+    /// [`StoreError::Retryable`] when it was rolled back for sure, [`StoreError::Unknown`] when nobody knows,
+    /// [`StoreError::Missing`] or [`StoreError::Untrusted`] when it went to a file that was taken away.
     pub async fn commit(&mut self) -> Result<(), StoreError> {
         if self.failed || !self.open {
             self.rollback().await?;
@@ -218,7 +263,7 @@ impl Connection {
             .await
             .map_err(|error| error.map_or_else(failure::of_silence, |error| failure::of_commit(&error)))?;
         self.open = false;
-        Ok(())
+        self.place.as_ref().map_or(Ok(()), Place::check)
     }
 
     /// # Errors
@@ -245,8 +290,7 @@ impl Connection {
     /// # Errors
     /// [`StoreError`].
     pub async fn execute(&mut self, sql: &'static str, values: &[Value]) -> Result<u64, StoreError> {
-        self.busy = true;
-        let deadline = self.deadline;
+        let deadline = self.enter()?;
         let executed = match &mut self.engine {
             Engine::Postgres(connection) => {
                 let query = sqlx::query_with(sql, postgres_arguments(values)?);
@@ -263,8 +307,7 @@ impl Connection {
     /// # Errors
     /// [`StoreError`].
     pub async fn fetch(&mut self, sql: &'static str, values: &[Value]) -> Result<Vec<Row>, StoreError> {
-        self.busy = true;
-        let deadline = self.deadline;
+        let deadline = self.enter()?;
         let fetched = match &mut self.engine {
             Engine::Postgres(connection) => {
                 let rows = sqlx::query_with(sql, postgres_arguments(values)?).fetch(connection);
@@ -299,8 +342,7 @@ impl Connection {
         if rows == 0 {
             return Ok(0);
         }
-        self.busy = true;
-        let deadline = self.deadline;
+        let deadline = self.enter()?;
         let executed = match &mut self.engine {
             Engine::Postgres(connection) => {
                 let query = sqlx::query_with(bulk.postgres.as_str(), postgres_arrays(columns)?);
@@ -335,8 +377,7 @@ impl Connection {
         if rows == 0 {
             return Ok(Vec::new());
         }
-        self.busy = true;
-        let deadline = self.deadline;
+        let deadline = self.enter()?;
         let fetched = match &mut self.engine {
             Engine::Postgres(connection) => {
                 let found = sqlx::query_with(bulk.postgres.as_str(), postgres_arrays(columns)?).fetch(connection);
@@ -359,6 +400,64 @@ impl Connection {
             }
         };
         self.settle(fetched)
+    }
+
+    /// Runs the guard with `values`, and each of its bulk statements over the rows of its `columns`. Answers whether the
+    /// guard's row was there; if it was not, nothing was written.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(super) async fn execute_guarded(
+        &mut self,
+        guarded: &'static Guarded,
+        values: &[Value],
+        columns: &[Vec<Column<'_>>],
+    ) -> Result<bool, StoreError> {
+        let deadline = self.enter()?;
+        let Engine::Postgres(connection) = &mut self.engine else {
+            return self.execute_one_by_one(guarded, values, columns).await;
+        };
+        let mut arguments = postgres_arguments(values)?;
+        add_arrays(&mut arguments, columns.iter().flatten())?;
+        let query = sqlx::query_with(guarded.postgres.as_str(), arguments);
+        let executed = in_time(deadline, query.execute(connection)).await.map(|done| done.rows_affected() == 1);
+        self.settle(executed)
+    }
+
+    async fn execute_one_by_one(
+        &mut self,
+        guarded: &'static Guarded,
+        values: &[Value],
+        columns: &[Vec<Column<'_>>],
+    ) -> Result<bool, StoreError> {
+        if self.execute(guarded.guard, values).await? != 1 {
+            return Ok(false);
+        }
+        for (bulk, columns) in guarded.bulks.iter().zip(columns) {
+            self.execute_bulk(bulk, columns).await?;
+        }
+        Ok(true)
+    }
+
+    /// Loads the rows of `columns` by `sql`, a COPY … FROM STDIN (FORMAT binary). Only on Postgres.
+    ///
+    /// # Errors
+    /// [`StoreError::Known`] when a row's key is in the table already; otherwise as for any statement.
+    pub(super) async fn copy(&mut self, sql: &str, columns: &[Column<'_>]) -> Result<(), StoreError> {
+        let deadline = self.enter()?;
+        let Engine::Postgres(connection) = &mut self.engine else {
+            return self.settle(Err(Some(sqlx::Error::InvalidArgument("only Postgres has COPY".into()))));
+        };
+        self.copying = true;
+        let copied = in_time(deadline, copy::load(connection, sql, columns)).await;
+        self.copying = matches!(copied, Err(None));
+        match copied {
+            Err(Some(error)) if failure::is_unique_violation(&error) => {
+                (self.busy, self.failed) = (false, true);
+                Err(StoreError::Known)
+            }
+            other => self.settle(other),
+        }
     }
 
     /// Runs a text of several statements without values: schema, and nothing else.
@@ -388,10 +487,18 @@ impl Connection {
         matches!(self.engine, Engine::Postgres(_))
     }
 
-    /// Runs a text without values; `Err(None)` when no answer came in time.
-    async fn run_text(&mut self, sql: String) -> Result<(), Option<sqlx::Error>> {
+    /// Begins a statement; answers how long it is waited for.
+    fn enter(&mut self) -> Result<Duration, StoreError> {
+        if self.copying {
+            return Err(failure::of_broken_copy());
+        }
         self.busy = true;
-        let deadline = self.deadline;
+        Ok(self.deadline)
+    }
+
+    /// Runs a text without values; `Err(None)` when no answer came in time, or none could be told from another's.
+    async fn run_text(&mut self, sql: String) -> Result<(), Option<sqlx::Error>> {
+        let deadline = self.enter().map_err(|_| None)?;
         let ran = match &mut self.engine {
             Engine::Postgres(connection) => {
                 in_time(deadline, sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection)).await.map(|_| ())
@@ -400,12 +507,12 @@ impl Connection {
                 in_time(deadline, sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection)).await.map(|_| ())
             }
         };
-        self.busy = matches!(ran, Err(None));
+        self.busy = matches!(&ran, Err(error) if error.as_ref().is_none_or(failure::leaves_doubt));
         ran
     }
 
     fn settle<T>(&mut self, result: Result<T, Option<sqlx::Error>>) -> Result<T, StoreError> {
-        self.busy = matches!(result, Err(None));
+        self.busy = matches!(&result, Err(error) if error.as_ref().is_none_or(failure::leaves_doubt));
         self.failed |= result.is_err();
         result.map_err(|error| error.map_or_else(failure::of_silence, |error| failure::of_statement(&error)))
     }
@@ -475,6 +582,14 @@ fn sqlite_arguments(values: &[Value]) -> Result<SqliteArguments, StoreError> {
 
 fn postgres_arrays(columns: &[Column<'_>]) -> Result<PgArguments, StoreError> {
     let mut arguments = PgArguments::default();
+    add_arrays(&mut arguments, columns)?;
+    Ok(arguments)
+}
+
+fn add_arrays<'a>(
+    arguments: &mut PgArguments,
+    columns: impl IntoIterator<Item = &'a Column<'a>>,
+) -> Result<(), StoreError> {
     for column in columns {
         match column {
             Column::Ints(values) => arguments.add(values),
@@ -483,7 +598,7 @@ fn postgres_arrays(columns: &[Column<'_>]) -> Result<PgArguments, StoreError> {
         }
         .map_err(unbindable)?;
     }
-    Ok(arguments)
+    Ok(())
 }
 
 fn sqlite_rows(columns: &[Column<'_>], from: usize, to: usize) -> Result<SqliteArguments, StoreError> {

@@ -10,12 +10,21 @@ use super::StoreError;
 /// A statement before the commit failed. What the server reports is rolled back for sure; a lost connection is too, but
 /// only a new connection can tell, so it counts as unknown.
 pub(super) fn of_statement(error: &sqlx::Error) -> StoreError {
-    counted(match error {
+    counted(sorted(error))
+}
+
+/// Is nothing that comes over this connection to be believed after the error?
+pub(super) fn leaves_doubt(error: &sqlx::Error) -> bool {
+    matches!(sorted(error), StoreError::Unknown(_))
+}
+
+fn sorted(error: &sqlx::Error) -> StoreError {
+    match error {
         sqlx::Error::Database(reported) => of_report(reported.as_ref()),
         lost if is_lost(lost) => StoreError::Unknown(format!("the connection was lost: {lost}")),
         sqlx::Error::Protocol(text) => StoreError::Unknown(format!("the connection broke: {text}")),
         other => StoreError::Wrong(other.to_string()),
-    })
+    }
 }
 
 /// The commit itself failed. Only an error that the server reports and survives says that it rolled back.
@@ -23,8 +32,8 @@ pub(super) fn of_commit(error: &sqlx::Error) -> StoreError {
     let rolled_back = match error {
         sqlx::Error::Database(reported) => match reported.try_downcast_ref::<PgDatabaseError>() {
             Some(report) => matches!(report.severity(), PgSeverity::Error),
-            // A busy database lets the transaction stand, to be rolled back or tried again.
-            None => sqlite_code(reported.as_ref()).is_some_and(|code| code & 0xff == 5),
+            // A busy database (5) lets the transaction stand, to be rolled back or tried again; a full one (13) rolls back.
+            None => sqlite_code(reported.as_ref()).is_some_and(|code| [5, 13].contains(&(code & 0xff))),
         },
         _ => false,
     };
@@ -53,6 +62,11 @@ pub(super) fn of_silence() -> StoreError {
     counted(StoreError::Unknown("the database did not answer in time".into()))
 }
 
+/// A COPY was left half-way, and what the server says next may be about that.
+pub(super) fn of_broken_copy() -> StoreError {
+    counted(StoreError::Unknown("the connection broke: a COPY was left half-way".into()))
+}
+
 /// A value that is not what the schema says.
 pub(super) fn unreadable(what: &str) -> StoreError {
     counted(StoreError::Untrusted(format!("a stored value cannot be read: {what}")))
@@ -62,6 +76,11 @@ pub(super) fn unreadable(what: &str) -> StoreError {
 pub(super) fn is_duplicate_database(error: &sqlx::Error) -> bool {
     // 23505: two daemons create it at the same moment, and the catalogue's own index refuses the second.
     has_code(error, &["42P04", "23505"])
+}
+
+/// Does the server report a row whose key is taken?
+pub(super) fn is_unique_violation(error: &sqlx::Error) -> bool {
+    has_code(error, &["23505"])
 }
 
 /// Does the server report that there is no such database?
@@ -127,6 +146,7 @@ fn counted(error: StoreError) -> StoreError {
         StoreError::Missing(_) => "missing",
         StoreError::Untrusted(_) => "untrusted",
         StoreError::Fenced => "fenced",
+        StoreError::Known => "known",
         StoreError::Wrong(_) => "wrong",
     };
     counter!("platform_api_store_failures_total", "class" => class).increment(1);

@@ -9,6 +9,7 @@ use crate::domain::chain::{Entry, EntryOutcome, Hash, Head};
 use crate::domain::ids::TenantId;
 use crate::domain::period;
 use crate::domain::time::Timestamp;
+use crate::fault;
 
 const SELECT_BOOKS: &str = "SELECT tenant, epoch, version, time_zone, next_position, latest_event_at, head_seq,
     head_hash, events, failures, requests, prompt_tokens, cache_read_tokens, cache_write_tokens, completion_tokens,
@@ -40,7 +41,9 @@ pub async fn take_over(connection: &mut Connection, opening: Opening) -> Result<
     connection.begin().await?;
     match take_over_within(connection, opening).await {
         Ok(books) => {
+            fault::point("owner.before");
             connection.commit().await?;
+            fault::point("owner.after");
             Ok(books)
         }
         Err(error) => {

@@ -36,10 +36,11 @@ macro_rules! migration {
     };
 }
 
-pub(super) static CONTROL: [Migration; 3] = [
+pub(super) static CONTROL: [Migration; 4] = [
     migration!(Both, 1, "control", "0001_catalogue"),
     migration!(Sqlite, 2, "control", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "control", "0002_append_only.postgres"),
+    migration!(Both, 3, "control", "0003_stream"),
 ];
 
 pub(super) static TENANT: [Migration; 4] = [

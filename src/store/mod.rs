@@ -6,27 +6,30 @@
 //! differs. Values, ids, hashes and instants are computed by the caller: nothing here decides, and nothing in a schema
 //! has a default, a sequence or a clock.
 //!
-//! - [`database`]: where the databases are: open, create, lend a reader. `connection` runs statements, `migration`
-//!   brings a schema up to date, `failure` sorts what the drivers report into [`StoreError`].
+//! - [`database`]: where the databases are: open, create, lend a reader. `connection` runs statements, `copy`
+//!   fills a table the fast way, `migration` brings a schema up to date, `failure` sorts what the drivers report into [`StoreError`].
 //! - [`load`]: a tenant's books, read by a new owner. [`posting`]: the hot transaction. [`quota`]: a counter that is
 //!   not in memory.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
-//! - [`catalogue`], [`quarantine`]: the control database.
+//! - [`catalogue`], [`quarantine`], [`stream`]: the control database.
 
 pub mod audit;
 pub mod catalogue;
 mod connection;
+mod copy;
 pub mod database;
 mod failure;
 pub mod load;
 mod migration;
 pub mod notice;
+mod place;
 pub mod posting;
 pub mod quarantine;
 pub mod quota;
 pub mod request;
+pub mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod usage;
 
 /// Why the store could not do what was asked, by what the caller can do about it.
@@ -47,6 +50,9 @@ pub enum StoreError {
     /// Another owner has taken over.
     #[error("another owner has taken over")]
     Fenced,
+    /// An event that was taken for new is known: rolled back for sure, and to be tried again without that guess.
+    #[error("an event that was taken for new is known")]
+    Known,
     /// Nothing a retry would help: a bug or a wrong schema.
     #[error("the statement is wrong: {0}")]
     Wrong(String),

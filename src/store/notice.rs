@@ -5,7 +5,7 @@ use super::connection::Row;
 use super::database::Connection;
 use super::quota;
 use crate::domain::ids::AlertId;
-use crate::domain::notice::{Alert, Delivery, Event};
+use crate::domain::notice::{Alert, Delivery, Event, RETRY_DELAY_MICROS_MAX};
 use crate::domain::period::Window;
 use crate::domain::report::{AlertPage, AlertQuery};
 use crate::domain::time::Timestamp;
@@ -24,11 +24,11 @@ const SELECT_DUE: &str = "SELECT alert.id, alert.quota_id, alert.scope_kind, ale
     alert.threshold, alert.used, alert.fired_at, alert.resolved_at,
     outbox.event, outbox.channel, outbox.attempts, outbox.next_attempt_at
     FROM outbox JOIN alert ON alert.id = outbox.alert_id
-    WHERE outbox.settled_at = 0 AND outbox.next_attempt_at <= $1
+    WHERE outbox.settled_at = 0 AND (outbox.next_attempt_at <= $1 OR outbox.next_attempt_at > $2)
     AND (outbox.event = 'fired' OR NOT EXISTS (SELECT 1 FROM outbox AS earlier
         WHERE earlier.alert_id = outbox.alert_id AND earlier.event = 'fired'
         AND earlier.channel = outbox.channel AND earlier.settled_at = 0))
-    ORDER BY outbox.next_attempt_at, outbox.created_at, outbox.alert_id, outbox.channel LIMIT $2";
+    ORDER BY outbox.next_attempt_at, outbox.created_at, outbox.alert_id, outbox.channel LIMIT $3";
 
 const COUNT_OWED: &str = "SELECT COUNT(*) FROM outbox WHERE settled_at = 0";
 
@@ -48,13 +48,15 @@ pub async fn alerts(connection: &mut Connection, query: &AlertQuery) -> Result<A
     Ok(AlertPage { items, next })
 }
 
-/// Deliveries that are due at `now`, those that wait longest first.
+/// Deliveries that are due at `now`, those that wait longest first. One that is due later than any delay would make it
+/// was put off by a clock that has been set back since, and is due as well.
 ///
 /// # Errors
 /// [`StoreError`].
 pub async fn due(connection: &mut Connection, now: Timestamp, limit: usize) -> Result<Vec<Delivery>, StoreError> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    connection.fetch(SELECT_DUE, &[now.into(), limit.into()]).await?.iter().map(delivery_at).collect()
+    let beyond = now.plus_micros(RETRY_DELAY_MICROS_MAX);
+    connection.fetch(SELECT_DUE, &[now.into(), beyond.into(), limit.into()]).await?.iter().map(delivery_at).collect()
 }
 
 /// How many deliveries are owed, due or not.

@@ -18,8 +18,12 @@ static INSERT: LazyLock<Bulk> = LazyLock::new(|| {
         "INSERT INTO quarantine (id, tenant_id, reason, detail, origin, format, digest, body, received_at,
             last_received_at, arrivals, replayed_at)",
         &["TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "BYTEA", "BYTEA", "BIGINT", "BIGINT", "BIGINT", "BIGINT"],
+        // It waits for what it was refused for last, unless it is counted already.
         "ON CONFLICT (digest) DO UPDATE SET arrivals = quarantine.arrivals + excluded.arrivals,
-            last_received_at = excluded.last_received_at",
+            last_received_at = excluded.last_received_at,
+            tenant_id = CASE WHEN quarantine.replayed_at = 0 THEN excluded.tenant_id ELSE quarantine.tenant_id END,
+            reason = CASE WHEN quarantine.replayed_at = 0 THEN excluded.reason ELSE quarantine.reason END,
+            detail = CASE WHEN quarantine.replayed_at = 0 THEN excluded.detail ELSE quarantine.detail END",
     )
 });
 
@@ -28,6 +32,17 @@ const SELECT_PAGE: &str = "SELECT id, tenant_id, reason, detail, origin, format,
     ORDER BY id DESC LIMIT $4";
 const SELECT_ONE: &str = "SELECT id, tenant_id, reason, detail, origin, format, digest, body, received_at, replayed_at
     FROM quarantine WHERE id = $1";
+const WAITING_CENSUS: &str = "SELECT tenant_id, CAST(COUNT(*) AS BIGINT) FROM quarantine
+    WHERE replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE') GROUP BY tenant_id ORDER BY tenant_id";
+const WAITING_SIZES: &str = "SELECT CAST(LENGTH(body) AS BIGINT) FROM quarantine
+    WHERE tenant_id = $1 AND replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE')
+    ORDER BY id LIMIT $2";
+const SELECT_WAITING: &str =
+    "SELECT id, tenant_id, reason, detail, origin, format, digest, body, received_at, replayed_at
+    FROM quarantine
+    WHERE tenant_id = $1 AND replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE')
+    ORDER BY id LIMIT $2";
+const REFUSE_AGAIN: &str = "UPDATE quarantine SET reason = $2, detail = $3 WHERE id = $1 AND replayed_at = 0";
 const MARK_REPLAYED: &str = "UPDATE quarantine SET replayed_at = $2 WHERE id = $1 AND replayed_at = 0";
 
 /// Keeps what could not be counted. The same digest again is the same row, with one more arrival.
@@ -99,6 +114,54 @@ pub async fn one(connection: &mut Connection, id: Uuid) -> Result<Option<Quarant
 /// [`StoreError`].
 pub async fn mark_replayed(connection: &mut Connection, id: Uuid, at: Timestamp) -> Result<(), StoreError> {
     connection.execute(MARK_REPLAYED, &[id.to_string().into(), at.into()]).await?;
+    Ok(())
+}
+
+/// How many rows wait for which tenant.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn waiting_census(connection: &mut Connection) -> Result<Vec<(TenantId, i64)>, StoreError> {
+    let rows = connection.fetch(WAITING_CENSUS, &[]).await?;
+    rows.iter().map(|row| Ok((row.parsed(0, |text| text.parse().ok())?, row.int(1)?))).collect()
+}
+
+/// The oldest rows that wait for a tenant: at most `limit`, and no more bytes than `bytes_max`, but at least one.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn waiting(
+    connection: &mut Connection,
+    tenant: TenantId,
+    limit: usize,
+    bytes_max: i64,
+) -> Result<Vec<Quarantined>, StoreError> {
+    let tenant = tenant.to_string();
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut bytes = 0;
+    let mut fitting: i64 = 0;
+    for row in connection.fetch(WAITING_SIZES, &[tenant.as_str().into(), limit.into()]).await? {
+        bytes += row.int(0)?;
+        if fitting > 0 && bytes > bytes_max {
+            break;
+        }
+        fitting += 1;
+    }
+    let rows = connection.fetch(SELECT_WAITING, &[tenant.as_str().into(), fitting.into()]).await?;
+    rows.iter().map(row_at).collect()
+}
+
+/// Another try refused it for another reason, for which nothing has to be waited for.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn refuse_again(
+    connection: &mut Connection,
+    id: Uuid,
+    reason: Refusal,
+    detail: &str,
+) -> Result<(), StoreError> {
+    connection.execute(REFUSE_AGAIN, &[id.to_string().into(), reason.code().into(), detail.into()]).await?;
     Ok(())
 }
 

@@ -46,16 +46,30 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
     ("platform_api_stream_pull_messages", Histogram, Unit::Count, "Messages of one pull from the usage stream."),
     ("platform_api_stream_connected", Gauge, Unit::Count, "1 while the usage stream is being read, 0 otherwise."),
     (
-        "platform_api_stream_naks_total",
+        "platform_api_stream_put_off_total",
         Counter,
         Unit::Count,
-        "Messages given back to the stream because their tenant could not take them, by cause.",
+        "Times a tenant could not take what the stream brought for it and was left for later, by cause.",
+    ),
+    ("platform_api_stream_in_flight_events", Gauge, Unit::Count, "Usage events read from the stream, not counted yet."),
+    ("platform_api_stream_in_flight_bytes", Gauge, Unit::Bytes, "Bytes of those events."),
+    (
+        "platform_api_parked_events",
+        Gauge,
+        Unit::Count,
+        "Events in quarantine that are counted by themselves once their tenant can take them.",
     ),
     (
         "platform_api_stream_anomalies_total",
         Counter,
         Unit::Count,
-        "Times the stream went backwards or lost messages below our cursor.",
+        "Times the stream was found not to be the one that was read, by kind; it was then read again.",
+    ),
+    (
+        "platform_api_stream_lost_messages_total",
+        Counter,
+        Unit::Count,
+        "Messages that were gone from the stream before anybody read them.",
     ),
     // Tenants and commits.
     ("platform_api_commit_seconds", Histogram, Unit::Seconds, "Time one tenant transaction takes."),

@@ -15,6 +15,7 @@ use super::writer::{self, Writer};
 use crate::domain::books::Books;
 use crate::domain::ids::TenantId;
 use crate::domain::time::Timestamp;
+use crate::fault;
 use crate::store::database::{Connection, Store};
 
 /// How long the writer may take to close its connection.
@@ -166,9 +167,11 @@ impl State {
 
     /// Adopts what the writer committed, then answers.
     fn written(&mut self, written: Written) {
+        fault::point("books.before");
         self.queue.returned();
         self.books = written.books.clone();
         self.pulse.adopt(written.books, written.owed_more);
+        fault::point("books.after");
         for reply in written.answers {
             reply.send();
         }

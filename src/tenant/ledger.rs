@@ -8,9 +8,10 @@ use crate::clock;
 use crate::domain::books::{Books, Counter, Missing, Posting};
 use crate::domain::sorting::Inserted;
 use crate::domain::time::Timestamp;
-use crate::domain::usage::{BodyHash, EventKey, UsageEvent};
+use crate::domain::usage::{Identity, UsageEvent};
 use crate::store::database::Connection;
-use crate::store::{StoreError, posting, quota, request};
+use crate::store::posting::{self, Expecting};
+use crate::store::{StoreError, quota, request};
 
 /// One tenant's database, as its writer uses it. Every error says what the writer can do about it.
 pub trait Ledger: Send {
@@ -26,14 +27,15 @@ pub trait Ledger: Send {
         first_position: i64,
         recorded_at: Timestamp,
         events: &[&UsageEvent],
-        keys: &[(EventKey, BodyHash)],
+        keys: &[Identity],
+        expecting: Expecting,
     ) -> impl Future<Output = Result<Vec<Inserted>, StoreError>> + Send;
 
     /// See [`posting::keep_conflicts`].
     fn keep_conflicts(
         &mut self,
         recorded_at: Timestamp,
-        conflicts: &[(&UsageEvent, EventKey, BodyHash)],
+        conflicts: &[(&UsageEvent, Identity)],
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// See [`quota::counter`].
@@ -62,6 +64,9 @@ pub trait Ledger: Send {
     /// See [`posting::write`].
     fn write(&mut self, before: &Books, posting: &Posting) -> impl Future<Output = Result<(), StoreError>> + Send;
 
+    /// See [`posting::check_owner`].
+    fn check_owner(&mut self, before: &Books) -> impl Future<Output = Result<(), StoreError>> + Send;
+
     /// Waits before another try.
     fn pause(&mut self, delay: Duration) -> impl Future<Output = ()> + Send;
 
@@ -87,15 +92,16 @@ impl Ledger for Connection {
         first_position: i64,
         recorded_at: Timestamp,
         events: &[&UsageEvent],
-        keys: &[(EventKey, BodyHash)],
+        keys: &[Identity],
+        expecting: Expecting,
     ) -> Result<Vec<Inserted>, StoreError> {
-        posting::insert_events(self, first_position, recorded_at, events, keys).await
+        posting::insert_events(self, first_position, recorded_at, events, keys, expecting).await
     }
 
     async fn keep_conflicts(
         &mut self,
         recorded_at: Timestamp,
-        conflicts: &[(&UsageEvent, EventKey, BodyHash)],
+        conflicts: &[(&UsageEvent, Identity)],
     ) -> Result<(), StoreError> {
         posting::keep_conflicts(self, recorded_at, conflicts).await
     }
@@ -120,6 +126,10 @@ impl Ledger for Connection {
 
     async fn write(&mut self, before: &Books, posting: &Posting) -> Result<(), StoreError> {
         posting::write(self, before, posting).await
+    }
+
+    async fn check_owner(&mut self, before: &Books) -> Result<(), StoreError> {
+        posting::check_owner(self, before).await
     }
 
     async fn pause(&mut self, delay: Duration) {

@@ -17,7 +17,7 @@ use crate::domain::report::{
 };
 use crate::domain::request::{Answer, Request};
 use crate::domain::time::Timestamp;
-use crate::domain::usage::{Outcome, UsageEvent};
+use crate::domain::usage::{Identity, Outcome, UsageEvent};
 use crate::store::StoreError;
 use crate::store::audit::StoredRecord;
 
@@ -129,6 +129,8 @@ pub enum Life {
 #[derive(Debug)]
 pub struct Batch {
     pub events: Vec<UsageEvent>,
+    /// Of each of the events, made by the caller's task, so that the writer need not.
+    pub identities: Vec<Identity>,
     pub cursor: Option<Cursor>,
     pub request_id: String,
     pub now: Timestamp,

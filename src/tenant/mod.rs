@@ -16,10 +16,12 @@
 //! - [`handle`]: the typed doorbell, with the permits that bound what may wait.
 //! - [`keeper`], [`writer`]: the two actors. [`queue`]: what waits between them. [`work`]: what travels from one to the
 //!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
+//! - [`guess`]: whether events are taken for new before the ledger is asked.
 //! - [`change`]: how each queued change becomes part of a posting. [`read`]: slow reads, in tasks of their own.
 //! - [`pulse`]: what the directory may see without asking.
 
 mod change;
+pub mod guess;
 pub mod handle;
 pub(crate) mod keeper;
 pub mod ledger;
@@ -30,3 +32,5 @@ mod read;
 mod record;
 pub mod work;
 pub mod writer;
+#[cfg(test)]
+mod writer_test;

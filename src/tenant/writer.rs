@@ -8,18 +8,21 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
 use super::change;
+use super::guess::Guess;
 use super::ledger::Ledger;
 use super::message::{Batch, ChangeRefused, Message};
-use super::record;
+use super::record::{self, Offered};
 use super::work::{Reply, Unit, Work, Written};
 use crate::domain::books::{Books, Posting};
 use crate::domain::notice::AttemptResult;
 use crate::domain::quota::Standing;
 use crate::domain::request::Answer;
 use crate::domain::time::Timestamp;
-use crate::domain::usage::{Outcome, Refusal, UsageEvent};
+use crate::domain::usage::{Outcome, Refusal};
+use crate::fault;
 use crate::store::StoreError;
 use crate::store::database::Connection;
+use crate::store::posting::Expecting;
 
 /// How often a unit that was surely rolled back is tried before its callers are told to come back.
 const TRIES_MAX: u32 = 5;
@@ -36,6 +39,7 @@ pub(crate) struct Writer;
 pub(crate) struct State {
     connection: Connection,
     keeper: ActorRef<Message>,
+    guess: Guess,
 }
 
 impl Actor for Writer {
@@ -44,13 +48,13 @@ impl Actor for Writer {
     type Arguments = Birth;
 
     async fn pre_start(&self, _: ActorRef<Unit>, birth: Birth) -> Result<State, ActorProcessingErr> {
-        Ok(State { connection: birth.connection, keeper: birth.keeper })
+        Ok(State { connection: birth.connection, keeper: birth.keeper, guess: Guess::default() })
     }
 
     /// Doubt is a restart: an error that leaves the outcome of a commit unknown ends the pair.
     async fn handle(&self, _: ActorRef<Unit>, unit: Unit, state: &mut State) -> Result<(), ActorProcessingErr> {
         let span = commit_span(&unit);
-        let written = Box::pin(write(&mut state.connection, unit).instrument(span)).await?;
+        let written = Box::pin(write(&mut state.connection, &mut state.guess, unit).instrument(span)).await?;
         state.keeper.cast(Message::Written(written))?;
         Ok(())
     }
@@ -75,12 +79,19 @@ fn commit_span(unit: &Unit) -> Span {
 ///
 /// # Errors
 /// [`StoreError`] when the outcome of a commit is unknown, or nothing more can be written: the pair then ends.
-pub async fn write(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, StoreError> {
+pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, unit: Unit) -> Result<Written, StoreError> {
     let mut delay = RETRY_DELAY;
     let mut attempt = 1;
     loop {
-        match transact(ledger, &unit.books, &unit.work).await {
-            Ok(done) => return Ok(done.into_written(unit)),
+        match transact(ledger, &unit.books, &unit.work, guess.expecting()).await {
+            Ok(done) => {
+                guess.learn(&done.outcomes);
+                return Ok(done.into_written(unit));
+            }
+            Err(StoreError::Known) => {
+                metrics::counter!("platform_api_commits_total", "outcome" => "known_events").increment(1);
+                guess.was_wrong();
+            }
             Err(StoreError::Retryable(reason)) if attempt < TRIES_MAX => {
                 tracing::warn!(tenant = %unit.books.tenant, attempt, reason, "commit was rolled back, trying again");
                 ledger.pause(delay).await;
@@ -93,6 +104,7 @@ pub async fn write(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, Stor
                 return Ok(given_up(unit));
             }
             Err(StoreError::Wrong(reason)) => {
+                ledger.check_owner(&unit.books).await?;
                 tracing::error!(tenant = %unit.books.tenant, reason, "a unit cannot be written, taking it apart");
                 return Box::pin(take_apart(ledger, unit)).await;
             }
@@ -133,12 +145,17 @@ enum Changed {
 }
 
 /// One transaction for all the work.
-async fn transact(ledger: &mut impl Ledger, before: &Arc<Books>, work: &[Work]) -> Result<Done, StoreError> {
+async fn transact(
+    ledger: &mut impl Ledger,
+    before: &Arc<Books>,
+    work: &[Work],
+    expecting: Expecting,
+) -> Result<Done, StoreError> {
     let started = Instant::now();
     let now = work.iter().map(Work::now).max().unwrap_or(Timestamp(0));
     let mut posting = Posting::open(before, now, ledger.salt_seed());
     ledger.begin().await?;
-    let result = fill(ledger, before, &mut posting, work).await;
+    let result = fill(ledger, before, &mut posting, work, expecting).await;
     let (outcomes, changes) = match result {
         Ok(filled) => filled,
         Err(error) => {
@@ -151,11 +168,17 @@ async fn transact(ledger: &mut impl Ledger, before: &Arc<Books>, work: &[Work]) 
         return Ok(Done { books: before.clone(), outcomes, changes, owed_more: 0, committed: false });
     }
     posting.close();
+    fault::point("commit.filled");
     if let Err(error) = ledger.write(before, &posting).await {
         ledger.rollback().await?;
         return Err(error);
     }
+    fault::point("commit.before");
     ledger.commit().await?;
+    if fault::is_planted("commit.reply-lost") {
+        return Err(StoreError::Unknown("the reply was lost".into()));
+    }
+    fault::point("commit.after");
     observe(&posting, &outcomes, started);
     let settled =
         posting.attempts.iter().filter(|attempt| !matches!(attempt.result, AttemptResult::Retry { .. })).count();
@@ -169,6 +192,7 @@ async fn fill(
     before: &Books,
     posting: &mut Posting,
     work: &[Work],
+    expecting: Expecting,
 ) -> Result<(Vec<Vec<Outcome>>, Vec<Changed>), StoreError> {
     let mut changes = Vec::new();
     let mut batches: Vec<&Batch> = Vec::new();
@@ -192,8 +216,11 @@ async fn fill(
             Work::Roll { .. } => changes.push(Changed::Done),
         }
     }
-    let outcomes =
-        if batches.is_empty() { Vec::new() } else { record::record(ledger, before, posting, &batches).await? };
+    let outcomes = if batches.is_empty() {
+        Vec::new()
+    } else {
+        record::record(ledger, before, posting, &batches, expecting).await?
+    };
     posting.roll();
     Ok((outcomes, changes))
 }
@@ -226,7 +253,7 @@ async fn take_apart(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, Sto
     let mut written = Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false };
     for piece in unit.work {
         let whole = [piece];
-        match transact(ledger, &written.books, &whole).await {
+        match transact(ledger, &written.books, &whole, Expecting::Any).await {
             Ok(done) => {
                 let [piece] = whole;
                 let one = done.into_written(Unit { books: written.books.clone(), work: vec![piece] });
@@ -260,11 +287,12 @@ async fn event_by_event(
     batch: &Batch,
 ) -> Result<Vec<Outcome>, StoreError> {
     let mut outcomes = Vec::with_capacity(batch.events.len());
-    for event in &batch.events {
+    for (event, identity) in batch.events.iter().zip(&batch.identities) {
+        let offered = Offered { events: &[event], identities: &[*identity], expecting: Expecting::Any };
         let now = batch.now;
         let mut posting = Posting::open(&written.books, now, ledger.salt_seed());
         ledger.begin().await?;
-        match one_event(ledger, &written.books, &mut posting, event, &batch.request_id).await {
+        match one_event(ledger, &written.books, &mut posting, &offered, &batch.request_id).await {
             Ok(outcome) => {
                 ledger.commit().await?;
                 written.owed_more += posting.owed.len() as i64;
@@ -289,10 +317,10 @@ async fn one_event(
     ledger: &mut impl Ledger,
     before: &Books,
     posting: &mut Posting,
-    event: &UsageEvent,
+    offered: &Offered<'_>,
     request_id: &str,
 ) -> Result<Outcome, StoreError> {
-    let outcomes = record::record_events(ledger, before, posting, &[event], request_id).await?;
+    let outcomes = record::record_events(ledger, before, posting, offered, request_id).await?;
     posting.roll();
     posting.close();
     ledger.write(before, posting).await?;

@@ -9,6 +9,7 @@ use platform_api::domain::books::{Books, Cursor};
 use platform_api::domain::time::Timestamp;
 use platform_api::domain::usage::{Outcome, UsageEvent};
 use platform_api::store::StoreError;
+use platform_api::tenant::guess::Guess;
 use platform_api::tenant::message::{Batch, Permits};
 use platform_api::tenant::queue::Queue;
 use platform_api::tenant::work::{Unit, Work, Written};
@@ -18,7 +19,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::ground::Ground;
 use super::session::Session;
 
-type Writing = Pin<Box<dyn Future<Output = (Session, Result<Written, StoreError>)>>>;
+type Writing = Pin<Box<dyn Future<Output = (Session, Guess, Result<Written, StoreError>)>>>;
 
 /// The keeper and its writer.
 pub struct Home {
@@ -30,6 +31,8 @@ pub struct Home {
     pub heard_at: Timestamp,
     pub leaving: bool,
     session: Option<Session>,
+    guess: Guess,
+
     writing: Option<Writing>,
     room: Arc<Semaphore>,
     room_events: usize,
@@ -56,6 +59,7 @@ impl Home {
             heard_at: now,
             leaving: false,
             session: Some(session),
+            guess: Guess::default(),
             writing: None,
             room: Arc::new(Semaphore::new(room_events)),
             room_events,
@@ -77,7 +81,8 @@ impl Home {
         let permits = Permits { _events: events_permit, _kibibytes: kibibytes_permit };
         let (reply, answer) = oneshot::channel();
         let span = tracing::Span::none();
-        let batch = Batch { events, cursor, request_id, now, permits, span };
+        let identities = events.iter().map(UsageEvent::identity).collect();
+        let batch = Batch { events, identities, cursor, request_id, now, permits, span };
         self.queue.push(Work::Record { batch, reply: reply.into() });
         Some(answer)
     }
@@ -92,16 +97,17 @@ impl Home {
                 super::ground::lock(ground).coverage.saw("writer: several batches in one commit");
             }
             let unit = Unit { books: self.books.clone(), work };
+            let mut guess = std::mem::take(&mut self.guess);
             self.writing = Some(Box::pin(async move {
-                let written = writer::write(&mut session, unit).await;
-                (session, written)
+                let written = writer::write(&mut session, &mut guess, unit).await;
+                (session, guess, written)
             }));
         }
         let Some(writing) = &mut self.writing else { return Step::Waits };
         match writing.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Pending => Step::Waits,
-            Poll::Ready((session, result)) => {
-                self.session = Some(session);
+            Poll::Ready((session, guess, result)) => {
+                (self.session, self.guess) = (Some(session), guess);
                 self.writing = None;
                 match result {
                     Ok(written) => self.adopt(written),

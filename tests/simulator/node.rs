@@ -39,6 +39,8 @@ struct Recording {
     tenant: TenantId,
     attempts: Vec<Attempt>,
     answer: Option<oneshot::Receiver<()>>,
+    /// Another node has the tenant, and records what it does itself.
+    elsewhere: bool,
 }
 
 pub struct Node {
@@ -90,6 +92,14 @@ impl Node {
             Some(Slot::Open { .. }) => {}
             Some(Slot::BackingOff { until, .. }) => {
                 return Err(Absent::ComeBack { after_ms: ((until.0 - now.0) / 1_000).max(100) as u64 });
+            }
+            Some(slot @ Slot::Yielded { failures, .. }) if slot.may_be_taken_back(now, BACKOFF) => {
+                self.slots.insert(tenant, Slot::Starting { failures: *failures });
+                self.open(tenant, town);
+                return Err(Absent::ComeBack { after_ms: 100 });
+            }
+            Some(Slot::Yielded { until, .. }) => {
+                return Err(Absent::Elsewhere { after_ms: ((until.0 - now.0) / 1_000).max(100) as u64 });
             }
             Some(Slot::Frozen { .. }) => return Err(Absent::Frozen),
             Some(Slot::Starting { .. }) => return Err(Absent::ComeBack { after_ms: 100 }),
@@ -196,12 +206,17 @@ impl Node {
         let now = self.now();
         let mut ground = lock(&self.ground);
         ground.tell(format_args!("node {}: {tenant} failed: {error}", self.number));
+        let before = self.slots.get(&tenant).cloned().unwrap_or(Slot::Starting { failures: 0 });
         let slot = match error {
-            StoreError::Missing(_) | StoreError::Untrusted(_) | StoreError::Fenced => {
+            StoreError::Missing(_) | StoreError::Untrusted(_) => {
                 ground.coverage.saw("tenant: frozen");
                 Slot::Frozen { reason: error.to_string() }
             }
-            _ => self.slots.get(&tenant).cloned().unwrap_or(Slot::Starting { failures: 0 }).failed(now, BACKOFF),
+            StoreError::Fenced => {
+                ground.coverage.saw("tenant: yielded to another node");
+                before.yielded(now, BACKOFF)
+            }
+            _ => before.failed(now, BACKOFF),
         };
         self.slots.insert(tenant, slot);
     }
@@ -232,7 +247,7 @@ impl Node {
             lock(&self.ground).coverage.saw("owner: rested");
         }
         let due: Vec<TenantId> =
-            self.slots.iter().filter(|(_, slot)| slot.is_due(now)).map(|(tenant, _)| *tenant).collect();
+            self.slots.iter().filter(|(_, slot)| slot.is_due(now, BACKOFF)).map(|(tenant, _)| *tenant).collect();
         for tenant in due {
             let failures = self.slots[&tenant].failures();
             self.slots.insert(tenant, Slot::Starting { failures });
@@ -299,12 +314,14 @@ impl Node {
     fn record_next(&mut self, tenant: TenantId, town: &Town) {
         let Some(attempts) = self.courier.desk.next_recording(tenant) else { return };
         let now = self.now();
-        let answer = self.find(tenant, town).ok().map(|home| {
+        let found = self.find(tenant, town);
+        let elsewhere = matches!(found, Err(Absent::Elsewhere { .. }));
+        let answer = found.ok().map(|home| {
             let (reply, answer) = oneshot::channel();
             home.queue.push(Work::Settle { attempts: attempts.clone(), now, reply: reply.into() });
             answer
         });
-        self.recordings.push(Recording { tenant, attempts, answer });
+        self.recordings.push(Recording { tenant, attempts, answer, elsewhere });
     }
 
     fn end_recordings(&mut self, town: &Town) {
@@ -313,7 +330,8 @@ impl Node {
             let done = match recording.answer.as_mut().map(oneshot::Receiver::try_recv) {
                 Some(Err(TryRecvError::Empty)) => return true,
                 Some(Ok(())) => true,
-                Some(Err(TryRecvError::Closed)) | None => false,
+                Some(Err(TryRecvError::Closed)) => false,
+                None => recording.elsewhere,
             };
             let (tenant, attempts) = (recording.tenant, std::mem::take(&mut recording.attempts));
             ended.push(Recorded { tenant, attempts, done });

@@ -11,8 +11,9 @@ use platform_api::domain::chain::{Entry, EntryOutcome, Head};
 use platform_api::domain::period;
 use platform_api::domain::sorting::Inserted;
 use platform_api::domain::time::{MICROS_PER_SECOND, Timestamp};
-use platform_api::domain::usage::{BodyHash, EventKey, UsageEvent};
+use platform_api::domain::usage::{Identity, UsageEvent};
 use platform_api::store::StoreError;
+use platform_api::store::posting::Expecting;
 use platform_api::tenant::ledger::Ledger;
 
 use super::checks;
@@ -203,7 +204,8 @@ impl Ledger for Session {
         first_position: i64,
         recorded_at: Timestamp,
         events: &[&UsageEvent],
-        keys: &[(EventKey, BodyHash)],
+        keys: &[Identity],
+        expecting: Expecting,
     ) -> Result<Vec<Inserted>, StoreError> {
         let blind = self.blind;
         self.statement(|vault, ground, id| {
@@ -217,6 +219,12 @@ impl Ledger for Session {
             };
             vault.database.lock(id, ground.now, wanted)?;
             let tables = &vault.database.tables;
+            // Postgres copies what is taken for new, and refuses it whole when it is not.
+            let copies = expecting == Expecting::New && !ground.plan.locks_early;
+            if copies && !blind && keys.iter().any(|(key, _)| tables.keys.contains_key(key)) {
+                ground.coverage.saw("writer: guessed that known events were new");
+                return Err(StoreError::Known);
+            }
             let (mut outcomes, mut rows) = (Vec::with_capacity(events.len()), Vec::new());
             for (offset, (event, (key, body))) in events.iter().zip(keys).enumerate() {
                 let known = tables.keys.get(key).and_then(|position| tables.ledger.get(position));
@@ -242,16 +250,12 @@ impl Ledger for Session {
         .await
     }
 
-    async fn keep_conflicts(
-        &mut self,
-        _: Timestamp,
-        conflicts: &[(&UsageEvent, EventKey, BodyHash)],
-    ) -> Result<(), StoreError> {
+    async fn keep_conflicts(&mut self, _: Timestamp, conflicts: &[(&UsageEvent, Identity)]) -> Result<(), StoreError> {
         if conflicts.is_empty() {
             return Ok(());
         }
         self.statement(|vault, ground, id| {
-            let kept = conflicts.iter().map(|(event, key, body)| (*key, *body, (*event).clone()));
+            let kept = conflicts.iter().map(|(event, (key, body))| (*key, *body, (*event).clone()));
             vault.database.transaction(id, ground.now)?.conflicts.extend(kept);
             Ok(())
         })
@@ -327,6 +331,14 @@ impl Ledger for Session {
             Ok(())
         })
         .await
+    }
+
+    async fn check_owner(&mut self, before: &Books) -> Result<(), StoreError> {
+        GiveWay(false).await;
+        match lock(&self.vault).database.tables.epoch == before.epoch {
+            true => Ok(()),
+            false => Err(StoreError::Fenced),
+        }
     }
 
     async fn pause(&mut self, delay: Duration) {

@@ -134,7 +134,9 @@ async fn a_tenant_whose_database_is_gone_is_closed_and_its_neighbours_are_not() 
                     let _ = std::fs::remove_file(daemon.data().join("tenants").join(format!("{}.db{suffix}", lost.id)));
                 }
             }
-            Engine::Postgres => crate::harness::database::drop_all(&format!("tenant_{}", lost.id), &[]).await,
+            Engine::Postgres => {
+                crate::harness::database::drop_all(daemon.admin_url(), &format!("tenant_{}", lost.id), &[]).await;
+            }
         }
         daemon.restart().await;
         let answer = crate::harness::eventually("the tenant to be frozen", || async {

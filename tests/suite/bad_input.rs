@@ -1,5 +1,41 @@
 //! Everything a caller can get wrong, and the one answer it gets: the right status, a stable code, one envelope, and
 //! never a word about our insides.
+//!
+//! | class of bad input | answer | shown by |
+//! |---|---|---|
+//! | no credentials | 401 `AUTHENTICATION_REQUIRED`, `WWW-Authenticate` | `credentials_that_are_none`, `access_matrix` |
+//! | a key that is unknown, revoked or mistyped | 401 `INVALID_CREDENTIALS`, one body for all | `credentials_that_are_none`, `access_matrix` |
+//! | a key in the query | 400 `INVALID_PARAMETER`, not echoed | `credentials_that_are_none` |
+//! | two credentials, a header line that is none | 400 `MALFORMED_CREDENTIALS` | `credentials_that_are_none` |
+//! | a JWT that is none, too long, of another issuer, audience, type or time, with `crit`, `jku`, `jwk`, `zip` … | 401 `INVALID_CREDENTIALS` | `access/token_test`, `access/openid_test`, fuzz `token` |
+//! | credentials tried too often | 429 `TOO_MANY_FAILURES`, `Retry-After` | `credentials_that_are_tried_too_often` |
+//! | the issuer's keys out of reach | 503 `IDENTITY_PROVIDER_UNAVAILABLE` | `access/token_test` |
+//! | a role that may not | 403 `FORBIDDEN`, audited | `access_matrix` |
+//! | another tenant's id, in path, query, body or cursor | 404 `TENANT_NOT_FOUND`, as if there were none | `access_matrix`, `http/authorize`, fuzz `query` |
+//! | path and `X-Tenant-Id` of two tenants | 403 `TENANT_MISMATCH` | `http/authorize` |
+//! | unknown or read-only fields | 422 `VALIDATION_FAILED`, a pointer each | `bodies_that_are_no_json_are_400_and_bodies_that_are_wrong_are_422`, `tenants_that_cannot_be` |
+//! | malformed JSON, a key twice, trailing bytes, bad UTF-8, depth above 32 | 400 `MALFORMED_JSON` | `bodies_that_are_no_json_are_400_and_bodies_that_are_wrong_are_422`, fuzz `quotas` |
+//! | well-formed and wrong: units, names, time zones, money as a float, NUL | 422 `VALIDATION_FAILED` | `tenants_that_cannot_be`, `bodies_that_are_no_json_are_400_and_bodies_that_are_wrong_are_422` |
+//! | an array in the place of an object | 422, and for an event its refusal | `arrays_in_the_place_of_objects`, fuzz `envelope` |
+//! | wrong address, method, `Accept`, `Content-Type`, `Content-Encoding` (a gzip bomb too) | 404, 405 with `Allow`, 406, 415 | `requests_at_the_wrong_door` |
+//! | a body too long, a batch of too many | 413 `PAYLOAD_TOO_LARGE`, `TOO_MANY_EVENTS` | `bodies_that_are_too_large` |
+//! | an address too long; a head too long, too many headers | 414 `URI_TOO_LONG`; 431 `HEADERS_TOO_LARGE` | `requests_at_the_wrong_door`; `bytes_on_the_wire_that_are_no_request` |
+//! | a head that does not end; a body that does not | 408 `REQUEST_TIMEOUT`, closed | `a_request_that_never_ends`; `http/body` |
+//! | two ways to tell the length, a folded header, `Host` missing or twice, bare LF or CR, no HTTP | 400 `BAD_REQUEST`, closed | `bytes_on_the_wire_that_are_no_request`, `http/framing`, fuzz `framing` |
+//! | `X-Forwarded-*`, `X-Consumer-*` and their like | not believed, by nobody read | `headers_that_anybody_can_write` |
+//! | `Idempotency-Key` malformed; used with another body | 400 `INVALID_HEADER`; 422 `IDEMPOTENCY_KEY_REUSED` | `an_idempotency_key_means_one_change` |
+//! | a cursor that was not made here, for this list and tenant; `limit` out of range; unknown parameters | 400 `INVALID_CURSOR`, `INVALID_PARAMETER` | `pages_and_reports_that_cannot_be`, `http/cursor`, fuzz `query` |
+//! | a batch with bad events | 200 and each one named; 422 `NO_EVENT_ACCEPTED` when none is good | `ingest_http`, `events_that_cannot_be_counted_say_why` |
+//! | poison: numbers beyond integers, NUL, no time, year 0, no id | refused, quarantined, the next one is served | `events_that_cannot_be_counted_say_why`, fuzz `envelope`, `litellm`, `batch` |
+//! | a tenant that starts, is saturated or frozen; a database away | 503, `Retry-After` | `ingest_http`, `operations`, `http/problem` |
+//! | our own deadline | 503 `TIMEOUT` | `http/door` |
+//! | a panic | 500 `INTERNAL_ERROR`, told like any other | `http/door`, `nothing_that_arrives_ends_the_daemon` |
+//! | answers that a cache could keep | `Cache-Control: no-store` | `every_answer_carries_a_request_id_and_no_advice_to_keep_it` |
+//!
+//! No part of this program yet: tokens without a signature to check (introspection), tenants' own webhook addresses and
+//! policies, conditional writes, downloads as CSV.
+
+use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -302,38 +338,150 @@ async fn every_answer_carries_a_request_id_and_no_advice_to_keep_it() {
     assert_eq!(refused.body["error"]["requestId"], refused.header("x-request-id"));
 }
 
+/// What the server says to these bytes before it closes.
+async fn on_the_wire(address: &str, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // The server may close before it has read everything.
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Asserts one answer in the envelope, and that the connection was closed behind it.
+#[track_caller]
+fn refused_on_the_wire(answer: &str, status: u16, code: &str, shown: &str) {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{shown}: {answer:?}"));
+    assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{shown}: {head}");
+    assert!(head.to_ascii_lowercase().contains("connection: close"), "{shown}: {head}");
+    let body: Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("{shown}: {body}"));
+    assert_eq!(body["error"]["code"], code, "{shown}");
+    let id = body["error"]["requestId"].as_str().unwrap();
+    assert!(head.contains(&format!("x-request-id: {id}")), "{shown}: {head}");
+}
+
 /// What no client library sends: the bytes on the wire.
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_on_the_wire_that_are_no_request() {
     let (daemon, _) = a_tenant().await;
     let address = daemon.platform.base().trim_start_matches("http://").to_owned();
+    let post = "POST /v1/usage/events HTTP/1.1\r\nHost: a\r\n";
     for raw in [
-        "GET / HTTP/1.1\r\n\r\n",
-        "GET /health/live HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-        "POST /v1/usage/events HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "POST /v1/usage/events HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-        "GET /health/live HTTP/1.1\r\nHost: a\r\nX-Folded: a\r\n b\r\n\r\n",
-        "GET /health/live HTTP/9.9\r\nHost: a\r\n\r\n",
-        "\r\n\r\n\x00\x01\x02\x03",
-        "GET /health/live\r\n",
+        "GET / HTTP/1.1\r\n\r\n".to_owned(),
+        "GET /health/live HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".into(),
+        "GET /health/live HTTP/1.1\nHost: a\n\n".into(),
+        "GET /health/live HTTP/1.1\r\nHost: a\nX: b\r\n\r\n".into(),
+        "GET /health/live HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n".into(),
+        "GET /health/live HTTP/1.1\r\nHost: a\r\nX-Folded: a\r\n b\r\n\r\n".into(),
+        "GET /health/live HTTP/1.1\r\nHost: a\r\nX : a\r\n\r\n".into(),
+        "GET /health/live HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n".into(),
+        "GET /health/live HTTP/9.9\r\nHost: a\r\n\r\n".into(),
+        "GET /health/live HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n".into(),
+        "G<T /health/live HTTP/1.1\r\nHost: a\r\n\r\n".into(),
+        "nonsense\r\n\r\n".into(),
+        format!("{post}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        format!("{post}Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"),
+        format!("{post}Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello"),
+        format!("{post}Content-Length: -5\r\n\r\nhello"),
+        format!("{post}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
     ] {
-        let mut stream = TcpStream::connect(&address).await.unwrap();
-        stream.write_all(raw.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        let read = tokio::time::timeout(std::time::Duration::from_secs(5), stream.read_to_end(&mut answer)).await;
-        let text = String::from_utf8_lossy(&answer).into_owned();
-        let first = text.lines().next().unwrap_or_default();
-        let closed_or_answered = read.is_ok() || !text.is_empty();
-        assert!(closed_or_answered, "{raw:?}: neither answered nor closed");
-        assert!(!first.contains(" 500 "), "{raw:?}: {first}");
+        refused_on_the_wire(&on_the_wire(&address, raw.as_bytes()).await, 400, "BAD_REQUEST", &format!("{raw:?}"));
     }
-    // A client that never finishes its headers is not waited for for ever, and others are served meanwhile.
-    let mut slow = TcpStream::connect(&address).await.unwrap();
-    slow.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\nX-Slow:").await.unwrap();
+    let many = "X: y\r\n".repeat(200);
+    let long = format!("X: {}\r\n", "y".repeat(40_000));
+    for headers in [many, long] {
+        let raw = format!("GET /health/live HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
+        refused_on_the_wire(&on_the_wire(&address, raw.as_bytes()).await, 431, "HEADERS_TOO_LARGE", &raw[..60]);
+    }
+    // A second request behind a good one is read as strictly.
+    let second = "GET /health/live HTTP/1.1\r\nHost: a\r\n\r\nGET /health/live HTTP/1.1\r\n\r\n";
+    let answers = on_the_wire(&address, second.as_bytes()).await;
+    assert_eq!(answers.matches("HTTP/1.1 200").count(), 0, "neither is answered when they come as one: {answers}");
+    // And what is unusual and good is served.
+    for good in [
+        "\r\nGET /health/live HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+        "GET /health/live HTTP/1.0\r\n\r\n",
+        "GET http://a/health/live HTTP/1.1\r\nHost:a\r\nX:\r\nConnection:  close \r\n\r\n",
+    ] {
+        let answer = on_the_wire(&address, good.as_bytes()).await;
+        assert!(answer.contains(" 200 OK"), "{good:?}: {answer}");
+    }
+}
+
+/// A client that never finishes its headers is told so and cut off, and others are served meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_never_ends() {
+    let (daemon, _) = a_tenant().await;
+    let address = daemon.platform.base().trim_start_matches("http://").to_owned();
+    let slow = tokio::spawn(async move { on_the_wire(&address, b"GET /health/live HTTP/1.1\r\nHost: a\r\nX:").await });
     assert_eq!(daemon.platform.anonymous().get("/health/live").await.status, 200);
-    let mut rest = Vec::new();
-    let ended = tokio::time::timeout(std::time::Duration::from_secs(10), slow.read_to_end(&mut rest)).await;
-    assert!(ended.is_ok(), "a slow client is cut off");
+    refused_on_the_wire(&slow.await.unwrap(), 408, "REQUEST_TIMEOUT", "a slow head");
+}
+
+/// What serde alone would take for an object with its fields in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn arrays_in_the_place_of_objects() {
+    let (daemon, tenant) = a_tenant().await;
+    let quotas = format!("/v1/quotas/{}", tenant.id);
+    for (body, pointer) in [
+        (r#"{"quotas":[[null,["tenant"],"tokens","day",5]]}"#, "/quotas/0"),
+        (r#"{"quotas":[{"scope":["tenant"],"metric":"tokens","period":"day","limit":5}]}"#, "/quotas/0/scope"),
+    ] {
+        let answer = send(&tenant.api, Method::PUT, &quotas, &[JSON], body).await;
+        answer.refused(422, "VALIDATION_FAILED");
+        assert_eq!(answer.body["error"]["details"]["fields"][0]["pointer"], pointer);
+    }
+    let tenant_body = r#"{"name":"A","externalIds":[["litellm","team","t"]]}"#;
+    send(&daemon.platform, Method::POST, "/v1/tenants", &[JSON], tenant_body).await.refused(422, "VALIDATION_FAILED");
+    let event =
+        format!(r#"{{"eventId":"e","occurredAt":"{}","actor":["u"],"payload":{{"usage":{{"tokens":1}}}}}}"#, now());
+    let answer = send(&tenant.api, Method::POST, "/v1/usage/events", &[JSON], event).await;
+    answer.refused(422, "NO_EVENT_ACCEPTED");
+    assert!(tenant.ledger().await.is_empty());
+}
+
+/// Who calls is told by the credential alone, and from where by the socket.
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_anybody_can_write() {
+    let daemon = Setup::on(Engine::Sqlite).with("AUTH__FAILURES_PER_SOURCE_MAX", 2).start().await;
+    let tenant = daemon.onboard("Acme").await;
+    let anonymous = daemon.platform.anonymous();
+    for name in ["x-consumer-id", "x-consumer-custom-id", "x-authenticated-userid", "x-forwarded-user", "x-tenant-id"] {
+        let answer = send(&anonymous, Method::GET, "/v1/audit", &[(name, tenant.id.as_str())], "").await;
+        answer.refused(401, "AUTHENTICATION_REQUIRED");
+    }
+    for (number, status) in [(1, 401), (2, 401), (3, 429)] {
+        let from = format!("203.0.113.{number}");
+        let token = format!("Bearer a.b.{number}");
+        let headers = [("x-forwarded-for", from.as_str()), ("authorization", token.as_str())];
+        assert_eq!(send(&anonymous, Method::GET, "/v1/audit", &headers, "").await.status, status, "{from}");
+    }
+}
+
+/// Whoever guesses is slowed down, and nobody else behind the same address.
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_that_are_tried_too_often() {
+    let limits = Setup::on(Engine::Sqlite).with("AUTH__FAILURES_PER_CREDENTIAL_MAX", 3);
+    let daemon = limits.with("AUTH__FAILURES_PER_SOURCE_MAX", 8).start().await;
+    let tenant = daemon.onboard("Acme").await;
+    let key = tenant.api.credential();
+    let (public, secret) = key.rsplit_once('_').unwrap();
+    let guess = |number: usize| format!("{public}_{number:0>width$}", width = secret.len());
+    for number in 0..3 {
+        tenant.api.with(&guess(number)).get("/v1/audit").await.refused(401, "INVALID_CREDENTIALS");
+    }
+    let answer = tenant.api.with(&guess(3)).get("/v1/audit").await;
+    answer.refused(429, "TOO_MANY_FAILURES");
+    assert_eq!(answer.header("retry-after"), "60");
+    // The key's owner, whose public id was tried, is not locked out; nor does its success forgive the guesses.
+    assert_eq!(tenant.api.get("/v1/audit").await.status, 200);
+    tenant.api.with(&guess(4)).get("/v1/audit").await.refused(429, "TOO_MANY_FAILURES");
+    // Many different ones are too many together.
+    for (number, status) in [(1, 401), (2, 401), (3, 401), (4, 429)] {
+        let token = format!("a.b.{number}");
+        assert_eq!(tenant.api.with(&token).get("/v1/audit").await.status, status, "{token}");
+    }
+    daemon.platform.get("/v1/tenants").await.ok();
 }
 
 /// Ten thousand deep, megabytes wide, every byte value: whatever arrives, the daemon is there for the next one.

@@ -1,205 +1,164 @@
-//! The real binary, killed without warning while NATS and HTTP feed it. Afterwards every invariant holds against an
-//! oracle that knows what was sent.
+//! The real binary, killed without warning while NATS and HTTP feed it: at every point that has a name (`src/fault.rs`),
+//! and at any moment. Afterwards every invariant holds against an oracle that knows what was sent.
+//!
+//! `CRASH_KILLS=50000` sets how many kills there are on each engine, at least one at each point.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use platform_api::clock;
-use reqwest::Method;
-use serde_json::{Value, json};
-use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::harness::api::Api;
-use crate::harness::bus::Bus;
-use crate::harness::database::Database;
-use crate::harness::events::Envelope;
-use crate::harness::oracle::Oracle;
+use crate::harness::fire::{self, Fire, between, chance};
 use crate::harness::receiver::Receiver;
-use crate::harness::{Daemon, Engine, Setup, Tenant, eventually};
+use crate::harness::{Daemon, Engine, Setup};
 
-const KILLS: usize = 26;
-/// How long the daemon lives before it is killed, in milliseconds: from its first breath to the middle of its work.
+/// Kills on each engine, without those of other stories.
+const KILLS: usize = 144;
+/// Kills between two looks at everything, when nothing is on its way.
+const KILLS_BETWEEN_CHECKS: usize = 48;
+/// How long a daemon lives before it is killed anywhere, in milliseconds: from its first breath to the middle of its work.
 const LIFE_MS: (u64, u64) = (40, 700);
-const USERS: usize = 5;
+
+const TENANTS: [&str; 2] = ["Acme", "Globex"];
+
+/// How one life ends.
+#[derive(Debug, Clone, Copy)]
+pub enum Death {
+    /// At a point, when the process is there for the first, second, … time.
+    At(&'static str),
+    /// At a point that a process passes once for each tenant it opens.
+    Opening(&'static str),
+    /// A little later than at the point, wherever that may be.
+    SoonAfter(&'static str),
+    /// When the answer to a COMMIT was lost and the tenant has been opened anew.
+    AfterDoubt,
+    /// At a point on the way out, after SIGTERM.
+    Leaving(&'static str),
+    /// Anywhere.
+    AtRandom,
+}
+
+const DEATHS: &[Death] = &[
+    // C1: received, nothing begun. C2: written, not committed.
+    Death::At("intake.received"),
+    Death::At("commit.filled"),
+    Death::At("audit.appended"),
+    Death::At("commit.before"),
+    // C3: COMMIT is on its way, or its answer is lost.
+    Death::SoonAfter("commit.before"),
+    Death::AfterDoubt,
+    // C4, C6: committed, nobody knows.
+    Death::At("commit.after"),
+    Death::At("books.before"),
+    Death::At("books.after"),
+    Death::At("answer.before"),
+    Death::At("ack.before"),
+    // C5: acknowledged.
+    Death::At("ack.after"),
+    // C7, C8: the alert is owed; told; told and noted.
+    Death::At("outbox.before"),
+    Death::At("outbox.accepted"),
+    Death::At("outbox.marked"),
+    // C10: while a tenant is taken over.
+    Death::Opening("owner.before"),
+    Death::Opening("owner.after"),
+    // C11: while leaving.
+    Death::Leaving("drain.begun"),
+    Death::Leaving("drain.stream"),
+    Death::Leaving("drain.doors"),
+    Death::Leaving("drain.outlets"),
+    Death::Leaving("drain.tenants"),
+    Death::AtRandom,
+    Death::AtRandom,
+];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_at_any_moment_on_sqlite_nothing_is_lost_or_counted_twice() {
-    killed_at_any_moment(Engine::Sqlite).await;
+async fn killed_anywhere_on_sqlite_nothing_is_lost_or_counted_twice() {
+    killed_anywhere(Engine::Sqlite).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_at_any_moment_on_postgres_nothing_is_lost_or_counted_twice() {
-    killed_at_any_moment(Engine::Postgres).await;
+async fn killed_anywhere_on_postgres_nothing_is_lost_or_counted_twice() {
+    killed_anywhere(Engine::Postgres).await;
 }
 
-/// A tenant under fire, and what is known about it.
-struct Target {
-    tenant: Tenant,
-    oracle: Arc<Oracle>,
-}
-
-async fn killed_at_any_moment(engine: Engine) {
+/// C11: who is asked to leave finishes what it was given, and takes nothing more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_stop_under_load_leaves_nothing_to_be_delivered_again() {
     let pager = Receiver::start().await;
-    let setup = Setup::on(engine).with_nats().with_section(&pager.channel("pager")).with("NATS__ACK_WAIT_MS", 2_000);
-    let mut daemon = setup.start().await;
-    let bus = daemon.bus().await;
-    let mut targets = Vec::new();
-    for name in ["Acme", "Globex"] {
-        let tenant = daemon.onboard(name).await;
-        tenant.put_quotas(quotas()).await;
-        targets.push(Target { tenant, oracle: Arc::new(Oracle::default()) });
+    let mut daemon = fire::setup(Setup::on(Engine::Sqlite), &pager).start().await;
+    let mut fire = Fire::on(&daemon, &pager, &["Acme"]).await;
+    for _ in 0..8 {
+        sleep(Duration::from_millis(between(50, 300))).await;
+        daemon.terminate().await;
+        assert_eq!(fire.bus.unacknowledged().await, 0, "C11: delivered, and left for another time");
+        daemon.restart().await;
     }
+    fire.quench(&daemon).await;
+}
 
-    let fire = Arc::new(AtomicBool::new(true));
-    let mut senders = JoinSet::new();
-    for target in &targets {
-        let (tenant, oracle) = (&target.tenant, &target.oracle);
-        senders.spawn(send_over_nats(bus.clone(), tenant.id.clone(), oracle.clone(), fire.clone()));
-        senders.spawn(send_over_http(tenant.clone(), oracle.clone(), fire.clone()));
-    }
-    let mut lives = Vec::new();
-    for _ in 0..KILLS {
-        let life = Duration::from_millis(between(LIFE_MS.0, LIFE_MS.1));
-        sleep(life).await;
-        daemon.kill().await;
-        lives.push(life.as_millis());
-        for target in &targets {
-            // L6 holds in what a dead daemon left behind.
-            let mut database = Database::of_tenant(&daemon, &target.tenant.id).await;
-            target.oracle.check_cursor(&mut database).await;
-        }
-        // Killed while it starts, too: only now and then do we wait until it is up.
-        daemon.spawn();
-        if chance(3) {
-            daemon.ready().await;
+async fn killed_anywhere(engine: Engine) {
+    let kills = std::env::var("CRASH_KILLS").map_or(KILLS, |kills| kills.parse().expect("a number"));
+    let pager = Receiver::start().await;
+    let mut daemon = fire::setup(Setup::on(engine), &pager).start().await;
+    let mut fire = Fire::on(&daemon, &pager, &TENANTS).await;
+    daemon.kill().await;
+    let mut killed = 0;
+    while killed < kills.max(DEATHS.len()) {
+        die(&mut daemon, DEATHS[killed % DEATHS.len()]).await;
+        fire.check_remains(&daemon).await;
+        killed += 1;
+        if killed % KILLS_BETWEEN_CHECKS == 0 {
+            daemon.restart().await;
+            fire.quench(&daemon).await;
+            fire.light();
+            daemon.kill().await;
         }
     }
-    daemon.ready().await;
-    fire.store(false, Ordering::SeqCst);
-    while let Some(sent) = senders.join_next().await {
-        sent.expect("a sender ends well");
-    }
-
-    daemon.drained(&bus).await;
-    for Target { tenant, oracle } in &targets {
-        let all_there = || async {
-            let mut database = Database::of_tenant(&daemon, &tenant.id).await;
-            let counted = database.number("SELECT COUNT(*) FROM usage_ledger").await;
-            (counted >= oracle.count() as i64).then_some(())
-        };
-        eventually("every event in the ledger", all_there).await;
-        oracle.check(&daemon, tenant).await;
-        every_alert_was_told_once(&daemon, tenant, &pager).await;
-    }
-    let sums: Vec<usize> = targets.iter().map(|target| target.oracle.count()).collect();
+    daemon.restart().await;
+    fire.quench(&daemon).await;
     daemon.terminate().await;
     let verdict = daemon.verify_offline().await;
     assert!(verdict.status.success(), "A1: {}", String::from_utf8_lossy(&verdict.stdout));
-    println!("{engine}: {KILLS} kills after {lives:?} ms, {sums:?} events, 0 violations");
+    println!("{engine}: {killed} kills, {} ways to die, {:?} events, 0 violations", DEATHS.len(), fire.events());
 }
 
-/// Several quotas at once; limits that are crossed on the way.
-fn quotas() -> Value {
-    json!([
-        {"scope": {"type": "tenant"}, "metric": "tokens", "period": "month", "limit": 20_000,
-         "thresholds": [1, 10, 50, 80, 100, 200], "enforcement": "block"},
-        {"scope": {"type": "user", "id": "user-1"}, "metric": "requests", "period": "total", "limit": 200,
-         "thresholds": [10, 50, 100], "enforcement": "alert"},
-        {"scope": {"type": "model", "id": "gpt-4.1"}, "metric": "cost", "period": "month", "limit": "1.5",
-         "thresholds": [5, 50, 100], "enforcement": "alert"},
-        {"scope": {"type": "tenant"}, "metric": "completionTokens", "period": "minute", "limit": 50,
-         "thresholds": [100], "enforcement": "alert"},
-    ])
-}
-
-fn an_event(tenant: &str) -> Envelope {
-    let mut event = Envelope::new(tenant).tokens(between(1, 40) as i64, between(0, 20) as i64);
-    event.user = format!("user-{}", between(0, USERS as u64));
-    event.cost = between(0, 5_000_000) as i64;
-    // Some are late: they belong to minutes and hours that are over.
-    if chance(5) {
-        event.occurred_at = event.occurred_at.plus_micros(-(between(0, 5_400_000) as i64) * 1_000);
-    }
-    event
-}
-
-/// Publishes as a gateway does: some events twice, some on the tenant's own subject.
-async fn send_over_nats(bus: Bus, tenant: String, oracle: Arc<Oracle>, fire: Arc<AtomicBool>) {
-    while fire.load(Ordering::SeqCst) {
-        let event = an_event(&tenant);
-        oracle.sends(&event);
-        for _ in 0..if chance(6) { between(2, 4) } else { 1 } {
-            let sequence = if chance(2) {
-                bus.publish_for(&tenant, &event.json()).await
-            } else {
-                bus.publish(&event.json()).await
-            };
-            oracle.published(sequence, &event);
+/// One life: from the start of the process to its end.
+pub async fn die(daemon: &mut Daemon, death: Death) {
+    let passed = between(0, 6);
+    match death {
+        Death::At(point) => {
+            daemon.spawn_armed(&format!("{point}={passed}*off->return(KILL)"));
+            daemon.dies_at(point).await;
         }
-        sleep(Duration::from_millis(between(0, 12))).await;
-    }
-}
-
-/// Posts batches as a careful client does: until an answer says that they are counted.
-async fn send_over_http(tenant: Tenant, oracle: Arc<Oracle>, fire: Arc<AtomicBool>) {
-    while fire.load(Ordering::SeqCst) {
-        let mut batch: Vec<Envelope> = (0..between(1, 30)).map(|_| an_event(&tenant.id)).collect();
-        batch.iter().for_each(|event| oracle.sends(event));
-        if chance(4) {
-            batch.push(batch[0].clone());
+        Death::Opening(point) => {
+            daemon.spawn_armed(&format!("{point}={}*off->return(KILL)", passed % TENANTS.len() as u64));
+            daemon.dies_at(point).await;
         }
-        post_until_counted(&tenant.api, &batch).await;
-        if chance(10) {
-            // The same id with another body, after the first was counted.
-            let mut other = batch[0].clone();
-            other.prompt_tokens += 1;
-            oracle.conflicts(&other.event_id);
-            post_until_counted(&tenant.api, &[other]).await;
+        Death::SoonAfter(point) => {
+            daemon.spawn_armed(&format!("{point}={passed}*off->return(KILL soon)"));
+            daemon.dies_at(point).await;
         }
-        sleep(Duration::from_millis(between(0, 30))).await;
-    }
-}
-
-async fn post_until_counted(api: &Api, batch: &[Envelope]) {
-    let body = Value::Array(batch.iter().map(Envelope::json).collect()).to_string().into_bytes();
-    eventually("a batch that is counted", || async {
-        let headers = [("content-type", "application/json")];
-        let answer = api.try_raw(Method::POST, "/v1/usage/events", &headers, body.clone()).await.ok()?;
-        match answer.status {
-            200 => Some(()),
-            503 => None,
-            _ => panic!("{} {}", answer.status, answer.text),
+        Death::AfterDoubt => {
+            // Both tenants are opened once; a third time is the one in doubt, opened anew.
+            let opened = TENANTS.len();
+            daemon.spawn_armed(&format!("commit.reply-lost=2*off->1*return;owner.after={opened}*off->return(KILL)"));
+            daemon.dies_at("owner.after").await;
         }
-    })
-    .await;
-}
-
-/// Q3: each alert reached the pager, under one id, however often the daemon died in between.
-async fn every_alert_was_told_once(daemon: &Daemon, tenant: &Tenant, pager: &Receiver) {
-    let mut database = Database::of_tenant(daemon, &tenant.id).await;
-    let ids = database.words("SELECT id FROM alert").await;
-    let expected: std::collections::BTreeSet<String> = ids.iter().map(|row| format!("{}-fired", row[0])).collect();
-    assert!(expected.len() >= 8, "the fire crossed thresholds: {expected:?}");
-    let told = || async {
-        let ids = pager.received().iter().map(|one| one.header("webhook-id").to_owned()).collect::<Vec<_>>();
-        let ours: std::collections::BTreeSet<String> = ids.into_iter().filter(|id| expected.contains(id)).collect();
-        (ours == expected).then_some(())
-    };
-    eventually("every alert at the pager", told).await;
-    for one in pager.received() {
-        let (id, alert) = (one.header("webhook-id"), one.body["data"]["alertId"].as_str().unwrap());
-        assert!(id.starts_with(alert), "{id} tells of {alert}");
+        Death::Leaving(point) => {
+            daemon.spawn_armed(&format!("{point}=return(KILL)"));
+            daemon.ready().await;
+            sleep(Duration::from_millis(between(50, 250))).await;
+            daemon.signal("TERM").await;
+            daemon.dies_at(point).await;
+        }
+        Death::AtRandom => {
+            daemon.spawn();
+            // Killed while it starts, too.
+            if chance(3) {
+                daemon.ready().await;
+            }
+            sleep(Duration::from_millis(between(LIFE_MS.0, LIFE_MS.1))).await;
+            daemon.kill().await;
+        }
     }
-}
-
-/// A number from `least` up to, and without, `most`.
-fn between(least: u64, most: u64) -> u64 {
-    least + u64::from_le_bytes(clock::random_bytes()) % (most - least)
-}
-
-/// One time in `of`.
-fn chance(of: u64) -> bool {
-    between(0, of) == 0
 }

@@ -119,6 +119,21 @@ fn everything_comes_from_the_public_registry_with_its_checksum() {
     }
 }
 
+/// What the tests may do to the process is not in what is shipped: without its feature, the crate does nothing.
+#[test]
+fn a_release_has_no_point_at_which_it_can_be_killed() {
+    let features = |edges: &str| {
+        let arguments = ["tree", "--locked", "--offline", "--prefix=none", "--format={p}|{f}", "--edges", edges];
+        let output = Command::new(env!("CARGO")).current_dir(project()).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = text.lines().find(|line| line.starts_with("fail v")).expect("the crate is there").to_owned();
+        line.split_once('|').unwrap().1.trim_end_matches(" (*)").to_owned()
+    };
+    assert_eq!(features("normal,build"), "", "what `cargo build` compiles");
+    assert_eq!(features("normal,build,dev"), "failpoints", "what `cargo test` compiles");
+}
+
 /// Does an SPDX expression hold when these licences are acceptable? Precedence: parentheses, AND, OR; `/` is an old OR.
 fn satisfied(expression: &str, allowed: &BTreeSet<String>) -> bool {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ").replace(" WITH ", "_WITH_");

@@ -12,11 +12,29 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("clock", &["domain"]),
     ("config", &["domain"]),
-    ("store", &["domain", "config", "clock"]),
-    ("tenant", &["store", "domain", "clock"]),
-    ("directory", &["tenant", "store", "domain", "clock", "config"]),
-    ("intake", &["directory::handle", "tenant::handle", "tenant::message", "domain", "config", "clock", "telemetry"]),
-    ("outlet", &["directory::handle", "tenant::handle", "tenant::message", "domain", "config", "clock", "telemetry"]),
+    ("fault", &[]),
+    ("json", &[]),
+    ("store", &["domain", "config", "clock", "fault"]),
+    ("tenant", &["store", "domain", "clock", "fault"]),
+    ("directory", &["tenant", "store", "domain", "clock", "config", "fault"]),
+    (
+        "intake",
+        &[
+            "directory::handle",
+            "tenant::handle",
+            "tenant::message",
+            "domain",
+            "config",
+            "clock",
+            "json",
+            "telemetry",
+            "fault",
+        ],
+    ),
+    (
+        "outlet",
+        &["directory::handle", "tenant::handle", "tenant::message", "domain", "config", "clock", "telemetry", "fault"],
+    ),
     ("access", &["directory::handle", "tenant::handle", "domain", "config", "clock", "telemetry"]),
     (
         "http",
@@ -35,10 +53,14 @@ const ROOMS: &[(&str, &[&str])] = &[
             "domain",
             "config",
             "clock",
+            "json",
+            "fault",
             "telemetry",
+            "threads",
         ],
     ),
     ("telemetry", &["config", "domain", "clock"]),
+    ("threads", &[]),
 ];
 
 /// Crates that only some rooms may know. The daemon puts everything together and may know all.
@@ -51,6 +73,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ractor", &["tenant", "directory"]),
     ("casbin", &["access"]),
     ("jsonwebtoken", &["access"]),
+    ("fail", &["fault"]),
+    ("rustix", &["threads"]),
 ];
 
 /// A source file of the product: its room, and its text without its tests.

@@ -131,7 +131,7 @@ async fn an_event_for_a_tenant_that_comes_later_is_replayed_from_quarantine() {
 async fn a_flood_of_one_tenant_waits_and_its_neighbour_does_not() {
     on_both(|engine| async move {
         let setup = Setup::on(engine).with_nats().with("TENANTS__PERMITS_EVENTS", 50);
-        let setup = setup.with("TENANTS__COMMIT_EVENTS_MAX", 50).with("NATS__NAK_DELAY_MS", 200);
+        let setup = setup.with("TENANTS__COMMIT_EVENTS_MAX", 50);
         let daemon = setup.start().await;
         let bus = daemon.bus().await;
         let (loud, quiet) = (daemon.onboard("Loud").await, daemon.onboard("Quiet").await);

@@ -1,6 +1,8 @@
 //! The hot transaction, and the books read back.
 
-use super::harness::{House, NOW, assert_same, commit, entry, event, keys_of, opening, post, quota_of, set_quotas};
+use super::harness::{
+    House, NOW, assert_same, commit, commit_expecting, entry, event, keys_of, opening, post, quota_of, set_quotas,
+};
 use crate::domain::books::{Cursor, Missing};
 use crate::domain::chain::{Hash, Head};
 use crate::domain::notice::{Attempt, AttemptResult, Event};
@@ -9,7 +11,8 @@ use crate::domain::quota::{Metric, Scope};
 use crate::domain::sorting::Inserted;
 use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE};
 use crate::domain::usage::UsageEvent;
-use crate::store::posting;
+use crate::store::database::Connection;
+use crate::store::posting::{self, Expecting};
 use crate::store::{StoreError, load, notice, quota};
 
 super::conformance!(
@@ -17,7 +20,12 @@ super::conformance!(
     a_conflict_is_kept_whole_and_once,
     what_a_posting_says_is_what_is_stored,
     an_old_owner_is_fenced,
+    an_old_owner_who_guesses_is_fenced_too,
+    events_taken_for_new_are_counted_once,
+    a_guess_that_is_cut_off_leaves_nothing,
     a_recount_equals_the_ledger,
+    a_recount_begins_with_its_period_and_ends_before_the_next,
+    a_stored_counter_counts_its_own_period_alone,
     a_half_made_transaction_leaves_nothing,
     a_failed_statement_cannot_be_committed,
     the_ledger_and_the_chain_only_grow,
@@ -38,6 +46,10 @@ async fn an_event_is_counted_once(house: &House) {
     assert_eq!(outcomes, [Inserted::Duplicate, Inserted::New, Inserted::Conflict]);
     assert_eq!(books.lifetime.events, 3);
     assert_eq!(books.lifetime.amounts.prompt_tokens, 35);
+
+    let new_first = [event("d", "ada", NOW, 1), event("a", "ada", NOW, 10)];
+    let (books, outcomes) = commit(&mut connection, &books, &new_first, NOW).await.unwrap();
+    assert_eq!(outcomes, [Inserted::New, Inserted::Duplicate]);
     assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
 }
 
@@ -99,7 +111,7 @@ async fn what_a_posting_says_is_what_is_stored(house: &House) {
     .unwrap();
     assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
 
-    let books = set_quotas(&mut connection, &books, quotas[1..3].to_vec(), NOW).await;
+    let books = set_quotas(&mut connection, &books, vec![quotas[2].clone(), quotas[1].clone()], NOW).await;
     let stored = load::read_books(&mut connection, books.tenant).await.unwrap();
     assert_same(&stored, &books);
     assert!(stored.counters.keys().all(|key| key.quota == quotas[1].id || key.quota == quotas[2].id));
@@ -126,6 +138,84 @@ async fn an_old_owner_is_fenced(house: &House) {
     assert_eq!(stored.lifetime.events, 0);
     let (_, outcomes) = commit(&mut new, &taken, &[event("a", "ada", NOW, 10)], NOW).await.unwrap();
     assert_eq!(outcomes, [Inserted::New]);
+}
+
+async fn an_old_owner_who_guesses_is_fenced_too(house: &House) {
+    let (store, mut old, books) = house.owner().await;
+    let mut new = store.open_tenant(books.tenant).await.unwrap();
+    let taken = load::take_over(&mut new, opening(books.tenant, books.head)).await.unwrap();
+    let late = commit_expecting(&mut old, &books, &many("late", 300), NOW, Expecting::New).await;
+    assert!(matches!(late, Err(StoreError::Fenced)), "{late:?}");
+    old.rollback().await.unwrap();
+    let stored = load::read_books(&mut new, books.tenant).await.unwrap();
+    assert_same(&stored, &taken);
+    assert_eq!(ledger_rows(&mut new).await, 0);
+    let (_, outcomes) = commit_expecting(&mut new, &taken, &many("late", 300), NOW, Expecting::New).await.unwrap();
+    assert_eq!(outcomes, vec![Inserted::New; 300]);
+}
+
+async fn events_taken_for_new_are_counted_once(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let first = commit_expecting(&mut connection, &books, &many("a", 300), NOW, Expecting::New).await;
+    let (books, outcomes) = first.unwrap();
+    assert_eq!(outcomes, vec![Inserted::New; 300]);
+    let stored = load::read_books(&mut connection, books.tenant).await.unwrap();
+    assert_same(&stored, &books);
+
+    let mut again = many("b", 299);
+    again.push(event("a-7", "ada", NOW, 10));
+    match commit_expecting(&mut connection, &books, &again, NOW, Expecting::New).await {
+        // SQLite has not guessed.
+        Ok((_, outcomes)) => assert!(house.is_sqlite() && outcomes[299] == Inserted::Duplicate),
+        Err(error) => {
+            assert!(!house.is_sqlite() && matches!(error, StoreError::Known), "{error:?}");
+            assert!(matches!(connection.commit().await, Err(StoreError::Wrong(_))), "of no use any more");
+            assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
+            let (_, outcomes) = commit(&mut connection, &books, &again, NOW).await.unwrap();
+            assert_eq!(outcomes.iter().filter(|outcome| **outcome == Inserted::New).count(), 299);
+            assert_eq!(outcomes[299], Inserted::Duplicate);
+        }
+    }
+    assert_eq!(ledger_rows(&mut connection).await, 599);
+}
+
+async fn a_guess_that_is_cut_off_leaves_nothing(house: &House) {
+    let (store, mut connection, mut books) = house.owner().await;
+    let mut refused = 0;
+    for round in 0..40_u64 {
+        let events = many(&round.to_string(), 2_000);
+        let patience = std::time::Duration::from_micros(round * 500);
+        let cut = commit_expecting(&mut connection, &books, &events, NOW, Expecting::New);
+        let cut = tokio::time::timeout(patience, cut).await;
+        if let Err(error) = connection.begin().await {
+            // Nobody knows whose answer would come next.
+            assert!(matches!(error, StoreError::Unknown(_)), "{error:?}");
+            let again = connection.fetch("SELECT 1", &[]).await;
+            assert!(matches!(again, Err(StoreError::Unknown(_))));
+            refused += 1;
+            connection = store.open_tenant(books.tenant).await.unwrap();
+        } else {
+            connection.rollback().await.unwrap();
+        }
+        let stored = load::read_books(&mut connection, books.tenant).await.unwrap();
+        let added = stored.lifetime.events - books.lifetime.events;
+        assert!(added == 0 || added == 2_000, "{added}");
+        assert_eq!(ledger_rows(&mut connection).await, stored.lifetime.events);
+        if let Ok(committed) = cut {
+            assert_same(&stored, &committed.unwrap().0);
+        }
+        books = stored;
+    }
+    assert!(house.is_sqlite() || refused > 0, "no COPY was cut off");
+}
+
+fn many(word: &str, count: usize) -> Vec<UsageEvent> {
+    (0..count).map(|number| event(&format!("{word}-{number}"), "ada", NOW, 10)).collect()
+}
+
+async fn ledger_rows(connection: &mut Connection) -> i64 {
+    let rows = connection.fetch("SELECT COUNT(*) FROM usage_ledger", &[]).await.unwrap();
+    rows[0].int(0).unwrap()
 }
 
 async fn a_recount_equals_the_ledger(house: &House) {
@@ -184,10 +274,64 @@ async fn a_recount_equals_the_ledger(house: &House) {
     let before = quota::counter(&mut connection, &books, &missing, books.next_position).await.unwrap();
     connection.begin().await.unwrap();
     let events: Vec<&UsageEvent> = late.iter().collect();
-    posting::insert_events(&mut connection, books.next_position, NOW, &events, &keys_of(&events)).await.unwrap();
+    posting::insert_events(&mut connection, books.next_position, NOW, &events, &keys_of(&events), Expecting::Any)
+        .await
+        .unwrap();
     let within = quota::counter(&mut connection, &books, &missing, books.next_position).await.unwrap();
     assert_eq!(within, before);
     connection.rollback().await.unwrap();
+}
+
+async fn a_recount_begins_with_its_period_and_ends_before_the_next(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    // What was recorded long before ends where the search for the minute begins.
+    let long_before = NOW.plus_micros(-MICROS_PER_DAY);
+    let (mut books, _) =
+        commit(&mut connection, &books, &[event("old", "ada", long_before, 1_000)], long_before).await.unwrap();
+    let minute = period::window(PeriodKind::Minute, NOW, &books.time_zone);
+    let hour = period::window(PeriodKind::Hour, NOW, &books.time_zone);
+    let instants = [
+        hour.start.plus_micros(-1),
+        hour.start,
+        minute.start,
+        minute.start.plus_micros(-1),
+        minute.end.plus_micros(-1),
+        minute.end,
+        hour.end.plus_micros(-1),
+        hour.end,
+    ];
+    for first in [2, 0] {
+        // In one order the first row behind the old one is the minute's own, in the other it is not.
+        let rotated = instants.iter().cycle().skip(first).take(instants.len());
+        let events: Vec<UsageEvent> =
+            rotated.enumerate().map(|(number, at)| event(&format!("{first}-{number}"), "ada", *at, 10)).collect();
+        books = commit(&mut connection, &books, &events, hour.end).await.unwrap().0;
+        for (kind, window, expected) in [(PeriodKind::Minute, minute, 2), (PeriodKind::Hour, hour, 6)] {
+            let quota = quota_of(Scope::Tenant, Metric::Requests, kind, 10);
+            let missing = Missing { quota, window, recount: true };
+            let counter = quota::counter(&mut connection, &books, &missing, books.next_position).await.unwrap();
+            assert_eq!(counter.used, expected * books.lifetime.events / 8, "{kind:?}");
+        }
+    }
+}
+
+async fn a_stored_counter_counts_its_own_period_alone(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let daily = quota_of(Scope::Tenant, Metric::Requests, PeriodKind::Day, 100);
+    let books = set_quotas(&mut connection, &books, vec![daily.clone()], NOW).await;
+    let (books, _) = commit(&mut connection, &books, &[event("a", "ada", NOW, 10)], NOW).await.unwrap();
+    let window = period::window(PeriodKind::Day, NOW, &books.time_zone);
+    house.tamper(books.tenant, "UPDATE counter SET used = 77").await;
+    let known = Missing { quota: daily, window, recount: false };
+    let anew = Missing { recount: true, ..known.clone() };
+    for (missing, used) in [(&known, 77), (&anew, 1)] {
+        let counter = quota::counter(&mut connection, &books, missing, books.next_position).await.unwrap();
+        assert_eq!(counter.used, used);
+    }
+    // A calendar that has moved the end of the day has made it another day.
+    house.tamper(books.tenant, "UPDATE counter SET period_end = period_end + 1").await;
+    let counter = quota::counter(&mut connection, &books, &known, books.next_position).await.unwrap();
+    assert_eq!(counter.used, 1);
 }
 
 async fn a_half_made_transaction_leaves_nothing(house: &House) {
@@ -195,7 +339,9 @@ async fn a_half_made_transaction_leaves_nothing(house: &House) {
     let lost = [event("lost", "ada", NOW, 10)];
     let events: Vec<&UsageEvent> = lost.iter().collect();
     connection.begin().await.unwrap();
-    posting::insert_events(&mut connection, books.next_position, NOW, &events, &keys_of(&events)).await.unwrap();
+    posting::insert_events(&mut connection, books.next_position, NOW, &events, &keys_of(&events), Expecting::Any)
+        .await
+        .unwrap();
     // The future of this unit of work was dropped here; the next one begins.
     let (books, outcomes) = commit(&mut connection, &books, &lost, NOW).await.unwrap();
     assert_eq!(outcomes, [Inserted::New]);
@@ -332,6 +478,18 @@ async fn deliveries_are_due_until_they_are_settled(house: &House) {
     assert_eq!(notice::owed_count(&mut connection).await.unwrap(), 1);
     let due = notice::due(&mut connection, later, 10).await.unwrap();
     assert_eq!((due[0].channel.as_str(), due[0].event), ("mail", Event::Resolved));
+    let settled = "SELECT channel, event, outcome, reason FROM outbox ORDER BY channel, event";
+    let settled: Vec<String> = connection
+        .fetch(settled, &[])
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| (0..4).map(|at| row.text(at).unwrap()).collect::<Vec<_>>().join(" "))
+        .collect();
+    assert_eq!(
+        settled,
+        ["mail fired gaveUp 410", "mail resolved owed ", "pager fired delivered ", "pager resolved delivered "]
+    );
 }
 
 async fn large_batches_come_back_in_order(house: &House) {

@@ -15,18 +15,18 @@ use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Enforcement, Metric, Quota, Scope};
 use crate::domain::sorting::Inserted;
 use crate::domain::time::{MICROS_PER_DAY, Timestamp};
-use crate::domain::usage::{Amounts, BodyHash, EventKey, Flags, Kind, Status, Subject, UsageEvent};
+use crate::domain::usage::{Amounts, Flags, Identity, Kind, Status, Subject, UsageEvent};
 use crate::store::database::{Connection, Store};
 use crate::store::load::{self, Opening};
-use crate::store::posting;
+use crate::store::posting::{self, Expecting};
 use crate::store::{StoreError, quota};
 
 /// 2026-11-20T15:37:12Z.
-pub(super) const NOW: Timestamp = Timestamp(1_795_189_032_000_000);
+pub(crate) const NOW: Timestamp = Timestamp(1_795_189_032_000_000);
 pub(super) const RETENTION: i64 = 400 * MICROS_PER_DAY;
 
 /// Where one test lives: its own databases, on one engine.
-pub(super) struct House {
+pub(crate) struct House {
     pub(super) settings: config::Store,
     pub(super) directory: Option<TempDir>,
     control: String,
@@ -44,13 +44,13 @@ fn server_with(database: &str) -> String {
 }
 
 impl House {
-    pub(super) fn on_sqlite() -> House {
+    pub(crate) fn on_sqlite() -> House {
         let directory = TempDir::new().unwrap();
         let url = format!("sqlite:{}", directory.path().join("data").display());
         House::at(url, Some(directory), String::new())
     }
 
-    pub(super) fn on_postgres() -> House {
+    pub(crate) fn on_postgres() -> House {
         let control = format!("test_store_{}", crate::clock::new_id().simple());
         House::at(server_with(&control), None, control)
     }
@@ -61,7 +61,7 @@ impl House {
     }
 
     /// Runs a story, and removes its databases however it ends.
-    pub(super) async fn run<F: Future<Output = ()>>(self, story: impl FnOnce(&'static House) -> F) {
+    pub(crate) async fn run<F: Future<Output = ()>>(self, story: impl FnOnce(&'static House) -> F) {
         let house: &'static House = Box::leak(Box::new(self));
         let ended = AssertUnwindSafe(story(house)).catch_unwind().await;
         house.remove().await;
@@ -85,7 +85,7 @@ impl House {
         }
     }
 
-    pub(super) fn is_sqlite(&self) -> bool {
+    pub(crate) fn is_sqlite(&self) -> bool {
         self.directory.is_some()
     }
 
@@ -109,7 +109,7 @@ impl House {
     }
 
     /// A store with one tenant, taken over.
-    pub(super) async fn owner(&self) -> (Store, Connection, Books) {
+    pub(crate) async fn owner(&self) -> (Store, Connection, Books) {
         let store = self.store().await;
         let tenant = self.tenant(&store).await;
         let mut connection = store.open_tenant(tenant).await.unwrap();
@@ -152,7 +152,7 @@ pub(super) fn opening(tenant: TenantId, witnessed: Head) -> Opening {
     }
 }
 
-pub(super) fn event(id: &str, user: &str, at: Timestamp, tokens: i64) -> UsageEvent {
+pub(crate) fn event(id: &str, user: &str, at: Timestamp, tokens: i64) -> UsageEvent {
     UsageEvent {
         source: "litellm".into(),
         event_id: id.into(),
@@ -182,7 +182,7 @@ pub(super) fn event(id: &str, user: &str, at: Timestamp, tokens: i64) -> UsageEv
     }
 }
 
-pub(super) fn quota_of(scope: Scope, metric: Metric, period: PeriodKind, limit: i64) -> Quota {
+pub(crate) fn quota_of(scope: Scope, metric: Metric, period: PeriodKind, limit: i64) -> Quota {
     Quota {
         id: QuotaId(crate::clock::new_id()),
         scope,
@@ -194,8 +194,8 @@ pub(super) fn quota_of(scope: Scope, metric: Metric, period: PeriodKind, limit: 
     }
 }
 
-pub(super) fn keys_of(events: &[&UsageEvent]) -> Vec<(EventKey, BodyHash)> {
-    events.iter().map(|event| (event.key(), event.body_hash())).collect()
+pub(super) fn keys_of(events: &[&UsageEvent]) -> Vec<Identity> {
+    events.iter().map(|event| event.identity()).collect()
 }
 
 /// One commit as a writer makes it; answers the new books and what became of each event.
@@ -205,13 +205,23 @@ pub(super) async fn commit(
     events: &[UsageEvent],
     now: Timestamp,
 ) -> Result<(Books, Vec<Inserted>), StoreError> {
+    commit_expecting(connection, books, events, now, Expecting::Any).await
+}
+
+/// As [`commit`], with a guess about the events.
+pub(super) async fn commit_expecting(
+    connection: &mut Connection,
+    books: &Books,
+    events: &[UsageEvent],
+    now: Timestamp,
+    expecting: Expecting,
+) -> Result<(Books, Vec<Inserted>), StoreError> {
     let events: Vec<&UsageEvent> = events.iter().collect();
     let keys = keys_of(&events);
     connection.begin().await?;
-    let outcomes = posting::insert_events(connection, books.next_position, now, &events, &keys).await?;
+    let outcomes = posting::insert_events(connection, books.next_position, now, &events, &keys, expecting).await?;
     let with = |wanted: Inserted| (0..events.len()).filter(|at| outcomes[*at] == wanted).collect::<Vec<_>>();
-    let conflicts: Vec<_> =
-        with(Inserted::Conflict).into_iter().map(|at| (events[at], keys[at].0, keys[at].1)).collect();
+    let conflicts: Vec<_> = with(Inserted::Conflict).into_iter().map(|at| (events[at], keys[at])).collect();
     posting::keep_conflicts(connection, now, &conflicts).await?;
     let new: Vec<&UsageEvent> = with(Inserted::New).into_iter().map(|at| events[at]).collect();
     let new_keys: Vec<_> = with(Inserted::New).into_iter().map(|at| keys[at]).collect();
@@ -249,7 +259,7 @@ pub(super) async fn post(
 }
 
 /// Sets quotas, recounting what the change needs.
-pub(super) async fn set_quotas(
+pub(crate) async fn set_quotas(
     connection: &mut Connection,
     books: &Books,
     quotas: Vec<Quota>,

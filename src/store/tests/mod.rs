@@ -6,7 +6,7 @@
 mod books;
 mod catalogue;
 mod databases;
-mod harness;
+pub(crate) mod harness;
 mod measure;
 mod reports;
 
@@ -27,4 +27,4 @@ macro_rules! conformance {
         }
     };
 }
-use conformance;
+pub(crate) use conformance;

@@ -10,6 +10,8 @@ use crate::store::{audit, notice, usage};
 
 super::conformance!(
     rollups_add_up_by_the_dimensions_asked_for,
+    a_report_holds_the_quarters_that_begin_in_its_window,
+    the_ledger_is_searched_by_time,
     ledger_pages_are_complete_and_filtered,
     alert_pages_are_complete,
     verification_finds_a_changed_byte,
@@ -21,12 +23,14 @@ async fn rollups_add_up_by_the_dimensions_asked_for(house: &House) {
     let events: Vec<UsageEvent> = (0..60_i64)
         .map(|number| {
             let user = ["ada", "bob", "eve"][number as usize % 3];
-            event(&format!("{number}"), user, NOW.plus_micros(-number * 5 * MICROS_PER_MINUTE), number)
+            event(&format!("{number}"), user, NOW.plus_micros(-number * MICROS_PER_MINUTE), number)
         })
         .collect();
-    // In two commits, so that rollups are added to.
-    let (books, _) = commit(&mut connection, &books, &events[..30], NOW).await.unwrap();
-    let (books, _) = commit(&mut connection, &books, &events[30..], NOW).await.unwrap();
+    // In two commits, each with something for nearly every rollup, so that they are added to.
+    let (some, others): (Vec<UsageEvent>, Vec<UsageEvent>) =
+        events.iter().cloned().partition(|event| event.amounts.prompt_tokens / 6 % 2 == 0);
+    let (books, _) = commit(&mut connection, &books, &some, NOW).await.unwrap();
+    let (books, _) = commit(&mut connection, &books, &others, NOW).await.unwrap();
     let window = Window { start: NOW.plus_micros(-MICROS_PER_DAY), end: NOW.plus_micros(MICROS_PER_DAY) };
     for group_by in [vec![], vec![Dimension::User], vec![Dimension::Model, Dimension::User], Dimension::ALL.to_vec()] {
         let query = UsageQuery { window, granularity: PeriodKind::Hour, group_by: group_by.clone() };
@@ -52,6 +56,44 @@ async fn rollups_add_up_by_the_dimensions_asked_for(house: &House) {
     assert_eq!(usage::rollups(&mut connection, &query).await.unwrap(), []);
 }
 
+async fn a_report_holds_the_quarters_that_begin_in_its_window(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let start = period::rollup_start(NOW);
+    let quarter = |number: i64| start.plus_micros(number * period::ROLLUP_MICROS);
+    let events = [-1, 0, 1, 2].map(|number| event(&format!("{number}"), "ada", quarter(number), 10));
+    let (_, _) = commit(&mut connection, &books, &events, quarter(2)).await.unwrap();
+    let window = Window { start: quarter(0), end: quarter(2) };
+    let query = UsageQuery { window, granularity: PeriodKind::Hour, group_by: vec![] };
+    let found = usage::rollups(&mut connection, &query).await.unwrap();
+    assert_eq!(found.iter().map(|(start, _, _)| *start).collect::<Vec<_>>(), [quarter(0), quarter(1)]);
+}
+
+async fn the_ledger_is_searched_by_time(house: &House) {
+    let (_store, mut connection, mut books) = house.owner().await;
+    let recorded = |hour: i64| NOW.plus_micros(hour * 2 * MICROS_PER_HOUR);
+    for hour in 0..5 {
+        let events = [0, 1].map(|number| event(&format!("{hour}-{number}"), "ada", recorded(hour), 10));
+        books = commit(&mut connection, &books, &events, recorded(hour)).await.unwrap().0;
+    }
+    // Positions begin at 1; an hour is left as a margin for a clock that steps back.
+    for hour in 1..5 {
+        let after_the_hour_before = 2 * hour + 1;
+        let margin = recorded(hour).plus_micros(MICROS_PER_HOUR);
+        for instant in [recorded(hour), margin] {
+            let floor = usage::position_floor(&mut connection, instant).await.unwrap();
+            assert_eq!(floor, after_the_hour_before, "hour {hour}");
+        }
+        let floor = usage::position_floor(&mut connection, margin.plus_micros(1)).await.unwrap();
+        assert_eq!(floor, after_the_hour_before + 2, "hour {hour}");
+        // The first row at the floor is a part of what is asked for.
+        let window = Window { start: recorded(hour), end: recorded(hour).plus_micros(1) };
+        let query = LedgerQuery { before: None, limit: 9, window: Some(window), subject: Subject::default() };
+        let page = usage::page(&mut connection, &query).await.unwrap();
+        let found: Vec<i64> = page.items.iter().map(|row| row.position).collect();
+        assert_eq!(found, [after_the_hour_before + 1, after_the_hour_before]);
+    }
+}
+
 async fn ledger_pages_are_complete_and_filtered(house: &House) {
     let (_store, mut connection, mut books) = house.owner().await;
     let mut all: Vec<UsageEvent> = Vec::new();
@@ -61,20 +103,40 @@ async fn ledger_pages_are_complete_and_filtered(house: &House) {
             .map(|number| {
                 let user = ["ada", "bob"][number as usize % 2];
                 let age = if number == 9 { 3 * MICROS_PER_HOUR } else { number * MICROS_PER_MINUTE };
-                event(&format!("{hour}-{number}"), user, now.plus_micros(-age), number)
+                let mut event = event(&format!("{hour}-{number}"), user, now.plus_micros(-age), number);
+                event.subject.group = format!("group-{}", number % 3);
+                event.subject.api_key = format!("key-{}", number % 4);
+                event.subject.provider = format!("provider-{}", number % 5);
+                event
             })
             .collect();
         books = commit(&mut connection, &books, &events, now).await.unwrap().0;
         all.extend(events);
     }
     all.reverse();
-    let bob = Subject { user: "bob".into(), ..Subject::default() };
     let hour = Window { start: NOW.plus_micros(2 * MICROS_PER_HOUR), end: NOW.plus_micros(3 * MICROS_PER_HOUR) };
-    for (window, subject) in [(None, Subject::default()), (None, bob.clone()), (Some(hour), bob)] {
+    let everybody = Subject::default();
+    let bob = Subject { user: "bob".into(), ..everybody.clone() };
+    let questions = [
+        (None, everybody.clone()),
+        (Some(hour), everybody.clone()),
+        (None, bob.clone()),
+        (Some(hour), bob.clone()),
+        (None, Subject { group: "group-1".into(), ..everybody.clone() }),
+        (None, Subject { api_key: "key-1".into(), ..everybody.clone() }),
+        (None, Subject { model: "gpt-5".into(), ..everybody.clone() }),
+        (None, Subject { provider: "provider-1".into(), ..everybody }),
+        (None, Subject { group: "group-1".into(), ..bob }),
+    ];
+    for (window, subject) in questions {
+        let asked = |dimension: &Dimension| !dimension.of(&subject).is_empty();
         let expected: Vec<&UsageEvent> = all
             .iter()
             .filter(|event| window.is_none_or(|window: Window| window.contains(event.occurred_at)))
-            .filter(|event| subject.user.is_empty() || event.subject.user == subject.user)
+            .filter(|event| {
+                let mut dimensions = Dimension::ALL.into_iter().filter(asked);
+                dimensions.all(|dimension| dimension.of(&event.subject) == dimension.of(&subject))
+            })
             .collect();
         assert!(expected.len() > 2);
         let mut query = LedgerQuery { before: None, limit: 3, window, subject };

@@ -18,7 +18,7 @@ pub struct Bus {
 impl Bus {
     /// Connects, and waits until the daemon has made what it reads from: it is ready without NATS.
     pub async fn of(names: &Names) -> Bus {
-        let client = async_nats::connect(services::nats_url()).await.expect("NATS runs");
+        let client = async_nats::connect(&names.url).await.expect("NATS runs");
         let jetstream = jetstream::new(client.clone());
         eventually("the stream and its consumer", || async {
             let stream = jetstream.get_stream(&names.stream).await.ok()?;
@@ -40,15 +40,33 @@ impl Bus {
     }
 
     pub async fn publish_bytes(&self, subject: &str, bytes: Vec<u8>) -> u64 {
-        let sent = self.jetstream.publish(subject.to_owned(), bytes.into()).await.expect("connected");
-        sent.await.expect("the stream takes it").sequence
+        self.try_publish(subject, bytes).await.expect("the stream takes it")
     }
 
-    /// Messages that the daemon has not acknowledged: waiting and in flight.
+    /// The same, for a server that may be dead. Without an answer the stream may have it all the same.
+    pub async fn try_publish(&self, subject: &str, bytes: Vec<u8>) -> Option<u64> {
+        let sent = self.jetstream.publish(subject.to_owned(), bytes.into()).await.ok()?;
+        sent.await.ok().map(|taken| taken.sequence)
+    }
+
+    /// Messages that the daemon has not acknowledged: waiting and in flight. Unknown while its consumer is made anew,
+    /// as it is with each session.
     pub async fn backlog(&self) -> u64 {
         let stream = self.jetstream.get_stream(&self.stream).await.expect("the stream is there");
-        let info = stream.consumer_info(&self.consumer).await.expect("the consumer is there");
-        info.num_pending + info.num_ack_pending as u64
+        let info = stream.consumer_info(&self.consumer).await;
+        info.map_or(u64::MAX, |info| info.num_pending + info.num_ack_pending as u64)
+    }
+
+    /// Messages that were delivered and not acknowledged: they come again.
+    pub async fn unacknowledged(&self) -> usize {
+        let stream = self.jetstream.get_stream(&self.stream).await.expect("the stream is there");
+        stream.consumer_info(&self.consumer).await.expect("the consumer is there").num_ack_pending
+    }
+
+    /// Up to which message of the stream everything is acknowledged.
+    pub async fn acked(&self) -> u64 {
+        let stream = self.jetstream.get_stream(&self.stream).await.expect("the stream is there");
+        stream.consumer_info(&self.consumer).await.map_or(0, |info| info.ack_floor.stream_sequence)
     }
 
     /// The payloads of the alert stream, oldest first.
@@ -68,6 +86,8 @@ impl Bus {
 /// Streams and subjects of one daemon under test.
 #[derive(Debug, Clone)]
 pub struct Names {
+    /// Of the server; empty without one.
+    pub url: String,
     pub subject: String,
     pub stream: String,
     pub consumer: String,
@@ -76,9 +96,10 @@ pub struct Names {
 }
 
 impl Names {
-    pub fn unique() -> Names {
+    pub fn unique(url: &str) -> Names {
         let word = services::unique();
         Names {
+            url: url.to_owned(),
             subject: format!("suite.{word}.quota.updated"),
             stream: format!("SUITE_{word}_USAGE"),
             consumer: format!("suite-{word}"),
@@ -88,7 +109,7 @@ impl Names {
     }
 
     pub async fn delete(&self) {
-        let Ok(client) = async_nats::connect(services::nats_url()).await else { return };
+        let Ok(client) = async_nats::connect(&self.url).await else { return };
         let jetstream = jetstream::new(client);
         let _ = jetstream.delete_stream(&self.stream).await;
         let _ = jetstream.delete_stream(&self.alert_stream).await;

@@ -1,6 +1,7 @@
 //! The real binary, started with a configuration of its own, and killed at will.
 
 use std::fmt::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::Mutex;
@@ -13,7 +14,7 @@ use tokio::time::{Duration, timeout};
 use super::api::Api;
 use super::bus::{Bus, Names};
 use super::tenant::Tenant;
-use super::{Engine, PATIENCE, database, eventually, services};
+use super::{Engine, PATIENCE, database, eventually, process, services};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_platform-api");
 pub const BOOTSTRAP_KEY: &str = "suite-bootstrap-key-0123456789abcdef";
@@ -23,25 +24,68 @@ pub const PEPPER: &str = "suite-pepper-0123456789abcdef-0123456789";
 #[derive(Debug, Clone)]
 pub struct Setup {
     engine: Engine,
-    nats: bool,
-    redis: bool,
+    /// Where the Postgres server is: for the tests, and for the daemon, which may reach it through a proxy.
+    admin_url: String,
+    server_url: String,
+    nats_url: Option<String>,
+    redis_url: Option<String>,
+    /// Where SQLite keeps its files; in the daemon's own folder when absent.
+    data: Option<PathBuf>,
     /// More TOML, table by table.
     sections: Vec<String>,
     environment: Vec<(String, String)>,
+    /// Mistakes that every process makes.
+    planted: String,
 }
 
 impl Setup {
     pub fn on(engine: Engine) -> Setup {
-        Setup { engine, nats: false, redis: false, sections: Vec::new(), environment: Vec::new() }
+        Setup {
+            engine,
+            admin_url: services::postgres_url(),
+            server_url: services::postgres_url(),
+            nats_url: None,
+            redis_url: None,
+            data: None,
+            sections: Vec::new(),
+            environment: Vec::new(),
+            planted: String::new(),
+        }
     }
 
-    pub fn with_nats(mut self) -> Setup {
-        self.nats = true;
+    /// Another Postgres server than everybody's, and the address at which the daemon finds it.
+    pub fn on_server(mut self, admin_url: &str, server_url: &str) -> Setup {
+        (self.admin_url, self.server_url) = (admin_url.to_owned(), server_url.to_owned());
         self
     }
 
-    pub fn with_redis(mut self) -> Setup {
-        self.redis = true;
+    pub fn with_nats(self) -> Setup {
+        self.with_nats_at(services::nats_url())
+    }
+
+    pub fn with_nats_at(mut self, url: String) -> Setup {
+        self.nats_url = Some(url);
+        self
+    }
+
+    pub fn with_redis(self) -> Setup {
+        self.with_redis_at(services::redis_url())
+    }
+
+    pub fn with_redis_at(mut self, url: String) -> Setup {
+        self.redis_url = Some(url);
+        self
+    }
+
+    /// SQLite's files in this folder.
+    pub fn with_data(mut self, folder: &Path) -> Setup {
+        self.data = Some(folder.to_owned());
+        self
+    }
+
+    /// A variable that is no setting: `LD_PRELOAD`.
+    pub fn with_variable(mut self, name: &str, value: &str) -> Setup {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -54,6 +98,12 @@ impl Setup {
     /// One setting, as the environment writes it: `TENANTS__IDLE_MS`.
     pub fn with(mut self, name: &str, value: impl ToString) -> Setup {
         self.environment.push((format!("PLATFORM_API__{name}"), value.to_string()));
+        self
+    }
+
+    /// A mistake that every process of this daemon makes: see `src/fault.rs`.
+    pub fn planting(mut self, mistake: &str) -> Setup {
+        self.planted = format!("{mistake}=return");
         self
     }
 
@@ -76,27 +126,40 @@ pub struct Daemon {
     control_database: String,
     tenants: Mutex<Vec<String>>,
     child: Option<Child>,
+    is_peer: bool,
 }
 
 impl Daemon {
     /// Everything but the process.
     pub async fn prepare(setup: Setup) -> Daemon {
-        let folder = tempfile::Builder::new().prefix("platform-api-suite").tempdir().expect("a temporary folder");
-        let base = format!("http://127.0.0.1:{}", services::free_port());
         let control_database = format!("suite_{}", services::unique());
         if setup.engine == Engine::Postgres {
-            database::create(&control_database).await;
+            database::create(&setup.admin_url, &control_database).await;
         }
+        let names = Names::unique(setup.nats_url.as_deref().unwrap_or_default());
+        Daemon::node(setup, control_database, names, false)
+    }
+
+    /// Another node, on the same databases and streams, which do not end with it.
+    pub fn peer(&self) -> Daemon {
+        assert_eq!(self.engine, Engine::Postgres, "files have one owner");
+        Daemon::node(self.setup.clone(), self.control_database.clone(), self.names.clone(), true)
+    }
+
+    fn node(setup: Setup, control_database: String, names: Names, is_peer: bool) -> Daemon {
+        let folder = tempfile::Builder::new().prefix("platform-api-suite").tempdir().expect("a temporary folder");
+        let base = format!("http://127.0.0.1:{}", services::free_port());
         let daemon = Daemon {
             engine: setup.engine,
             folder,
-            names: Names::unique(),
+            names,
             redis_prefix: format!("suite:{}:", services::unique()),
             platform: Api::at(&base).with(BOOTSTRAP_KEY),
             setup,
             control_database,
             tenants: Mutex::default(),
             child: None,
+            is_peer,
         };
         std::fs::write(daemon.config_file(), daemon.config()).expect("the folder is ours");
         daemon
@@ -109,13 +172,31 @@ impl Daemon {
     pub fn store_url(&self) -> String {
         match self.engine {
             Engine::Sqlite => format!("sqlite:{}", self.data().display()),
-            Engine::Postgres => services::postgres_database_url(&self.control_database),
+            Engine::Postgres => services::database_url(&self.setup.server_url, &self.control_database),
         }
+    }
+
+    pub fn control_database(&self) -> &str {
+        &self.control_database
+    }
+
+    /// A database of the server, as the tests reach it.
+    pub fn database_url(&self, name: &str) -> String {
+        services::database_url(&self.setup.admin_url, name)
+    }
+
+    pub fn admin_url(&self) -> &str {
+        &self.setup.admin_url
     }
 
     /// Where SQLite keeps its files.
     pub fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.setup.data.clone().unwrap_or_else(|| self.folder.path().join("data"))
+    }
+
+    /// Where SQLite keeps a tenant's books.
+    pub fn tenant_file(&self, tenant: &str) -> PathBuf {
+        self.data().join("tenants").join(format!("{tenant}.db"))
     }
 
     fn config(&self) -> String {
@@ -126,14 +207,14 @@ impl Daemon {
         let _ = writeln!(toml, "[tenants]\nopen_max = 8\nrestart_backoff_ms = 50");
         let _ = writeln!(toml, "[auth]\nbootstrap_key = \"{BOOTSTRAP_KEY}\"\nkey_pepper = \"{PEPPER}\"");
         let _ = writeln!(toml, "[telemetry]\nlog = \"info,platform_api=debug\"\nlog_format = \"json\"");
-        if self.setup.nats {
-            let Names { subject, stream, consumer, alert_subject, alert_stream } = &self.names;
-            let _ = writeln!(toml, "[nats]\nurl = \"{}\"\nstream = \"{stream}\"", services::nats_url());
+        if self.setup.nats_url.is_some() {
+            let Names { url, subject, stream, consumer, alert_subject, alert_stream } = &self.names;
+            let _ = writeln!(toml, "[nats]\nurl = \"{url}\"\nstream = \"{stream}\"");
             let _ = writeln!(toml, "consumer = \"{consumer}\"\nsubject = \"{subject}\"");
             let _ = writeln!(toml, "alert_subject = \"{alert_subject}\"\nalert_stream = \"{alert_stream}\"");
         }
-        if self.setup.redis {
-            let _ = writeln!(toml, "[redis]\nurl = \"{}\"", services::redis_url());
+        if let Some(url) = &self.setup.redis_url {
+            let _ = writeln!(toml, "[redis]\nurl = \"{url}\"");
             let _ = writeln!(toml, "key_prefix = \"{}\"", self.redis_prefix);
         }
         self.setup.sections.iter().for_each(|section| toml.push_str(section));
@@ -155,12 +236,22 @@ impl Daemon {
 
     /// Starts the process, and waits for nothing.
     pub fn spawn(&mut self) {
+        self.spawn_armed("");
+    }
+
+    /// The same with points at which the process dies or stops, and mistakes it makes: see `src/fault.rs`.
+    pub fn spawn_armed(&mut self, points: &str) {
         assert!(self.child.is_none(), "the daemon runs already");
         let log = std::fs::File::options().create(true).append(true).open(self.log_file()).expect("a log file");
         let config = self.config_file();
         let mut command = self.command(&["serve", "--config", config.to_str().expect("a plain path")]);
+        command.env("FAILPOINTS", [&self.setup.planted, points].join(";"));
         let output = log.try_clone().expect("a second handle");
         self.child = Some(command.stdin(Stdio::null()).stdout(output).stderr(log).spawn().expect("the binary starts"));
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Starts the process and waits until it is ready.
@@ -191,12 +282,40 @@ impl Daemon {
         child.kill().await.expect("a process of ours");
     }
 
+    /// Waits for the process to die at the point it is armed with.
+    ///
+    /// # Panics
+    /// When it does not, naming the point: nothing led there.
+    pub async fn dies_at(&mut self, point: &str) {
+        let mut child = self.child.take().expect("the daemon runs");
+        let Ok(ended) = timeout(PATIENCE, child.wait()).await else {
+            panic!("{point} was never reached\n{}", self.log_tail());
+        };
+        let status = ended.expect("our child");
+        assert_eq!(status.signal(), Some(9), "{point}: ended with {status}\n{}", self.log_tail());
+    }
+
+    /// Sends the process a signal: `TERM`, `STOP`, `CONT`.
+    pub async fn signal(&self, signal: &str) {
+        process::signal(self.process(), signal).await;
+    }
+
+    /// The running process.
+    pub fn process(&self) -> u32 {
+        self.child.as_ref().and_then(Child::id).expect("the daemon runs")
+    }
+
+    /// Has it stopped in the middle of what it was doing?
+    pub fn is_frozen(&self) -> bool {
+        let id = self.child.as_ref().and_then(Child::id).expect("the daemon runs");
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).expect("a process of ours");
+        stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
+    }
+
     /// SIGTERM; the status it ends with.
     pub async fn stop(&mut self) -> ExitStatus {
+        self.signal("TERM").await;
         let mut child = self.child.take().expect("the daemon runs");
-        let id = child.id().expect("it has not been awaited").to_string();
-        let sent = Command::new("kill").args(["-TERM", &id]).status().await.expect("kill is there");
-        assert!(sent.success());
         timeout(PATIENCE, child.wait()).await.expect("it ends when asked to").expect("our child")
     }
 
@@ -262,8 +381,8 @@ impl Drop for Daemon {
         }
         let (child, names) = (self.child.take(), self.names.clone());
         let tenants = std::mem::take(&mut *self.tenants.lock().unwrap());
-        let databases = (self.engine == Engine::Postgres).then(|| self.control_database.clone());
-        let nats = self.setup.nats;
+        let databases = (self.engine == Engine::Postgres && !self.is_peer).then(|| self.control_database.clone());
+        let (nats, admin_url) = (self.setup.nats_url.is_some() && !self.is_peer, self.setup.admin_url.clone());
         // A runtime of its own: this one may be unwinding.
         let ending = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -272,7 +391,7 @@ impl Drop for Daemon {
                     let _ = child.kill().await;
                 }
                 if let Some(control) = databases {
-                    database::drop_all(&control, &tenants).await;
+                    database::drop_all(&admin_url, &control, &tenants).await;
                 }
                 if nats {
                     names.delete().await;
@@ -286,7 +405,7 @@ impl Drop for Daemon {
 /// No setting of whoever runs the tests.
 pub fn clean_environment(command: &mut Command) {
     for (name, _) in std::env::vars() {
-        if name.starts_with("PLATFORM_API__") || name.to_ascii_lowercase().ends_with("_proxy") {
+        if name == "FAILPOINTS" || name.starts_with("PLATFORM_API__") || name.to_ascii_lowercase().ends_with("_proxy") {
             command.env_remove(name);
         }
     }

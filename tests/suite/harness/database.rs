@@ -4,7 +4,7 @@ use std::path::Path;
 
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions, Connection, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
 use super::{Daemon, Engine, services};
 
@@ -34,8 +34,15 @@ macro_rules! fetch {
 impl Database {
     pub async fn of_tenant(daemon: &Daemon, tenant: &str) -> Database {
         match daemon.engine {
-            Engine::Sqlite => Database::file(&daemon.data().join("tenants").join(format!("{tenant}.db"))).await,
-            Engine::Postgres => Database::server(&format!("tenant_{tenant}")).await,
+            Engine::Sqlite => Database::file(&daemon.tenant_file(tenant)).await,
+            Engine::Postgres => Database::at(&daemon.database_url(&format!("tenant_{tenant}"))).await,
+        }
+    }
+
+    pub async fn of_control(daemon: &Daemon) -> Database {
+        match daemon.engine {
+            Engine::Sqlite => Database::file(&daemon.data().join("control.db")).await,
+            Engine::Postgres => Database::at(&daemon.database_url(daemon.control_database())).await,
         }
     }
 
@@ -44,9 +51,16 @@ impl Database {
         Database::Sqlite(options.connect().await.unwrap_or_else(|error| panic!("{}: {error}", path.display())))
     }
 
-    pub async fn server(name: &str) -> Database {
-        let url = services::postgres_database_url(name);
-        Database::Postgres(PgConnection::connect(&url).await.unwrap_or_else(|error| panic!("{name}: {error}")))
+    pub async fn at(url: &str) -> Database {
+        Database::Postgres(PgConnection::connect(url).await.unwrap_or_else(|error| panic!("{url}: {error}")))
+    }
+
+    /// Runs a text of statements made up by a test.
+    pub async fn script(&mut self, sql: String) -> Result<(), sqlx::Error> {
+        match self {
+            Database::Sqlite(connection) => sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(|_| ()),
+            Database::Postgres(connection) => sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(|_| ()),
+        }
     }
 
     /// Rows of integers.
@@ -75,24 +89,24 @@ impl Database {
     }
 }
 
-/// Creates a database on the test server.
-pub async fn create(name: &str) {
-    let mut admin = PgConnection::connect(&services::postgres_url()).await.expect("Postgres runs");
+/// Creates a database on the server that `admin` reaches.
+pub async fn create(admin: &str, name: &str) {
+    let mut admin = PgConnection::connect(admin).await.expect("Postgres runs");
     let sql = format!("CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'UTF8'");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut admin).await.expect("a new name");
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.expect("a new name");
 }
 
 /// Drops a control database, and the databases of the tenants it knows and of those we remember.
-pub async fn drop_all(control: &str, remembered: &[String]) {
+pub async fn drop_all(admin: &str, control: &str, remembered: &[String]) {
     let mut tenants = remembered.to_vec();
-    if let Ok(mut connection) = PgConnection::connect(&services::postgres_database_url(control)).await {
+    if let Ok(mut connection) = PgConnection::connect(&services::database_url(admin, control)).await {
         let known = sqlx::query("SELECT id FROM tenant").fetch_all(&mut connection).await.unwrap_or_default();
         tenants.extend(known.iter().map(|row| row.get::<String, _>(0)));
     }
-    let Ok(mut admin) = PgConnection::connect(&services::postgres_url()).await else { return };
+    let Ok(mut admin) = PgConnection::connect(admin).await else { return };
     let names = tenants.iter().map(|id| format!("tenant_{id}")).chain([control.to_owned()]);
     for name in names {
         let sql = format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)");
-        let _ = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut admin).await;
+        let _ = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await;
     }
 }

@@ -2,13 +2,21 @@
 
 pub mod api;
 pub mod bus;
+pub mod cluster;
 pub mod daemon;
 pub mod database;
+pub mod disk;
 pub mod events;
+pub mod fire;
+pub mod load;
 pub mod oracle;
+pub mod process;
+pub mod proxy;
 pub mod receiver;
+pub mod servers;
 pub mod services;
 pub mod tenant;
+pub mod tmpfs;
 
 use std::fmt;
 use std::future::Future;

@@ -20,6 +20,8 @@ const QUARTER: i64 = 15 * 60 * 1_000_000;
 #[derive(Debug, Default)]
 pub struct Oracle {
     sent: Mutex<BTreeMap<String, Envelope>>,
+    /// Event ids that the daemon has said it counted.
+    acknowledged: Mutex<BTreeSet<String>>,
     /// Stream sequence → event id.
     published: Mutex<BTreeMap<i64, String>>,
     /// Event ids whose second body must be kept as a conflict.
@@ -48,6 +50,11 @@ impl Oracle {
         self.published.lock().unwrap().insert(sequence as i64, event.event_id.clone());
     }
 
+    /// The daemon has answered that these are counted.
+    pub fn acknowledged(&self, events: &[Envelope]) {
+        self.acknowledged.lock().unwrap().extend(events.iter().map(|event| event.event_id.clone()));
+    }
+
     pub fn conflicts(&self, event_id: &str) {
         self.conflicts.lock().unwrap().insert(event_id.to_owned());
     }
@@ -71,6 +78,29 @@ impl Oracle {
         self.check_report(tenant).await;
         self.check_quotas(&mut database, tenant, &zone).await;
         check_chain(&mut database, tenant).await;
+    }
+
+    /// What holds at any moment, also of a daemon that was just killed: L1, L2, L6, and of L3 that whatever was
+    /// acknowledged is in the ledger, over HTTP and up to `acked`, where the consumer's acknowledgements end. Ask for
+    /// `acked` before this reads the database.
+    pub async fn check_remains(&self, database: &mut Database, acked: u64) {
+        check_sums(database).await;
+        let rows = database.words("SELECT event_id FROM usage_ledger").await;
+        let ids: BTreeSet<&String> = rows.iter().flatten().collect();
+        assert_eq!(ids.len(), rows.len(), "L2: an event is in the ledger twice");
+        self.check_acknowledged(&ids, acked);
+        self.check_cursor(database).await;
+    }
+
+    /// L3, the half of it that holds at any moment.
+    fn check_acknowledged(&self, ids: &BTreeSet<&String>, acked: u64) {
+        let acknowledged = self.acknowledged.lock().unwrap();
+        let lost: Vec<&String> = acknowledged.iter().filter(|id| !ids.contains(id)).collect();
+        assert!(lost.is_empty(), "L3: answered with success, and lost: {lost:?}");
+        let published = self.published.lock().unwrap();
+        let lost: Vec<&String> =
+            published.range(..=acked as i64).map(|(_, id)| id).filter(|id| !ids.contains(id)).collect();
+        assert!(lost.is_empty(), "L3: acknowledged to the stream, and lost: {lost:?}");
     }
 
     /// L2 and L3: what was sent is in the ledger once, as it was sent, and nothing else is.

@@ -34,12 +34,14 @@ struct Memory {
     received: Vec<Received>,
     /// Answers to the next deliveries; then 200.
     script: VecDeque<u16>,
+    /// Requests at the address that redirects lead to.
+    strayed: usize,
 }
 
 /// Cheap to clone; the listener lives as long as the test's runtime.
 #[derive(Debug, Clone)]
 pub struct Receiver {
-    pub url: String,
+    pub port: u16,
     memory: Arc<Mutex<Memory>>,
 }
 
@@ -47,11 +49,11 @@ impl Receiver {
     pub async fn start() -> Receiver {
         let port = services::free_port();
         let memory = Arc::new(Mutex::new(Memory::default()));
-        let route = Route::new().at("/hook", remember).data(memory.clone());
+        let route = Route::new().at("/hook", remember).at("/elsewhere", stray).data(memory.clone());
         let (ready, listening) = tokio::sync::oneshot::channel();
         tokio::spawn(serve(port, route, ready));
         listening.await.expect("the receiver listens");
-        Receiver { url: format!("http://127.0.0.1:{port}/hook"), memory }
+        Receiver { port, memory }
     }
 
     /// What the next deliveries are answered.
@@ -63,14 +65,28 @@ impl Receiver {
         self.memory.lock().unwrap().received.clone()
     }
 
+    /// What it has taken, that is, answered with 2xx.
+    pub fn taken(&self) -> Vec<Received> {
+        self.received().into_iter().filter(|one| (200..300).contains(&one.status)).collect()
+    }
+
+    /// How often somebody followed a redirect of ours.
+    pub fn strayed(&self) -> usize {
+        self.memory.lock().unwrap().strayed
+    }
+
     /// A channel of this receiver, for the configuration.
     pub fn channel(&self, name: &str) -> String {
-        format!(
-            "[[notify.channels]]\ntype = \"webhook\"\nname = \"{name}\"\nurl = \"{}\"\nsecret = \"{SECRET}\"\n\
-             allow_private_addresses = true\n",
-            self.url
-        )
+        channel_at(name, self.port)
     }
+}
+
+/// A channel of a receiver, or of a proxy before it, at this port.
+pub fn channel_at(name: &str, port: u16) -> String {
+    format!(
+        "[[notify.channels]]\ntype = \"webhook\"\nname = \"{name}\"\nurl = \"http://127.0.0.1:{port}/hook\"\n\
+         secret = \"{SECRET}\"\nallow_private_addresses = true\n"
+    )
 }
 
 async fn serve(port: u16, route: impl Endpoint + 'static, ready: tokio::sync::oneshot::Sender<()>) {
@@ -86,5 +102,11 @@ fn remember(headers: &HeaderMap, bytes: Vec<u8>, Data(memory): Data<&Arc<Mutex<M
     let status = memory.script.pop_front().unwrap_or(200);
     let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
     memory.received.push(Received { headers: headers.clone(), bytes, body, status });
-    StatusCode::from_u16(status).unwrap()
+    let status = StatusCode::from_u16(status).unwrap();
+    if status.is_redirection() { status.with_header("location", "/elsewhere").into_response() } else { status.into() }
+}
+
+#[handler]
+fn stray(Data(memory): Data<&Arc<Mutex<Memory>>>) {
+    memory.lock().unwrap().strayed += 1;
 }

@@ -13,8 +13,7 @@ pub fn postgres_url() -> String {
 }
 
 /// The same server, another database.
-pub fn postgres_database_url(name: &str) -> String {
-    let url = postgres_url();
+pub fn database_url(url: &str, name: &str) -> String {
     let (server, _) = url.rsplit_once('/').expect("the URL names a database");
     format!("{server}/{name}")
 }

@@ -63,6 +63,11 @@ impl Tenant {
         }
     }
 
+    /// The same tenant, spoken to at another node.
+    pub fn at(&self, node: &super::Daemon) -> Tenant {
+        Tenant { api: node.platform.with(self.api.credential()), ..self.clone() }
+    }
+
     pub fn event(&self) -> Envelope {
         Envelope::new(&self.id)
     }

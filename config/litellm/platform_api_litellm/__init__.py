@@ -1,0 +1,1 @@
+"""What a LiteLLM proxy needs to be governed by platform-api. See the README beside this package."""

@@ -1,0 +1,374 @@
+//! What waits for which tenant, and who is called, put off or parked next. Decides only; nothing here waits or calls.
+//!
+//! Each tenant has a lane of its own, so that nobody waits behind another tenant's commit. A lane has at most
+//! [`CALLS_MAX`] calls under way: what arrives meanwhile gathers, and the next call takes all of it, so that commits grow
+//! with the load. A lane whose tenant cannot take anything is tried again after a delay. What has waited too long is
+//! parked, by whoever owns the lanes: kept in quarantine, so that it holds up neither the floor nor the room.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::part::Part;
+use crate::domain::ids::TenantId;
+
+/// Calls of one lane under way: one that is committed, and one that gathers meanwhile at the tenant.
+const CALLS_MAX: usize = 2;
+/// Events of one call, unless a single part has more.
+const CALL_EVENTS_MAX: usize = 5_000;
+/// First delay before a tenant that could not take a call is called again; doubles up to [`DELAY_MAX`].
+const DELAY_MIN: Duration = Duration::from_millis(50);
+const DELAY_MAX: Duration = Duration::from_secs(1);
+/// How long what arrives for a tenant waits while earlier events of that tenant are parked.
+const AWAY_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a call may take at least, however long its events have waited.
+const CALL_PATIENCE_MIN: Duration = Duration::from_millis(500);
+/// A lane that has nothing to do is forgotten after this long.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
+
+/// All tenants' lanes.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    lanes: HashMap<TenantId, Lane, ahash::RandomState>,
+    /// Lanes that may have a call to start.
+    awake: VecDeque<TenantId>,
+    bounds: Bounds,
+    closed: bool,
+}
+
+/// How much may wait, for how long.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Events that a stuck lane may hold.
+    pub(super) share_events: usize,
+    pub(super) park_after: Duration,
+}
+
+impl Bounds {
+    /// A lane is stuck when nothing of it was taken for this long: long enough for a slow commit.
+    fn stuck_after(self) -> Duration {
+        self.park_after / 2
+    }
+}
+
+/// One tenant's.
+#[derive(Debug)]
+struct Lane {
+    queue: VecDeque<Part>,
+    queued: usize,
+    calling: usize,
+    calls: usize,
+    /// Ends the calls under way early.
+    hurry: CancellationToken,
+    /// When something was last taken, or the lane began to wait.
+    progress_at: Instant,
+    /// When it may be called again, after it could not take something.
+    retry_at: Option<Instant>,
+    delay: Duration,
+    /// Events of it are parked, and it has taken nothing since.
+    away: bool,
+}
+
+/// A call to make.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) tenant: TenantId,
+    pub(super) parts: Vec<Part>,
+    pub(super) deadline: Instant,
+    pub(super) hurry: CancellationToken,
+}
+
+impl Lanes {
+    pub(super) fn new(bounds: Bounds) -> Lanes {
+        Lanes { lanes: HashMap::default(), awake: VecDeque::new(), bounds, closed: false }
+    }
+
+    /// Something has arrived for a tenant.
+    pub(super) fn offer(&mut self, tenant: TenantId, part: Part) {
+        let since = part.since;
+        let lane = self.lanes.entry(tenant).or_insert_with(|| Lane::new(since));
+        if lane.is_idle() {
+            lane.progress_at = since;
+        }
+        lane.queued += part.pieces.len();
+        lane.queue.push_back(part);
+        self.awake.push_back(tenant);
+    }
+
+    /// The next call that can be made.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Call> {
+        while let Some(tenant) = self.awake.pop_front() {
+            let Some(lane) = self.lanes.get_mut(&tenant) else { continue };
+            let Some(parts) = lane.take(now) else { continue };
+            let bound = lane.patience(self.bounds.park_after);
+            let oldest = parts.iter().map(|part| part.since).min().unwrap_or(now);
+            let deadline = (oldest + bound).max(now + CALL_PATIENCE_MIN);
+            return Some(Call { tenant, parts, deadline, hurry: lane.hurry.clone() });
+        }
+        None
+    }
+
+    /// A call has ended; `back` is what its tenant did not take.
+    pub(super) fn ended(&mut self, tenant: TenantId, taken: usize, back: Vec<Part>, now: Instant) {
+        let Some(lane) = self.lanes.get_mut(&tenant) else { return };
+        let returned: usize = back.iter().map(|part| part.pieces.len()).sum();
+        lane.calls -= 1;
+        lane.calling -= taken + returned;
+        if !self.closed {
+            lane.queued += returned;
+            for part in back.into_iter().rev() {
+                lane.queue.push_front(part);
+            }
+        }
+        if returned == 0 {
+            lane.progress_at = now;
+            lane.retry_at = None;
+            lane.delay = DELAY_MIN;
+            lane.away = false;
+        } else {
+            lane.retry_at = Some(now + lane.delay);
+            lane.delay = (lane.delay * 2).min(DELAY_MAX);
+        }
+        self.awake.push_back(tenant);
+    }
+
+    /// Time has passed: wakes what is to be tried again, and answers what has to be parked. Under `pressure`, when nothing
+    /// more can be read, whatever is stuck has to go.
+    pub(super) fn sweep(&mut self, pressure: bool, now: Instant) -> Vec<(TenantId, Vec<Part>)> {
+        let mut overdue = Vec::new();
+        let bounds = self.bounds;
+        self.lanes.retain(|_, lane| !(lane.is_idle() && now - lane.progress_at >= FORGOTTEN_AFTER));
+        for (tenant, lane) in &mut self.lanes {
+            let stuck = !lane.is_idle() && now - lane.progress_at >= bounds.stuck_after();
+            let crowding = stuck && (pressure || lane.queued + lane.calling > bounds.share_events);
+            if crowding {
+                lane.hurry();
+            }
+            let parts = lane.overdue(if crowding { Duration::ZERO } else { bounds.park_after }, now);
+            if !parts.is_empty() {
+                overdue.push((*tenant, parts));
+            }
+            if lane.retry_at.is_some_and(|at| at <= now) && !lane.queue.is_empty() {
+                self.awake.push_back(*tenant);
+            }
+        }
+        overdue
+    }
+
+    /// We are leaving: what a tenant does not take at once is dropped, and comes again.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        for lane in self.lanes.values_mut().filter(|lane| lane.retry_at.is_some()) {
+            lane.queue.clear();
+            lane.queued = 0;
+        }
+    }
+}
+
+impl Lane {
+    fn new(now: Instant) -> Lane {
+        Lane {
+            queue: VecDeque::new(),
+            queued: 0,
+            calling: 0,
+            calls: 0,
+            hurry: CancellationToken::new(),
+            progress_at: now,
+            retry_at: None,
+            delay: DELAY_MIN,
+            away: false,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.calls == 0
+    }
+
+    fn patience(&self, park_after: Duration) -> Duration {
+        if self.away { AWAY_PATIENCE.min(park_after) } else { park_after }
+    }
+
+    fn may_call(&self, now: Instant) -> bool {
+        match self.retry_at {
+            None => self.calls < CALLS_MAX,
+            // In trouble one call at a time tells enough.
+            Some(at) => at <= now && self.calls == 0,
+        }
+    }
+
+    /// What the next call takes, if there may be one.
+    fn take(&mut self, now: Instant) -> Option<Vec<Part>> {
+        if self.queue.is_empty() || !self.may_call(now) {
+            return None;
+        }
+        let mut parts = Vec::new();
+        let mut events = 0;
+        while let Some(next) = self.queue.front() {
+            if !parts.is_empty() && events + next.pieces.len() > CALL_EVENTS_MAX {
+                break;
+            }
+            events += next.pieces.len();
+            parts.extend(self.queue.pop_front());
+        }
+        self.queued -= events;
+        self.calling += events;
+        self.calls += 1;
+        Some(parts)
+    }
+
+    fn hurry(&mut self) {
+        std::mem::take(&mut self.hurry).cancel();
+    }
+
+    /// What has waited longer than `patience` (less, while the tenant is away), out of the queue. Nothing that can be
+    /// called for right now.
+    fn overdue(&mut self, patience: Duration, now: Instant) -> Vec<Part> {
+        let patience = self.patience(patience);
+        if self.may_call(now) || self.queue.front().is_none_or(|part| now - part.since < patience) {
+            return Vec::new();
+        }
+        let (overdue, rest): (Vec<Part>, Vec<Part>) =
+            self.queue.drain(..).partition(|part| now - part.since >= patience);
+        self.queue = rest.into();
+        self.queued -= overdue.iter().map(|part| part.pieces.len()).sum::<usize>();
+        self.away = true;
+        overdue
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::Subject;
+    use bytes::Bytes;
+    use uuid::Uuid;
+
+    use super::super::part::Piece;
+    use super::*;
+
+    const LOUD: TenantId = TenantId(Uuid::from_u128(1));
+    const QUIET: TenantId = TenantId(Uuid::from_u128(2));
+    const PARK_AFTER: Duration = Duration::from_secs(10);
+
+    fn lanes() -> Lanes {
+        Lanes::new(Bounds { share_events: 100, park_after: PARK_AFTER })
+    }
+
+    fn part(pull: u64, events: usize, since: Instant) -> Part {
+        let piece = Piece { raw: Bytes::new(), subject: Subject::from("s"), sequence: pull, from_litellm: false };
+        Part { pull, since, pieces: vec![piece; events], events: Vec::new() }
+    }
+
+    fn events(parts: &[Part]) -> usize {
+        parts.iter().map(|part| part.pieces.len()).sum()
+    }
+
+    fn pulls(parts: &[Part]) -> Vec<u64> {
+        parts.iter().map(|part| part.pull).collect()
+    }
+
+    #[test]
+    fn what_arrives_during_a_call_gathers_and_goes_with_the_next() {
+        let now = Instant::now();
+        let mut lanes = lanes();
+        for pull in 0..5 {
+            lanes.offer(LOUD, part(pull, 10, now));
+            if pull < CALLS_MAX as u64 {
+                assert_eq!(pulls(&lanes.next(now).expect("a call for what came first").parts), [pull]);
+            }
+        }
+        // Nobody waits behind that tenant.
+        lanes.offer(QUIET, part(4, 1, now));
+        let call = lanes.next(now).expect("a call for the other tenant");
+        assert_eq!((call.tenant, call.deadline), (QUIET, now + PARK_AFTER));
+        assert!(lanes.next(now).is_none());
+        lanes.ended(LOUD, 10, Vec::new(), now);
+        assert_eq!(pulls(&lanes.next(now).expect("a call for all that gathered").parts), [2, 3, 4]);
+        assert!(lanes.next(now).is_none());
+        assert!(lanes.sweep(false, now).is_empty());
+    }
+
+    #[test]
+    fn a_call_has_a_limit_and_a_single_part_may_exceed_it() {
+        let now = Instant::now();
+        let mut lanes = lanes();
+        for (pull, events) in [(0, CALL_EVENTS_MAX - 1), (1, 2), (2, CALL_EVENTS_MAX + 1)] {
+            lanes.offer(LOUD, part(pull, events, now));
+        }
+        let taken: Vec<Vec<u64>> = (0..CALLS_MAX).map(|_| pulls(&lanes.next(now).unwrap().parts)).collect();
+        assert_eq!(taken, [vec![0], vec![1]]);
+        lanes.ended(LOUD, 2, Vec::new(), now);
+        assert_eq!(pulls(&lanes.next(now).unwrap().parts), [2]);
+    }
+
+    #[test]
+    fn a_tenant_that_takes_nothing_is_tried_less_and_less_and_parked_in_the_end() {
+        let start = Instant::now();
+        let mut lanes = lanes();
+        lanes.offer(LOUD, part(0, 1, start));
+        let (mut now, mut calls) = (start, 0);
+        let parked = loop {
+            while let Some(call) = lanes.next(now) {
+                calls += 1;
+                lanes.ended(LOUD, 0, call.parts, now);
+            }
+            now += Duration::from_millis(100);
+            let mut overdue = lanes.sweep(false, now);
+            if let Some((tenant, parts)) = overdue.pop() {
+                break (tenant, pulls(&parts));
+            }
+            assert!(now - start < 2 * PARK_AFTER, "it is parked at last");
+        };
+        assert_eq!(parked, (LOUD, vec![0]));
+        assert!(now - start >= PARK_AFTER && (8..30).contains(&calls), "{calls} calls in {:?}", now - start);
+
+        // What comes now waits less; and once something is taken, as long as ever.
+        lanes.offer(LOUD, part(1, 1, now));
+        assert_eq!(lanes.sweep(false, now + AWAY_PATIENCE / 2).len(), 0);
+        now += 2 * DELAY_MAX;
+        lanes.sweep(false, now);
+        let call = lanes.next(now).expect("another try");
+        assert_eq!(call.deadline, now + CALL_PATIENCE_MIN);
+        lanes.ended(LOUD, 1, Vec::new(), now);
+        lanes.offer(LOUD, part(2, 1, now));
+        assert_eq!(lanes.next(now).unwrap().deadline, now + PARK_AFTER);
+    }
+
+    #[test]
+    fn a_stuck_tenant_gives_up_its_place_when_it_takes_too_much_or_others_need_it() {
+        let start = Instant::now();
+        let stuck = |held: usize, pressure: bool| {
+            let mut lanes = lanes();
+            let calls: Vec<Call> = (0..=CALLS_MAX as u64)
+                .filter_map(|pull| {
+                    lanes.offer(LOUD, part(pull, held, start));
+                    lanes.next(start)
+                })
+                .collect();
+            let hurried = |calls: &[Call]| calls.iter().all(|call| call.hurry.is_cancelled());
+            assert!(lanes.sweep(pressure, start + PARK_AFTER / 4).is_empty() && !hurried(&calls));
+            let parked: usize =
+                lanes.sweep(pressure, start + PARK_AFTER / 2).iter().map(|(_, parts)| events(parts)).sum();
+            (parked, hurried(&calls))
+        };
+        assert_eq!(stuck(10, false), (0, false));
+        assert_eq!(stuck(50, false), (50, true));
+        assert_eq!(stuck(10, true), (10, true));
+    }
+
+    #[test]
+    fn nothing_is_tried_again_once_we_leave() {
+        let now = Instant::now();
+        let mut lanes = lanes();
+        for (pull, tenant) in [(0, LOUD), (1, QUIET)] {
+            lanes.offer(tenant, part(pull, 1, now));
+        }
+        let (loud, quiet) = (lanes.next(now).unwrap(), lanes.next(now).unwrap());
+        lanes.ended(loud.tenant, 0, loud.parts, now);
+        lanes.close();
+        lanes.ended(quiet.tenant, 0, quiet.parts, now);
+        lanes.sweep(false, now + DELAY_MAX);
+        assert!(lanes.next(now + DELAY_MAX).is_none());
+    }
+}

@@ -1,0 +1,164 @@
+//! Usage events from JetStream: pulled, counted, and acknowledged after the commit.
+//!
+//! One reader for the node. A [`session`] pulls what is there; each pull is read ([`reading`]) and split into its
+//! tenants' parts, each part waits in its tenant's lane ([`lanes`]) and is counted with whatever gathered there meanwhile
+//! ([`counting`]). A tenant that cannot take its events for too long has them parked in quarantine, from where
+//! [`super::replayer`] brings them back. When everything up to a message is settled, that message is acknowledged, and
+//! all before it ([`floor`]). So nobody waits for anybody else's tenant.
+//!
+//! Acknowledgements and stream sequences are hints: the tenants' ledgers decide what was counted. So a lost
+//! acknowledgement, a lost connection and a stream that went backwards all end in the same way: the messages come
+//! again, and are known. Where reading goes on is decided by our own checkpoint, compared with what the stream holds
+//! ([`resume`]).
+
+mod connection;
+mod counting;
+mod deliveries;
+mod floor;
+mod lanes;
+mod part;
+mod reading;
+mod resume;
+mod room;
+mod session;
+mod terms;
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::connection::{BACKOFF_MAX, BACKOFF_MIN, connect, jittered};
+use self::reading::Reader;
+use self::resume::Progress;
+use self::session::{Given, Session};
+use super::arrival::Format;
+use super::record::Recorder;
+use crate::clock::Clock;
+use crate::config;
+use crate::domain::stream::Anomaly;
+use crate::domain::time::Timestamp;
+
+/// How long the last acknowledgement may take when we leave.
+const LAST_ACK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Whether the stream is being read; for health.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamHealth {
+    Connected,
+    Disconnected {
+        since: Timestamp,
+        /// For a person; without secrets.
+        reason: String,
+    },
+}
+
+/// Reads the usage stream until it is told to stop.
+pub struct UsageStream {
+    nats: config::Nats,
+    clock: Clock,
+    reader: Reader,
+    health: watch::Sender<StreamHealth>,
+}
+
+/// Why a session with the stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("NATS cannot be reached: {0}")]
+    Unreachable(String),
+    /// A person has to change the stream or our settings.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the connection was lost")]
+    Disconnected,
+    #[error("the stream could not be read: {0}")]
+    Broken(String),
+    #[error("{}", .0.explanation())]
+    NotTheSame(Anomaly),
+}
+
+impl UsageStream {
+    #[must_use]
+    pub fn new(nats: config::Nats, recorder: Recorder, clock: Clock) -> UsageStream {
+        let reason = "not connected yet".to_owned();
+        let (health, _) = watch::channel(StreamHealth::Disconnected { since: clock.now(), reason });
+        let reader = Reader { limits: recorder.limits(Format::Events), recorder, subject: nats.subject.clone() };
+        UsageStream { nats, clock, reader, health }
+    }
+
+    /// Follows whether the stream is being read.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<StreamHealth> {
+        self.health.subscribe()
+    }
+
+    /// Reads until `stop`; then takes nothing new, lets what is in flight commit, acknowledges it and returns. Never
+    /// gives up otherwise: whatever goes wrong is tried again with backoff while the health says so.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut progress = Progress::default();
+        let mut tasks = JoinSet::new();
+        let mut backoff = BACKOFF_MIN;
+        while !stop.is_cancelled() {
+            match Box::pin(self.session(&stop, &mut progress, &mut tasks)).await {
+                Ok(()) => break,
+                Err(ended) => {
+                    if *self.health.borrow() == StreamHealth::Connected {
+                        backoff = BACKOFF_MIN;
+                    }
+                    self.report(&ended);
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(jittered(backoff)) => {}
+            }
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+        progress.keep_last(self.reader.recorder.directory()).await;
+        while tasks.join_next().await.is_some() {}
+        let reason = "stopped".to_owned();
+        self.health.send_replace(StreamHealth::Disconnected { since: self.clock.now(), reason });
+    }
+
+    /// One connection, from beginning to end. `Ok` when told to stop.
+    async fn session(
+        &self,
+        stop: &CancellationToken,
+        progress: &mut Progress,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<(), Ended> {
+        let (context, lost) = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            connected = connect(&self.nats) => connected?,
+        };
+        let directory = self.reader.recorder.directory().clone();
+        let given = Given { nats: &self.nats, reader: self.reader.clone(), directory, progress, tasks };
+        let session = Session::begin(context, given).await?;
+        self.health.send_replace(StreamHealth::Connected);
+        metrics::gauge!("platform_api_stream_connected").set(1.0);
+        session.run(lost, stop).await
+    }
+
+    fn report(&self, ended: &Ended) {
+        metrics::gauge!("platform_api_stream_connected").set(0.0);
+        match ended {
+            Ended::Refused(_) => tracing::error!(reason = %ended, "the usage stream cannot be read"),
+            _ => tracing::warn!(reason = %ended, "the usage stream is not being read"),
+        }
+        let reason = ended.to_string();
+        let now = self.clock.now();
+        self.health.send_if_modified(|health| match health {
+            StreamHealth::Disconnected { reason: known, .. } if *known == reason => false,
+            // The first moment counts, whatever else goes wrong afterwards.
+            StreamHealth::Disconnected { reason: known, .. } => {
+                *known = reason;
+                true
+            }
+            StreamHealth::Connected => {
+                *health = StreamHealth::Disconnected { since: now, reason };
+                true
+            }
+        });
+    }
+}

@@ -1,0 +1,283 @@
+//! Where reading goes on: the checkpoint against the stream as it is now.
+//!
+//! NATS 2.9 acknowledges a publish before it is on disk, so a stream can lose its tail, be made anew or be restored from
+//! an earlier copy; a durable consumer then waits for sequences that have been used already, and new events are skipped
+//! in silence. So the consumer's own memory is never trusted. What was read last is compared with what stands there
+//! now ([`Checkpoint::judge`]); a stream that is not the same is read again from ten minutes before the checkpoint, and
+//! the ledgers recognise what they know. Whatever is found is recorded in the platform's audit chain, in the
+//! transaction that moves the checkpoint: once.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{DeliverPolicy, PullConsumer};
+use async_nats::jetstream::stream::{self, RawMessageErrorKind, Stream};
+use serde_json::json;
+
+use super::Ended;
+use super::terms::{self, Terms};
+use crate::directory::handle::Handle as Directory;
+use crate::domain::chain::{Entry, EntryOutcome};
+use crate::domain::stream::{Anomaly, Checkpoint, Gap, Seen, Verdict, hash};
+
+/// How far before the checkpoint a stream is read again that is not the same.
+const OVERLAP: Duration = Duration::from_secs(10 * 60);
+
+/// What is remembered from one session to the next.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Everything up to here is settled. Ahead of the checkpoint that is kept, never of what is committed.
+    pub(super) position: Option<Checkpoint>,
+    /// Passed, and not recorded yet.
+    pub(super) gaps: Vec<Gap>,
+    /// What the control database has.
+    pub(super) kept: Option<Checkpoint>,
+}
+
+/// Where a session begins.
+pub(super) struct Beginning {
+    pub(super) stream: Stream,
+    pub(super) consumer: PullConsumer,
+    /// The message before the first that will be delivered, unless messages are gone.
+    pub(super) read_to: u64,
+}
+
+/// A look at the stream and the consumer.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub(super) first_sequence: u64,
+    /// The consumer's count of deliveries.
+    pub(super) delivered: u64,
+    pub(super) anomaly: Option<Anomaly>,
+}
+
+impl Progress {
+    /// Is there something that the control database does not know?
+    fn is_news(&self) -> bool {
+        !self.gaps.is_empty() || self.position != self.kept
+    }
+
+    /// What to keep, with the records that belong to it. Takes the gaps: give them back if it cannot be kept.
+    pub(super) fn take_news(&mut self) -> Option<(Checkpoint, Vec<Gap>)> {
+        let position = self.position.clone().filter(|_| self.is_news())?;
+        Some((position, std::mem::take(&mut self.gaps)))
+    }
+
+    /// Keeps what is not kept yet, when we leave.
+    pub(super) async fn keep_last(mut self, directory: &Directory) {
+        if let Some((checkpoint, gaps)) = self.take_news()
+            && let Err(error) = keep(directory, &checkpoint, &gaps).await
+        {
+            tracing::warn!(%error, "the last checkpoint could not be kept; some messages are read again");
+        }
+    }
+}
+
+/// Keeps a checkpoint, and records gaps with it.
+pub(super) async fn keep(directory: &Directory, checkpoint: &Checkpoint, gaps: &[Gap]) -> Result<(), Ended> {
+    let entries = gap_entry(&checkpoint.stream, gaps).into_iter().collect();
+    directory.keep_checkpoint(checkpoint.clone(), entries).await.map_err(|error| Ended::Broken(error.to_string()))
+}
+
+/// Agrees with the server on the stream, finds out whether it is still the same, and makes the consumer.
+pub(super) async fn begin(
+    context: &async_nats::jetstream::Context,
+    terms: &Terms,
+    directory: &Directory,
+    progress: &mut Progress,
+) -> Result<Beginning, Ended> {
+    let stream = terms::agree(context, terms).await?;
+    if progress.position.is_none() {
+        let kept = directory.checkpoint(&terms.stream).await;
+        progress.kept = kept.map_err(|error| Ended::Broken(error.to_string()))?;
+        progress.position = progress.kept.clone();
+    }
+    let info = stream.get_info().await.map_err(|error| Ended::Broken(format!("the stream's state: {error}")))?;
+    let Some(position) = progress.position.clone() else {
+        return begin_at_all(stream, terms, &info, progress).await;
+    };
+    match position.judge(&seen(&stream, &info, &position).await?) {
+        Verdict::Same => begin_after(stream, terms, sequence(position.sequence)).await,
+        Verdict::Lost(gap) => {
+            note_gaps(&terms.stream, &[gap]);
+            let after = Checkpoint { sequence: gap.to, hash: None, ..position };
+            progress.gaps.push(gap);
+            keep(directory, &after, &progress.gaps).await?;
+            progress.gaps.clear();
+            (progress.position, progress.kept) = (Some(after.clone()), Some(after));
+            begin_after(stream, terms, sequence(gap.to)).await
+        }
+        Verdict::Another(anomaly) => {
+            let policy = again_from(anomaly, &position, &info);
+            let consumer = terms::make_consumer(&stream, terms, policy).await?;
+            let read_to = consumer.cached_info().delivered.stream_sequence;
+            let anew = Checkpoint { created_nanos: created(&info), sequence: number(read_to), hash: None, ..position };
+            let mut entries: Vec<Entry> = gap_entry(&terms.stream, &progress.gaps).into_iter().collect();
+            entries.push(anomaly_entry(anomaly, progress.position.as_ref(), &anew, &info));
+            note_anomaly(anomaly, &anew, &info);
+            let kept = directory.keep_checkpoint(anew.clone(), entries).await;
+            kept.map_err(|error| Ended::Broken(error.to_string()))?;
+            progress.gaps.clear();
+            (progress.position, progress.kept) = (Some(anew.clone()), Some(anew));
+            Ok(Beginning { stream, consumer, read_to })
+        }
+    }
+}
+
+/// Nobody has read this stream: all of it.
+async fn begin_at_all(
+    stream: Stream,
+    terms: &Terms,
+    info: &stream::Info,
+    progress: &mut Progress,
+) -> Result<Beginning, Ended> {
+    let consumer = terms::make_consumer(&stream, terms, DeliverPolicy::All).await?;
+    let read_to = consumer.cached_info().delivered.stream_sequence;
+    progress.position = Some(Checkpoint {
+        stream: terms.stream.clone(),
+        created_nanos: created(info),
+        sequence: number(read_to),
+        at_nanos: created(info),
+        hash: None,
+    });
+    Ok(Beginning { stream, consumer, read_to })
+}
+
+async fn begin_after(stream: Stream, terms: &Terms, read_to: u64) -> Result<Beginning, Ended> {
+    let policy = DeliverPolicy::ByStartSequence { start_sequence: read_to.saturating_add(1) };
+    let consumer = terms::make_consumer(&stream, terms, policy).await?;
+    Ok(Beginning { stream, consumer, read_to })
+}
+
+/// From where a stream that is not the same is read: from some time before the checkpoint, or all of it where that
+/// proves nothing.
+fn again_from(anomaly: Anomaly, position: &Checkpoint, info: &stream::Info) -> DeliverPolicy {
+    let ends = nanos(info.state.last_timestamp.unix_timestamp_nanos());
+    let from = position.at_nanos.saturating_sub(i64::try_from(OVERLAP.as_nanos()).unwrap_or(i64::MAX));
+    if anomaly == Anomaly::MadeAnew || ends < from {
+        return DeliverPolicy::All;
+    }
+    let back = u64::try_from(ends - from).unwrap_or(0);
+    DeliverPolicy::ByStartTime { start_time: info.state.last_timestamp - Duration::from_nanos(back) }
+}
+
+/// Looks whether the stream is still the one that was read up to `position`.
+///
+/// # Errors
+/// Whatever kept us from looking.
+pub(super) async fn look(stream: &Stream, terms: &Terms, position: Option<&Checkpoint>) -> Result<Look, Ended> {
+    let broken = |what: &str, error: &dyn std::fmt::Display| Ended::Broken(format!("{what}: {error}"));
+    // The consumer first: what arrives between the two questions must not make it look ahead of the stream.
+    let consumer =
+        stream.consumer_info(&terms.consumer).await.map_err(|error| broken("the consumer's state", &error))?;
+    let info = stream.get_info().await.map_err(|error| broken("the stream's state", &error))?;
+    metrics::gauge!("platform_api_stream_pending_messages").set(consumer.num_pending as f64);
+    metrics::gauge!("platform_api_stream_ack_pending_messages").set(consumer.num_ack_pending as f64);
+    let mut anomaly = None;
+    if let Some(position) = position
+        && let Verdict::Another(found) = position.judge(&seen(stream, &info, position).await?)
+    {
+        anomaly = Some(found);
+    } else if consumer.ack_floor.stream_sequence > info.state.last_sequence {
+        anomaly = Some(Anomaly::ConsumerAhead);
+    }
+    Ok(Look { first_sequence: info.state.first_sequence, delivered: consumer.delivered.consumer_sequence, anomaly })
+}
+
+async fn seen(stream: &Stream, info: &stream::Info, position: &Checkpoint) -> Result<Seen, Ended> {
+    let state = &info.state;
+    let place = sequence(position.sequence);
+    let mut at_checkpoint = None;
+    if position.hash.is_some() && (state.first_sequence..=state.last_sequence).contains(&place) {
+        at_checkpoint = match stream.get_raw_message(place).await {
+            Ok(message) => {
+                let at = nanos(message.time.unix_timestamp_nanos());
+                Some(hash(at, &message.subject, &message.payload))
+            }
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => None,
+            // The server cannot read it any more: not what was read.
+            Err(error) if matches!(error.kind(), RawMessageErrorKind::JetStream(_)) => Some([0; 32]),
+            Err(error) => return Err(Ended::Broken(format!("the message at the checkpoint: {error}"))),
+        };
+    }
+    Ok(Seen {
+        created_nanos: created(info),
+        first_sequence: number(state.first_sequence),
+        last_sequence: number(state.last_sequence),
+        at_checkpoint,
+    })
+}
+
+/// Tells that messages were gone before anybody read them.
+pub(super) fn note_gaps(stream: &str, gaps: &[Gap]) {
+    for gap in gaps {
+        let messages = gap.messages();
+        metrics::counter!("platform_api_stream_lost_messages_total").increment(u64::try_from(messages).unwrap_or(0));
+        tracing::error!(
+            stream,
+            from = gap.from,
+            to = gap.to,
+            messages,
+            "messages of the usage stream are gone that were never read; compare with the senders' own books"
+        );
+    }
+}
+
+fn note_anomaly(anomaly: Anomaly, anew: &Checkpoint, info: &stream::Info) {
+    metrics::counter!("platform_api_stream_anomalies_total", "kind" => anomaly.name()).increment(1);
+    tracing::error!(
+        stream = anew.stream,
+        first_sequence = info.state.first_sequence,
+        last_sequence = info.state.last_sequence,
+        reading_after = anew.sequence,
+        reason = anomaly.explanation(),
+        "the usage stream is not what was read; it is read again, and what was counted is recognised"
+    );
+}
+
+/// One record for all gaps that were passed since the last.
+fn gap_entry(stream: &str, gaps: &[Gap]) -> Option<Entry> {
+    let (first, last) = (gaps.first()?, gaps.last()?);
+    let messages: i64 = gaps.iter().map(|gap| gap.messages()).sum();
+    let payload = json!({ "from": first.from, "to": last.to, "messages": messages, "gaps": gaps.len() });
+    Some(entry("ingest.gap", stream, &payload))
+}
+
+fn anomaly_entry(anomaly: Anomaly, position: Option<&Checkpoint>, anew: &Checkpoint, info: &stream::Info) -> Entry {
+    let payload = json!({
+        "kind": anomaly.name(),
+        "readTo": position.map(|position| position.sequence),
+        "firstSequence": info.state.first_sequence,
+        "lastSequence": info.state.last_sequence,
+        "readAgainAfter": anew.sequence,
+    });
+    entry("ingest.anomaly", &anew.stream, &payload)
+}
+
+fn entry(action: &str, stream: &str, payload: &serde_json::Value) -> Entry {
+    Entry {
+        actor: "system".into(),
+        action: action.into(),
+        target: format!("stream:{stream}"),
+        outcome: EntryOutcome::Success,
+        request_id: String::new(),
+        payload: payload.to_string(),
+    }
+}
+
+fn created(info: &stream::Info) -> i64 {
+    nanos(info.created.unix_timestamp_nanos())
+}
+
+/// Nanoseconds as we keep them: until the year 2262.
+pub(super) fn nanos(nanos: i128) -> i64 {
+    i64::try_from(nanos).unwrap_or(i64::MAX)
+}
+
+/// A sequence as we keep it.
+pub(super) fn number(sequence: u64) -> i64 {
+    i64::try_from(sequence).unwrap_or(i64::MAX)
+}
+
+fn sequence(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}

@@ -1,0 +1,60 @@
+//! What is tried, and what has to hold whatever comes: each target is one function of bytes that panics when it does not.
+
+mod api_key;
+mod batch;
+mod chain;
+mod cloudevent;
+mod configuration;
+mod envelope;
+mod event;
+mod framing;
+mod headers;
+mod litellm;
+mod money;
+mod query;
+mod quotas;
+mod time;
+mod token;
+mod window;
+
+/// One parser under test.
+pub(crate) struct Target {
+    /// Names its test and its folder of the corpus.
+    pub(crate) name: &'static str,
+    pub(crate) check: fn(&[u8]),
+    /// Folders whose files are tried too.
+    pub(crate) seeds: &'static [&'static str],
+    /// What inputs are made of, besides what the corpus has.
+    pub(crate) words: &'static [&'static str],
+}
+
+macro_rules! targets {
+    ($($name:ident)*) => {
+        /// Every target.
+        pub(crate) const ALL: &[Target] = &[$($name::TARGET),*];
+        $(
+            #[test]
+            fn $name() {
+                crate::driver::run(&$name::TARGET);
+            }
+        )*
+    };
+}
+
+targets! {
+    api_key
+    batch
+    chain
+    cloudevent
+    configuration
+    envelope
+    framing
+    headers
+    litellm
+    money
+    query
+    quotas
+    time
+    token
+    window
+}

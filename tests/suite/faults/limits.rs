@@ -1,0 +1,104 @@
+//! Matrix 2b and 2e: more connections than files, more messages than room. What is in hand is served, the rest waits.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::time::sleep;
+
+use super::World;
+use crate::harness::database::Database;
+use crate::harness::load::Target;
+use crate::harness::process::Holdings;
+use crate::harness::{Engine, eventually};
+
+/// Messages for a tenant that takes none.
+const FLOOD: usize = 20_000;
+/// What a daemon may grow by while they wait. Built for tests it is several times as large as it will be.
+const GROWTH_KIB_MAX: u64 = 200 * 1_024;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_file_to_open_it_waits_and_goes_on() {
+    let mut world = World::on(Engine::Sqlite, |setup| setup.with("TENANTS__IDLE_MS", 500)).await;
+    world.suffers("2e: no file descriptors", |world| Box::pin(out_of_files(world))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_for_a_tenant_that_takes_nothing_stays_with_the_stream() {
+    let mut world = World::on(Engine::Postgres, |setup| setup.with("NATS__NAK_DELAY_MS", 200)).await;
+    world.suffers("2b: flood of one tenant", |world| Box::pin(flood(world))).await;
+}
+
+/// As many connections as it can take and more, while tenants rest and want to be opened.
+pub async fn out_of_files(world: &mut World) {
+    let resting = world.daemon.onboard("Resting").await;
+    let process = world.daemon.process();
+    sleep(Duration::from_millis(1_200)).await;
+    let most = Holdings::of(process).files + 8;
+    limit_files(process, &most.to_string()).await;
+    let mut crowd = Vec::new();
+    for _ in 0..most {
+        crowd.push(TcpStream::connect(world.daemon.platform.base().trim_start_matches("http://")).await);
+    }
+    let pauses = || async { world.daemon.log().contains("accepting connections pauses").then_some(()) };
+    eventually("the door to notice", pauses).await;
+    sleep(Duration::from_secs(2)).await;
+    drop(crowd);
+    limit_files(process, "65536").await;
+    let wakes = || async {
+        let answer = resting.api.get(&format!("/v1/quotas/{}", resting.id)).await;
+        assert_ne!(answer.code(), "TENANT_FROZEN", "for want of a file to open");
+        (answer.status == 200).then_some(())
+    };
+    eventually("the resting tenant to wake", wakes).await;
+    assert_eq!(world.daemon.process(), process);
+}
+
+async fn limit_files(process: u32, soft: &str) {
+    let limit = ["--pid", &process.to_string(), &format!("--nofile={soft}:")].map(str::to_owned);
+    let limited = Command::new("prlimit").args(limit).status().await.expect("prlimit is there");
+    assert!(limited.success());
+}
+
+/// Somebody else holds the row that every commit of a tenant needs, and its messages come by the thousand.
+pub async fn flood(world: &mut World) {
+    let (loud, quiet) = (&world.targets[0], &world.targets[1]);
+    let process = world.daemon.process();
+    let before = Holdings::of(process);
+    let mut holder = Database::of_tenant(&world.daemon, &loud.tenant.id).await;
+    let lock = match world.daemon.engine {
+        Engine::Postgres => "BEGIN; SELECT 1 FROM books FOR UPDATE",
+        Engine::Sqlite => "PRAGMA busy_timeout = 10000; BEGIN IMMEDIATE",
+    };
+    holder.script(lock.into()).await.expect("the lock");
+    publish_many(world, loud).await;
+    let mut most = before.resident_kib;
+    for _ in 0..10 {
+        quiet.is_served().await;
+        most = most.max(Holdings::of(process).resident_kib);
+        sleep(Duration::from_millis(300)).await;
+    }
+    holder.script("ROLLBACK".into()).await.expect("the lock is ours");
+    world.daemon.drained(&world.bus).await;
+    most = most.max(Holdings::of(process).resident_kib);
+    println!("{FLOOD} messages waited; resident {} KiB before, {most} KiB at most", before.resident_kib);
+    assert!(most < before.resident_kib + GROWTH_KIB_MAX, "{} KiB grew to {most} KiB", before.resident_kib);
+}
+
+/// As fast as the stream takes them.
+async fn publish_many(world: &World, target: &Target) {
+    for _ in 0..FLOOD / 500 {
+        let mut answers = Vec::new();
+        for _ in 0..500 {
+            let event = target.tenant.event().tokens(1, 0);
+            target.oracle.sends(&event);
+            let bytes = Value::to_string(&event.json());
+            answers.push((world.bus.jetstream.publish(world.bus.subject.clone(), bytes.into()).await, event));
+        }
+        for (answer, event) in answers {
+            let sequence = answer.expect("connected").await.expect("the stream takes it").sequence;
+            target.oracle.published(sequence, &event);
+        }
+    }
+}
