@@ -197,7 +197,14 @@ impl World {
                 drop(database);
                 flip(&file, u64::try_from((page - 1) * size).expect("a page"));
             }
-            Damage::SwappedWithNext => swap(&file, &self.daemon.tenant_file(&next.expect("a partner").tenant.id)),
+            Damage::SwappedWithNext => {
+                let other = self.daemon.tenant_file(&next.expect("a partner").tenant.id);
+                swap(&file, &other);
+                // What SQLite keeps beside a file belongs to it.
+                swap(&file.with_extension("db-wal"), &other.with_extension("db-wal"));
+                let _ = fs::remove_file(file.with_extension("db-shm"));
+                let _ = fs::remove_file(other.with_extension("db-shm"));
+            }
             Damage::Swapped => {}
             Damage::Behind => early.put_one_back(&self.daemon, &target.tenant.id).await,
             Damage::Ahead => migrate_ahead(&self.daemon, target).await,
@@ -265,7 +272,9 @@ fn flip(file: &Path, at: u64) {
 fn swap(one: &Path, other: &Path) {
     let aside = one.with_extension("aside");
     for (from, to) in [(one, aside.as_path()), (other, one), (&aside, other)] {
-        fs::rename(from, to).expect("it is there");
+        if from.exists() {
+            fs::rename(from, to).expect("files of ours");
+        }
     }
 }
 
@@ -335,7 +344,7 @@ impl Copies {
 /// The first tenant's file is renamed under the daemon, which has to notice with the next commit.
 pub async fn taken_away(world: &mut World) {
     let file = world.daemon.tenant_file(&world.targets[0].tenant.id);
-    let aside = world.daemon.folder.path().join("aside.db");
+    let aside = file.with_extension("aside");
     fs::rename(&file, &aside).expect("it is there");
     world.freezes_while_in_use(&[0]).await;
     assert!(!file.exists(), "an empty file in place of the missing one");
