@@ -197,14 +197,7 @@ impl World {
                 drop(database);
                 flip(&file, u64::try_from((page - 1) * size).expect("a page"));
             }
-            Damage::SwappedWithNext => {
-                let other = self.daemon.tenant_file(&next.expect("a partner").tenant.id);
-                swap(&file, &other);
-                // What SQLite keeps beside a file belongs to it.
-                swap(&file.with_extension("db-wal"), &other.with_extension("db-wal"));
-                let _ = fs::remove_file(file.with_extension("db-shm"));
-                let _ = fs::remove_file(other.with_extension("db-shm"));
-            }
+            Damage::SwappedWithNext => swap(&file, &self.daemon.tenant_file(&next.expect("a partner").tenant.id)),
             Damage::Swapped => {}
             Damage::Behind => early.put_one_back(&self.daemon, &target.tenant.id).await,
             Damage::Ahead => migrate_ahead(&self.daemon, target).await,
@@ -272,9 +265,7 @@ fn flip(file: &Path, at: u64) {
 fn swap(one: &Path, other: &Path) {
     let aside = one.with_extension("aside");
     for (from, to) in [(one, aside.as_path()), (other, one), (&aside, other)] {
-        if from.exists() {
-            fs::rename(from, to).expect("files of ours");
-        }
+        fs::rename(from, to).expect("it is there");
     }
 }
 
@@ -293,7 +284,13 @@ impl Copies {
         let copies = Copies { folder, tenants, word };
         for tenant in &copies.tenants {
             match daemon.engine {
-                Engine::Sqlite => copies.move_files(&daemon.data().join("tenants"), &copies.folder, tenant),
+                Engine::Sqlite => {
+                    // What is still in the log beside the file would mend, or spoil, what is done to the file.
+                    let mut database = Database::of_tenant(daemon, tenant).await;
+                    database.script("PRAGMA wal_checkpoint(TRUNCATE)".into()).await.expect("nobody is connected");
+                    drop(database);
+                    copies.move_files(&daemon.data().join("tenants"), &copies.folder, tenant);
+                }
                 Engine::Postgres => {
                     let sql = format!("CREATE DATABASE \"{}\" TEMPLATE \"tenant_{tenant}\"", copies.name(tenant));
                     Database::at(daemon.admin_url()).await.script(sql).await.expect("nobody is connected");
