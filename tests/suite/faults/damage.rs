@@ -284,7 +284,13 @@ impl Copies {
         let copies = Copies { folder, tenants, word };
         for tenant in &copies.tenants {
             match daemon.engine {
-                Engine::Sqlite => copies.move_files(&daemon.data().join("tenants"), &copies.folder, tenant),
+                Engine::Sqlite => {
+                    // What is still in the log beside the file would mend, or spoil, what is done to the file.
+                    let mut database = Database::of_tenant(daemon, tenant).await;
+                    database.script("PRAGMA wal_checkpoint(TRUNCATE)".into()).await.expect("nobody is connected");
+                    drop(database);
+                    copies.move_files(&daemon.data().join("tenants"), &copies.folder, tenant);
+                }
                 Engine::Postgres => {
                     let sql = format!("CREATE DATABASE \"{}\" TEMPLATE \"tenant_{tenant}\"", copies.name(tenant));
                     Database::at(daemon.admin_url()).await.script(sql).await.expect("nobody is connected");
@@ -335,7 +341,7 @@ impl Copies {
 /// The first tenant's file is renamed under the daemon, which has to notice with the next commit.
 pub async fn taken_away(world: &mut World) {
     let file = world.daemon.tenant_file(&world.targets[0].tenant.id);
-    let aside = world.daemon.folder.path().join("aside.db");
+    let aside = file.with_extension("aside");
     fs::rename(&file, &aside).expect("it is there");
     world.freezes_while_in_use(&[0]).await;
     assert!(!file.exists(), "an empty file in place of the missing one");

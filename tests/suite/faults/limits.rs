@@ -26,7 +26,7 @@ async fn without_a_file_to_open_it_waits_and_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_for_a_tenant_that_takes_nothing_stays_with_the_stream() {
-    let mut world = World::on(Engine::Postgres, |setup| setup.with("NATS__NAK_DELAY_MS", 200)).await;
+    let mut world = World::on(Engine::Postgres, |setup| setup).await;
     world.suffers("2b: flood of one tenant", |world| Box::pin(flood(world))).await;
 }
 
