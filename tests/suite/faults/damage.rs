@@ -129,6 +129,7 @@ impl World {
             self.is_frozen(*damage, target).await;
         }
         for target in &self.targets {
+            target.is_opened().await;
             target.is_served().await;
         }
         self.a_person_was_called_once_for_each(&damaged, lines_before);
@@ -138,6 +139,7 @@ impl World {
         self.daemon.restart().await;
         for (damage, target) in &damaged {
             println!("{} 2d: {damage:?}: put right", self.daemon.engine);
+            target.is_opened().await;
             target.is_served().await;
             target.check(&self.daemon, None).await;
         }
