@@ -59,7 +59,7 @@ codes! {
     QuarantinedNotFound "QUARANTINED_NOT_FOUND" 404 "There is no such event in quarantine.";
     MethodNotAllowed "METHOD_NOT_ALLOWED" 405 "The address does not know this method; see the Allow header.";
     NotAcceptable "NOT_ACCEPTABLE" 406 "The answer is JSON, which the Accept header excludes.";
-    RequestTimeout "REQUEST_TIMEOUT" 408 "The body did not arrive in time.";
+    RequestTimeout "REQUEST_TIMEOUT" 408 "The request did not arrive in time.";
     SlugTaken "SLUG_TAKEN" 409 "Another tenant has this slug.";
     ExternalIdTaken "EXTERNAL_ID_TAKEN" 409 "Another tenant has this external id.";
     IllegalMove "ILLEGAL_TRANSITION" 409 "The tenant's lifecycle does not allow this.";

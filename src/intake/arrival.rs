@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::cloudevents::{self, CloudEvent};
@@ -13,7 +13,7 @@ use crate::config;
 use crate::domain::ids::TenantId;
 use crate::domain::tenant::ExternalId;
 use crate::domain::usage::{Refusal, UsageEvent};
-use crate::json::Object;
+use crate::json::Text;
 
 /// Events of one body that LiteLLM's callback posts: its queue has no bound of its own, and it cannot split.
 pub const LITELLM_BATCH_EVENTS_MAX: usize = 50_000;
@@ -214,18 +214,35 @@ enum Kin {
 const SPEC_VERSION: &str = "\"specversion\"";
 const LITELLM_CALL_ID: &str = "\"litellm_call_id\"";
 
-#[derive(serde::Deserialize)]
+/// Which of the keys that tell are there, however often: refusing what is there twice is the reader's affair.
+#[derive(Debug, Default)]
 struct TellingKeys {
-    #[serde(default, deserialize_with = "present")]
     specversion: bool,
-    #[serde(default, deserialize_with = "present")]
     litellm_call_id: bool,
-    #[serde(default, rename = "startTime", deserialize_with = "present")]
     start_time: bool,
 }
 
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    <IgnoredAny as serde::Deserialize>::deserialize(deserializer).map(|_| true)
+struct TellingKeysVisitor;
+
+impl<'de> Visitor<'de> for TellingKeysVisitor {
+    type Value = TellingKeys;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<TellingKeys, A::Error> {
+        let mut keys = TellingKeys::default();
+        while let Some((Text(name), IgnoredAny)) = members.next_entry()? {
+            match &*name {
+                "specversion" => keys.specversion = true,
+                "litellm_call_id" => keys.litellm_call_id = true,
+                "startTime" => keys.start_time = true,
+                _ => {}
+            }
+        }
+        Ok(keys)
+    }
 }
 
 impl Kin {
@@ -233,9 +250,9 @@ impl Kin {
         match Kin::likely(json, format) {
             Some(Kin::Envelope) => Kin::Envelope,
             Some(Kin::Litellm) if format == Format::Litellm => Kin::Litellm,
-            _ => match serde_json::from_str(json) {
-                Ok(Object(TellingKeys { specversion: true, .. })) => Kin::CloudEvent,
-                Ok(Object(TellingKeys { litellm_call_id: true, start_time: true, .. })) => Kin::Litellm,
+            _ => match serde_json::Deserializer::from_str(json).deserialize_map(TellingKeysVisitor) {
+                Ok(TellingKeys { specversion: true, .. }) => Kin::CloudEvent,
+                Ok(TellingKeys { litellm_call_id: true, start_time: true, .. }) => Kin::Litellm,
                 _ => Kin::Envelope,
             },
         }

@@ -168,7 +168,7 @@ fn what_is_wrong_is_named_with_its_path() {
         (envelope(r#"{"usage":{"tokens":1},"costUsd":1,"cost_usd":2}"#), Malformed, "duplicate field"),
         (envelope(r#"{"usage":{"tokens":1},"model":"a\u0000b"}"#), Malformed, "payload.model: contains a NUL"),
         (envelope(r#"{"usage":{"tokens":1},"tags":["a\u0000b"]}"#), Malformed, "NUL"),
-        (envelope(r#"{"usage":{"tokens":1},"tags":[1]}"#), Malformed, "payload.tags: "),
+        (envelope(r#"{"usage":{"tokens":1},"tags":[1]}"#), Malformed, "payload.tags[0]: "),
         (envelope(&label), Oversized, "payload.model: 257 bytes"),
         (envelope(&tags), Oversized, "details: "),
         (huge, Oversized, "eventId: 1025 bytes"),

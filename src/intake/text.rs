@@ -156,7 +156,7 @@ pub(super) fn cost(path: &str, raw: Option<&RawValue>) -> Result<Option<NanoUsd>
 pub(super) fn number_text(raw: &RawValue) -> Option<Cow<'_, str>> {
     let text = raw.get();
     if text.starts_with('"') {
-        return serde_json::from_str::<LossyText<'_>>(text).ok().map(|text| text.0);
+        return LossyText::of(raw).map(|text| text.0);
     }
     text.starts_with(|first: char| first == '-' || first.is_ascii_digit()).then_some(Cow::Borrowed(text))
 }

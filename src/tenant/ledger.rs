@@ -124,12 +124,12 @@ impl Ledger for Connection {
         request::keep(self, key, body_hash, answer, now).await
     }
 
-    async fn write(&mut self, before: &Books, posting: &Posting) -> Result<(), StoreError> {
-        posting::write(self, before, posting).await
-    }
-
     async fn check_owner(&mut self, before: &Books) -> Result<(), StoreError> {
         posting::check_owner(self, before).await
+    }
+
+    async fn write(&mut self, before: &Books, posting: &Posting) -> Result<(), StoreError> {
+        posting::write(self, before, posting).await
     }
 
     async fn pause(&mut self, delay: Duration) {

@@ -257,7 +257,7 @@ mod tests {
 
     fn part(pull: u64, events: usize, since: Instant) -> Part {
         let piece = Piece { raw: Bytes::new(), subject: Subject::from("s"), sequence: pull, from_litellm: false };
-        Part { pull, since, pieces: vec![piece; events], events: Vec::new() }
+        Part { pull, since, span: tracing::Span::none(), pieces: vec![piece; events], events: Vec::new() }
     }
 
     fn events(parts: &[Part]) -> usize {

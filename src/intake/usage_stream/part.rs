@@ -3,6 +3,7 @@
 use async_nats::Subject;
 use bytes::Bytes;
 use tokio::time::Instant;
+use tracing::Span;
 
 use crate::domain::usage::UsageEvent;
 
@@ -16,11 +17,13 @@ pub(super) struct Piece {
 }
 
 /// One tenant's events of one pull.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct Part {
     pub(super) pull: u64,
     /// When the pull arrived.
     pub(super) since: Instant,
+    /// The pull's, for traces: the commit is a part of it.
+    pub(super) span: Span,
     pub(super) pieces: Vec<Piece>,
     /// One for each piece, or none: they were given away, and have to be read again.
     pub(super) events: Vec<UsageEvent>,

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 use tokio::time::Instant;
+use tracing::Span;
 use uuid::Uuid;
 
 use super::part::{Part, Piece};
@@ -17,6 +18,7 @@ use crate::intake::arrival::{self, Format, Item, Limits, READ_INLINE_BYTES_MAX, 
 use crate::intake::record::{Recorder, Rejection};
 use crate::intake::tally::is_from_litellm;
 use crate::intake::{cloudevents, quarantine, text};
+use crate::telemetry;
 
 /// A message, without what only its acknowledgement needs.
 #[derive(Debug)]
@@ -32,6 +34,7 @@ pub(super) struct Delivery {
 pub(super) struct Pull {
     pub(super) number: u64,
     pub(super) since: Instant,
+    pub(super) span: Span,
     pub(super) deliveries: Vec<Delivery>,
     /// Of all payloads.
     pub(super) bytes: usize,
@@ -75,7 +78,7 @@ impl Reader {
     }
 
     fn sort_now(&self, pull: Pull, now: Timestamp) -> Sorted {
-        let Pull { number, since, deliveries, bytes } = pull;
+        let Pull { number, since, span, deliveries, bytes } = pull;
         let mut sorted = Sorted {
             pull: number,
             messages: deliveries.len(),
@@ -102,7 +105,7 @@ impl Reader {
                             sequence: delivery.sequence,
                             from_litellm: is_from_litellm(&event),
                         };
-                        let part = sorted.part_of(tenant, since, &mut places);
+                        let part = sorted.part_of(tenant, (since, &span), &mut places);
                         part.pieces.push(piece);
                         part.events.push(event);
                     }
@@ -139,11 +142,14 @@ impl Sorted {
     fn part_of(
         &mut self,
         tenant: TenantId,
-        since: Instant,
+        (since, span): (Instant, &Span),
         places: &mut HashMap<TenantId, usize, ahash::RandomState>,
     ) -> &mut Part {
         let at = *places.entry(tenant).or_insert_with(|| {
-            self.parts.push((tenant, Part { pull: self.pull, since, pieces: Vec::new(), events: Vec::new() }));
+            self.parts.push((
+                tenant,
+                Part { pull: self.pull, since, span: span.clone(), pieces: Vec::new(), events: Vec::new() },
+            ));
             self.parts.len() - 1
         });
         &mut self.parts[at].1
@@ -161,9 +167,18 @@ impl Delivery {
     }
 
     /// The trace it belongs to, if its sender says.
-    pub(super) fn traceparent(&self) -> Option<&str> {
+    fn traceparent(&self) -> Option<&str> {
         Some(self.headers.as_ref()?.get("traceparent")?.as_str())
     }
+}
+
+/// A pull has many senders; the first that tells its trace stands for all.
+pub(super) fn span_of(deliveries: &[Delivery]) -> Span {
+    let span = tracing::info_span!("usage_pull", messages = deliveries.len());
+    if let Some(traceparent) = deliveries.iter().find_map(Delivery::traceparent) {
+        telemetry::parent_from_traceparent(&span, traceparent);
+    }
+    span
 }
 
 /// A message's items. One that is too long, or holds too many, is one item to be quarantined.

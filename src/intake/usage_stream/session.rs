@@ -19,7 +19,7 @@ use super::deliveries::{Delivered, Deliveries};
 use super::floor::Floor;
 use super::lanes::{Bounds, Lanes};
 use super::part::Settled;
-use super::reading::{Delivery, Pull, Reader, Sorted};
+use super::reading::{Delivery, Pull, Reader, Sorted, span_of};
 use super::resume::{self, Beginning, Look, Progress, nanos, note_gaps, number};
 use super::room::Room;
 use super::terms::Terms;
@@ -27,14 +27,14 @@ use super::{Ended, LAST_ACK_TIMEOUT};
 use crate::config;
 use crate::directory::handle::Handle as Directory;
 use crate::domain::stream::{Checkpoint, Gap, hash};
-use crate::{fault, telemetry};
+use crate::fault;
 
 /// How often the stream is looked at: is it the same, how much is waiting?
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How often lanes are looked over.
 const SWEEP_EVERY: Duration = Duration::from_millis(100);
 /// How often the control database learns where we are, when we have moved.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+const CHECKPOINT_EVERY: Duration = Duration::from_millis(500);
 /// When nothing could be read for this long, what is stuck is parked.
 const PRESSURE_AFTER: Duration = Duration::from_secs(1);
 /// How long calls may take when we leave.
@@ -226,7 +226,8 @@ impl<'a> Session<'a> {
             }
             self.room.take(deliveries.len(), bytes);
             let number = self.floor.open(deliveries.len(), End { position, acker: Some(acker), gaps });
-            self.sort(Pull { number, since: Instant::now(), deliveries, bytes });
+            let span = span_of(&deliveries);
+            self.sort(Pull { number, since: Instant::now(), span, deliveries, bytes });
         }
         match failed {
             Some(reason) => Err(Ended::Broken(reason)),
@@ -248,19 +249,16 @@ impl<'a> Session<'a> {
 
     fn sort(&mut self, pull: Pull) {
         metrics::histogram!("platform_api_stream_pull_messages").record(pull.deliveries.len() as f64);
-        let span = tracing::info_span!("usage_pull", messages = pull.deliveries.len());
-        // A pull has many senders; the first that tells its trace stands for all.
-        if let Some(traceparent) = pull.deliveries.iter().find_map(Delivery::traceparent) {
-            telemetry::parent_from_traceparent(&span, traceparent);
-        }
-        let reader = self.given.reader.clone();
+        let (reader, span) = (self.given.reader.clone(), pull.span.clone());
         self.spawn(async move { Event::Sorted(reader.sort(pull).await) }.instrument(span));
     }
 
     fn start_calls(&mut self) {
         while let Some(call) = self.lanes.next(Instant::now()) {
             let counter = self.counter.clone();
-            self.spawn(async move { Event::Called(counter.call(call).await) });
+            // What gathered for one call may belong to many pulls; the oldest stands for all.
+            let span = call.parts.first().map_or_else(tracing::Span::none, |part| part.span.clone());
+            self.spawn(async move { Event::Called(counter.call(call).await) }.instrument(span));
         }
     }
 

@@ -135,7 +135,13 @@ pub(super) async fn make_consumer(
         Err(error) => return Err(Ended::Broken(format!("deleting the consumer: {error}"))),
     }
     let made = stream.create_consumer(terms.consumer_config(deliver_policy)).await;
-    made.map_err(|error| Ended::Refused(format!("consumer {} cannot be made: {error}", terms.consumer)))
+    made.map_err(|error| {
+        let problem = format!("consumer {} cannot be made: {error}", terms.consumer);
+        match error.kind() {
+            ConsumerErrorKind::JetStream(_) => Ended::Refused(problem),
+            _ => Ended::Broken(problem),
+        }
+    })
 }
 
 fn is_absent(kind: ConsumerErrorKind) -> bool {
