@@ -319,15 +319,15 @@ async fn a_clock_that_jumps_ahead_and_back_does_not_reset_a_running_quota() {
 }
 
 /// Counts one event at a node; asks again while the tenant is on its way.
-async fn counted(node: &Handle, tenant: TenantId, id: &str) -> Outcome {
+async fn counted(node: &Handle, tenant: TenantId, event: &UsageEvent) -> Outcome {
     let began = tokio::time::Instant::now();
     loop {
         if let Ok(home) = node.find(tenant).await
-            && let Ok(outcomes) = home.record(vec![event(id, 1)], Origin::default(), PATIENCE).await
+            && let Ok(outcomes) = home.record(vec![event.clone()], Origin::default(), PATIENCE).await
         {
             return outcomes[0];
         }
-        assert!(began.elapsed() < PATIENCE, "{id} is not counted");
+        assert!(began.elapsed() < PATIENCE, "{} is not counted", event.event_id);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -341,12 +341,14 @@ async fn a_tenant_that_another_node_took_over_is_yielded_and_comes_back_when_it_
     let tenants = || config::Tenants { restart_backoff_ms: 50, ..config::Tenants::default() };
     let first = node.open_on(store.clone(), tenants(), Clock::system()).await;
     let tenant = onboard(&first, "acme").await;
-    assert_eq!(counted(&first, tenant, "e-1").await, Outcome::Accepted);
+    let known = event("e-1", 1);
+    assert_eq!(counted(&first, tenant, &known).await, Outcome::Accepted);
     let second = node.open_on(store, tenants(), Clock::system()).await;
-    assert_eq!(counted(&second, tenant, "e-2").await, Outcome::Accepted);
+    assert_eq!(counted(&second, tenant, &event("e-2", 1)).await, Outcome::Accepted);
 
     let late = first.find(tenant).await.unwrap().record(vec![event("e-3", 1)], Origin::default(), PATIENCE).await;
     assert_eq!(late, Err(Unavailable::ComeBack), "the events of a deposed owner are not judged");
-    assert_eq!(counted(&first, tenant, "e-3").await, Outcome::Accepted);
-    assert_eq!(counted(&second, tenant, "e-4").await, Outcome::Accepted);
+    assert_eq!(counted(&first, tenant, &event("e-3", 1)).await, Outcome::Accepted);
+    assert_eq!(counted(&second, tenant, &event("e-4", 1)).await, Outcome::Accepted);
+    assert_eq!(counted(&second, tenant, &known).await, Outcome::Duplicate);
 }

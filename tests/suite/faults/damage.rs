@@ -14,7 +14,7 @@ use crate::harness::{Daemon, Engine, Setup, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_sqlite_file_closes_its_tenant_alone_until_it_is_put_right() {
-    let mut world = World::on(Engine::Sqlite, |setup| setup).await;
+    let mut world = World::on(Engine::Sqlite, with_room_for_all).await;
     world
         .is_damaged_and_put_right(&[
             Damage::Missing,
@@ -32,7 +32,7 @@ async fn a_damaged_sqlite_file_closes_its_tenant_alone_until_it_is_put_right() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_postgres_database_closes_its_tenant_alone_until_it_is_put_right() {
-    let mut world = World::on(Engine::Postgres, |setup| setup).await;
+    let mut world = World::on(Engine::Postgres, with_room_for_all).await;
     world
         .is_damaged_and_put_right(&[
             Damage::Missing,
@@ -44,6 +44,11 @@ async fn a_damaged_postgres_database_closes_its_tenant_alone_until_it_is_put_rig
             Damage::Ahead,
         ])
         .await;
+}
+
+/// Nobody has to rest for another.
+fn with_room_for_all(setup: Setup) -> Setup {
+    setup.with("TENANTS__OPEN_MAX", 16).with("STORE__CONNECTIONS_MAX", 24)
 }
 
 /// The file is taken away under a daemon that holds it open: what it still writes there is lost, so nothing of it may be
@@ -129,6 +134,7 @@ impl World {
             self.is_frozen(*damage, target).await;
         }
         for target in &self.targets {
+            target.is_opened().await;
             target.is_served().await;
         }
         self.a_person_was_called_once_for_each(&damaged, lines_before);
@@ -138,6 +144,7 @@ impl World {
         self.daemon.restart().await;
         for (damage, target) in &damaged {
             println!("{} 2d: {damage:?}: put right", self.daemon.engine);
+            target.is_opened().await;
             target.is_served().await;
             target.check(&self.daemon, None).await;
         }

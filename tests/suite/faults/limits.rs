@@ -14,7 +14,7 @@ use crate::harness::process::Holdings;
 use crate::harness::{Engine, eventually};
 
 /// Messages for a tenant that takes none.
-const FLOOD: usize = 20_000;
+const FLOOD: usize = 10_000;
 /// What a daemon may grow by while they wait. Built for tests it is several times as large as it will be.
 const GROWTH_KIB_MAX: u64 = 200 * 1_024;
 

@@ -134,6 +134,11 @@ impl World {
 
 /// What is asked of a tenant in trouble, or of its neighbour.
 impl Target {
+    /// It has got a place among the open tenants.
+    async fn is_opened(&self) {
+        self.tenant.quotas().await;
+    }
+
     /// Decisions are made from memory, whatever happens to the database.
     async fn is_judged(&self) {
         let answer = self.tenant.api.get(&format!("/v1/quotas/{}/decision", self.tenant.id)).await;

@@ -30,12 +30,15 @@ impl Target {
 
     /// Everything that was sent is in the books, once, with all that follows from it, and the pager was told.
     pub async fn check(&self, daemon: &Daemon, pager: Option<&Receiver>) {
-        eventually("every event in the ledger", || async {
-            let mut database = Database::of_tenant(daemon, &self.tenant.id).await;
-            let counted = database.number("SELECT COUNT(*) FROM usage_ledger").await;
-            (counted >= self.oracle.count() as i64).then_some(())
-        })
-        .await;
+        let mut known = -1;
+        while known < self.oracle.count() as i64 {
+            // As long as they become more, they are on their way.
+            known = eventually("every event in the ledger", || async {
+                let mut database = Database::of_tenant(daemon, &self.tenant.id).await;
+                Some(database.number("SELECT COUNT(*) FROM usage_ledger").await).filter(|counted| *counted > known)
+            })
+            .await;
+        }
         self.oracle.check(daemon, &self.tenant).await;
         if let Some(pager) = pager {
             every_alert_was_told_once(daemon, &self.tenant, pager).await;
