@@ -308,7 +308,17 @@ impl Posting {
 
     /// Adds a counter that was read or recounted.
     pub fn supply(&mut self, key: CounterKey, counter: Counter) {
+        let counter = self.with_own_fired(key, counter);
         self.books.counters.insert(key, counter);
+    }
+
+    /// A counter as it was read, and the thresholds that this very posting has fired: the database does not know them yet.
+    fn with_own_fired(&self, key: CounterKey, mut counter: Counter) -> Counter {
+        let own =
+            self.fired.iter().filter(|alert| (alert.quota.id, alert.period_start) == (key.quota, key.period_start));
+        let new: Vec<u16> = own.map(|alert| alert.threshold).filter(|one| !counter.fired.contains(one)).collect();
+        counter.fired.extend(new);
+        counter
     }
 
     /// Counts events that the ledger took as new, and everything that follows from them: rollups, counters, thresholds,
@@ -497,6 +507,7 @@ impl Posting {
         self.counters.retain(|key, _| !void.contains(&key.quota));
         self.void_counters.extend(void);
         for (key, counter) in recounted {
+            let counter = self.with_own_fired(key, counter);
             self.books.counters.insert(key, counter.clone());
             self.counters.insert(key, counter);
         }

@@ -61,17 +61,18 @@ impl Database {
         events.iter().filter(counts).map(|event| quota.metric.of(&event.amounts)).sum()
     }
 
-    fn fired(&self, key: CounterKey, posting: &Posting) -> Vec<u16> {
+    /// Of committed alerts: a database knows nothing of those that the posting in the making has fired.
+    fn fired(&self, key: CounterKey) -> Vec<u16> {
         let of_key = |alert: &&Alert| alert.quota.id == key.quota && alert.period_start == key.period_start;
-        self.alerts.values().chain(&posting.fired).filter(of_key).map(|alert| alert.threshold).collect()
+        self.alerts.values().filter(of_key).map(|alert| alert.threshold).collect()
     }
 
     /// Answers as the store does: the stored counter if it still counts the same, else a recount of the ledger.
-    fn answer(&self, missing: &Missing, posting: &Posting) -> (CounterKey, Counter) {
+    fn answer(&self, missing: &Missing) -> (CounterKey, Counter) {
         let key = missing.key();
         let stored = self.counters.get(&key).filter(|_| !missing.recount).map(|counter| counter.used);
         let used = stored.unwrap_or_else(|| self.recount(&missing.quota, missing.window, &self.ledger));
-        (key, Counter { window: missing.window, used, fired: self.fired(key, posting) })
+        (key, Counter { window: missing.window, used, fired: self.fired(key) })
     }
 
     fn load(&self, zone: &TimeZone, now: Timestamp) -> Books {
@@ -86,9 +87,8 @@ impl Database {
         let mut verifier = Verifier::new(&tenant().to_string());
         self.chain.iter().for_each(|link| verifier.check(link).unwrap());
         books.head = verifier.head();
-        let empty = Posting::open(&books, now, [0; 32]);
         for missing in books.missing_now(now) {
-            let (key, counter) = self.answer(&missing, &empty);
+            let (key, counter) = self.answer(&missing);
             books.counters.insert(key, counter);
         }
         books
@@ -197,7 +197,7 @@ impl Life {
         }
         let events: Vec<&UsageEvent> = new.iter().collect();
         for missing in posting.missing_for_usage(&events) {
-            let (key, counter) = self.database.answer(&missing, &posting);
+            let (key, counter) = self.database.answer(&missing);
             posting.supply(key, counter);
         }
         let keys: Vec<_> = events.iter().map(|event| (event.key(), event.body_hash())).collect();
@@ -214,7 +214,7 @@ impl Life {
 
     fn replace(&mut self, quotas: &[Quota]) {
         let mut posting = self.posting();
-        let recounted = self.answers(posting.missing_for_quotas(quotas), &posting);
+        let recounted = self.answers(posting.missing_for_quotas(quotas));
         posting.replace_quotas(quotas.to_vec(), recounted, entry("quota.replaced"));
         assert_eq!(posting.books.quotas, quotas);
         self.expect_unfinished(&posting);
@@ -224,7 +224,7 @@ impl Life {
     fn move_to(&mut self, name: &str) {
         let mut posting = self.posting();
         let zone = period::time_zone(name).unwrap();
-        let recounted = self.answers(posting.missing_for_time_zone(&zone), &posting);
+        let recounted = self.answers(posting.missing_for_time_zone(&zone));
         posting.change_time_zone(name, zone.clone(), recounted, entry("tenant.amended"));
         self.zone = zone;
         assert_eq!(posting.books.time_zone, self.zone);
@@ -233,11 +233,11 @@ impl Life {
     }
 
     /// A recount sees the ledger rows of the open transaction, whatever the stored counters say.
-    fn answers(&self, missing: Vec<Missing>, posting: &Posting) -> Vec<(CounterKey, Counter)> {
+    fn answers(&self, missing: Vec<Missing>) -> Vec<(CounterKey, Counter)> {
         let recount = |missing: &Missing| {
             let used = self.database.recount(&missing.quota, missing.window, &self.database.ledger);
             let key = missing.key();
-            (key, Counter { window: missing.window, used, fired: self.database.fired(key, posting) })
+            (key, Counter { window: missing.window, used, fired: self.database.fired(key) })
         };
         missing.iter().map(recount).collect()
     }

@@ -273,7 +273,11 @@ impl Tables {
         let same = |one: &Alert, other: &Alert| {
             (one.quota.id, one.period_start, one.threshold) == (other.quota.id, other.period_start, other.threshold)
         };
-        if posting.fired.iter().any(|new| self.alerts.values().any(|alert| same(alert, new))) {
+        let taken = |(at, new): (usize, &Alert)| {
+            let before = &posting.fired[..at];
+            self.alerts.values().chain(before).any(|alert| same(alert, new))
+        };
+        if posting.fired.iter().enumerate().any(taken) {
             return Some("alert: its quota, period and threshold have one");
         }
         let known = |delivery: &Delivery| {
