@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use platform_api::domain::books::{Books, Counter, CounterKey, Missing, Posting, RollupKey};
 use platform_api::domain::chain::{Hash, Head, Stored};
 use platform_api::domain::ids::{AlertId, TenantId};
-use platform_api::domain::notice::{Alert, Attempt, AttemptResult, Delivery, Event};
+use platform_api::domain::notice::{Alert, Attempt, AttemptResult, Delivery, Event, RETRY_DELAY_MICROS_MAX};
 use platform_api::domain::period::{self, PeriodKind, Window};
 use platform_api::domain::quota::Quota;
 use platform_api::domain::time::{MICROS_PER_SECOND, Timestamp};
@@ -370,7 +370,10 @@ impl Tables {
                     .get(&owed_key(*alert, Event::Fired, channel))
                     .is_some_and(|earlier| earlier.settled.is_none())
         };
-        let open = self.outbox.iter().filter(|(_, owed)| owed.settled.is_none() && owed.next_attempt_at <= now);
+        // Put off for longer than there is a delay: the clock has been set back since.
+        let beyond = now.plus_micros(RETRY_DELAY_MICROS_MAX);
+        let waits = |owed: &Owed| owed.next_attempt_at > now && owed.next_attempt_at <= beyond;
+        let open = self.outbox.iter().filter(|(_, owed)| owed.settled.is_none() && !waits(owed));
         let mut due: Vec<_> = open.filter(|(key, _)| !held_back(key)).collect();
         due.sort_by_key(|(key, owed)| (owed.next_attempt_at, owed.created_at, key.0, key.2.clone()));
         due.into_iter()
