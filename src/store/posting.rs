@@ -246,22 +246,23 @@ pub async fn keep_conflicts(
 }
 
 /// Writes everything `posting` says. `before` are the books it started from, whose epoch must still be the database's.
+/// Answers how many deliveries were owed and are settled by it: one that was settled before does not count again.
 ///
 /// # Errors
 /// [`StoreError::Fenced`] when another owner has taken over.
-pub async fn write(connection: &mut Connection, before: &Books, posting: &Posting) -> Result<(), StoreError> {
+pub async fn write(connection: &mut Connection, before: &Books, posting: &Posting) -> Result<i64, StoreError> {
     give_way().await;
     delete_void_counters(connection, posting).await?;
     write_books(connection, before, posting).await?;
     fault::point("audit.appended");
     write_quotas(connection, posting).await?;
-    write_notices(connection, posting).await?;
+    let settled = write_notices(connection, posting).await?;
     if fault::is_planted("counter-outside-transaction") {
         connection.commit().await?;
         connection.begin().await?;
         connection.execute_bulk(&WRITE_COUNTERS, &counter_columns(posting, &counter_quotas(posting))).await?;
     }
-    Ok(())
+    Ok(settled)
 }
 
 /// Asks whether the owner of the books `before` still is the owner. A statement that went wrong may have met what another
@@ -377,7 +378,8 @@ async fn write_quotas(connection: &mut Connection, posting: &Posting) -> Result<
     Ok(())
 }
 
-async fn write_notices(connection: &mut Connection, posting: &Posting) -> Result<(), StoreError> {
+/// How many deliveries it settles.
+async fn write_notices(connection: &mut Connection, posting: &Posting) -> Result<i64, StoreError> {
     write_alerts(connection, &INSERT_ALERTS, &posting.fired).await?;
     write_alerts(connection, &RESOLVE_ALERTS, &posting.resolved).await?;
     let owed = &posting.owed;
@@ -396,10 +398,11 @@ async fn write_notices(connection: &mut Connection, posting: &Posting) -> Result
     if !fault::is_planted("outbox-not-written") {
         connection.execute_bulk(&INSERT_OWED, &columns).await?;
     }
+    let mut settled = 0;
     for attempt in &posting.attempts {
-        update_attempt(connection, attempt).await?;
+        settled += update_attempt(connection, attempt).await?;
     }
-    Ok(())
+    Ok(settled)
 }
 
 async fn write_alerts(connection: &mut Connection, bulk: &'static Bulk, alerts: &[Alert]) -> Result<(), StoreError> {
@@ -421,7 +424,8 @@ async fn write_alerts(connection: &mut Connection, bulk: &'static Bulk, alerts: 
     Ok(())
 }
 
-async fn update_attempt(connection: &mut Connection, attempt: &Attempt) -> Result<(), StoreError> {
+/// 1 when the delivery was owed and is settled now.
+async fn update_attempt(connection: &mut Connection, attempt: &Attempt) -> Result<i64, StoreError> {
     let (next, settled, outcome, reason) = match &attempt.result {
         AttemptResult::Delivered => (attempt.at, attempt.at, "delivered", ""),
         AttemptResult::Retry { at, reason } => (*at, Timestamp(0), "owed", reason.as_str()),
@@ -436,8 +440,8 @@ async fn update_attempt(connection: &mut Connection, attempt: &Attempt) -> Resul
         outcome.into(),
         reason.into(),
     ];
-    connection.execute(UPDATE_ATTEMPT, &values).await?;
-    Ok(())
+    let found = connection.execute(UPDATE_ATTEMPT, &values).await?;
+    Ok(if matches!(attempt.result, AttemptResult::Retry { .. }) { 0 } else { found as i64 })
 }
 
 /// The columns of a quota that need a text made for them.

@@ -62,7 +62,7 @@ pub trait Ledger: Send {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// See [`posting::write`].
-    fn write(&mut self, before: &Books, posting: &Posting) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn write(&mut self, before: &Books, posting: &Posting) -> impl Future<Output = Result<i64, StoreError>> + Send;
 
     /// See [`posting::check_owner`].
     fn check_owner(&mut self, before: &Books) -> impl Future<Output = Result<(), StoreError>> + Send;
@@ -128,7 +128,7 @@ impl Ledger for Connection {
         posting::check_owner(self, before).await
     }
 
-    async fn write(&mut self, before: &Books, posting: &Posting) -> Result<(), StoreError> {
+    async fn write(&mut self, before: &Books, posting: &Posting) -> Result<i64, StoreError> {
         posting::write(self, before, posting).await
     }
 

@@ -14,7 +14,6 @@ use super::message::{Batch, ChangeRefused, Message};
 use super::record::{self, Offered};
 use super::work::{Reply, Unit, Work, Written};
 use crate::domain::books::{Books, Posting};
-use crate::domain::notice::AttemptResult;
 use crate::domain::quota::Standing;
 use crate::domain::request::Answer;
 use crate::domain::time::Timestamp;
@@ -169,10 +168,13 @@ async fn transact(
     }
     posting.close();
     fault::point("commit.filled");
-    if let Err(error) = ledger.write(before, &posting).await {
-        ledger.rollback().await?;
-        return Err(error);
-    }
+    let settled = match ledger.write(before, &posting).await {
+        Ok(settled) => settled,
+        Err(error) => {
+            ledger.rollback().await?;
+            return Err(error);
+        }
+    };
     fault::point("commit.before");
     ledger.commit().await?;
     if fault::is_planted("commit.reply-lost") {
@@ -180,9 +182,7 @@ async fn transact(
     }
     fault::point("commit.after");
     observe(&posting, &outcomes, started);
-    let settled =
-        posting.attempts.iter().filter(|attempt| !matches!(attempt.result, AttemptResult::Retry { .. })).count();
-    let owed_more = posting.owed.len() as i64 - settled as i64;
+    let owed_more = posting.owed.len() as i64 - settled;
     Ok(Done { books: Arc::new(posting.books), outcomes, changes, owed_more, committed: true })
 }
 

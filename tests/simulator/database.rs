@@ -261,6 +261,16 @@ impl Tables {
         }
     }
 
+    /// How many deliveries are owed, and settled by these attempts.
+    pub fn settles(&self, attempts: &[Attempt]) -> i64 {
+        let owed = |attempt: &&Attempt| {
+            let key = owed_key(attempt.alert, attempt.event, &attempt.channel);
+            let retry = matches!(attempt.result, AttemptResult::Retry { .. });
+            !retry && self.outbox.get(&key).is_some_and(|owed| owed.settled.is_none())
+        };
+        attempts.iter().filter(owed).count() as i64
+    }
+
     pub fn advance(&mut self, cursors: &BTreeMap<String, i64>) {
         for (stream, sequence) in cursors {
             let newest = self.cursors.entry(stream.clone()).or_insert(*sequence);

@@ -237,6 +237,7 @@ impl Node {
             let idle = now.0 - home.heard_at.0 >= IDLE_MICROS && home.queue.is_idle();
             if idle && home.owed == 0 && !home.leaving {
                 rested.push(*tenant);
+                continue;
             }
             town.witness(*tenant, home.books.head);
             // The round over open tenants, in case a hint was lost.

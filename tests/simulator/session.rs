@@ -298,7 +298,7 @@ impl Ledger for Session {
         .await
     }
 
-    async fn write(&mut self, before: &Books, posting: &Posting) -> Result<(), StoreError> {
+    async fn write(&mut self, before: &Books, posting: &Posting) -> Result<i64, StoreError> {
         let blind = std::mem::take(&mut self.blind);
         self.statement(|vault, ground, id| {
             vault.writable(ground.now)?;
@@ -328,7 +328,7 @@ impl Ledger for Session {
             if ground.plants(Planted::AdoptedBeforeCommit) {
                 ground.leaked.insert(vault.tenant, posting.books.clone());
             }
-            Ok(())
+            Ok(vault.database.tables.settles(&posting.attempts))
         })
         .await
     }
