@@ -3,7 +3,7 @@
 use super::harness::{
     House, NOW, assert_same, commit, commit_expecting, entry, event, keys_of, opening, post, quota_of, set_quotas,
 };
-use crate::domain::books::{Cursor, Missing};
+use crate::domain::books::{Cursor, Missing, Posting};
 use crate::domain::chain::{Hash, Head};
 use crate::domain::notice::{Attempt, AttemptResult, Event};
 use crate::domain::period::{self, PeriodKind};
@@ -476,6 +476,14 @@ async fn deliveries_are_due_until_they_are_settled(house: &House) {
     .await
     .unwrap();
     assert_eq!(notice::owed_count(&mut connection).await.unwrap(), 1);
+    // Recorded again, because nobody heard that it was: what was settled before does not count again.
+    let mut again = Posting::open(&books, later, [9; 32]);
+    again.attempt(attempt("mail", Event::Fired, AttemptResult::GaveUp { reason: "410".into() }));
+    again.attempt(attempt("mail", Event::Resolved, AttemptResult::Delivered));
+    again.close();
+    connection.begin().await.unwrap();
+    assert_eq!(posting::write(&mut connection, &books, &again).await.unwrap(), 1);
+    connection.rollback().await.unwrap();
     let due = notice::due(&mut connection, later, 10).await.unwrap();
     assert_eq!((due[0].channel.as_str(), due[0].event), ("mail", Event::Resolved));
     let settled = "SELECT channel, event, outcome, reason FROM outbox ORDER BY channel, event";
