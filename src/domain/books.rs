@@ -16,15 +16,15 @@ use super::ids::{QuotaId, TenantId};
 use super::notice::{Alert, Attempt, Delivery, Event};
 use super::period::{self, PeriodKind, Window};
 use super::quota::{self, Decision, Quota, Standing};
-use super::time::{MICROS_PER_MINUTE, Timestamp};
+use super::time::{CLOCK_STEP_MICROS, MICROS_PER_MINUTE, Timestamp};
 use super::usage::{Amounts, BodyHash, EventKey, FUTURE_TOLERANCE_MICROS, Refusal, Subject, Totals, UsageEvent};
 
 /// How long a counter stays in memory after its period ended, for events that come a little late.
 const COUNTER_KEPT_MICROS: i64 = 10 * MICROS_PER_MINUTE;
 
-/// More windows of one quota than can be unfinished at once: senders' clocks run five minutes ahead, and no calendar cuts
-/// these into so many pieces. A calendar that stood still must not take all memory.
-const UNFINISHED_MAX: usize = 16;
+/// More windows of one quota than can be unfinished at once: senders' clocks run five minutes ahead, ours may have been set
+/// back by an hour, and no calendar cuts these into so many pieces. A calendar that stood still must not take all memory.
+const UNFINISHED_MAX: usize = 80;
 
 /// One quota's usage in one period.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,9 +182,11 @@ impl Books {
     }
 
     /// The running window of a quota, and the later ones in which an event may have occurred: senders' clocks may run
-    /// ahead of ours, and what they counted there must be known when that window becomes the running one.
+    /// ahead of ours, ours may have been set back, and what was counted there must be known when that window becomes the
+    /// running one.
     fn unfinished(&self, quota: &Quota, now: Timestamp, zone: &TimeZone) -> Vec<Window> {
-        let latest = self.latest_event_at.min(now.plus_micros(FUTURE_TOLERANCE_MICROS));
+        let ahead = FUTURE_TOLERANCE_MICROS + CLOCK_STEP_MICROS;
+        let latest = self.latest_event_at.min(now.plus_micros(ahead));
         let running = period::window(quota.period, now, zone);
         let next = |window: &Window| (window.end <= latest).then(|| period::window(quota.period, window.end, zone));
         std::iter::successors(Some(running), next).take(UNFINISHED_MAX).collect()

@@ -6,14 +6,11 @@ use super::database::Connection;
 use super::database::Value;
 use crate::domain::period::Window;
 use crate::domain::report::{Dimension, LedgerQuery, LedgerRow, Page, UsageQuery};
-use crate::domain::time::{MICROS_PER_HOUR, Timestamp};
+use crate::domain::time::{CLOCK_STEP_MICROS, Timestamp};
 use crate::domain::usage::{Amounts, FUTURE_TOLERANCE_MICROS, Flags, Kind, Status, Subject, Totals, UsageEvent};
 
 /// Most sums that one report may read: what ten thousand report rows may come from, and no more than memory allows.
 pub const ROLLUPS_MAX: usize = 250_000;
-
-/// How far our clock may have stepped back since: what the search by time leaves as a margin.
-const CLOCK_STEP_MICROS: i64 = MICROS_PER_HOUR;
 
 /// Dimensions that are not asked for ($3 to $7 are 0) are summed over.
 const SELECT_ROLLUPS: &str = "SELECT start_at,

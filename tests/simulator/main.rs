@@ -24,8 +24,7 @@
 //! **Who judges the judge**: [`planted`] bugs, each of which must be caught; [`coverage`], by which every fault and every
 //! outcome must really have happened in the suite's seeds; and seeds that are run twice and must tell the same story.
 //!
-//! The stream is a model of what we ask of one (at least once, a past that may change, a mark of what was read and what
-//! stood there), not the code that reads it. What the simulator cannot find: what lies in SQL, in the drivers, in actors' mailboxes and tasks, and in real time. The suite's
+//! What it cannot find: what lies in SQL, in the drivers, in actors' mailboxes and tasks, and in real time. The suite's
 //! crash and fault tests are for that.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]

@@ -112,10 +112,10 @@ impl Fault {
             Fault::AckLost | Fault::PublishReplyLost | Fault::HttpReplyLost => 0.5,
             Fault::ReceiverHangs | Fault::ReceiverFails | Fault::ReceiverReplyLost => 0.7,
             Fault::ReceiverRefuses => 0.1,
-            // Asked at some twenty to thirty steps of a world.
-            Fault::DatabaseRestored => 0.05,
-            Fault::NodeCrash | Fault::NodeFreeze | Fault::Failover | Fault::DatabaseCrash => 0.25,
-            _ => 0.15,
+            // Asked at every step of the world.
+            Fault::DatabaseRestored => 0.002,
+            Fault::NodeCrash | Fault::NodeFreeze | Fault::Failover | Fault::DatabaseCrash => 0.02,
+            _ => 0.01,
         }
     }
 }

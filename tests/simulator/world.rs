@@ -454,18 +454,10 @@ impl World {
         if strikes(self, Fault::ClockJump) {
             let hour = MICROS_PER_HOUR;
             let ahead = self.ground().dice.pick(&[-hour, -MICROS_PER_MINUTE / 2, 0, hour]);
-            self.set_clock(victim, ahead);
+            self.nodes[victim].clock_ahead = ahead;
         }
         self.disturb_databases();
         self.disturb_stream();
-    }
-
-    /// A clock is not set twice between two sweeps, which come four times a second.
-    fn set_clock(&mut self, number: usize, ahead: i64) {
-        if self.nodes[number].believes && !self.is_frozen(number) {
-            self.nodes[number].sweep(&mut self.town);
-        }
-        self.nodes[number].clock_ahead = ahead;
     }
 
     /// Everything in memory is gone; it starts again at once, with the clock it had.
@@ -571,8 +563,7 @@ impl World {
             ground.tell(format_args!("the storm is over"));
         }
         for number in 0..self.nodes.len() {
-            self.set_clock(number, 0);
-            self.nodes[number].frozen_until = 0;
+            (self.nodes[number].clock_ahead, self.nodes[number].frozen_until) = (0, 0);
         }
         self.end_zombies();
         for round in 0..CALM_ROUNDS {
