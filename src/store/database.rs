@@ -51,7 +51,8 @@ const READER_SWEEP: Duration = Duration::from_secs(10);
 /// Of the write-ahead log, when a checkpoint has emptied it.
 const WAL_BYTES_MAX: &str = "67108864";
 /// Pages of the write-ahead log that bring a checkpoint about: 32 MiB. A page of the key index that many commits touch is
-/// then written to the database once for all of them (with random keys, measured, half the time of SQLite's 1,000).
+/// then written to the database once for all of them (with random keys, measured against SQLite's 1,000: 4,000 pages save a
+/// seventh of the time, 16,000 two fifths).
 const CHECKPOINT_PAGES: &str = "8000";
 
 const INSERT_BOOKS: &str = "INSERT INTO books (id, tenant, epoch, version, time_zone, next_position, latest_event_at,
