@@ -377,6 +377,9 @@ impl Shared {
         ];
         if mode == Mode::Read {
             session.push(("default_transaction_read_only", "on".into()));
+            // Pages are read in the order of a key. A plan for any filters expects them to leave next to nothing, and would
+            // rather sort what they leave of the whole ledger: 165 ms instead of 0.1 for a page of 300,000 rows, measured.
+            session.push(("enable_sort", "off".into()));
         }
         session
     }
