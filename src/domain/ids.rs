@@ -50,6 +50,10 @@ uuid_id! {
     /// An alert: one quota, one period, one threshold. Derived, so that a retry makes the same one.
     AlertId
 }
+uuid_id! {
+    /// A finding of the reconciliation: one cause, one window. Derived, so that a second look makes the same one.
+    FindingId
+}
 
 #[cfg(test)]
 mod tests {

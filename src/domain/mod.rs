@@ -13,6 +13,7 @@
 //! - [`books`]: a tenant's [`books::Books`], and the [`books::Posting`] that moves them from one commit to the next.
 //! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
+//! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.
 //! - [`report`]: questions about the past, and their answers.
 //! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
 //! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
@@ -30,6 +31,7 @@ mod posting_tests;
 #[cfg(test)]
 mod properties_tests;
 pub mod quota;
+pub mod reconcile;
 pub mod report;
 pub mod request;
 pub mod sorting;

@@ -1,0 +1,157 @@
+//! What a gateway states: requests, meters, and the times in which it could not be heard.
+
+use crate::domain::amount::NanoUsd;
+use crate::domain::time::Timestamp;
+
+/// Longest request id, call id, route or series name that is kept, in bytes.
+pub const READING_TEXT_BYTES_MAX: usize = 256;
+
+/// Where readings come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source {
+    /// The gateway's access log, one record per finished request (Kong: http-log, file-log).
+    AccessLog,
+    /// The gateway's own running counts (Kong: `kong_http_requests_total`).
+    Metrics,
+    /// The counters of the gateway's rate limiter, in Redis (Kong: `ratelimit:*`). They count attempts.
+    Limiter,
+}
+
+impl Source {
+    pub const ALL: [Source; 3] = [Source::AccessLog, Source::Metrics, Source::Limiter];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::AccessLog => "accessLog",
+            Source::Metrics => "metrics",
+            Source::Limiter => "limiter",
+        }
+    }
+
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Source> {
+        Source::ALL.into_iter().find(|source| source.name() == name)
+    }
+}
+
+/// Who answered a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ServedBy {
+    /// The service behind the gateway (Kong: `source` is `upstream`): the ledger should know of it.
+    Upstream,
+    /// The gateway itself: a denial, a termination, a hit of its cache.
+    Gateway,
+}
+
+/// In whose name a request was made, seen from the tenant in whose books it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The tenant's own, by the authenticated consumer, or by its header where nothing authenticates.
+    Own,
+    /// Somebody else's, who named this tenant in a header. It explains usage that is attributed to this tenant; nothing
+    /// else of it is kept.
+    Claimed,
+}
+
+/// One finished request, as the gateway's access log tells it. Times are the gateway's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayRequest {
+    /// The gateway's own id, unique and trusted (Kong: `request.id`, 3.5 and newer). Re-sent records have the same one.
+    pub request_id: String,
+    /// `x-litellm-call-id` of the response, or empty. A hit of the gateway's cache replays another call's.
+    pub call_id: String,
+    /// When the request began.
+    pub started_at: Timestamp,
+    /// Until the last byte of the answer.
+    pub duration_micros: i64,
+    pub role: Role,
+    /// Name of the route, or empty.
+    pub route: String,
+    /// HTTP status that the client got.
+    pub status: i64,
+    pub served_by: ServedBy,
+    /// A consumer was identified: the request got as far as the limiter.
+    pub authenticated: bool,
+    /// The answer carried the limiter's headers. Without them, on a route that has a limiter, the limiter was passed by.
+    pub limited: bool,
+    /// It named another tenant than the one whose credential it used.
+    pub claims_other: bool,
+    /// What the gateway itself counted (Kong: `ai.proxy.usage`), if it did. Its total is never used.
+    pub counted: Option<GatewayCount>,
+}
+
+/// Tokens and cost as a gateway counted them, each of them if stated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GatewayCount {
+    pub prompt_tokens: Option<i64>,
+    pub completion_tokens: Option<i64>,
+    pub cached_tokens: Option<i64>,
+    pub reasoning_tokens: Option<i64>,
+    pub cost: Option<NanoUsd>,
+}
+
+/// What a running meter shows at an instant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeterReading {
+    pub source: Source,
+    /// Which meter of that source: one for each thing that counts by itself (a node's consumer, a limiter's route and
+    /// period). Never a tenant's secret.
+    pub series: String,
+    /// A value that is smaller than before, or another epoch, means that the meter has started again at zero.
+    pub epoch: String,
+    pub value: i64,
+    /// When it was read, by our clock.
+    pub at: Timestamp,
+    /// The source was being watched in this epoch when the meter did not exist yet, so all of `value` is new.
+    pub from_zero: bool,
+    /// The meter dies with its window (a limiter's minute), so what is read last is a lower bound.
+    pub lower_bound: bool,
+}
+
+/// A time in which a source could not be heard, or what it said cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interruption {
+    pub source: Source,
+    /// The last good look, or the best that is known.
+    pub from: Timestamp,
+    /// The first good look after it.
+    pub until: Timestamp,
+    pub reason: InterruptionReason,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum InterruptionReason {
+    /// The gateway was started again: its metrics began anew, and its log queue may be lost.
+    GatewayRestarted,
+    /// The limiter's store was started again or emptied, or one of its counters fell.
+    LimiterReset,
+    /// The source did not answer, or we were not there to ask.
+    Gap,
+    /// The gateway's clock and ours are too far apart.
+    ClockSkew,
+}
+
+impl InterruptionReason {
+    pub const ALL: [InterruptionReason; 4] = [
+        InterruptionReason::GatewayRestarted,
+        InterruptionReason::LimiterReset,
+        InterruptionReason::Gap,
+        InterruptionReason::ClockSkew,
+    ];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            InterruptionReason::GatewayRestarted => "gatewayRestarted",
+            InterruptionReason::LimiterReset => "limiterReset",
+            InterruptionReason::Gap => "gap",
+            InterruptionReason::ClockSkew => "clockSkew",
+        }
+    }
+
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<InterruptionReason> {
+        InterruptionReason::ALL.into_iter().find(|reason| reason.name() == name)
+    }
+}
