@@ -508,7 +508,7 @@ impl Config {
         check(self.nats.in_flight_bytes > 0, "nats.in_flight_bytes: must be above zero");
         let minutes = self.reconcile.window_ms / 60_000;
         check(
-            minutes > 0 && 60 % minutes == 0 && self.reconcile.window_ms % 60_000 == 0,
+            minutes > 0 && 60 % minutes == 0 && self.reconcile.window_ms.is_multiple_of(60_000),
             "reconcile.window_ms: must be whole minutes that divide an hour",
         );
         let day = 86_400_000;
