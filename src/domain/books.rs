@@ -6,16 +6,18 @@
 //! always equals the sum over the ledger (invariant L1): what is not in memory is read, and what was never counted is
 //! recounted, before it is used.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use aws_lc_rs::digest;
 use jiff::tz::TimeZone;
 
 use super::chain::{self, Entry, EntryOutcome, Head, Record};
+use super::grouping::{ByScope, Windows, group, starts_and_subjects};
 use super::ids::{QuotaId, TenantId};
 use super::notice::{Alert, Attempt, Delivery, Event};
 use super::period::{self, PeriodKind, Window};
 use super::quota::{self, Decision, Quota, Standing};
+use super::reconcile::progress::{Comparison, GatewayRows};
 use super::time::{CLOCK_STEP_MICROS, MICROS_PER_MINUTE, Timestamp};
 use super::usage::{Amounts, BodyHash, EventKey, FUTURE_TOLERANCE_MICROS, Refusal, Subject, Totals, UsageEvent};
 
@@ -81,6 +83,8 @@ pub struct Books {
     /// The ledger position the next event gets.
     pub next_position: i64,
     pub head: Head,
+    /// How far these books are compared with a gateway's.
+    pub comparison: Comparison,
 }
 
 /// What has to be read before [`Posting::usage`] or [`Posting::replace_quotas`] may go on.
@@ -117,6 +121,7 @@ impl Books {
             latest_event_at: Timestamp(0),
             next_position: 1,
             head: Head::EMPTY,
+            comparison: Comparison::default(),
         }
     }
 
@@ -234,6 +239,8 @@ pub struct Posting {
     pub records: Vec<Record>,
     /// Stream positions to store.
     pub cursors: BTreeMap<String, i64>,
+    /// What a gateway has said.
+    pub gateway: GatewayRows,
     now: Timestamp,
     /// Fresh random bytes, from which each payload's salt is derived.
     salt_seed: [u8; 32],
@@ -256,6 +263,7 @@ impl Posting {
             time_zone: None,
             records: Vec::new(),
             cursors: BTreeMap::new(),
+            gateway: GatewayRows::default(),
             now,
             salt_seed,
         }
@@ -270,7 +278,8 @@ impl Posting {
     /// Is there nothing to write?
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.attempts.is_empty() && self.cursors.is_empty() && self.resolved.is_empty()
+        let Posting { records, attempts, cursors, resolved, gateway, .. } = self;
+        records.is_empty() && attempts.is_empty() && cursors.is_empty() && resolved.is_empty() && gateway.is_empty()
     }
 
     // ---- usage ----
@@ -623,73 +632,4 @@ impl Posting {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The quarters of an hour and subjects of events, each once, in no order.
-fn starts_and_subjects<'a>(events: &[&'a UsageEvent]) -> HashSet<(Timestamp, &'a Subject), ahash::RandomState> {
-    let mut found = HashSet::with_hasher(ahash::RandomState::with_seeds(1, 2, 3, 4));
-    found.extend(events.iter().map(|event| (period::rollup_start(event.occurred_at), &event.subject)));
-    found
-}
-
-/// Sums of events that share a quarter of an hour and a subject. Most batches have few such groups, and quotas and
-/// rollups cost by the group, not by the event.
-fn group(events: &[&UsageEvent]) -> BTreeMap<RollupKey, Totals> {
-    let mut groups: HashMap<(Timestamp, &Subject), Totals, ahash::RandomState> =
-        HashMap::with_hasher(ahash::RandomState::with_seeds(1, 2, 3, 4));
-    for event in events {
-        groups.entry((period::rollup_start(event.occurred_at), &event.subject)).or_default().add(&Totals::of(event));
-    }
-    groups
-        .into_iter()
-        .map(|((start, subject), totals)| (RollupKey { start, subject: subject.clone() }, totals))
-        .collect()
-}
-
-/// Remembers the last window of each period: events come in runs, and a calendar look-up costs more than a comparison.
-struct Windows<'a> {
-    zone: &'a TimeZone,
-    last: HashMap<PeriodKind, Window>,
-}
-
-impl<'a> Windows<'a> {
-    fn new(zone: &'a TimeZone) -> Windows<'a> {
-        Windows { zone, last: HashMap::new() }
-    }
-
-    fn of(&mut self, kind: PeriodKind, at: Timestamp) -> Window {
-        match self.last.get(&kind) {
-            Some(window) if window.contains(at) => *window,
-            _ => {
-                let window = period::window(kind, at, self.zone);
-                self.last.insert(kind, window);
-                window
-            }
-        }
-    }
-}
-
-/// Quotas by the scope they count, so that a subject finds its own in six look-ups however many there are.
-struct ByScope<'a>(HashMap<(&'static str, &'a str), Vec<&'a Quota>>);
-
-impl<'a> ByScope<'a> {
-    fn new(quotas: &'a [Quota]) -> ByScope<'a> {
-        let mut index: HashMap<_, Vec<&Quota>> = HashMap::new();
-        for quota in quotas {
-            index.entry((quota.scope.kind(), quota.scope.id())).or_default().push(quota);
-        }
-        ByScope(index)
-    }
-
-    fn covering<'b>(&'b self, subject: &'b Subject) -> impl Iterator<Item = &'a Quota> + 'b {
-        let words = [
-            ("tenant", ""),
-            ("group", subject.group.as_str()),
-            ("user", subject.user.as_str()),
-            ("apiKey", subject.api_key.as_str()),
-            ("model", subject.model.as_str()),
-            ("provider", subject.provider.as_str()),
-        ];
-        words.into_iter().filter_map(|word| self.0.get(&word)).flatten().copied()
-    }
 }
