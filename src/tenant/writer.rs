@@ -165,7 +165,14 @@ async fn transact(
     };
     if posting.is_empty() {
         ledger.rollback().await?;
-        return Ok(Done { books: before.clone(), outcomes, changes, owed_more: 0, committed: false });
+        let books = if posting.books.known == before.known {
+            before.clone()
+        } else {
+            // What was read is the owner's to show.
+            ledger.check_owner(before).await?;
+            Arc::new(posting.books)
+        };
+        return Ok(Done { books, outcomes, changes, owed_more: 0, committed: false });
     }
     posting.close();
     fault::point("commit.filled");
@@ -187,7 +194,7 @@ async fn transact(
     Ok(Done { books: Arc::new(posting.books), outcomes, changes, owed_more, committed: true })
 }
 
-/// Changes first, then usage, then whatever time alone has changed.
+/// What the clock makes run again first, then changes, then usage, then whatever time alone has changed.
 async fn fill(
     ledger: &mut impl Ledger,
     before: &Books,
@@ -195,6 +202,7 @@ async fn fill(
     work: &[Work],
     expecting: Expecting,
 ) -> Result<(Vec<Vec<Outcome>>, Vec<Changed>), StoreError> {
+    change::look(ledger, posting).await?;
     let mut changes = Vec::new();
     let mut batches: Vec<&Batch> = Vec::new();
     for piece in work {
