@@ -11,6 +11,7 @@
 //! - [`notice`]: what deserves an alert, once.
 //! - [`chain`]: the audit chain: canonical bytes, link, verify.
 //! - [`books`]: a tenant's [`books::Books`], and the [`books::Posting`] that moves them from one commit to the next.
+//! - `grouping`: which events and quotas belong together.
 //! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
 //! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.
@@ -23,6 +24,7 @@ pub mod books;
 #[cfg(test)]
 mod books_tests;
 pub mod chain;
+mod grouping;
 pub mod ids;
 pub mod notice;
 pub mod period;
