@@ -9,6 +9,9 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use crate::domain::reconcile::Terms;
+use crate::domain::time::MICROS_PER_DAY;
+
 /// Everything, with defaults that run on the embedded database with nothing installed.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -21,6 +24,7 @@ pub struct Config {
     pub redis: Redis,
     pub auth: Auth,
     pub notify: Notify,
+    pub reconcile: Reconcile,
     pub telemetry: Telemetry,
 }
 
@@ -343,6 +347,56 @@ impl Channel {
     }
 }
 
+/// How the ledger is compared with what a gateway says.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reconcile {
+    /// Width of a window: whole minutes that divide an hour.
+    pub window_ms: u64,
+    /// A window is judged this long after it ended: the longest request, the gateway's log queue, and the event's way here.
+    pub settle_ms: u64,
+    /// How far apart the gateway and the ledger may date the same request.
+    pub slack_ms: u64,
+    /// Time between two looks at a meter.
+    pub poll_ms: u64,
+    /// How far the gateway's clock may be from ours before it is told.
+    pub skew_ms: u64,
+    /// Consecutive windows in which a cause must be found before it alerts.
+    pub persistence: usize,
+    /// How long a gateway's requests, meters and verdicts are kept.
+    pub keep_days: u32,
+}
+
+impl Default for Reconcile {
+    fn default() -> Reconcile {
+        Reconcile {
+            window_ms: 300_000,
+            settle_ms: 180_000,
+            slack_ms: 120_000,
+            poll_ms: 15_000,
+            skew_ms: 2_000,
+            persistence: 2,
+            keep_days: 35,
+        }
+    }
+}
+
+impl Reconcile {
+    #[must_use]
+    pub fn terms(&self) -> Terms {
+        let micros = |millis: u64| i64::try_from(millis).unwrap_or(i64::MAX).saturating_mul(1_000);
+        Terms {
+            window_micros: micros(self.window_ms),
+            settle_micros: micros(self.settle_ms),
+            slack_micros: micros(self.slack_ms),
+            poll_micros: micros(self.poll_ms),
+            skew_micros: micros(self.skew_ms),
+            persistence: self.persistence,
+            keep_micros: i64::from(self.keep_days) * MICROS_PER_DAY,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Telemetry {
@@ -452,6 +506,20 @@ impl Config {
         );
         check(self.nats.in_flight_events > 0, "nats.in_flight_events: must be above zero");
         check(self.nats.in_flight_bytes > 0, "nats.in_flight_bytes: must be above zero");
+        let minutes = self.reconcile.window_ms / 60_000;
+        check(
+            minutes > 0 && 60 % minutes == 0 && self.reconcile.window_ms.is_multiple_of(60_000),
+            "reconcile.window_ms: must be whole minutes that divide an hour",
+        );
+        let day = 86_400_000;
+        check(
+            [self.reconcile.settle_ms, self.reconcile.slack_ms, self.reconcile.poll_ms, self.reconcile.skew_ms]
+                .iter()
+                .all(|setting| *setting <= day),
+            "reconcile: settle_ms, slack_ms, poll_ms and skew_ms must not be above a day",
+        );
+        check((1..=1_000).contains(&self.reconcile.persistence), "reconcile.persistence: must be from 1 to 1000");
+        check((1..=3_650).contains(&self.reconcile.keep_days), "reconcile.keep_days: must be from 1 to 3650");
         check(self.redis.ttl_ms >= 1_000, "redis.ttl_ms: must be at least 1000");
         check(
             ["auto", "json", "text"].contains(&self.telemetry.log_format.as_str()),

@@ -470,6 +470,7 @@ async fn open(birth: &Birth, tenant: TenantId, supervisor: &ActorRef<Message>) -
         tenant,
         retention_micros: settings.retention_micros,
         channels: settings.channels.clone(),
+        reconcile: settings.reconcile,
         now,
         salt_seed: clock::random_bytes(),
         witnessed: birth.index.head(tenant),

@@ -17,6 +17,7 @@ use super::ids::{QuotaId, TenantId};
 use super::notice::{Alert, Attempt, Delivery, Event};
 use super::period::{self, PeriodKind, Window};
 use super::quota::{self, Decision, Quota, Standing};
+use super::reconcile::progress::{Comparison, GatewayRows};
 use super::time::{CLOCK_STEP_MICROS, MICROS_PER_MINUTE, Timestamp};
 use super::usage::{Amounts, BodyHash, EventKey, FUTURE_TOLERANCE_MICROS, Refusal, Subject, Totals, UsageEvent};
 
@@ -85,6 +86,8 @@ pub struct Books {
     /// The ledger position the next event gets.
     pub next_position: i64,
     pub head: Head,
+    /// How far these books are compared with a gateway's.
+    pub comparison: Comparison,
 }
 
 /// What has to be read before [`Posting::usage`] or [`Posting::replace_quotas`] may go on.
@@ -122,6 +125,7 @@ impl Books {
             latest_event_at: Timestamp(0),
             next_position: 1,
             head: Head::EMPTY,
+            comparison: Comparison::default(),
         }
     }
 
@@ -280,6 +284,8 @@ pub struct Posting {
     pub records: Vec<Record>,
     /// Stream positions to store.
     pub cursors: BTreeMap<String, i64>,
+    /// What a gateway has said.
+    pub gateway: GatewayRows,
     now: Timestamp,
     /// Fresh random bytes, from which each payload's salt is derived.
     salt_seed: [u8; 32],
@@ -302,6 +308,7 @@ impl Posting {
             time_zone: None,
             records: Vec::new(),
             cursors: BTreeMap::new(),
+            gateway: GatewayRows::default(),
             now,
             salt_seed,
         }
@@ -316,7 +323,8 @@ impl Posting {
     /// Is there nothing to write?
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.attempts.is_empty() && self.cursors.is_empty() && self.resolved.is_empty()
+        let Posting { records, attempts, cursors, resolved, gateway, .. } = self;
+        records.is_empty() && attempts.is_empty() && cursors.is_empty() && resolved.is_empty() && gateway.is_empty()
     }
 
     // ---- usage ----

@@ -1,4 +1,4 @@
-//! Which events and quotas belong together: those of one quarter of an hour and subject, of one period, of one scope.
+//! How a batch of events is taken apart before it is counted: by quarter of an hour and subject, by window, by scope.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

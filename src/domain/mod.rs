@@ -11,7 +11,7 @@
 //! - [`notice`]: what deserves an alert, once.
 //! - [`chain`]: the audit chain: canonical bytes, link, verify.
 //! - [`books`]: a tenant's [`books::Books`], and the [`books::Posting`] that moves them from one commit to the next.
-//! - `grouping`: which events and quotas belong together.
+//! - `grouping`: how a batch is taken apart before it is counted.
 //! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
 //! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use super::StoreError;
 use super::connection::{Bulk, Column, Guarded, Value};
 use super::database::Connection;
+use super::gateway;
 use super::quota::thresholds_text;
 use super::usage::{kind_name, status_name};
 use crate::domain::books::{Books, Posting};
@@ -257,6 +258,7 @@ pub async fn write(connection: &mut Connection, before: &Books, posting: &Postin
     fault::point("audit.appended");
     write_quotas(connection, posting).await?;
     let settled = write_notices(connection, posting).await?;
+    gateway::write(connection, posting).await?;
     if fault::is_planted("counter-outside-transaction") {
         connection.commit().await?;
         connection.begin().await?;

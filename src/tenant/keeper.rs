@@ -6,7 +6,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use tokio::sync::mpsc;
 
-use super::message::{Audit, Description, Life, Message, Notice, QuotaMessage, Usage};
+use super::message::{Audit, Description, Gateway, Life, Message, Notice, QuotaMessage, Usage};
 use super::pulse::Pulse;
 use super::queue::Queue;
 use super::read;
@@ -78,6 +78,7 @@ impl Actor for Keeper {
             Message::Quota(quota) => state.quota(quota),
             Message::Audit(audit) => state.audit(audit),
             Message::Notice(notice) => state.notice(notice),
+            Message::Gateway(gateway) => state.gateway(gateway),
             Message::Life(life) => state.life(life, &myself),
             Message::Written(written) => state.written(written),
         }
@@ -139,6 +140,13 @@ impl State {
             Notice::Due { reply, .. } => answer(reply, Ok(Vec::new())),
             Notice::Firing { reply } => answer(reply, self.books.firing.clone()),
             Notice::Settle { attempts, now, reply } => self.queue.push(Work::Settle { attempts, now, reply }),
+        }
+    }
+
+    fn gateway(&mut self, gateway: Gateway) {
+        match gateway {
+            Gateway::Requests { batch, reply } => self.queue.push(Work::GatewayRequests { batch, reply }),
+            Gateway::Readings { readings, reply } => self.queue.push(Work::GatewayReadings { readings, reply }),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::domain::books::{Books, Cursor};
 use crate::domain::chain::Entry;
 use crate::domain::notice::{Alert, Attempt, Delivery};
 use crate::domain::quota::{Decision, Quota, Standing};
+use crate::domain::reconcile::reading::{GatewayRequest, Interruption, MeterReading};
 use crate::domain::report::{
     AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, Page, UsageQuery, UsageRow,
 };
@@ -28,6 +29,7 @@ pub enum Message {
     Quota(QuotaMessage),
     Audit(Audit),
     Notice(Notice),
+    Gateway(Gateway),
     Life(Life),
     /// From the writer: how the unit of work ended.
     Written(super::work::Written),
@@ -96,6 +98,15 @@ pub enum Notice {
     },
 }
 
+/// What a gateway says about this tenant.
+#[derive(Debug)]
+pub enum Gateway {
+    /// Keep these; answered after the commit, for each, in order, whether it is new.
+    Requests { batch: GatewayBatch, reply: RpcReplyPort<Vec<bool>> },
+    /// Read these meters; answered after the commit.
+    Readings { readings: GatewayReadings, reply: RpcReplyPort<()> },
+}
+
 #[derive(Debug)]
 pub enum Life {
     Describe {
@@ -139,7 +150,25 @@ pub struct Batch {
     pub span: tracing::Span,
 }
 
-/// Room that a batch takes up in the tenant, in events and in KiB.
+/// Requests of a gateway with the permits that admitted them; the permits drop after the commit.
+#[derive(Debug)]
+pub struct GatewayBatch {
+    pub requests: Vec<GatewayRequest>,
+    pub request_id: String,
+    pub now: Timestamp,
+    pub permits: Permits,
+}
+
+/// What a gateway's meters show, and when they could not be seen.
+#[derive(Debug)]
+pub struct GatewayReadings {
+    pub readings: Vec<MeterReading>,
+    pub interruptions: Vec<Interruption>,
+    pub now: Timestamp,
+    pub permits: Permits,
+}
+
+/// Room that a batch takes up in the tenant, in events (or requests, or readings) and in KiB.
 #[derive(Debug)]
 pub struct Permits {
     pub _events: OwnedSemaphorePermit,

@@ -17,10 +17,11 @@
 //! - [`keeper`], [`writer`]: the two actors. [`queue`]: what waits between them. [`work`]: what travels from one to the
 //!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
 //! - [`guess`]: whether events are taken for new before the ledger is asked.
-//! - [`change`]: how each queued change becomes part of a posting. [`read`]: slow reads, in tasks of their own.
+//! - [`change`], [`gateway`]: how each queued change, and what a gateway says, becomes part of a posting. [`read`]: slow reads, in tasks of their own.
 //! - [`pulse`]: what the directory may see without asking.
 
 mod change;
+mod gateway;
 pub mod guess;
 pub mod handle;
 pub(crate) mod keeper;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ractor::RpcReplyPort;
 
-use super::message::{Batch, ChangeRefused, ReplaceQuotas};
+use super::message::{Batch, ChangeRefused, GatewayBatch, GatewayReadings, ReplaceQuotas};
 use crate::domain::books::Books;
 use crate::domain::chain::Entry;
 use crate::domain::notice::Attempt;
@@ -42,6 +42,14 @@ pub enum Work {
         now: Timestamp,
         reply: RpcReplyPort<()>,
     },
+    GatewayRequests {
+        batch: GatewayBatch,
+        reply: RpcReplyPort<Vec<bool>>,
+    },
+    GatewayReadings {
+        readings: GatewayReadings,
+        reply: RpcReplyPort<()>,
+    },
     Roll {
         now: Timestamp,
     },
@@ -53,6 +61,8 @@ impl Work {
         match self {
             Work::Record { batch, .. } => batch.now,
             Work::Replace { change, .. } => change.now,
+            Work::GatewayRequests { batch, .. } => batch.now,
+            Work::GatewayReadings { readings, .. } => readings.now,
             Work::ChangeTimeZone { now, .. }
             | Work::Append { now, .. }
             | Work::Settle { now, .. }
@@ -60,10 +70,11 @@ impl Work {
         }
     }
 
-    /// Usage events it brings.
+    /// Usage events it brings, or requests of a gateway.
     pub fn events(&self) -> usize {
         match self {
             Work::Record { batch, .. } => batch.events.len(),
+            Work::GatewayRequests { batch, .. } => batch.requests.len(),
             _ => 0,
         }
     }
@@ -103,6 +114,15 @@ pub enum Reply {
         reply: RpcReplyPort<Result<(), ChangeRefused>>,
         answer: Result<(), ChangeRefused>,
     },
+    Requests {
+        batch: GatewayBatch,
+        reply: RpcReplyPort<Vec<bool>>,
+        new: Vec<bool>,
+    },
+    Readings {
+        readings: GatewayReadings,
+        reply: RpcReplyPort<()>,
+    },
     Done {
         reply: RpcReplyPort<()>,
     },
@@ -122,6 +142,14 @@ impl Reply {
             }
             Reply::ChangeTimeZone { reply, answer } => {
                 let _ = reply.send(answer);
+            }
+            Reply::Requests { batch, reply, new } => {
+                drop(batch);
+                let _ = reply.send(new);
+            }
+            Reply::Readings { readings, reply } => {
+                drop(readings);
+                let _ = reply.send(());
             }
             Reply::Done { reply } => {
                 let _ = reply.send(());

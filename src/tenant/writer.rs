@@ -7,12 +7,12 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
-use super::change;
 use super::guess::Guess;
 use super::ledger::Ledger;
 use super::message::{Batch, ChangeRefused, Message};
 use super::record::{self, Offered};
 use super::work::{Reply, Unit, Work, Written};
+use super::{change, gateway};
 use crate::domain::books::{Books, Posting};
 use crate::domain::quota::Standing;
 use crate::domain::request::Answer;
@@ -140,6 +140,7 @@ struct Done {
 enum Changed {
     Replaced(Result<Answer<Vec<Standing>>, ChangeRefused>),
     TimeZone(Result<(), ChangeRefused>),
+    Requests(Vec<bool>),
     Done,
 }
 
@@ -221,6 +222,13 @@ async fn fill(
                 attempts.iter().cloned().for_each(|attempt| posting.attempt(attempt));
                 changes.push(Changed::Done);
             }
+            Work::GatewayRequests { batch, .. } => {
+                changes.push(Changed::Requests(gateway::requests(ledger, posting, batch).await?));
+            }
+            Work::GatewayReadings { readings, .. } => {
+                gateway::readings(ledger, posting, readings).await?;
+                changes.push(Changed::Done);
+            }
             Work::Roll { .. } => changes.push(Changed::Done),
         }
     }
@@ -248,6 +256,11 @@ impl Done {
                 Some(Changed::TimeZone(answer)) => Some(Reply::ChangeTimeZone { reply, answer }),
                 _ => None,
             },
+            Work::GatewayRequests { batch, reply } => match changes.next() {
+                Some(Changed::Requests(new)) => Some(Reply::Requests { batch, reply, new }),
+                _ => None,
+            },
+            Work::GatewayReadings { readings, reply } => changes.next().map(|_| Reply::Readings { readings, reply }),
             Work::Append { reply, .. } | Work::Settle { reply, .. } => changes.next().map(|_| Reply::Done { reply }),
             Work::Roll { .. } => changes.next().and(None),
         });
