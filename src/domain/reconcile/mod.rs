@@ -21,10 +21,16 @@ mod join;
 pub mod lifecycle;
 pub mod meter;
 pub mod reading;
+#[cfg(test)]
+mod replay_tests;
 mod requests;
 pub mod schedule;
 mod tolerance;
 pub mod window;
+#[cfg(test)]
+mod window_tests;
+#[cfg(test)]
+mod world_tests;
 
 use super::time::{MICROS_PER_MINUTE, MICROS_PER_SECOND};
 
