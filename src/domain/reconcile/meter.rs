@@ -59,8 +59,8 @@ pub fn advance(
             }
         };
     };
-    if reading.at < known.at {
-        // An old reading that comes late; the newer one has counted it.
+    if is_old(known, reading) {
+        // It comes late or again; what it says has been counted.
         return (known.clone(), None, None);
     }
     let restarted = match reading.source {
@@ -68,8 +68,8 @@ pub fn advance(
         Source::Metrics | Source::AccessLog => InterruptionReason::GatewayRestarted,
     };
     if reading.epoch != known.epoch {
-        // A meter that dies with its window begins a new epoch by nature.
-        let by_nature = reading.from_zero;
+        // A limiter's counter dies with its period by nature; a count of the gateway only with the gateway.
+        let by_nature = reading.from_zero && reading.source == Source::Limiter;
         let amount = increase(reading.value);
         return (now, amount, if by_nature { None } else { interruption(known.at, restarted) });
     }
@@ -80,6 +80,26 @@ pub fn advance(
     let amount = increase(reading.value - known.value);
     // What was counted since is known, but not in which of several windows.
     (now, amount, if gap { interruption(known.at, InterruptionReason::Gap) } else { None })
+}
+
+/// Does the reading say nothing that `known` does not say already?
+///
+/// A meter that dies with its period may still be read for a while beside its successor. Its epochs are the starts of its
+/// periods, so that the older one is known by its epoch; epochs of another kind have no order, and one instant has one.
+fn is_old(known: &Series, reading: &MeterReading) -> bool {
+    if reading.at < known.at {
+        return true;
+    }
+    match (period_start(&known.epoch), period_start(&reading.epoch)) {
+        _ if reading.epoch == known.epoch => reading.at == known.at && reading.value <= known.value,
+        (Some(known), Some(reading)) => reading < known,
+        _ => reading.at == known.at,
+    }
+}
+
+/// The start of a period, if the epoch is one.
+fn period_start(epoch: &str) -> Option<u64> {
+    epoch.bytes().all(|byte| byte.is_ascii_digit()).then(|| epoch.parse().ok())?
 }
 
 /// Start of the window that `at` falls in.

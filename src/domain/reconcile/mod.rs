@@ -14,10 +14,17 @@
 //! and never as a match. What a drift consists of are [`finding`]s: one for each cause and window, with its evidence, open
 //! until the books agree, or until a person explains or settles it. [`progress`] is how far all that has come.
 
+mod attempts;
+mod cumulative;
 pub mod finding;
+mod join;
+pub mod lifecycle;
 pub mod meter;
 pub mod progress;
 pub mod reading;
+mod requests;
+pub mod schedule;
+mod tolerance;
 pub mod window;
 
 use super::time::{MICROS_PER_DAY, MICROS_PER_MINUTE, MICROS_PER_SECOND};

@@ -1,7 +1,13 @@
 //! One settled window: the two books side by side.
 
-use super::finding::Found;
+use std::collections::BTreeMap;
+
+use super::attempts::{self, Others};
+use super::cumulative::{self, Counts};
+use super::finding::{Cause, Found};
+use super::join::{self, Join, Surplus};
 use super::reading::{GatewayRequest, Interruption, InterruptionReason, Source};
+use super::requests::{self, Witness};
 use super::{Proof, Terms, Verdict};
 use crate::domain::period::Window;
 use crate::domain::time::Timestamp;
@@ -65,9 +71,84 @@ pub struct Judged {
     pub reasons: Vec<InterruptionReason>,
 }
 
-/// Compares: at most one verdict for each proof whose source speaks, and at most one finding for each cause.
+/// Compares: at most one verdict for each proof whose source speaks, and at most one finding for each cause. Both come in
+/// the order of [`Proof::ALL`] and [`Cause::ALL`].
 #[must_use]
 pub fn compare(books: &Books<'_>, terms: &Terms) -> (Vec<Judged>, Vec<Found>) {
-    let _ = (books, terms);
-    (Vec::new(), Vec::new())
+    compare_after(&[], books, terms)
+}
+
+/// Compares, and counts together with the windows before: `earlier` are their verdicts, newest first. What each of them
+/// hides below its tolerance adds up, while what only moved over an edge comes back.
+#[must_use]
+pub fn compare_after(earlier: &[Judged], books: &Books<'_>, terms: &Terms) -> (Vec<Judged>, Vec<Found>) {
+    let speaks = |source: Source| books.sources.contains(&source);
+    let requests = if speaks(Source::AccessLog) { books.requests } else { &[] };
+    let interruptions: Vec<Interruption> =
+        books.interruptions.iter().filter(|one| touches(one, books.window)).cloned().collect();
+    let books = &Books { requests, interruptions: &interruptions, ..*books };
+    let joined = join::join(books, terms);
+    let calls = cumulative::calls_of(books);
+    let passed_on = speaks(Source::Metrics).then(|| cumulative::counts(books, &joined, &calls, Source::Metrics, terms));
+    let mut judged = Vec::new();
+    let mut found: BTreeMap<Cause, Found> = BTreeMap::new();
+    // What is known request by request comes first; the same cause is not told again by counts.
+    let mut tell = |one: Found| {
+        found.entry(one.cause).or_insert(one);
+    };
+    let by_requests = speaks(Source::AccessLog).then(|| {
+        let witness = passed_on.map_or(Witness::Silent, |counts| witness(books, &joined, counts));
+        let (verdict, findings) = requests::judge(books, &joined, witness, terms);
+        judged.push(verdict.clone());
+        let gone_past = requests::fail_open(books, &joined, terms);
+        let explained =
+            findings.iter().chain(&gone_past).filter(|one| one.cause.is_past_the_limiter()).map(|one| one.ledger).sum();
+        findings.into_iter().chain(gone_past).for_each(&mut tell);
+        (verdict, explained)
+    });
+    let proven = by_requests.as_ref().filter(|(verdict, _)| verdict.verdict != Verdict::Unproven);
+    let mut by_counts = None;
+    if let Some(counts) = passed_on {
+        let (mut verdict, suspected) = cumulative::judge(books, counts, earlier);
+        match suspected {
+            // Each call was seen to come through the gateway: the gateway lost counts, and no call went past it.
+            Some(one) if one.cause == Cause::BypassedGateway && proven.is_some() => {
+                verdict.verdict = Verdict::Unproven;
+                verdict.reasons = vec![InterruptionReason::Gap];
+            }
+            Some(one) => tell(one),
+            None => {}
+        }
+        by_counts = Some(verdict.verdict);
+        judged.push(verdict);
+    }
+    if speaks(Source::Limiter) {
+        let calls = attempts::calls_of(books, &joined, &calls);
+        let counts = cumulative::counts(books, &joined, &calls, Source::Limiter, terms);
+        let others = match (proven, by_counts) {
+            (Some((_, explained)), _) => Others::Explained(*explained),
+            (None, Some(Verdict::Matched)) => Others::PassedOn,
+            (None, _) => Others::Silent,
+        };
+        let (verdict, suspected) = attempts::judge(books, counts, others);
+        suspected.into_iter().for_each(&mut tell);
+        judged.push(verdict);
+    }
+    (judged, found.into_values().collect())
+}
+
+/// Does what the gateway counted prove that requests are missing from its log, rather than from its traffic?
+fn witness(books: &Books<'_>, joined: &Join<'_>, counts: Counts) -> Witness {
+    let of_window = joined.surplus.iter().filter(|(call, _)| books.window.contains(call.occurred_at));
+    let unknown = of_window.filter(|(_, why)| *why == Surplus::Unknown).count();
+    let interrupted = books.interruptions.iter().any(|one| one.source == Source::Metrics);
+    let tells_them_apart = requests::number(unknown) > counts.tolerance;
+    match !interrupted && tells_them_apart && counts.gateway >= counts.ledger.saturating_sub(counts.tolerance) {
+        true => Witness::PassedOn,
+        false => Witness::Silent,
+    }
+}
+
+fn touches(one: &Interruption, window: Window) -> bool {
+    one.from < window.end && (one.until > window.start || one.from >= window.start)
 }
