@@ -33,6 +33,8 @@ pub mod pulse;
 pub mod queue;
 mod read;
 mod reconcile;
+#[cfg(test)]
+mod reconcile_test;
 mod record;
 pub mod work;
 pub mod writer;

@@ -87,7 +87,7 @@ struct Around<'a> {
 ///
 /// # Errors
 /// [`StoreError`].
-async fn pass(connection: &mut Connection, books: &Books, now: Timestamp) -> Result<Pass, StoreError> {
+pub(crate) async fn pass(connection: &mut Connection, books: &Books, now: Timestamp) -> Result<Pass, StoreError> {
     let (terms, progress) = (&books.comparison.terms, books.comparison.progress.unwrap_or_default());
     let from = progress.settled_until;
     let due = schedule::next_windows(from, now, next_activity(connection, from).await?, terms);
