@@ -60,14 +60,20 @@ CREATE TABLE reconciliation (
     access_log_since BIGINT NOT NULL,
     metrics_since BIGINT NOT NULL,
     limiter_since BIGINT NOT NULL,
+    -- Until when the comparison of requests, of counts and of attempts has proven anything.
+    requests_proven BIGINT NOT NULL,
+    cumulative_proven BIGINT NOT NULL,
+    attempts_proven BIGINT NOT NULL,
     heard_until BIGINT NOT NULL,
     settled_until BIGINT NOT NULL,
     again_at BIGINT NOT NULL
 );
 
--- Windows that were judged and have changed since.
+-- Windows that are compared again: something has come since, or a finding is open. How often they were compared.
 CREATE TABLE reconciliation_again (
-    window_start BIGINT PRIMARY KEY
+    window_start BIGINT PRIMARY KEY,
+    due_at BIGINT NOT NULL,
+    times BIGINT NOT NULL
 );
 
 CREATE TABLE reconciliation_window (

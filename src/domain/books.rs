@@ -21,7 +21,7 @@ use super::period::{self, PeriodKind, Window};
 use super::quota::{self, Decision, Quota, Standing};
 use super::reconcile::progress::{Comparison, GatewayRows};
 use super::time::{CLOCK_STEP_MICROS, MICROS_PER_MINUTE, Timestamp};
-use super::usage::{Amounts, BodyHash, EventKey, FUTURE_TOLERANCE_MICROS, Refusal, Subject, Totals, UsageEvent};
+use super::usage::{Amounts, BodyHash, EventKey, FUTURE_TOLERANCE_MICROS, Kind, Refusal, Subject, Totals, UsageEvent};
 
 /// How long a counter stays in memory after its period ended, for events that come a little late.
 const COUNTER_KEPT_MICROS: i64 = 10 * MICROS_PER_MINUTE;
@@ -425,6 +425,12 @@ impl Posting {
         }
         self.books.lifetime.add(&sum);
         self.books.next_position += counts.attempted;
+        if self.books.comparison.progress.is_some() {
+            events
+                .iter()
+                .filter(|event| event.kind != Kind::Adjustment)
+                .for_each(|event| self.disturb(event.occurred_at));
+        }
         if let Some(latest) = events.iter().map(|event| event.occurred_at).max() {
             self.books.latest_event_at = self.books.latest_event_at.max(latest);
         }

@@ -13,12 +13,14 @@
 //! - [`books`]: a tenant's [`books::Books`], and the [`books::Posting`] that moves them from one commit to the next.
 //! - `grouping`: how a batch is taken apart before it is counted.
 //! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
+//! - [`adjustment`]: entries that a person makes.
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
 //! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.
 //! - [`report`]: questions about the past, and their answers.
 //! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
 //! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
 
+pub mod adjustment;
 pub mod amount;
 pub mod books;
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //!    [`problem`]s
 //! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
-//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`usage`], [`quotas`], [`decision`], [`audit`], [`quarantine`],
+//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`usage`], [`quotas`], [`decision`], [`reconciliation`], [`audit`], [`quarantine`],
 //!    [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
@@ -29,6 +29,7 @@ mod problem;
 mod quarantine;
 mod quotas;
 pub mod reading;
+mod reconciliation;
 mod reply;
 mod request;
 mod server;

@@ -6,10 +6,17 @@ use std::sync::LazyLock;
 use super::StoreError;
 use super::connection::{Bulk, Column, Row};
 use super::database::Connection;
+use super::reconciliation;
+use crate::domain::amount::NanoUsd;
 use crate::domain::books::Posting;
+use crate::domain::period::Window;
+use crate::domain::reconcile::Proof;
 use crate::domain::reconcile::meter::Series;
 use crate::domain::reconcile::progress::{Progress, RequestKey};
-use crate::domain::reconcile::reading::{GatewayRequest, Interruption, Role, ServedBy, Source};
+use crate::domain::reconcile::reading::{
+    GatewayCount, GatewayRequest, Interruption, InterruptionReason, Role, ServedBy, Source,
+};
+use crate::domain::reconcile::window::Metered;
 use crate::domain::time::Timestamp;
 
 const CLAIMED: i64 = 1;
@@ -65,12 +72,44 @@ static INSERT_ROUTES: LazyLock<Bulk> =
     LazyLock::new(|| Bulk::new("INSERT INTO gateway_route (route)", &["TEXT"], "ON CONFLICT (route) DO NOTHING"));
 
 const WRITE_PROGRESS: &str = "INSERT INTO reconciliation (id, access_log_since, metrics_since, limiter_since,
-    heard_until, settled_until, again_at) VALUES (1, $1, $2, $3, $4, $5, $6)
+    requests_proven, cumulative_proven, attempts_proven, heard_until, settled_until, again_at)
+    VALUES (1, $1, $2, $3, $4, $5, $6, $7, $8, $9)
     ON CONFLICT (id) DO UPDATE SET access_log_since = excluded.access_log_since,
     metrics_since = excluded.metrics_since, limiter_since = excluded.limiter_since,
-    heard_until = excluded.heard_until, settled_until = excluded.settled_until, again_at = excluded.again_at";
-const SELECT_PROGRESS: &str = "SELECT access_log_since, metrics_since, limiter_since, heard_until, settled_until,
-    again_at FROM reconciliation WHERE id = 1";
+    requests_proven = excluded.requests_proven, cumulative_proven = excluded.cumulative_proven,
+    attempts_proven = excluded.attempts_proven, heard_until = excluded.heard_until,
+    settled_until = excluded.settled_until, again_at = excluded.again_at";
+const SELECT_PROGRESS: &str = "SELECT access_log_since, metrics_since, limiter_since, requests_proven,
+    cumulative_proven, attempts_proven, heard_until, settled_until, again_at FROM reconciliation WHERE id = 1";
+static DISTURB: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(
+        "INSERT INTO reconciliation_again (window_start, due_at, times)",
+        &["BIGINT", "BIGINT", "BIGINT"],
+        "ON CONFLICT (window_start) DO UPDATE SET due_at = excluded.due_at, times = excluded.times",
+    )
+});
+
+const SELECT_REQUESTS: &str = "SELECT started_at, duration, status, flags, prompt_tokens, completion_tokens,
+    cached_tokens, reasoning_tokens, cost_nano_usd, request_id, call_id, route FROM gateway_request
+    WHERE request_key >= $1 AND request_key < $2 ORDER BY request_key LIMIT $3";
+const SELECT_FIRST_REQUEST: &str =
+    "SELECT started_at FROM gateway_request WHERE request_key >= $1 ORDER BY request_key LIMIT 1";
+const SELECT_FIRST_METER: &str =
+    "SELECT window_start FROM gateway_meter WHERE window_start >= $1 ORDER BY window_start LIMIT 1";
+const SELECT_METERS: &str = "SELECT window_start, source, amount, lower_bound FROM gateway_meter
+    WHERE window_start >= $1 AND window_start < $2 ORDER BY window_start, source";
+const SELECT_INTERRUPTIONS: &str = "SELECT until_at, from_at, source, reason FROM gateway_interruption
+    WHERE until_at >= $1 AND from_at < $2 ORDER BY until_at, source, reason, from_at LIMIT 1000";
+const SELECT_ROUTES: &str = "SELECT route FROM gateway_route ORDER BY route LIMIT 1000";
+
+const FORGET_REQUESTS: &str = "DELETE FROM gateway_request WHERE request_key IN
+    (SELECT request_key FROM gateway_request WHERE request_key < $1 ORDER BY request_key LIMIT $2)";
+const FORGET_METERS: &str = "DELETE FROM gateway_meter WHERE window_start IN
+    (SELECT window_start FROM gateway_meter WHERE window_start < $1 ORDER BY window_start LIMIT 1000)";
+const FORGET_INTERRUPTIONS: &str = "DELETE FROM gateway_interruption WHERE until_at IN
+    (SELECT until_at FROM gateway_interruption WHERE until_at < $1 ORDER BY until_at LIMIT 1000)";
+const FORGET_WINDOWS: &str = "DELETE FROM reconciliation_window WHERE window_start IN
+    (SELECT window_start FROM reconciliation_window WHERE window_start < $1 ORDER BY window_start LIMIT 1000)";
 
 /// Keeps requests; answers for each, in order, whether it is new.
 ///
@@ -119,6 +158,96 @@ pub async fn series(connection: &mut Connection, names: &BTreeSet<&str>) -> Resu
     connection.fetch_bulk(&SELECT_SERIES, &names).await?.iter().map(series_at).collect()
 }
 
+/// Requests that began in `window`; `None` when there are more than `most`.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn requests(
+    connection: &mut Connection,
+    window: Window,
+    most: usize,
+) -> Result<Option<Vec<GatewayRequest>>, StoreError> {
+    let (from, until) = (RequestKey::floor(window.start), RequestKey::floor(window.end));
+    let values = [from.0.as_slice().into(), until.0.as_slice().into(), (most as i64 + 1).into()];
+    let rows = connection.fetch(SELECT_REQUESTS, &values).await?;
+    if rows.len() > most {
+        return Ok(None);
+    }
+    rows.iter().map(request_at).collect::<Result<_, _>>().map(Some)
+}
+
+/// When the first request began that began at `since` or later.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn first_request(connection: &mut Connection, since: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+    let floor = RequestKey::floor(since);
+    let row = connection.fetch_one_optional(SELECT_FIRST_REQUEST, &[floor.0.as_slice().into()]).await?;
+    row.map(|row| row.int(0).map(Timestamp)).transpose()
+}
+
+/// The first window from `since` on in which a meter counted anything.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn first_meter(connection: &mut Connection, since: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+    let row = connection.fetch_one_optional(SELECT_FIRST_METER, &[since.into()]).await?;
+    row.map(|row| row.int(0).map(Timestamp)).transpose()
+}
+
+/// What the meters counted in windows that begin in `window`.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn meters(connection: &mut Connection, window: Window) -> Result<Vec<(Timestamp, Metered)>, StoreError> {
+    let rows = connection.fetch(SELECT_METERS, &[window.start.into(), window.end.into()]).await?;
+    let one = |row: &Row| {
+        let source = row.parsed(1, Source::from_name)?;
+        let metered = Metered { source, amount: row.int(2)?, lower_bound: row.int(3)? == 1 };
+        Ok((Timestamp(row.int(0)?), metered))
+    };
+    rows.iter().map(one).collect()
+}
+
+/// Interruptions that touch `window`.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn interruptions(connection: &mut Connection, window: Window) -> Result<Vec<Interruption>, StoreError> {
+    let rows = connection.fetch(SELECT_INTERRUPTIONS, &[window.start.into(), window.end.into()]).await?;
+    let one = |row: &Row| {
+        Ok(Interruption {
+            until: Timestamp(row.int(0)?),
+            from: Timestamp(row.int(1)?),
+            source: row.parsed(2, Source::from_name)?,
+            reason: row.parsed(3, InterruptionReason::from_name)?,
+        })
+    };
+    rows.iter().map(one).collect()
+}
+
+/// Routes on which the limiter has been seen to work.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn routes(connection: &mut Connection) -> Result<Vec<String>, StoreError> {
+    connection.fetch(SELECT_ROUTES, &[]).await?.iter().map(|row| row.text(0)).collect()
+}
+
+/// Forgets requests that began before `horizon`, at most `most` of them, and what else is as old, at most a thousand
+/// rows of each kind.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn forget(connection: &mut Connection, horizon: Timestamp, most: usize) -> Result<(), StoreError> {
+    let floor = RequestKey::floor(horizon);
+    connection.execute(FORGET_REQUESTS, &[floor.0.as_slice().into(), (most as i64).into()]).await?;
+    for sql in [FORGET_METERS, FORGET_INTERRUPTIONS, FORGET_WINDOWS] {
+        connection.execute(sql, &[horizon.into()]).await?;
+    }
+    Ok(())
+}
+
 /// How far the comparison has come; `None` while no gateway has said anything.
 ///
 /// # Errors
@@ -129,9 +258,10 @@ pub async fn progress(connection: &mut Connection) -> Result<Option<Progress>, S
     let known = |index: usize| at(index).map(|at| Some(at).filter(|at| at.0 != 0));
     Ok(Some(Progress {
         since: [known(0)?, known(1)?, known(2)?],
-        heard_until: at(3)?,
-        settled_until: at(4)?,
-        again_at: known(5)?,
+        proven: [known(3)?, known(4)?, known(5)?],
+        heard_until: at(6)?,
+        settled_until: at(7)?,
+        again_at: known(8)?,
     }))
 }
 
@@ -157,6 +287,14 @@ pub(super) async fn write(connection: &mut Connection, posting: &Posting) -> Res
     write_interruptions(connection, &rows.interruptions).await?;
     let routes = [Column::Texts(rows.routes.iter().map(String::as_str).collect())];
     connection.execute_bulk(&INSERT_ROUTES, &routes).await?;
+    let again = &rows.disturbed;
+    let columns = [
+        Column::Ints(again.keys().map(|start| start.0).collect()),
+        Column::Ints(again.values().map(|due| due.0).collect()),
+        Column::Ints(vec![0; again.len()]),
+    ];
+    connection.execute_bulk(&DISTURB, &columns).await?;
+    reconciliation::write(connection, posting).await?;
     if let (true, Some(progress)) = (rows.progressed, posting.books.comparison.progress) {
         write_progress(connection, &progress).await?;
     }
@@ -177,10 +315,14 @@ async fn write_interruptions(connection: &mut Connection, interruptions: &[Inter
 async fn write_progress(connection: &mut Connection, progress: &Progress) -> Result<(), StoreError> {
     let known = |at: Option<Timestamp>| at.map_or(0, |at| at.0).into();
     let [access_log, metrics, limiter] = Source::ALL.map(|source| known(progress.since(source)));
+    let [requests, cumulative, attempts] = Proof::ALL.map(|proof| known(progress.proven(proof)));
     let values = [
         access_log,
         metrics,
         limiter,
+        requests,
+        cumulative,
+        attempts,
         progress.heard_until.into(),
         progress.settled_until.into(),
         known(progress.again_at),
@@ -198,6 +340,33 @@ fn flags(request: &GatewayRequest) -> i64 {
         (request.claims_other, CLAIMS_OTHER),
     ];
     bits.into_iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum()
+}
+
+fn request_at(row: &Row) -> Result<GatewayRequest, StoreError> {
+    let flags = row.int(3)?;
+    let has = |bit: i64| flags & bit != 0;
+    let counted = |index: usize| row.int(index).map(|count| Some(count).filter(|count| *count != NOT_COUNTED));
+    let counts = GatewayCount {
+        prompt_tokens: counted(4)?,
+        completion_tokens: counted(5)?,
+        cached_tokens: counted(6)?,
+        reasoning_tokens: counted(7)?,
+        cost: counted(8)?.map(NanoUsd),
+    };
+    Ok(GatewayRequest {
+        request_id: row.text(9)?,
+        call_id: row.text(10)?,
+        started_at: Timestamp(row.int(0)?),
+        duration_micros: row.int(1)?,
+        role: if has(CLAIMED) { Role::Claimed } else { Role::Own },
+        route: row.text(11)?,
+        status: row.int(2)?,
+        served_by: if has(BY_GATEWAY) { ServedBy::Gateway } else { ServedBy::Upstream },
+        authenticated: has(AUTHENTICATED),
+        limited: has(LIMITED),
+        claims_other: has(CLAIMS_OTHER),
+        counted: Some(counts).filter(|counts| *counts != GatewayCount::default()),
+    })
 }
 
 fn series_at(row: &Row) -> Result<Series, StoreError> {

@@ -130,6 +130,26 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
     ("platform_api_delivery_seconds", Histogram, Unit::Seconds, "Time of one send, by channel."),
     ("platform_api_channel_open", Gauge, Unit::Count, "1 while a channel's circuit is open and it is left alone."),
     ("platform_api_mirror_writes_total", Counter, Unit::Count, "Standings written to Redis, by result: ok, failed."),
+    // The reconciliation.
+    (
+        "platform_api_reconcile_windows_total",
+        Counter,
+        Unit::Count,
+        "Windows compared with a gateway's books, by proof and verdict: matched, drift, unproven.",
+    ),
+    (
+        "platform_api_reconcile_findings_total",
+        Counter,
+        Unit::Count,
+        "Findings that changed, by cause and what they are now: open, acknowledged, resolved, explained, settled.",
+    ),
+    (
+        "platform_api_reconcile_proof_age_seconds",
+        Gauge,
+        Unit::Seconds,
+        "How long nothing has been proven, by proof, in the open tenant where that is longest.",
+    ),
+    ("platform_api_reconcile_pass_seconds", Histogram, Unit::Seconds, "Time to compare what was due of one tenant."),
     // Ourselves.
     ("platform_api_build_info", Gauge, Unit::Count, "1, with the version as a label."),
 ];

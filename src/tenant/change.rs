@@ -95,10 +95,14 @@ async fn first_time(ledger: &mut impl Ledger, posting: &Posting, once: &str) -> 
     Ok(true)
 }
 
-async fn replayed(
+/// What was answered before under the same key, if anything.
+///
+/// # Errors
+/// [`StoreError`]; the transaction is then of no use.
+pub(crate) async fn replayed<T>(
     ledger: &mut impl Ledger,
     idempotency: &Idempotency,
-) -> Result<Option<Result<Answer<Vec<Standing>>, ChangeRefused>>, StoreError> {
+) -> Result<Option<Result<Answer<T>, ChangeRefused>>, StoreError> {
     let known = ledger.find_request(&idempotency.key).await?;
     Ok(known.map(|(body_hash, answer)| {
         if body_hash == idempotency.body_hash {

@@ -6,7 +6,7 @@ use super::ledger::Ledger;
 use super::message::{GatewayBatch, GatewayReadings};
 use crate::domain::books::Posting;
 use crate::domain::reconcile::reading::GatewayRequest;
-use crate::store::StoreError;
+use crate::store::{StoreError, gateway};
 
 /// Keeps the requests of a batch; answers which of them are new.
 ///
@@ -17,7 +17,8 @@ pub(crate) async fn requests(
     posting: &mut Posting,
     batch: &GatewayBatch,
 ) -> Result<Vec<bool>, StoreError> {
-    let new = ledger.insert_requests(posting.now(), &batch.requests).await?;
+    let Some(database) = ledger.database() else { return Ok(vec![false; batch.requests.len()]) };
+    let new = gateway::insert_requests(database, posting.now(), &batch.requests).await?;
     let kept: Vec<&GatewayRequest> =
         batch.requests.iter().zip(&new).filter(|(_, new)| **new).map(|(request, _)| request).collect();
     posting.gateway_requests(&kept, batch.requests.len(), &batch.request_id);
@@ -33,8 +34,9 @@ pub(crate) async fn readings(
     posting: &mut Posting,
     given: &GatewayReadings,
 ) -> Result<(), StoreError> {
+    let Some(database) = ledger.database() else { return Ok(()) };
     let names: BTreeSet<&str> = given.readings.iter().map(|reading| reading.series.as_str()).collect();
-    let known = ledger.series(&names).await?;
+    let known = gateway::series(database, &names).await?;
     posting.gateway_readings(&known, &given.readings, &given.interruptions);
     Ok(())
 }

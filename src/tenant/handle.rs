@@ -11,16 +11,20 @@ use tokio::sync::Semaphore;
 
 use super::message::{
     Audit, Batch, ChangeRefused, Decided, Description, Gateway, GatewayBatch, GatewayReadings, Life, Message, Notice,
-    Permits, QuotaDraft, QuotaMessage, ReadFailure, ReplaceQuotas, Usage,
+    Permits, QuotaDraft, QuotaMessage, ReadFailure, Reconciliation, ReplaceQuotas, TreatFinding, Usage,
 };
 use super::pulse::Pulse;
 use crate::clock::Clock;
+use crate::domain::adjustment::Adjustment;
 use crate::domain::books::{Books, Cursor};
 use crate::domain::chain::Entry;
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{FindingId, TenantId};
 use crate::domain::notice::{Alert, Attempt, Delivery};
 use crate::domain::quota::Standing;
+use crate::domain::reconcile::finding::Finding;
+use crate::domain::reconcile::pass::Treatment;
 use crate::domain::reconcile::reading::{GatewayRequest, Interruption, MeterReading};
+use crate::domain::reconcile::report::{FindingPage, FindingQuery, Overview, WindowPage, WindowQuery};
 use crate::domain::report::{
     AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, Page, UsageQuery, UsageRow,
 };
@@ -315,6 +319,58 @@ impl Handle {
     pub async fn audit_verify(&self) -> Result<Result<ChainReport, ReadFailure>, Unavailable> {
         self.heard();
         self.ask(WORK_TIMEOUT, |reply| Message::Audit(Audit::Verify { reply })).await
+    }
+
+    /// How the books compare with what gateways say.
+    ///
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn reconciliation(&self) -> Result<Result<Overview, ReadFailure>, Unavailable> {
+        let now = self.heard();
+        let message = |reply| Message::Reconciliation(Reconciliation::Overview { now, reply });
+        self.ask(WORK_TIMEOUT, message).await
+    }
+
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn findings(&self, query: FindingQuery) -> Result<Result<FindingPage, ReadFailure>, Unavailable> {
+        self.heard();
+        let message = |reply| Message::Reconciliation(Reconciliation::Findings { query, reply });
+        self.ask(WORK_TIMEOUT, message).await
+    }
+
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn finding(&self, id: FindingId) -> Result<Result<Option<Finding>, ReadFailure>, Unavailable> {
+        self.heard();
+        let message = |reply| Message::Reconciliation(Reconciliation::Finding { id, reply });
+        self.ask(WORK_TIMEOUT, message).await
+    }
+
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn compared_windows(&self, query: WindowQuery) -> Result<Result<WindowPage, ReadFailure>, Unavailable> {
+        self.heard();
+        let message = |reply| Message::Reconciliation(Reconciliation::Windows { query, reply });
+        self.ask(WORK_TIMEOUT, message).await
+    }
+
+    /// Does with a finding what a person asks for; answers the finding as it stands then.
+    ///
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ChangeRefused`].
+    pub async fn treat_finding(
+        &self,
+        finding: FindingId,
+        treatment: Treatment,
+        reason: String,
+        adjustment: Option<Adjustment>,
+        request: Request,
+        render: fn(&Finding) -> String,
+    ) -> Result<Result<Answer<Finding>, ChangeRefused>, Unavailable> {
+        let change = TreatFinding { finding, treatment, reason, adjustment, request, now: self.heard(), render };
+        let message = |reply| Message::Reconciliation(Reconciliation::Treat { change, reply });
+        self.ask(WORK_TIMEOUT, message).await
     }
 
     /// Appends a record to the chain; with a `once` key, at most one is ever appended for that key.

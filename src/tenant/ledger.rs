@@ -1,20 +1,17 @@
 //! What the writer asks of the world: one tenant's database, and, because a simulated day has neither, patience and
 //! randomness. A trait because there are two worlds: the one with a [`Connection`], and the simulator's.
 
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
 use crate::clock;
 use crate::domain::books::{Books, Counter, Missing, Posting};
-use crate::domain::reconcile::meter::Series;
-use crate::domain::reconcile::reading::GatewayRequest;
 use crate::domain::sorting::Inserted;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Identity, UsageEvent};
 use crate::store::database::Connection;
 use crate::store::posting::{self, Expecting};
-use crate::store::{StoreError, gateway, quota, request};
+use crate::store::{StoreError, quota, request};
 
 /// One tenant's database, as its writer uses it. Every error says what the writer can do about it.
 pub trait Ledger: Send {
@@ -64,15 +61,8 @@ pub trait Ledger: Send {
         now: Timestamp,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// See [`gateway::insert_requests`].
-    fn insert_requests(
-        &mut self,
-        recorded_at: Timestamp,
-        requests: &[GatewayRequest],
-    ) -> impl Future<Output = Result<Vec<bool>, StoreError>> + Send;
-
-    /// See [`gateway::series`].
-    fn series(&mut self, names: &BTreeSet<&str>) -> impl Future<Output = Result<Vec<Series>, StoreError>> + Send;
+    /// The database itself, for what the simulated day has not: gateways, and how the books compare with theirs.
+    fn database(&mut self) -> Option<&mut Connection>;
 
     /// See [`posting::write`].
     fn write(&mut self, before: &Books, posting: &Posting) -> impl Future<Output = Result<i64, StoreError>> + Send;
@@ -137,16 +127,8 @@ impl Ledger for Connection {
         request::keep(self, key, body_hash, answer, now).await
     }
 
-    async fn insert_requests(
-        &mut self,
-        recorded_at: Timestamp,
-        requests: &[GatewayRequest],
-    ) -> Result<Vec<bool>, StoreError> {
-        gateway::insert_requests(self, recorded_at, requests).await
-    }
-
-    async fn series(&mut self, names: &BTreeSet<&str>) -> Result<Vec<Series>, StoreError> {
-        gateway::series(self, names).await
+    fn database(&mut self) -> Option<&mut Connection> {
+        Some(self)
     }
 
     async fn check_owner(&mut self, before: &Books) -> Result<(), StoreError> {

@@ -8,17 +8,22 @@ use std::sync::Arc;
 use ractor::RpcReplyPort;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::domain::adjustment::Adjustment;
 use crate::domain::books::{Books, Cursor};
 use crate::domain::chain::Entry;
+use crate::domain::ids::FindingId;
 use crate::domain::notice::{Alert, Attempt, Delivery};
 use crate::domain::quota::{Decision, Quota, Standing};
+use crate::domain::reconcile::finding::{Finding, Status};
+use crate::domain::reconcile::pass::{Pass, Treatment};
 use crate::domain::reconcile::reading::{GatewayRequest, Interruption, MeterReading};
+use crate::domain::reconcile::report::{FindingPage, FindingQuery, Overview, WindowPage, WindowQuery};
 use crate::domain::report::{
     AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, Page, UsageQuery, UsageRow,
 };
 use crate::domain::request::{Answer, Request};
 use crate::domain::time::Timestamp;
-use crate::domain::usage::{Identity, Outcome, UsageEvent};
+use crate::domain::usage::{Identity, Outcome, Refusal, UsageEvent};
 use crate::store::StoreError;
 use crate::store::audit::StoredRecord;
 
@@ -30,6 +35,7 @@ pub enum Message {
     Audit(Audit),
     Notice(Notice),
     Gateway(Gateway),
+    Reconciliation(Reconciliation),
     Life(Life),
     /// From the writer: how the unit of work ended.
     Written(super::work::Written),
@@ -105,6 +111,40 @@ pub enum Gateway {
     Requests { batch: GatewayBatch, reply: RpcReplyPort<Vec<bool>> },
     /// Read these meters; answered after the commit.
     Readings { readings: GatewayReadings, reply: RpcReplyPort<()> },
+}
+
+/// How the books compare with what gateways say.
+#[derive(Debug)]
+pub enum Reconciliation {
+    /// Something may be due to be compared.
+    Tick {
+        now: Timestamp,
+    },
+    /// From the task that compared.
+    Compared {
+        result: Result<Pass, StoreError>,
+        now: Timestamp,
+    },
+    Overview {
+        now: Timestamp,
+        reply: RpcReplyPort<Result<Overview, ReadFailure>>,
+    },
+    Findings {
+        query: FindingQuery,
+        reply: RpcReplyPort<Result<FindingPage, ReadFailure>>,
+    },
+    Finding {
+        id: FindingId,
+        reply: RpcReplyPort<Result<Option<Finding>, ReadFailure>>,
+    },
+    Windows {
+        query: WindowQuery,
+        reply: RpcReplyPort<Result<WindowPage, ReadFailure>>,
+    },
+    Treat {
+        change: TreatFinding,
+        reply: RpcReplyPort<Result<Answer<Finding>, ChangeRefused>>,
+    },
 }
 
 #[derive(Debug)]
@@ -194,6 +234,21 @@ pub struct QuotaDraft {
     pub named: bool,
 }
 
+/// What a person does with a finding.
+#[derive(Debug, Clone)]
+pub struct TreatFinding {
+    pub finding: FindingId,
+    pub treatment: Treatment,
+    /// In that person's words.
+    pub reason: String,
+    /// An adjusting entry that settles it.
+    pub adjustment: Option<Adjustment>,
+    pub request: Request,
+    pub now: Timestamp,
+    /// Renders the answer that is stored with an idempotency key, in the transaction of the change.
+    pub render: fn(&Finding) -> String,
+}
+
 /// A decision, and the epoch that makes its version unique across restarts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decided {
@@ -224,6 +279,17 @@ pub enum ChangeRefused {
     IdempotencyMismatch,
     #[error("not an IANA time zone")]
     UnknownTimeZone,
+    #[error("there is no such finding")]
+    UnknownFinding,
+    /// Somebody has dealt with the finding, or it has resolved itself.
+    #[error("the finding is {} already", status.name())]
+    FindingClosed { status: Status },
+    /// The adjusting entry cannot be counted.
+    #[error("the adjusting entry cannot be counted: {}", .0.code())]
+    AdjustmentRefused(Refusal),
+    /// A sum would fall below zero by the adjusting entry.
+    #[error("a sum would fall below zero")]
+    BelowZero,
     /// The transaction was rolled back, surely; the same request may be tried again.
     #[error("the change was rolled back")]
     RolledBack,

@@ -18,9 +18,11 @@
 //!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
 //! - [`guess`]: whether events are taken for new before the ledger is asked.
 //! - [`change`], [`gateway`]: how each queued change, and what a gateway says, becomes part of a posting. [`read`]: slow reads, in tasks of their own.
+//! - [`reconcile`]: the books against a gateway's. [`drift`]: the alerts that come of it.
 //! - [`pulse`]: what the directory may see without asking.
 
 mod change;
+mod drift;
 mod gateway;
 pub mod guess;
 pub mod handle;
@@ -30,6 +32,9 @@ pub mod message;
 pub mod pulse;
 pub mod queue;
 mod read;
+mod reconcile;
+#[cfg(test)]
+mod reconcile_test;
 mod record;
 pub mod work;
 pub mod writer;

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use ractor::RpcReplyPort;
 
-use super::message::{Batch, ChangeRefused, GatewayBatch, GatewayReadings, ReplaceQuotas};
+use super::message::{Batch, ChangeRefused, GatewayBatch, GatewayReadings, ReplaceQuotas, TreatFinding};
 use crate::domain::books::Books;
 use crate::domain::chain::Entry;
 use crate::domain::notice::Attempt;
 use crate::domain::quota::Standing;
+use crate::domain::reconcile::finding::Finding;
+use crate::domain::reconcile::pass::Pass;
 use crate::domain::request::Answer;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Outcome;
@@ -50,6 +52,14 @@ pub enum Work {
         readings: GatewayReadings,
         reply: RpcReplyPort<()>,
     },
+    Reconcile {
+        pass: Pass,
+        now: Timestamp,
+    },
+    Treat {
+        change: TreatFinding,
+        reply: RpcReplyPort<Result<Answer<Finding>, ChangeRefused>>,
+    },
     Roll {
         now: Timestamp,
     },
@@ -63,11 +73,23 @@ impl Work {
             Work::Replace { change, .. } => change.now,
             Work::GatewayRequests { batch, .. } => batch.now,
             Work::GatewayReadings { readings, .. } => readings.now,
+            Work::Treat { change, .. } => change.now,
             Work::ChangeTimeZone { now, .. }
             | Work::Append { now, .. }
             | Work::Settle { now, .. }
+            | Work::Reconcile { now, .. }
             | Work::Roll { now } => *now,
         }
+    }
+
+    /// Must it be a unit of its own? An adjusting entry stands in the ledger before anything else of its unit is counted.
+    pub fn is_alone(&self) -> bool {
+        matches!(self, Work::Treat { .. })
+    }
+
+    /// Is it a pass of the reconciliation?
+    pub fn is_pass(&self) -> bool {
+        matches!(self, Work::Reconcile { .. })
     }
 
     /// Usage events it brings, or requests of a gateway.
@@ -96,6 +118,8 @@ pub struct Written {
     /// Outbox rows that came minus those that were settled.
     pub owed_more: i64,
     pub committed: bool,
+    /// A pass of the reconciliation was among it, whatever became of it.
+    pub settled: bool,
 }
 
 /// An answer that waits for the adoption. Dropping one tells its caller to come back.
@@ -122,6 +146,10 @@ pub enum Reply {
     Readings {
         readings: GatewayReadings,
         reply: RpcReplyPort<()>,
+    },
+    Treated {
+        reply: RpcReplyPort<Result<Answer<Finding>, ChangeRefused>>,
+        answer: Result<Answer<Finding>, ChangeRefused>,
     },
     Done {
         reply: RpcReplyPort<()>,
@@ -150,6 +178,9 @@ impl Reply {
             Reply::Readings { readings, reply } => {
                 drop(readings);
                 let _ = reply.send(());
+            }
+            Reply::Treated { reply, answer } => {
+                let _ = reply.send(answer);
             }
             Reply::Done { reply } => {
                 let _ = reply.send(());

@@ -12,9 +12,10 @@ use super::ledger::Ledger;
 use super::message::{Batch, ChangeRefused, Message};
 use super::record::{self, Offered};
 use super::work::{Reply, Unit, Work, Written};
-use super::{change, gateway};
+use super::{change, gateway, reconcile};
 use crate::domain::books::{Books, Posting};
 use crate::domain::quota::Standing;
+use crate::domain::reconcile::finding::Finding;
 use crate::domain::request::Answer;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Outcome, Refusal};
@@ -117,14 +118,16 @@ pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, unit: Unit) -> R
 
 /// Nothing was written. Who asked for a change is told so; who brought events is told to come back, by a port that closes.
 fn given_up(unit: Unit) -> Written {
+    let settled = unit.work.iter().any(Work::is_pass);
     let answers = unit.work.into_iter().filter_map(|piece| match piece {
         Work::Replace { reply, .. } => Some(Reply::Replace { reply, answer: Err(ChangeRefused::RolledBack) }),
         Work::ChangeTimeZone { reply, .. } => {
             Some(Reply::ChangeTimeZone { reply, answer: Err(ChangeRefused::RolledBack) })
         }
+        Work::Treat { reply, .. } => Some(Reply::Treated { reply, answer: Err(ChangeRefused::RolledBack) }),
         _ => None,
     });
-    Written { answers: answers.collect(), books: unit.books, owed_more: 0, committed: false }
+    Written { answers: answers.collect(), books: unit.books, owed_more: 0, committed: false, settled }
 }
 
 /// What a committed transaction leaves to be told.
@@ -141,6 +144,7 @@ enum Changed {
     Replaced(Result<Answer<Vec<Standing>>, ChangeRefused>),
     TimeZone(Result<(), ChangeRefused>),
     Requests(Vec<bool>),
+    Treated(Result<Answer<Finding>, ChangeRefused>),
     Done,
 }
 
@@ -229,6 +233,13 @@ async fn fill(
                 gateway::readings(ledger, posting, readings).await?;
                 changes.push(Changed::Done);
             }
+            Work::Reconcile { pass, .. } => {
+                reconcile::settle(ledger, posting, pass).await?;
+                changes.push(Changed::Done);
+            }
+            Work::Treat { change, .. } => {
+                changes.push(Changed::Treated(reconcile::treat(ledger, posting, change).await?));
+            }
             Work::Roll { .. } => changes.push(Changed::Done),
         }
     }
@@ -244,8 +255,9 @@ async fn fill(
 impl Done {
     /// Pairs every piece of work with its result.
     fn into_written(self, unit: Unit) -> Written {
-        let mut outcomes = self.outcomes.into_iter();
-        let mut changes = self.changes.into_iter();
+        let settled = unit.work.iter().any(Work::is_pass);
+        let Done { books, outcomes, changes, owed_more, committed } = self;
+        let (mut outcomes, mut changes) = (outcomes.into_iter(), changes.into_iter());
         let answers = unit.work.into_iter().filter_map(|piece| match piece {
             Work::Record { batch, reply } => outcomes.next().map(|outcomes| Reply::Record { batch, reply, outcomes }),
             Work::Replace { reply, .. } => match changes.next() {
@@ -261,17 +273,23 @@ impl Done {
                 _ => None,
             },
             Work::GatewayReadings { readings, reply } => changes.next().map(|_| Reply::Readings { readings, reply }),
+            Work::Treat { reply, .. } => match changes.next() {
+                Some(Changed::Treated(answer)) => Some(Reply::Treated { reply, answer }),
+                _ => None,
+            },
             Work::Append { reply, .. } | Work::Settle { reply, .. } => changes.next().map(|_| Reply::Done { reply }),
-            Work::Roll { .. } => changes.next().and(None),
+            Work::Roll { .. } | Work::Reconcile { .. } => changes.next().and(None),
         });
-        Written { answers: answers.collect(), books: self.books, owed_more: self.owed_more, committed: self.committed }
+        let answers = answers.collect();
+        Written { answers, books, owed_more, committed, settled }
     }
 }
 
 /// A unit the database refuses as wrong is written piece by piece, and a batch event by event, so that one unwritable
 /// event is refused (and quarantined by whoever sent it) and everything else is counted.
 async fn take_apart(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, StoreError> {
-    let mut written = Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false };
+    let settled = unit.work.iter().any(Work::is_pass);
+    let mut written = Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false, settled };
     for piece in unit.work {
         let whole = [piece];
         match transact(ledger, &written.books, &whole, Expecting::Any).await {
@@ -356,6 +374,7 @@ fn observe(posting: &Posting, outcomes: &[Vec<Outcome>], started: Instant) {
     metrics::histogram!("platform_api_commit_seconds").record(seconds);
     metrics::histogram!("platform_api_commit_events").record(events as f64);
     metrics::counter!("platform_api_audit_records_total").increment(posting.records.len() as u64);
+    observe_reconciliation(posting);
     tracing::debug!(
         tenant = %posting.books.tenant,
         version = posting.books.version,
@@ -364,4 +383,19 @@ fn observe(posting: &Posting, outcomes: &[Vec<Outcome>], started: Instant) {
         commit_ms = seconds * 1_000.0,
         "committed"
     );
+}
+
+fn observe_reconciliation(posting: &Posting) {
+    for judged in &posting.gateway.judged {
+        let (proof, verdict) = (judged.proof.name(), judged.verdict.name());
+        metrics::counter!("platform_api_reconcile_windows_total", "proof" => proof, "verdict" => verdict).increment(1);
+    }
+    for finding in posting.gateway.findings.values() {
+        let (cause, status) = (finding.found.cause.name(), finding.status.name());
+        if finding.changed_at == posting.now() {
+            let counter =
+                metrics::counter!("platform_api_reconcile_findings_total", "cause" => cause, "status" => status);
+            counter.increment(1);
+        }
+    }
 }

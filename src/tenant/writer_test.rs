@@ -14,7 +14,7 @@ use super::writer;
 use crate::domain::books::Books;
 use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Metric, Scope};
-use crate::domain::time::MICROS_PER_MINUTE;
+use crate::domain::time::{MICROS_PER_MINUTE, Timestamp};
 use crate::domain::usage::{Outcome, UsageEvent};
 use crate::store::database::Connection;
 use crate::store::load::{self, Opening};
@@ -92,10 +92,25 @@ impl Side {
     }
 }
 
+/// Work that records `events` at `now`.
+pub(super) fn record_at(events: Vec<UsageEvent>, now: Timestamp) -> Work {
+    match record(events, "") {
+        Work::Record { batch, reply } => Work::Record { batch: Batch { now, ..batch }, reply },
+        other => other,
+    }
+}
+
+impl Permits {
+    /// Of nobody's semaphores.
+    pub(super) fn none() -> Permits {
+        let permit = || Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        Permits { _events: permit(), _kibibytes: permit() }
+    }
+}
+
 fn record(events: Vec<UsageEvent>, request_id: &str) -> Work {
-    let permit = || Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
     let identities = events.iter().map(UsageEvent::identity).collect();
-    let permits = Permits { _events: permit(), _kibibytes: permit() };
+    let permits = Permits::none();
     let batch = Batch {
         events,
         identities,

@@ -1,7 +1,6 @@
 //! A connection to a simulated database: what the real writer calls instead of the store. Each call gives way once before
 //! it does anything, so that another node's transaction, a crash or a freeze may come between any two statements.
 
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,12 +9,11 @@ use std::time::Duration;
 use platform_api::domain::books::{Books, Counter, Missing, Posting};
 use platform_api::domain::chain::{Entry, EntryOutcome, Head};
 use platform_api::domain::period;
-use platform_api::domain::reconcile::meter::Series;
-use platform_api::domain::reconcile::reading::GatewayRequest;
 use platform_api::domain::sorting::Inserted;
 use platform_api::domain::time::{MICROS_PER_SECOND, Timestamp};
 use platform_api::domain::usage::{Identity, UsageEvent};
 use platform_api::store::StoreError;
+use platform_api::store::database::Connection;
 use platform_api::store::posting::Expecting;
 use platform_api::tenant::ledger::Ledger;
 
@@ -339,12 +337,8 @@ impl Ledger for Session {
     }
 
     /// No gateway speaks in the simulated day.
-    async fn insert_requests(&mut self, _: Timestamp, requests: &[GatewayRequest]) -> Result<Vec<bool>, StoreError> {
-        Ok(vec![true; requests.len()])
-    }
-
-    async fn series(&mut self, _: &BTreeSet<&str>) -> Result<Vec<Series>, StoreError> {
-        Ok(Vec::new())
+    fn database(&mut self) -> Option<&mut Connection> {
+        None
     }
 
     async fn check_owner(&mut self, before: &Books) -> Result<(), StoreError> {

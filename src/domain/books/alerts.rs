@@ -1,6 +1,6 @@
 //! What a posting says about alerts: that they fire, that they are over, and to whom that is owed.
 
-use super::{Books, Posting};
+use super::{Books, CounterKey, Posting};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::AlertId;
 use crate::domain::notice::{Alert, AlertSubject, Delivery, Event};
@@ -50,6 +50,21 @@ impl Posting {
             self.record_alert("alert.resolved", &alert);
             self.resolved.push(alert);
         }
+    }
+
+    /// Resolves alerts whose counter has fallen below their threshold, as an adjusting entry lets it.
+    pub fn resolve_fallen(&mut self) {
+        self.resolve_where(|books, alert| match &alert.subject {
+            AlertSubject::QuotaThreshold(reached) => {
+                let key = CounterKey { quota: reached.quota.id, period_start: reached.period_start };
+                let quota = books.quotas.iter().find(|quota| quota.id == key.quota);
+                let counter = books.counters.get(&key);
+                quota
+                    .zip(counter)
+                    .is_some_and(|(quota, counter)| counter.used < quota.threshold_amount(reached.threshold))
+            }
+            AlertSubject::BudgetBurn(_) | AlertSubject::ReconciliationDrift(_) => false,
+        });
     }
 
     fn record_alert(&mut self, action: &str, alert: &Alert) {

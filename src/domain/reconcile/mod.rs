@@ -20,10 +20,12 @@ pub mod finding;
 mod join;
 pub mod lifecycle;
 pub mod meter;
+pub mod pass;
 pub mod progress;
 pub mod reading;
 #[cfg(test)]
 mod replay_tests;
+pub mod report;
 mod requests;
 pub mod schedule;
 mod tolerance;

@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aws_lc_rs::digest;
 
-use super::Terms;
+use super::finding::Finding;
 use super::meter::{self, Series, window_start};
 use super::reading::{GatewayRequest, Interruption, MeterReading, Role, Source};
+use super::window::Judged;
+use super::{Proof, Terms};
 use crate::domain::books::Posting;
 use crate::domain::chain::{Entry, EntryOutcome};
+use crate::domain::ids::FindingId;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::FUTURE_TOLERANCE_MICROS;
 
@@ -29,8 +32,10 @@ pub struct Progress {
     pub heard_until: Timestamp,
     /// Every window that ends by then has been judged.
     pub settled_until: Timestamp,
-    /// When windows that have changed since they were judged are judged again.
+    /// When the first of the windows that are to be compared again is due.
     pub again_at: Option<Timestamp>,
+    /// Until when each proof has proven anything, in the order of [`Proof::ALL`].
+    pub proven: [Option<Timestamp>; 3],
 }
 
 impl Progress {
@@ -45,6 +50,14 @@ impl Progress {
     pub fn sources_at(&self, start: Timestamp) -> Vec<Source> {
         let spoke = |source: &Source| self.since(*source).is_some_and(|since| since <= start);
         Source::ALL.into_iter().filter(spoke).collect()
+    }
+}
+
+impl Progress {
+    /// Until when `proof` has proven anything.
+    #[must_use]
+    pub fn proven(&self, proof: Proof) -> Option<Timestamp> {
+        self.proven[proof as usize]
     }
 }
 
@@ -66,6 +79,30 @@ impl Comparison {
             progress.settled_until = window_start(from.plus_micros(self.terms.window_micros - 1), &self.terms);
         }
         progress.since[place(source)].get_or_insert(from);
+    }
+
+    /// Windows that something at `at` belongs to, and that are judged already, or might be at this very moment. A
+    /// comparison looks a little beyond its window, so there may be two.
+    #[must_use]
+    pub fn disturbed(&self, at: Timestamp, now: Timestamp) -> Vec<Timestamp> {
+        let (Some(progress), terms) = (self.progress, &self.terms) else { return Vec::new() };
+        let since = progress.since.iter().flatten().min().copied().unwrap_or(now);
+        let horizon = progress.settled_until.max(window_start(now.plus_micros(-terms.settle_micros), terms));
+        let oldest = since.max(now.plus_micros(-terms.keep_micros));
+        let first = window_start(at.plus_micros(-terms.slack_micros), terms);
+        let last = at.plus_micros(terms.slack_micros);
+        let starts = std::iter::successors(Some(first), |start| Some(start.plus_micros(terms.window_micros)));
+        let known = starts.take_while(|start| *start <= last && *start < horizon);
+        known.filter(|start| *start >= oldest).collect()
+    }
+
+    /// When there is something to compare next, given when the ledger's latest event occurred.
+    #[must_use]
+    pub fn next(&self, latest_event_at: Timestamp) -> Option<Timestamp> {
+        let progress = self.progress?;
+        let active = progress.heard_until > progress.settled_until || latest_event_at >= progress.settled_until;
+        let settled = progress.settled_until.plus_micros(self.terms.window_micros + self.terms.settle_micros);
+        active.then_some(settled).into_iter().chain(progress.again_at).min()
     }
 
     /// Notes that something was stated about `at`. A clock that runs ahead does not keep a tenant waiting for it.
@@ -90,12 +127,17 @@ pub struct GatewayRows {
     pub routes: BTreeSet<String>,
     /// The comparison's progress has changed.
     pub progressed: bool,
+    /// Judged windows that something has come for, and when they are compared again.
+    pub disturbed: BTreeMap<Timestamp, Timestamp>,
+    /// Verdicts to write, and findings, whole.
+    pub judged: Vec<Judged>,
+    pub findings: BTreeMap<FindingId, Finding>,
 }
 
 impl GatewayRows {
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.series.is_empty() && self.interruptions.is_empty() && !self.progressed
+        self.series.is_empty() && self.interruptions.is_empty() && !self.progressed && self.judged.is_empty()
     }
 }
 
@@ -135,6 +177,39 @@ impl GatewayRequest {
 }
 
 impl Posting {
+    /// Notes that something came for `at`: if its window was judged, it is judged again.
+    pub fn disturb(&mut self, at: Timestamp) {
+        let now = self.now();
+        let due = now.plus_micros(self.books.comparison.terms.settle_micros);
+        for start in self.books.comparison.disturbed(at, now) {
+            if self.gateway.disturbed.insert(start, due).is_none() {
+                self.look_again_at(due);
+            }
+        }
+    }
+
+    /// The windows that are to be compared again have been looked through: the first is due at `next`, besides those that
+    /// this posting has disturbed itself.
+    pub fn look_again_only_at(&mut self, next: Option<Timestamp>) {
+        let next = next.into_iter().chain(self.gateway.disturbed.values().copied()).min();
+        if let Some(progress) = &mut self.books.comparison.progress
+            && progress.again_at != next
+        {
+            progress.again_at = next;
+            self.gateway.progressed = true;
+        }
+    }
+
+    /// Notes that a window is compared again at `due`.
+    pub fn look_again_at(&mut self, due: Timestamp) {
+        if let Some(progress) = &mut self.books.comparison.progress
+            && progress.again_at.is_none_or(|at| due < at)
+        {
+            progress.again_at = Some(due);
+            self.gateway.progressed = true;
+        }
+    }
+
     /// Keeps what follows from requests that were `new`, of a batch of so many: one record for them all, because they
     /// are as many as the ledger's rows, and can be proved by their digest as those are.
     pub fn gateway_requests(&mut self, new: &[&GatewayRequest], offered: usize, request_id: &str) {
@@ -146,6 +221,7 @@ impl Posting {
         for request in new {
             context.update(&request.key().0);
             self.books.comparison.hear(request.started_at, now);
+            self.disturb(request.started_at);
             if request.limited && !request.route.is_empty() && !self.gateway.routes.contains(&request.route) {
                 self.gateway.routes.insert(request.route.clone());
             }
