@@ -96,6 +96,8 @@ pub struct Written {
     /// Outbox rows that came minus those that were settled.
     pub owed_more: i64,
     pub committed: bool,
+    /// Why it was rolled back, again and again until it was given up.
+    pub rolled_back: Option<String>,
 }
 
 /// An answer that waits for the adoption. Dropping one tells its caller to come back.

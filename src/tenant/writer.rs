@@ -39,6 +39,26 @@ pub(crate) struct State {
     connection: Connection,
     keeper: ActorRef<Message>,
     guess: Guess,
+    /// The last unit was rolled back too often, and nothing was committed since.
+    is_stuck: bool,
+}
+
+impl State {
+    /// On-call hears once that nothing can be written, and once that something can again; the metrics count what is between.
+    fn tell(&mut self, written: &Written) {
+        let tenant = written.books.tenant;
+        match &written.rolled_back {
+            Some(reason) if !self.is_stuck => {
+                tracing::error!(%tenant, reason, "commits are rolled back, callers must come back");
+                self.is_stuck = true;
+            }
+            None if self.is_stuck && written.committed => {
+                tracing::info!(%tenant, "commits succeed again");
+                self.is_stuck = false;
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Actor for Writer {
@@ -47,13 +67,14 @@ impl Actor for Writer {
     type Arguments = Birth;
 
     async fn pre_start(&self, _: ActorRef<Unit>, birth: Birth) -> Result<State, ActorProcessingErr> {
-        Ok(State { connection: birth.connection, keeper: birth.keeper, guess: Guess::default() })
+        Ok(State { connection: birth.connection, keeper: birth.keeper, guess: Guess::default(), is_stuck: false })
     }
 
     /// Doubt is a restart: an error that leaves the outcome of a commit unknown ends the pair.
     async fn handle(&self, _: ActorRef<Unit>, unit: Unit, state: &mut State) -> Result<(), ActorProcessingErr> {
         let span = commit_span(&unit);
         let written = Box::pin(write(&mut state.connection, &mut state.guess, unit).instrument(span)).await?;
+        state.tell(&written);
         state.keeper.cast(Message::Written(written))?;
         Ok(())
     }
@@ -92,15 +113,15 @@ pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, unit: Unit) -> R
                 guess.was_wrong();
             }
             Err(StoreError::Retryable(reason)) if attempt < TRIES_MAX => {
-                tracing::warn!(tenant = %unit.books.tenant, attempt, reason, "commit was rolled back, trying again");
+                tracing::debug!(tenant = %unit.books.tenant, attempt, reason, "commit was rolled back, trying again");
+                metrics::counter!("platform_api_commits_total", "outcome" => "tried_again").increment(1);
                 ledger.pause(delay).await;
                 delay *= 2;
                 attempt += 1;
             }
             Err(StoreError::Retryable(reason)) => {
-                tracing::error!(tenant = %unit.books.tenant, reason, "commit was rolled back too often, callers must come back");
                 metrics::counter!("platform_api_commits_total", "outcome" => "rolled_back").increment(1);
-                return Ok(given_up(unit));
+                return Ok(given_up(unit, reason));
             }
             Err(StoreError::Wrong(reason)) => {
                 ledger.check_owner(&unit.books).await?;
@@ -116,7 +137,7 @@ pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, unit: Unit) -> R
 }
 
 /// Nothing was written. Who asked for a change is told so; who brought events is told to come back, by a port that closes.
-fn given_up(unit: Unit) -> Written {
+fn given_up(unit: Unit, reason: String) -> Written {
     let answers = unit.work.into_iter().filter_map(|piece| match piece {
         Work::Replace { reply, .. } => Some(Reply::Replace { reply, answer: Err(ChangeRefused::RolledBack) }),
         Work::ChangeTimeZone { reply, .. } => {
@@ -124,7 +145,8 @@ fn given_up(unit: Unit) -> Written {
         }
         _ => None,
     });
-    Written { answers: answers.collect(), books: unit.books, owed_more: 0, committed: false }
+    let rolled_back = Some(reason);
+    Written { answers: answers.collect(), books: unit.books, owed_more: 0, committed: false, rolled_back }
 }
 
 /// What a committed transaction leaves to be told.
@@ -264,14 +286,16 @@ impl Done {
             Work::Append { reply, .. } | Work::Settle { reply, .. } => changes.next().map(|_| Reply::Done { reply }),
             Work::Roll { .. } => changes.next().and(None),
         });
-        Written { answers: answers.collect(), books: self.books, owed_more: self.owed_more, committed: self.committed }
+        let (books, owed_more, committed) = (self.books, self.owed_more, self.committed);
+        Written { answers: answers.collect(), books, owed_more, committed, rolled_back: None }
     }
 }
 
 /// A unit the database refuses as wrong is written piece by piece, and a batch event by event, so that one unwritable
 /// event is refused (and quarantined by whoever sent it) and everything else is counted.
 async fn take_apart(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, StoreError> {
-    let mut written = Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false };
+    let mut written =
+        Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false, rolled_back: None };
     for piece in unit.work {
         let whole = [piece];
         match transact(ledger, &written.books, &whole, Expecting::Any).await {
