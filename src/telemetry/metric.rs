@@ -71,6 +71,19 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Unit::Count,
         "Messages that were gone from the stream before anybody read them.",
     ),
+    // What the gateway says.
+    (
+        "platform_api_kong_log_records_total",
+        Counter,
+        Unit::Count,
+        "Records of Kong's access log, by outcome (accepted, duplicate, unattributed, rejected), and bodies that were put off (unavailable).",
+    ),
+    (
+        "platform_api_kong_looks_total",
+        Counter,
+        Unit::Count,
+        "Looks at Kong's meters, by source (metrics, limiter) and result: ok, failed.",
+    ),
     // Tenants and commits.
     ("platform_api_commit_seconds", Histogram, Unit::Seconds, "Time one tenant transaction takes."),
     ("platform_api_commit_events", Histogram, Unit::Count, "Usage events of one commit."),
