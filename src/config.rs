@@ -3,11 +3,15 @@
 //! Environment overrides are `PLATFORM_API__<SECTION>__<KEY>`, as in `PLATFORM_API__HTTP__LISTEN=0.0.0.0:8082`.
 //! Secrets are [`SecretString`]: no Debug or error output shows them.
 
+mod routes;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+
+pub use routes::{QuietHours, Route};
 
 /// Everything, with defaults that run on the embedded database with nothing installed.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -277,6 +281,8 @@ fn roles_claim() -> String {
 #[serde(deny_unknown_fields, default)]
 pub struct Notify {
     pub channels: Vec<Channel>,
+    /// Which alerts go to which of them; all to all when there is none.
+    pub routes: Vec<Route>,
     /// Base of links in messages, as `https://platform.example.com`.
     pub public_url: Option<String>,
 }
@@ -502,6 +508,7 @@ impl Config {
                 check(self.nats.url.is_some(), &format!("notify.channels[{at}]: needs nats.url"));
             }
         }
+        problems.extend(self.notify.route_problems());
         if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }
     }
 

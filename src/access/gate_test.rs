@@ -38,7 +38,7 @@ impl House {
         let rules = crate::directory::Settings {
             tenants: config::Tenants::default(),
             retention_micros: config::Config::default().retention_micros(),
-            channels: Vec::new(),
+            routing: std::sync::Arc::default(),
         };
         let (hints, _) = mpsc::channel(1);
         let clock = Clock::system();

@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::domain::books::{Books, Cursor};
 use crate::domain::chain::Entry;
-use crate::domain::notice::{Alert, Attempt, Delivery};
+use crate::domain::notice::{Attempt, Delivery, Firing};
 use crate::domain::quota::{Decision, Quota, Standing};
 use crate::domain::report::{
     AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, Page, UsageQuery, UsageRow,
@@ -85,9 +85,9 @@ pub enum Notice {
         limit: usize,
         reply: RpcReplyPort<Result<Vec<Delivery>, ReadFailure>>,
     },
-    /// Alerts that fire now, for channels that forget.
+    /// Alerts that fire now, and who was told, for channels that forget.
     Firing {
-        reply: RpcReplyPort<Vec<Alert>>,
+        reply: RpcReplyPort<Vec<Firing>>,
     },
     Settle {
         attempts: Vec<Attempt>,
