@@ -3,6 +3,8 @@
 //! Environment overrides are `PLATFORM_API__<SECTION>__<KEY>`, as in `PLATFORM_API__HTTP__LISTEN=0.0.0.0:8082`.
 //! Secrets are [`SecretString`]: no Debug or error output shows them.
 
+mod routes;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use serde::Deserialize;
 
 use crate::domain::reconcile::Terms;
 use crate::domain::time::MICROS_PER_DAY;
+pub use routes::{QuietHours, Route};
 
 /// Everything, with defaults that run on the embedded database with nothing installed.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -24,7 +27,7 @@ pub struct Config {
     pub redis: Redis,
     pub auth: Auth,
     pub envoy: Envoy,
-    pub kong: Kong,
+    pub kong: KongAdmin,
     pub notify: Notify,
     pub reconcile: Reconcile,
     pub gateway: Gateway,
@@ -350,7 +353,7 @@ impl Default for EnvoyKeys {
 /// Kong's Admin API: tenants are written there as consumers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Kong {
+pub struct KongAdmin {
     /// Base URL of the Admin API; off without it.
     pub admin_url: Option<String>,
     /// Sent as `Kong-Admin-Token`, for an Admin API behind something that asks for it.
@@ -375,9 +378,15 @@ pub enum KongMode {
     Declarative,
 }
 
-impl Default for Kong {
-    fn default() -> Kong {
-        Kong { admin_url: None, admin_token: None, sync_interval_ms: 60_000, mode: KongMode::Auto, base_file: None }
+impl Default for KongAdmin {
+    fn default() -> KongAdmin {
+        KongAdmin {
+            admin_url: None,
+            admin_token: None,
+            sync_interval_ms: 60_000,
+            mode: KongMode::Auto,
+            base_file: None,
+        }
     }
 }
 
@@ -385,6 +394,8 @@ impl Default for Kong {
 #[serde(deny_unknown_fields, default)]
 pub struct Notify {
     pub channels: Vec<Channel>,
+    /// Which alerts go to which of them; all to all when there is none.
+    pub routes: Vec<Route>,
     /// Base of links in messages, as `https://platform.example.com`.
     pub public_url: Option<String>,
 }
@@ -560,10 +571,7 @@ impl Kong {
             check(known, "gateway.kong.redis_url: must begin with redis:// or rediss://");
         }
         if let Some(token) = &self.log_token {
-            check(
-                token.expose_secret().len() >= 24,
-                "gateway.kong.log_token: must have at least 24 characters",
-            );
+            check(token.expose_secret().len() >= 24, "gateway.kong.log_token: must have at least 24 characters");
         }
         let header = &self.log_token_header;
         let plain = !header.is_empty()
@@ -795,6 +803,7 @@ impl Config {
                 check(self.nats.url.is_some(), &format!("notify.channels[{at}]: needs nats.url"));
             }
         }
+        problems.extend(self.notify.route_problems());
         if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }
     }
 

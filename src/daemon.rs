@@ -5,6 +5,7 @@
 //! to note it), the tenants commit what is waiting and leave, telemetry flushes. One deadline holds for the whole.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -187,7 +188,7 @@ fn settings(config: &Config) -> Settings {
     Settings {
         tenants: config.tenants.clone(),
         retention_micros: config.retention_micros(),
-        channels: config.notify.channels.iter().map(|channel| channel.name().to_owned()).collect(),
+        routing: Arc::new(config.notify.routing()),
         reconcile: config.reconcile.terms(),
     }
 }

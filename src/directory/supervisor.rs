@@ -506,7 +506,7 @@ async fn open(birth: &Birth, tenant: TenantId, supervisor: &ActorRef<Message>) -
     let opening = Opening {
         tenant,
         retention_micros: settings.retention_micros,
-        channels: settings.channels.clone(),
+        routing: settings.routing.clone(),
         reconcile: settings.reconcile,
         now,
         salt_seed: clock::random_bytes(),

@@ -9,17 +9,19 @@
 mod alerts;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use jiff::tz::TimeZone;
 
 use super::chain::{self, Entry, EntryOutcome, Head, Record};
 use super::grouping::{ByScope, Windows, group, starts_and_subjects};
-use super::ids::{QuotaId, TenantId};
-use super::notice::{Alert, AlertSubject, Attempt, Delivery, QuotaThreshold};
+use super::ids::{AlertId, QuotaId, TenantId};
+use super::notice::{Alert, AlertSubject, Attempt, Delivery, Event, Firing, QuotaThreshold};
 use super::period::{self, PeriodKind, Window};
 use super::quota::{self, Decision, Quota, Standing};
 use super::reconcile::progress::{Comparison, GatewayRows};
+use super::routing::{Reached, Routing, Told};
 use super::time::{CLOCK_STEP_MICROS, MICROS_PER_MINUTE, Timestamp};
 use super::usage::{Amounts, BodyHash, EventKey, FUTURE_TOLERANCE_MICROS, Kind, Refusal, Subject, Totals, UsageEvent};
 
@@ -72,8 +74,8 @@ pub struct Books {
     pub time_zone: TimeZone,
     /// Events that occurred longer ago than this are refused.
     pub retention_micros: i64,
-    /// Channels that every alert is owed to, by configured name.
-    pub channels: Vec<String>,
+    /// Which channels an alert is owed to.
+    pub routing: Arc<Routing>,
     pub quotas: Vec<Quota>,
     pub counters: HashMap<CounterKey, Counter>,
     /// In periods that end after this stretch begins and begin before it ends, a quota without a counter has used nothing.
@@ -81,6 +83,8 @@ pub struct Books {
     pub known: Window,
     /// Alerts that have not been resolved.
     pub firing: Vec<Alert>,
+    /// Of each of those, the channels it was owed to.
+    pub told: HashMap<AlertId, Vec<Told>>,
     /// Sums over the whole ledger.
     pub lifetime: Totals,
     /// No event of the ledger occurred later.
@@ -118,11 +122,12 @@ impl Books {
             version: 0,
             time_zone,
             retention_micros,
-            channels: Vec::new(),
+            routing: Arc::default(),
             quotas: Vec::new(),
             counters: HashMap::new(),
             known: Window::NEVER,
             firing: Vec::new(),
+            told: HashMap::new(),
             lifetime: Totals::default(),
             latest_event_at: Timestamp(0),
             next_position: 1,
@@ -177,10 +182,32 @@ impl Books {
         }
     }
 
-    /// The next instant at which time alone changes these books: the end of a firing alert's period.
+    /// The next instant at which time alone changes these books: the end of a firing alert's period, or of the time that
+    /// the first channel has.
     #[must_use]
     pub fn next_roll(&self) -> Option<Timestamp> {
-        self.firing.iter().filter_map(Alert::period_end).min()
+        let ends = self.firing.iter().filter_map(Alert::period_end);
+        ends.chain(self.escalations().map(|(_, _, at)| at)).min()
+    }
+
+    /// The channels that firing alerts are to be escalated to, and when.
+    fn escalations(&self) -> impl Iterator<Item = (&Alert, &str, Timestamp)> {
+        let firing = if self.routing.escalates() { self.firing.as_slice() } else { &[] };
+        firing.iter().flat_map(|alert| {
+            let next = self.routing.escalations(self.tenant, alert, self.told_of(alert));
+            next.into_iter().map(move |(channel, at)| (alert, channel, at))
+        })
+    }
+
+    fn told_of(&self, alert: &Alert) -> &[Told] {
+        self.told.get(&alert.id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Alerts that fire, and who was told of each.
+    #[must_use]
+    pub fn firing_and_told(&self) -> Vec<Firing> {
+        let with_told = |alert: &Alert| Firing { alert: alert.clone(), told: self.told_of(alert).to_vec() };
+        self.firing.iter().map(with_told).collect()
     }
 
     /// Is there something to write or to read at `now` though nobody brings anything: an alert whose period is over, or a
@@ -582,6 +609,11 @@ impl Posting {
 
     /// Notes how an attempt to deliver ended.
     pub fn attempt(&mut self, attempt: Attempt) {
+        let told = self.books.told.get_mut(&attempt.alert).filter(|_| attempt.event == Event::Fired);
+        let told = told.and_then(|told| told.iter_mut().find(|one| one.channel == attempt.channel));
+        if let (Some(one), Some(reached)) = (told, Reached::by(&attempt.result)) {
+            one.reached = reached;
+        }
         self.attempts.push(attempt);
     }
 

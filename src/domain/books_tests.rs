@@ -1,6 +1,7 @@
 //! The books against a naive recount: whatever order things happen in, a counter is the sum over the ledger.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 use proptest::prelude::*;
@@ -13,6 +14,7 @@ use super::notice::{Alert, Event};
 use super::period::{self, PeriodKind, Window};
 use super::properties_tests::config;
 use super::quota::{Enforcement, Metric, Quota, Scope};
+use super::routing::Routing;
 use super::time::{
     CLOCK_STEP_MICROS, MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE, MICROS_PER_SECOND, Timestamp,
 };
@@ -79,10 +81,13 @@ impl Database {
 
     fn load(&self, zone: &TimeZone, now: Timestamp) -> Books {
         let mut books = Books::new(tenant(), zone.clone(), RETENTION_MICROS);
-        books.channels = CHANNELS.map(String::from).to_vec();
+        books.routing = Arc::new(Routing::all(CHANNELS.map(String::from).to_vec()));
         books.quotas = self.quotas.clone();
         books.version = self.version;
         books.firing = self.alerts.values().filter(|alert| alert.resolved_at.is_none()).cloned().collect();
+        // Nothing is ever settled here, and nobody is told later than the others.
+        let told = |alert: &Alert| (alert.id, books.routing.told(tenant(), alert, alert.fired_at));
+        books.told = books.firing.iter().map(told).collect();
         books.lifetime = sum(self.ledger.iter());
         books.latest_event_at = self.ledger.iter().map(|event| event.occurred_at).max().unwrap_or_default();
         books.next_position = self.ledger.len() as i64 + 1;

@@ -38,6 +38,7 @@ pub mod quota;
 pub mod reconcile;
 pub mod report;
 pub mod request;
+pub mod routing;
 pub mod sorting;
 pub mod stream;
 pub mod tenant;

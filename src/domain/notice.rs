@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::ids::{AlertId, QuotaId, TenantId};
 use super::quota::Quota;
+use super::routing::Told;
 use super::time::{MICROS_PER_MINUTE, Timestamp};
 
 /// The longest delay between two attempts to deliver one message.
@@ -219,6 +220,11 @@ impl Severity {
             Severity::Critical => "critical",
         }
     }
+
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Severity> {
+        [Severity::Warning, Severity::Critical].into_iter().find(|severity| severity.name() == name)
+    }
 }
 
 /// What a delivery tells its channel.
@@ -255,12 +261,25 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// The end of the quiet hours that it waits for when it is owed at `now`; 0 when it waits for none.
+    #[must_use]
+    pub fn held_until(&self, now: Timestamp) -> Timestamp {
+        if self.next_attempt_at > now { self.next_attempt_at } else { Timestamp(0) }
+    }
+
     /// The stable id a receiver can deduplicate by.
     #[must_use]
     pub fn id(&self) -> String {
         let suffix = self.event.name();
         format!("{}-{suffix}", Uuid::as_hyphenated(&self.alert.id.0))
     }
+}
+
+/// An alert that fires, and the channels that it was owed to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firing {
+    pub alert: Alert,
+    pub told: Vec<Told>,
 }
 
 /// How an attempt to deliver ended.
@@ -285,6 +304,8 @@ pub enum AttemptResult {
     GaveUp {
         reason: String,
     },
+    /// It was over before the quiet hours were: nobody needs to hear of it any more.
+    Withdrawn,
 }
 
 #[cfg(test)]

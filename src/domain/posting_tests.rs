@@ -1,5 +1,7 @@
 //! The rules of the books one by one, at their edges; `books_tests` has them all at once.
 
+use std::sync::Arc;
+
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
@@ -11,6 +13,7 @@ use super::notice::{Alert, Attempt, AttemptResult, Delivery, Event, Reconciliati
 use super::period::{self, PeriodKind, Window};
 use super::properties_tests::tenant;
 use super::quota::{Enforcement, Level, Metric, Quota, Scope};
+use super::routing::{Escalation, QuietHours, Route, Routing};
 use super::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE, Timestamp};
 use super::usage::{Amounts, BodyHash, EventKey, Flags, Kind, Refusal, Status, Subject, Totals, UsageEvent};
 
@@ -65,7 +68,7 @@ fn entry(action: &str) -> Entry {
 fn books(quotas: Vec<Quota>) -> Books {
     let mut books = Books::new(tenant(), TimeZone::UTC, RETENTION_MICROS);
     books.quotas = quotas;
-    books.channels = vec!["pager".into(), "webhook".into()];
+    books.routing = Arc::new(Routing::all(vec!["pager".into(), "webhook".into()]));
     books
 }
 
@@ -461,6 +464,79 @@ fn a_drift_fires_once_and_lasts_until_it_is_said_to_be_over() {
     assert_eq!(posting.resolved, [Alert { resolved_at: Some(later), ..alert }]);
     assert_eq!(actions(&posting), ["quota.replaced", "alert.resolved"]);
     assert!(posting.owed.iter().all(|one| one.event == Event::Resolved) && posting.owed.len() == 2);
+}
+
+/// Books of one quota whose warnings go to chat, and to the pager when chat is not reached within a minute.
+fn routed(quiet_hours: Option<QuietHours>) -> Books {
+    let mut books = books(vec![quota(1, 100, &[50])]);
+    let escalation = Some(Escalation { to: "pager".into(), after_micros: MICROS_PER_MINUTE });
+    let route = Route { channels: vec!["chat".into()], escalation, quiet_hours, ..Route::default() };
+    books.routing = Arc::new(Routing { channels: vec!["pager".into(), "chat".into()], routes: vec![route] });
+    books
+}
+
+fn owed(posting: &Posting) -> Vec<(Event, &str, Timestamp)> {
+    posting.owed.iter().map(|one| (one.event, one.channel.as_str(), one.next_attempt_at)).collect()
+}
+
+fn tried(books: &Books, now: Timestamp, result: AttemptResult) -> Posting {
+    let mut posting = open(books, now);
+    let alert = books.firing[0].id;
+    posting.attempt(Attempt { alert, event: Event::Fired, channel: "chat".into(), at: now, result });
+    posting.roll();
+    posting
+}
+
+#[test]
+fn an_alert_that_reaches_nobody_in_time_is_owed_to_the_second_channel_once() {
+    let mut posting = open(&routed(None), noon());
+    count(&mut posting, &[event(noon(), 60)]);
+    assert_eq!(owed(&posting), [(Event::Fired, "chat", noon())]);
+    let (firing, late) = (posting.books, noon().plus_micros(MICROS_PER_MINUTE));
+    assert_eq!(firing.next_roll(), Some(late));
+
+    let retry = || AttemptResult::Retry { at: late.plus_micros(1), reason: "timed out".into() };
+    let early = tried(&firing, late.plus_micros(-1), retry());
+    assert_eq!(owed(&early), []);
+    let escalated = tried(&early.books, late, retry());
+    assert_eq!(owed(&escalated), [(Event::Fired, "pager", late)]);
+    assert_eq!(actions(&escalated), ["alert.escalated"]);
+    let again = tried(&escalated.books, late.plus_micros(MICROS_PER_MINUTE), retry());
+    assert_eq!((owed(&again), actions(&again)), (vec![], vec![]));
+    // Time alone brings it about, too; whoever was told hears the end.
+    let mut alone = open(&firing, late);
+    alone.roll();
+    assert_eq!(owed(&alone), owed(&escalated));
+    let end = at("2026-11-20T13:00:00Z");
+    let mut over = open(&alone.books, end);
+    over.roll();
+    assert_eq!(owed(&over), [(Event::Resolved, "chat", end), (Event::Resolved, "pager", end)]);
+    assert!(over.books.told.is_empty());
+
+    let gave_up = tried(&firing, noon(), AttemptResult::GaveUp { reason: "answered 410".into() });
+    assert_eq!(owed(&gave_up), [(Event::Fired, "pager", noon())], "there is nothing to wait for");
+    let reached = tried(&firing, noon(), AttemptResult::Delivered);
+    let mut later = open(&reached.books, late);
+    later.roll();
+    assert_eq!((owed(&later), reached.books.next_roll()), (vec![], Some(end)));
+}
+
+#[test]
+fn a_warning_of_the_night_is_owed_in_the_morning_and_withdrawn_if_it_is_over_by_then() {
+    let quiet = QuietHours::read("UTC", "11:00", "14:00", &[]).unwrap();
+    let mut posting = open(&routed(Some(quiet)), noon());
+    count(&mut posting, &[event(noon(), 60)]);
+    let morning = at("2026-11-20T14:00:00Z");
+    assert_eq!(owed(&posting), [(Event::Fired, "chat", morning)]);
+    assert_eq!(posting.owed[0].held_until(noon()), morning);
+    let end = at("2026-11-20T13:00:00Z");
+    assert_eq!(posting.books.next_roll(), Some(end), "its time begins in the morning");
+
+    let mut over = open(&posting.books, end);
+    over.roll();
+    assert_eq!((owed(&over), actions(&over)), (vec![], vec!["alert.resolved"]));
+    let [withdrawn] = &over.attempts[..] else { panic!("{:?}", over.attempts) };
+    assert_eq!((withdrawn.channel.as_str(), &withdrawn.result), ("chat", &AttemptResult::Withdrawn));
 }
 
 // ---- quotas and calendar ----

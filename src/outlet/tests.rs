@@ -40,7 +40,7 @@ impl House {
         let settings = Settings {
             tenants: config.tenants.clone(),
             retention_micros: config.retention_micros(),
-            channels: config.notify.channels.iter().map(|channel| channel.name().to_owned()).collect(),
+            routing: Arc::new(config.notify.routing()),
             reconcile: config.reconcile.terms(),
         };
         let (hints, committed) = mpsc::channel(64);
@@ -117,7 +117,7 @@ fn config(folder: &tempfile::TempDir, channels: Vec<Channel>) -> Config {
     let url = format!("sqlite:{}", folder.path().display());
     Config {
         store: config::Store { url: url.into(), ..config::Store::default() },
-        notify: config::Notify { channels, public_url: None },
+        notify: config::Notify { channels, ..config::Notify::default() },
         ..Config::default()
     }
 }

@@ -1,5 +1,7 @@
 //! A tenant's books, as a new owner takes them over, or as anybody may read them.
 
+use std::sync::Arc;
+
 use super::StoreError;
 use super::connection::Row;
 use super::database::Connection;
@@ -9,6 +11,7 @@ use crate::domain::chain::{Entry, EntryOutcome, Hash, Head};
 use crate::domain::ids::TenantId;
 use crate::domain::period;
 use crate::domain::reconcile::Terms;
+use crate::domain::routing::Routing;
 use crate::domain::time::Timestamp;
 use crate::fault;
 
@@ -25,7 +28,7 @@ const NEXT_EPOCH: &str = "UPDATE books SET epoch = epoch + 1 WHERE id = 1 AND ep
 pub struct Opening {
     pub tenant: TenantId,
     pub retention_micros: i64,
-    pub channels: Vec<String>,
+    pub routing: Arc<Routing>,
     /// How the books are compared with a gateway's.
     pub reconcile: Terms,
     pub now: Timestamp,
@@ -73,7 +76,7 @@ async fn take_over_within(connection: &mut Connection, opening: Opening) -> Resu
     }
     books.epoch += 1;
     books.retention_micros = opening.retention_micros;
-    books.channels = opening.channels;
+    books.routing = opening.routing;
     books.comparison.terms = opening.reconcile;
     let mut counters = Vec::new();
     for missing in books.missing_now(opening.now) {
@@ -106,6 +109,7 @@ async fn read(connection: &mut Connection, tenant: TenantId, since: Timestamp) -
     books.counters = quota::running(connection, since).await?;
     books.firing = notice::firing(connection).await?;
     books.comparison.progress = gateway::progress(connection).await?;
+    books.told = notice::told(connection).await?;
     Ok(books)
 }
 

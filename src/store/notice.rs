@@ -1,5 +1,7 @@
 //! Alerts and the outbox, as questions.
 
+use std::collections::HashMap;
+
 use super::StoreError;
 use super::connection::Row;
 use super::database::Connection;
@@ -11,6 +13,7 @@ use crate::domain::notice::{
 };
 use crate::domain::period::Window;
 use crate::domain::report::{AlertPage, AlertQuery};
+use crate::domain::routing::{Reached, Told};
 use crate::domain::time::Timestamp;
 
 const SELECT_PAGE: &str = "SELECT id, quota_id, scope_kind, scope_id, metric, period, limit_amount, thresholds,
@@ -27,11 +30,18 @@ const SELECT_DUE: &str = "SELECT alert.id, alert.quota_id, alert.scope_kind, ale
     alert.threshold, alert.used, alert.fired_at, alert.resolved_at, alert.kind, alert.details,
     outbox.event, outbox.channel, outbox.attempts, outbox.next_attempt_at
     FROM outbox JOIN alert ON alert.id = outbox.alert_id
-    WHERE outbox.settled_at = 0 AND (outbox.next_attempt_at <= $1 OR outbox.next_attempt_at > $2)
+    WHERE outbox.settled_at = 0 AND (outbox.next_attempt_at <= $1
+        OR (outbox.next_attempt_at > $2 AND outbox.next_attempt_at > outbox.held_until))
     AND (outbox.event = 'fired' OR NOT EXISTS (SELECT 1 FROM outbox AS earlier
         WHERE earlier.alert_id = outbox.alert_id AND earlier.event = 'fired'
         AND earlier.channel = outbox.channel AND earlier.settled_at = 0))
     ORDER BY outbox.next_attempt_at, outbox.created_at, outbox.alert_id, outbox.channel LIMIT $3";
+
+/// Which channels the firing alerts were owed to.
+const SELECT_TOLD: &str = "SELECT outbox.alert_id, outbox.channel, outbox.held_until, outbox.outcome
+    FROM outbox JOIN alert ON alert.id = outbox.alert_id
+    WHERE alert.resolved_at = 0 AND outbox.event = 'fired'
+    ORDER BY outbox.alert_id, outbox.created_at, outbox.channel";
 
 const COUNT_OWED: &str = "SELECT COUNT(*) FROM outbox WHERE settled_at = 0";
 
@@ -52,7 +62,7 @@ pub async fn alerts(connection: &mut Connection, query: &AlertQuery) -> Result<A
 }
 
 /// Deliveries that are due at `now`, those that wait longest first. One that is due later than any delay would make it
-/// was put off by a clock that has been set back since, and is due as well.
+/// was put off by a clock that has been set back since, and is due as well, unless it is held until the quiet hours end.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -73,6 +83,30 @@ pub async fn owed_count(connection: &mut Connection) -> Result<i64, StoreError> 
 /// Alerts that have not been resolved, oldest first.
 pub(super) async fn firing(connection: &mut Connection) -> Result<Vec<Alert>, StoreError> {
     connection.fetch(SELECT_FIRING, &[]).await?.iter().map(alert_at).collect()
+}
+
+/// The channels that the firing alerts were owed to, by alert.
+pub(super) async fn told(connection: &mut Connection) -> Result<HashMap<AlertId, Vec<Told>>, StoreError> {
+    let mut told: HashMap<AlertId, Vec<Told>> = HashMap::new();
+    for row in connection.fetch(SELECT_TOLD, &[]).await? {
+        let alert = row.parsed(0, |text| text.parse::<AlertId>().ok())?;
+        let reached = row.parsed(3, reached)?;
+        told.entry(alert).or_default().push(Told {
+            channel: row.text(1)?,
+            held_until: Timestamp(row.int(2)?),
+            reached,
+        });
+    }
+    Ok(told)
+}
+
+fn reached(outcome: &str) -> Option<Reached> {
+    match outcome {
+        "owed" => Some(Reached::NotYet),
+        "delivered" => Some(Reached::Delivered),
+        "gaveUp" | "withdrawn" => Some(Reached::GivenUp),
+        _ => None,
+    }
 }
 
 /// An alert from its seventeen columns.

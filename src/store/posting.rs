@@ -114,14 +114,14 @@ static RESOLVE_ALERTS: LazyLock<Bulk> = LazyLock::new(|| {
 static INSERT_OWED: LazyLock<Bulk> = LazyLock::new(|| {
     Bulk::new(
         "INSERT INTO outbox (alert_id, event, channel, created_at, attempts, next_attempt_at, settled_at, outcome,
-            reason)",
-        &["TEXT", "TEXT", "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", "TEXT", "TEXT"],
+            reason, held_until)",
+        &["TEXT", "TEXT", "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", "TEXT", "TEXT", "BIGINT"],
         "",
     )
 });
 
 /// What is settled stays so, whatever a late attempt says.
-const UPDATE_ATTEMPT: &str = "UPDATE outbox SET attempts = attempts + 1, next_attempt_at = $4, settled_at = $5,
+const UPDATE_ATTEMPT: &str = "UPDATE outbox SET attempts = attempts + $8, next_attempt_at = $4, settled_at = $5,
     outcome = $6, reason = $7 WHERE alert_id = $1 AND event = $2 AND channel = $3 AND settled_at = 0";
 
 const DELETE_QUOTAS: &str = "DELETE FROM quota";
@@ -396,6 +396,7 @@ async fn write_notices(connection: &mut Connection, posting: &Posting) -> Result
         Column::Ints(vec![0; owed.len()]),
         Column::Texts(vec!["owed"; owed.len()]),
         Column::Texts(vec![""; owed.len()]),
+        Column::Ints(owed.iter().map(|delivery| delivery.held_until(posting.now()).0).collect()),
     ];
     if !fault::is_planted("outbox-not-written") {
         connection.execute_bulk(&INSERT_OWED, &columns).await?;
@@ -534,7 +535,9 @@ async fn update_attempt(connection: &mut Connection, attempt: &Attempt) -> Resul
         AttemptResult::Delivered => (attempt.at, attempt.at, "delivered", ""),
         AttemptResult::Retry { at, reason } => (*at, Timestamp(0), "owed", reason.as_str()),
         AttemptResult::GaveUp { reason } => (attempt.at, attempt.at, "gaveUp", reason.as_str()),
+        AttemptResult::Withdrawn => (attempt.at, attempt.at, "withdrawn", ""),
     };
+    let made = i64::from(attempt.result != AttemptResult::Withdrawn);
     let values = [
         attempt.alert.to_string().into(),
         attempt.event.name().into(),
@@ -543,6 +546,7 @@ async fn update_attempt(connection: &mut Connection, attempt: &Attempt) -> Resul
         settled.into(),
         outcome.into(),
         reason.into(),
+        made.into(),
     ];
     let found = connection.execute(UPDATE_ATTEMPT, &values).await?;
     Ok(if matches!(attempt.result, AttemptResult::Retry { .. }) { 0 } else { found as i64 })

@@ -19,7 +19,7 @@ use crate::domain::adjustment::Adjustment;
 use crate::domain::books::{Books, Cursor};
 use crate::domain::chain::Entry;
 use crate::domain::ids::{FindingId, TenantId};
-use crate::domain::notice::{Alert, Attempt, Delivery};
+use crate::domain::notice::{Attempt, Delivery, Firing};
 use crate::domain::quota::Standing;
 use crate::domain::reconcile::finding::Finding;
 use crate::domain::reconcile::pass::Treatment;
@@ -391,11 +391,11 @@ impl Handle {
         self.ask(WORK_TIMEOUT, |reply| Message::Notice(Notice::Due { now, limit, reply })).await
     }
 
-    /// Alerts that fire now.
+    /// Alerts that fire now, and who was told of them.
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn firing(&self) -> Result<Vec<Alert>, Unavailable> {
+    pub async fn firing(&self) -> Result<Vec<Firing>, Unavailable> {
         self.ask(LOOKUP_TIMEOUT, |reply| Message::Notice(Notice::Firing { reply })).await
     }
 

@@ -147,7 +147,7 @@ impl State {
                 read::due(&self.store, &self.books, now, limit, reply)
             }
             Notice::Due { reply, .. } => answer(reply, Ok(Vec::new())),
-            Notice::Firing { reply } => answer(reply, self.books.firing.clone()),
+            Notice::Firing { reply } => answer(reply, self.books.firing_and_told()),
             Notice::Settle { attempts, now, reply } => self.queue.push(Work::Settle { attempts, now, reply }),
         }
     }

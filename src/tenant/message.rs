@@ -12,7 +12,7 @@ use crate::domain::adjustment::Adjustment;
 use crate::domain::books::{Books, Cursor};
 use crate::domain::chain::Entry;
 use crate::domain::ids::FindingId;
-use crate::domain::notice::{Alert, Attempt, Delivery};
+use crate::domain::notice::{Attempt, Delivery, Firing};
 use crate::domain::quota::{Decision, Quota, Standing};
 use crate::domain::reconcile::finding::{Finding, Status};
 use crate::domain::reconcile::pass::{Pass, Treatment};
@@ -93,9 +93,9 @@ pub enum Notice {
         limit: usize,
         reply: RpcReplyPort<Result<Vec<Delivery>, ReadFailure>>,
     },
-    /// Alerts that fire now, for channels that forget.
+    /// Alerts that fire now, and who was told, for channels that forget.
     Firing {
-        reply: RpcReplyPort<Vec<Alert>>,
+        reply: RpcReplyPort<Vec<Firing>>,
     },
     Settle {
         attempts: Vec<Attempt>,

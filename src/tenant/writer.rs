@@ -310,14 +310,8 @@ impl Done {
 /// event is refused (and quarantined by whoever sent it) and everything else is counted.
 async fn take_apart(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, StoreError> {
     let settled = unit.work.iter().any(Work::is_pass);
-    let mut written = Written {
-        books: unit.books,
-        answers: Vec::new(),
-        owed_more: 0,
-        committed: false,
-        settled,
-        rolled_back: None,
-    };
+    let mut written =
+        Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false, settled, rolled_back: None };
     for piece in unit.work {
         let whole = [piece];
         match transact(ledger, &written.books, &whole, Expecting::Any).await {
@@ -360,9 +354,9 @@ async fn event_by_event(
         let mut posting = Posting::open(&written.books, now, ledger.salt_seed());
         ledger.begin().await?;
         match one_event(ledger, &written.books, &mut posting, &offered, &batch.request_id).await {
-            Ok(outcome) => {
+            Ok((outcome, settled)) => {
                 ledger.commit().await?;
-                written.owed_more += posting.owed.len() as i64;
+                written.owed_more += posting.owed.len() as i64 - settled;
                 written.books = Arc::new(posting.books);
                 written.committed = true;
                 outcomes.push(outcome);
@@ -380,18 +374,19 @@ async fn event_by_event(
     Ok(outcomes)
 }
 
+/// What became of it, and how many deliveries were settled with it.
 async fn one_event(
     ledger: &mut impl Ledger,
     before: &Books,
     posting: &mut Posting,
     offered: &Offered<'_>,
     request_id: &str,
-) -> Result<Outcome, StoreError> {
+) -> Result<(Outcome, i64), StoreError> {
     let outcomes = record::record_events(ledger, before, posting, offered, request_id).await?;
     posting.roll();
     posting.close();
-    ledger.write(before, posting).await?;
-    Ok(outcomes.first().copied().unwrap_or(Outcome::Refused(Refusal::Malformed)))
+    let settled = ledger.write(before, posting).await?;
+    Ok((outcomes.first().copied().unwrap_or(Outcome::Refused(Refusal::Malformed)), settled))
 }
 
 /// Once per commit: one line, and the figures.

@@ -178,6 +178,7 @@ fn settle(
     match &result {
         AttemptResult::Retry { .. } => ground.coverage.saw("notice: tried again"),
         AttemptResult::GaveUp { .. } => ground.coverage.saw("notice: given up"),
+        AttemptResult::Withdrawn => {}
         AttemptResult::Delivered => {}
     }
     let delivery = parcel.delivery;

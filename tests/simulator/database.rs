@@ -12,6 +12,7 @@ use platform_api::domain::ids::{AlertId, TenantId};
 use platform_api::domain::notice::{Alert, Attempt, AttemptResult, Delivery, Event, RETRY_DELAY_MICROS_MAX};
 use platform_api::domain::period::{self, PeriodKind, Window};
 use platform_api::domain::quota::Quota;
+use platform_api::domain::routing::{Reached, Told};
 use platform_api::domain::time::{MICROS_PER_SECOND, Timestamp};
 use platform_api::domain::usage::{BodyHash, EventKey, Totals, UsageEvent};
 use platform_api::store::StoreError;
@@ -256,7 +257,7 @@ impl Tables {
         owed.attempts += 1;
         match attempt.result {
             AttemptResult::Delivered => owed.settled = Some(Settled::Delivered),
-            AttemptResult::GaveUp { .. } => owed.settled = Some(Settled::GaveUp),
+            AttemptResult::GaveUp { .. } | AttemptResult::Withdrawn => owed.settled = Some(Settled::GaveUp),
             AttemptResult::Retry { at, .. } => owed.next_attempt_at = at,
         }
     }
@@ -363,6 +364,17 @@ impl Tables {
             .collect();
         books.firing = self.alerts.values().filter(|alert| alert.resolved_at.is_none()).cloned().collect();
         books.firing.sort_by_key(|alert| (alert.fired_at, alert.id));
+        for ((alert, event, channel), owed) in &self.outbox {
+            if *event == Event::Fired.name() && books.firing.iter().any(|firing| firing.id == *alert) {
+                let reached = match owed.settled {
+                    None => Reached::NotYet,
+                    Some(Settled::Delivered) => Reached::Delivered,
+                    Some(Settled::GaveUp) => Reached::GivenUp,
+                };
+                let told = Told { reached, ..Told::new(channel, Timestamp(0)) };
+                books.told.entry(*alert).or_default().push(told);
+            }
+        }
         Ok(books)
     }
 

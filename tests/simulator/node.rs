@@ -292,7 +292,7 @@ impl Node {
     fn look(&mut self, tenant: TenantId, town: &Town) -> Result<Found, Absent> {
         let now = self.now();
         let home = self.find(tenant, town)?;
-        let firing = home.books.firing.clone();
+        let firing = home.books.firing_and_told();
         let due =
             if home.owed > 0 { lock(&town.vaults[&tenant]).database.tables.due(now, DUE_MAX) } else { Vec::new() };
         Ok(Found { firing, due })

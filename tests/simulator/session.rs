@@ -9,6 +9,7 @@ use std::time::Duration;
 use platform_api::domain::books::{Books, Counter, Missing, Posting};
 use platform_api::domain::chain::{Entry, EntryOutcome, Head};
 use platform_api::domain::period;
+use platform_api::domain::routing::Routing;
 use platform_api::domain::sorting::Inserted;
 use platform_api::domain::time::{MICROS_PER_SECOND, Timestamp};
 use platform_api::domain::usage::{Identity, UsageEvent};
@@ -89,7 +90,8 @@ impl Session {
         let mut books = self.statement(|vault, _, _| vault.database.tables.read_books(now, witnessed)).await?;
         self.next_epoch(books.epoch).await?;
         books.epoch += 1;
-        (books.retention_micros, books.channels) = (RETENTION_MICROS, channels);
+        books.retention_micros = RETENTION_MICROS;
+        books.routing = std::sync::Arc::new(Routing::all(channels));
         if lock(&self.ground).plants(Planted::AlertWithoutKey) {
             books.counters.values_mut().for_each(|counter| counter.fired.clear());
         }

@@ -3,7 +3,9 @@
 use super::{Books, CounterKey, Posting};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::AlertId;
-use crate::domain::notice::{Alert, AlertSubject, Delivery, Event};
+use crate::domain::notice::{Alert, AlertSubject, Attempt, AttemptResult, Delivery, Event};
+use crate::domain::routing::Told;
+use crate::domain::time::Timestamp;
 
 impl Posting {
     /// Fires an alert that never fired before: it is owed to the channels, and recorded. One that fires already fires on.
@@ -11,7 +13,11 @@ impl Posting {
         if self.books.firing.iter().any(|known| known.id == alert.id) {
             return;
         }
-        self.owe(&alert, Event::Fired);
+        let told = self.books.routing.told(self.books.tenant, &alert, self.now);
+        for one in &told {
+            self.owe(&alert, Event::Fired, &one.channel, one.held_until.max(self.now));
+        }
+        self.books.told.insert(alert.id, told);
         self.record_alert("alert.fired", &alert);
         self.books.firing.push(alert.clone());
         self.fired.push(alert);
@@ -22,22 +28,28 @@ impl Posting {
         self.resolve_where(|_, alert| alert.id == id);
     }
 
-    fn owe(&mut self, alert: &Alert, event: Event) {
-        for channel in &self.books.channels {
-            self.owed.push(Delivery {
-                alert: alert.clone(),
-                event,
-                channel: channel.clone(),
-                attempts: 0,
-                next_attempt_at: self.now,
-            });
-        }
+    fn owe(&mut self, alert: &Alert, event: Event, channel: &str, due_at: Timestamp) {
+        self.owed.push(Delivery {
+            alert: alert.clone(),
+            event,
+            channel: channel.to_owned(),
+            attempts: 0,
+            next_attempt_at: due_at,
+        });
     }
 
-    /// Resolves alerts whose period is over at this posting's instant.
+    /// What time alone brings by this posting's instant: alerts whose period is over are resolved, those that did not
+    /// reach their first channel in time are owed to the second.
     pub fn roll(&mut self) {
         let now = self.now;
         self.resolve_where(|_, alert| alert.period_end().is_some_and(|end| end <= now));
+        let due = self.books.escalations().filter(|(_, _, at)| *at <= now);
+        let due: Vec<(Alert, String)> = due.map(|(alert, channel, _)| (alert.clone(), channel.to_owned())).collect();
+        for (alert, channel) in due {
+            self.owe(&alert, Event::Fired, &channel, now);
+            self.record_about(&alert, "alert.escalated", serde_json::json!({ "channel": channel }));
+            self.books.told.entry(alert.id).or_default().push(Told::new(&channel, Timestamp(0)));
+        }
     }
 
     pub(super) fn resolve_where(&mut self, over: impl Fn(&Books, &Alert) -> bool) {
@@ -46,7 +58,7 @@ impl Posting {
         self.books.firing = firing;
         for mut alert in resolved {
             alert.resolved_at = Some(self.now);
-            self.owe(&alert, Event::Resolved);
+            self.owe_resolution(&alert);
             self.record_alert("alert.resolved", &alert);
             self.resolved.push(alert);
         }
@@ -65,6 +77,18 @@ impl Posting {
             }
             AlertSubject::BudgetBurn(_) | AlertSubject::ReconciliationDrift(_) => false,
         });
+    }
+
+    /// Owes it to those who were told that the alert fired. Who still waits for the end of the quiet hours hears neither.
+    fn owe_resolution(&mut self, alert: &Alert) {
+        for Told { channel, held_until, .. } in self.books.told.remove(&alert.id).unwrap_or_default() {
+            if held_until <= self.now {
+                self.owe(alert, Event::Resolved, &channel, self.now);
+            } else {
+                let result = AttemptResult::Withdrawn;
+                self.attempts.push(Attempt { alert: alert.id, event: Event::Fired, channel, at: self.now, result });
+            }
+        }
     }
 
     fn record_alert(&mut self, action: &str, alert: &Alert) {
@@ -92,6 +116,10 @@ impl Posting {
                 "difference": drift.difference,
             }),
         };
+        self.record_about(alert, action, payload);
+    }
+
+    fn record_about(&mut self, alert: &Alert, action: &str, payload: serde_json::Value) {
         self.records_entry(Entry {
             actor: "system".into(),
             action: action.into(),

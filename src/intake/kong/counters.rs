@@ -518,7 +518,8 @@ mod tests {
 
     fn told(listeners: &Listeners) -> Vec<(i64, i64, bool, bool)> {
         let heard = listeners.heard_by(ACME).readings;
-        let row = |one: &MeterReading| (one.at.0 / MICROS_PER_SECOND - BEGIN, one.value, one.from_zero, one.lower_bound);
+        let row =
+            |one: &MeterReading| (one.at.0 / MICROS_PER_SECOND - BEGIN, one.value, one.from_zero, one.lower_bound);
         heard.iter().map(row).collect()
     }
 

@@ -118,7 +118,8 @@ impl<R: Readings> Scraper<R> {
         for (node, answered) in self.nodes.iter_mut().zip(answers) {
             let problem = match answered {
                 Ok((answer, at)) => {
-                    metrics::counter!("platform_api_kong_looks_total", "source" => "metrics", "result" => "ok").increment(1);
+                    metrics::counter!("platform_api_kong_looks_total", "source" => "metrics", "result" => "ok")
+                        .increment(1);
                     node.missing = missing(&answer.exposition);
                     let skew = answer.skew_micros.filter(|skew| skew.abs() > self.skew_micros + DATE_MICROS);
                     node.watch.look(&answer.exposition, at, skew.is_some(), &mut self.owed);
@@ -128,14 +129,17 @@ impl<R: Readings> Scraper<R> {
                 }
                 Err(reason) => {
                     let result = "failed";
-                    metrics::counter!("platform_api_kong_looks_total", "source" => "metrics", "result" => result).increment(1);
+                    metrics::counter!("platform_api_kong_looks_total", "source" => "metrics", "result" => result)
+                        .increment(1);
                     node.watch.miss();
                     Some(reason.to_owned())
                 }
             };
             if node.problem != problem {
                 match &problem {
-                    Some(problem) => tracing::warn!(node = node.name, problem, "kong's metrics are not as they should be"),
+                    Some(problem) => {
+                        tracing::warn!(node = node.name, problem, "kong's metrics are not as they should be")
+                    }
                     None => tracing::info!(node = node.name, "kong's metrics are as they should be again"),
                 }
             }
@@ -146,9 +150,8 @@ impl<R: Readings> Scraper<R> {
     }
 
     fn tell(&self) {
-        let problems: Vec<String> = (self.nodes.iter())
-            .filter_map(|node| Some(format!("{}: {}", node.name, node.problem.as_ref()?)))
-            .collect();
+        let problems: Vec<String> =
+            (self.nodes.iter()).filter_map(|node| Some(format!("{}: {}", node.name, node.problem.as_ref()?))).collect();
         let mut missing: Vec<&str> = self.nodes.iter().flat_map(|node| node.missing.iter().copied()).collect();
         missing.sort_unstable();
         missing.dedup();
