@@ -6,6 +6,8 @@
 //! always equals the sum over the ledger (invariant L1): what is not in memory is read, and what was never counted is
 //! recounted, before it is used.
 
+mod alerts;
+
 use std::collections::{BTreeMap, HashMap};
 
 use aws_lc_rs::digest;
@@ -14,7 +16,7 @@ use jiff::tz::TimeZone;
 use super::chain::{self, Entry, EntryOutcome, Head, Record};
 use super::grouping::{ByScope, Windows, group, starts_and_subjects};
 use super::ids::{QuotaId, TenantId};
-use super::notice::{Alert, Attempt, Delivery, Event};
+use super::notice::{Alert, AlertSubject, Attempt, Delivery, QuotaThreshold};
 use super::period::{self, PeriodKind, Window};
 use super::quota::{self, Decision, Quota, Standing};
 use super::reconcile::progress::{Comparison, GatewayRows};
@@ -172,7 +174,7 @@ impl Books {
     /// The next instant at which time alone changes these books: the end of a firing alert's period.
     #[must_use]
     pub fn next_roll(&self) -> Option<Timestamp> {
-        self.firing.iter().filter_map(|alert| alert.period_end).min()
+        self.firing.iter().filter_map(Alert::period_end).min()
     }
 
     /// The counters of the running periods, and of those that senders' clocks have begun already, that are not in
@@ -325,9 +327,9 @@ impl Posting {
 
     /// A counter as it was read, and the thresholds that this very posting has fired: the database does not know them yet.
     fn with_own_fired(&self, key: CounterKey, mut counter: Counter) -> Counter {
-        let own =
-            self.fired.iter().filter(|alert| (alert.quota.id, alert.period_start) == (key.quota, key.period_start));
-        let new: Vec<u16> = own.map(|alert| alert.threshold).filter(|one| !counter.fired.contains(one)).collect();
+        let own = self.fired.iter().filter_map(Alert::mark);
+        let own = own.filter(|(quota, start, _)| (*quota, *start) == (key.quota, key.period_start));
+        let new: Vec<u16> = own.map(|(_, _, mark)| mark).filter(|one| !counter.fired.contains(one)).collect();
         counter.fired.extend(new);
         counter
     }
@@ -410,65 +412,20 @@ impl Posting {
         self.counters.insert(key, counter.clone());
         let alerts: Vec<Alert> = new
             .into_iter()
-            .map(|threshold| Alert {
-                id: Alert::id_for(self.books.tenant, quota, key.period_start, threshold),
+            .map(|threshold| QuotaThreshold {
                 quota: quota.clone(),
                 period_start: key.period_start,
                 period_end: counter.window.reset_at(),
                 threshold,
                 used: counter.used,
-                fired_at: self.now,
-                resolved_at: None,
             })
+            .map(|reached| Alert::threshold(self.books.tenant, reached, self.now))
             .collect();
         for alert in alerts {
-            self.owe(&alert, Event::Fired);
-            self.record_alert("alert.fired", &alert);
-            self.books.firing.push(alert.clone());
-            self.fired.push(alert);
+            self.fire_alert(alert);
         }
         // A late event may cross a threshold of a period that is over: on-call is told, and told that it is over.
         self.roll();
-    }
-
-    fn owe(&mut self, alert: &Alert, event: Event) {
-        for channel in &self.books.channels {
-            self.owed.push(Delivery {
-                alert: alert.clone(),
-                event,
-                channel: channel.clone(),
-                attempts: 0,
-                next_attempt_at: self.now,
-            });
-        }
-    }
-
-    /// Resolves alerts whose period is over at this posting's instant.
-    pub fn roll(&mut self) {
-        let now = self.now;
-        self.resolve_where(|_, alert| alert.period_end.is_some_and(|end| end <= now));
-    }
-
-    fn resolve_where(&mut self, over: impl Fn(&Books, &Alert) -> bool) {
-        let (resolved, firing): (Vec<Alert>, Vec<Alert>) =
-            std::mem::take(&mut self.books.firing).into_iter().partition(|alert| over(&self.books, alert));
-        self.books.firing = firing;
-        for mut alert in resolved {
-            alert.resolved_at = Some(self.now);
-            self.owe(&alert, Event::Resolved);
-            self.record_alert("alert.resolved", &alert);
-            self.resolved.push(alert);
-        }
-    }
-
-    /// Resolves alerts whose counter has fallen below their threshold, as an adjusting entry lets it.
-    pub fn resolve_fallen(&mut self) {
-        self.resolve_where(|books, alert| {
-            let key = CounterKey { quota: alert.quota.id, period_start: alert.period_start };
-            let quota = books.quotas.iter().find(|quota| quota.id == key.quota);
-            let counter = books.counters.get(&key);
-            quota.zip(counter).is_some_and(|(quota, counter)| counter.used < quota.threshold_amount(alert.threshold))
-        });
     }
 
     // ---- quotas and calendar ----
@@ -539,11 +496,12 @@ impl Posting {
             self.counters.insert(key, counter);
         }
         // An alert holds while its quota still counts the same period and is still past the threshold.
-        self.resolve_where(|books, alert| {
-            let Some(quota) = books.quotas.iter().find(|quota| quota.id == alert.quota.id) else { return true };
-            let key = CounterKey { quota: quota.id, period_start: alert.period_start };
-            let Some(counter) = books.counters.get(&key) else { return true };
-            !quota.thresholds.contains(&alert.threshold) || counter.used < quota.threshold_amount(alert.threshold)
+        self.resolve_where(|books, alert| match &alert.subject {
+            AlertSubject::QuotaThreshold(reached) => !holds(books, reached),
+            AlertSubject::BudgetBurn(burn) => {
+                !books.quotas.iter().any(|quota| quota.id == burn.quota.id && quota.limit <= burn.quota.limit)
+            }
+            AlertSubject::ReconciliationDrift(_) => false,
         });
         let mut unfinished: Vec<CounterKey> = self
             .books
@@ -597,24 +555,6 @@ impl Posting {
         salt
     }
 
-    fn record_alert(&mut self, action: &str, alert: &Alert) {
-        let payload = serde_json::json!({
-            "quotaId": alert.quota.id,
-            "periodStart": alert.period_start,
-            "threshold": alert.threshold,
-            "limit": alert.quota.limit,
-            "used": alert.used,
-        });
-        self.records_entry(Entry {
-            actor: "system".into(),
-            action: action.into(),
-            target: format!("alert:{}", alert.id),
-            outcome: EntryOutcome::Success,
-            request_id: String::new(),
-            payload: payload.to_string(),
-        });
-    }
-
     /// One record per committed batch: how many, their sums, and a digest of what was counted, in ledger order.
     fn record_usage(&mut self, sum: &Totals, keys: &[(EventKey, BodyHash)], counts: BatchCounts, request_id: &str) {
         let mut context = digest::Context::new(&digest::SHA256);
@@ -644,6 +584,14 @@ impl Posting {
             payload: payload.to_string(),
         });
     }
+}
+
+/// Is the threshold still one of its quota's, and reached in the period that the quota still counts?
+fn holds(books: &Books, reached: &QuotaThreshold) -> bool {
+    let Some(quota) = books.quotas.iter().find(|quota| quota.id == reached.quota.id) else { return false };
+    let key = CounterKey { quota: quota.id, period_start: reached.period_start };
+    let Some(counter) = books.counters.get(&key) else { return false };
+    quota.thresholds.contains(&reached.threshold) && counter.used >= quota.threshold_amount(reached.threshold)
 }
 
 fn hex(bytes: &[u8]) -> String {

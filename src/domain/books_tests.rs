@@ -63,8 +63,7 @@ impl Database {
 
     /// Of committed alerts: a database knows nothing of those that the posting in the making has fired.
     fn fired(&self, key: CounterKey) -> Vec<u16> {
-        let of_key = |alert: &&Alert| alert.quota.id == key.quota && alert.period_start == key.period_start;
-        self.alerts.values().filter(of_key).map(|alert| alert.threshold).collect()
+        marks_of(self.alerts.values(), key).collect()
     }
 
     /// Answers as the store does: the stored counter if it still counts the same, else a recount of the ledger.
@@ -171,7 +170,7 @@ impl Life {
                 posting.roll();
                 self.open = Some(posting);
                 self.commit();
-                let over = |alert: &&Alert| alert.period_end.is_some_and(|end| end <= self.now);
+                let over = |alert: &&Alert| alert.period_end().is_some_and(|end| end <= self.now);
                 assert_eq!(self.committed.firing.iter().find(over), None);
             }
         }
@@ -302,8 +301,7 @@ impl Life {
     }
 
     fn alerts_of(&self, key: CounterKey) -> BTreeSet<u16> {
-        let of_key = |alert: &&Alert| alert.quota.id == key.quota && alert.period_start == key.period_start;
-        self.database.alerts.values().filter(of_key).map(|alert| alert.threshold).collect()
+        marks_of(self.database.alerts.values(), key).collect()
     }
 
     fn check_rollups(&self) {
@@ -317,8 +315,7 @@ impl Life {
 
     fn check_alerts(&self) {
         let alerts = self.database.alerts.values();
-        let have: BTreeSet<_> =
-            alerts.clone().map(|alert| (alert.quota.id, alert.period_start, alert.threshold)).collect();
+        let have: BTreeSet<_> = alerts.clone().filter_map(Alert::mark).collect();
         assert_eq!(have, self.expected, "alerts, and thresholds that were reached");
         let firing: BTreeSet<AlertId> =
             alerts.clone().filter(|alert| alert.resolved_at.is_none()).map(|alert| alert.id).collect();
@@ -501,4 +498,10 @@ proptest! {
         prop_assert_eq!(sums(&at_once), sums(&piecemeal));
         prop_assert_eq!(at_once.expected, piecemeal.expected);
     }
+}
+
+/// What the alerts of a counter have marked as told.
+fn marks_of<'a>(alerts: impl Iterator<Item = &'a Alert>, key: CounterKey) -> impl Iterator<Item = u16> {
+    let of_key = move |(quota, start, mark)| ((quota, start) == (key.quota, key.period_start)).then_some(mark);
+    alerts.filter_map(Alert::mark).filter_map(of_key)
 }

@@ -654,7 +654,8 @@ impl World {
                 what.push("an outbox".to_owned());
             }
             let ended = |end: platform_api::domain::time::Timestamp| end.0 <= now;
-            if tables.alerts.values().any(|alert| alert.resolved_at.is_none() && alert.period_end.is_some_and(ended)) {
+            if tables.alerts.values().any(|alert| alert.resolved_at.is_none() && alert.period_end().is_some_and(ended))
+            {
                 what.push("an alert whose period is over".to_owned());
             }
         }
