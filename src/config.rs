@@ -23,8 +23,11 @@ pub struct Config {
     pub nats: Nats,
     pub redis: Redis,
     pub auth: Auth,
+    pub envoy: Envoy,
+    pub kong: Kong,
     pub notify: Notify,
     pub reconcile: Reconcile,
+    pub gateway: Gateway,
     pub telemetry: Telemetry,
 }
 
@@ -277,6 +280,107 @@ fn roles_claim() -> String {
     "roles".into()
 }
 
+/// Envoy's rate limit service, over gRPC.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Envoy {
+    /// `address:port`; off without it.
+    pub listen: Option<String>,
+    /// Callers must send `authorization: Bearer <token>`; nobody is asked without it.
+    pub token: Option<SecretString>,
+    /// Questions of another domain are refused; every domain is answered without it.
+    pub domain: Option<String>,
+    /// What a descriptor gets that names no tenant of ours.
+    pub on_unknown: OnUnknown,
+    /// Open connections; further ones wait in the accept queue.
+    pub connections_max: usize,
+    /// Our own deadline for one question.
+    pub request_timeout_ms: u64,
+    /// What the entries of a descriptor are called.
+    pub keys: EnvoyKeys,
+}
+
+/// The answer about a tenant that is not ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnknown {
+    Allow,
+    Deny,
+}
+
+/// Keys of a descriptor's entries, by what their values mean to us.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EnvoyKeys {
+    pub tenant: String,
+    pub user: String,
+    pub group: String,
+    pub api_key: String,
+    pub model: String,
+    pub provider: String,
+}
+
+impl Default for Envoy {
+    fn default() -> Envoy {
+        Envoy {
+            listen: None,
+            token: None,
+            domain: None,
+            on_unknown: OnUnknown::Allow,
+            connections_max: 1_000,
+            request_timeout_ms: 1_000,
+            keys: EnvoyKeys::default(),
+        }
+    }
+}
+
+impl Default for EnvoyKeys {
+    fn default() -> EnvoyKeys {
+        EnvoyKeys {
+            tenant: "tenant_id".into(),
+            user: "user_id".into(),
+            group: "group_id".into(),
+            api_key: "api_key_id".into(),
+            model: "model".into(),
+            provider: "provider".into(),
+        }
+    }
+}
+
+/// Kong's Admin API: tenants are written there as consumers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kong {
+    /// Base URL of the Admin API; off without it.
+    pub admin_url: Option<String>,
+    /// Sent as `Kong-Admin-Token`, for an Admin API behind something that asks for it.
+    pub admin_token: Option<SecretString>,
+    /// How often everything is compared, besides after each change of a tenant.
+    pub sync_interval_ms: u64,
+    /// Where Kong keeps its configuration.
+    pub mode: KongMode,
+    /// For Kong without a database: the declarative document, in JSON, to which the tenants are added.
+    pub base_file: Option<PathBuf>,
+}
+
+/// Where Kong keeps its configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KongMode {
+    /// As `configuration.database` of its Admin API says.
+    Auto,
+    /// Entity by entity in its database.
+    Database,
+    /// In memory, one document replaced as a whole.
+    Declarative,
+}
+
+impl Default for Kong {
+    fn default() -> Kong {
+        Kong { admin_url: None, admin_token: None, sync_interval_ms: 60_000, mode: KongMode::Auto, base_file: None }
+    }
+}
+
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Notify {
@@ -395,6 +499,105 @@ impl Reconcile {
             keep_micros: i64::from(self.keep_days) * MICROS_PER_DAY,
         }
     }
+}
+
+/// The gateways whose word is held against the ledger.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gateway {
+    pub kong: Kong,
+}
+
+/// What is read of Kong; each source is off until it is configured.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kong {
+    /// `redis://…`, where its rate limiter counts. Only read: SCAN, MGET, PTTL, INFO.
+    pub redis_url: Option<SecretString>,
+    /// Time between two polls.
+    pub poll_ms: u64,
+    /// Names that Redis looks through in one poll; a limiter with more takes several.
+    pub poll_keys_max: usize,
+    /// What the limiter counts by.
+    pub limit_by: LimitBy,
+    /// Each of its nodes: a node counts only its own traffic.
+    pub nodes: Vec<KongNode>,
+    /// Time between two scrapes.
+    pub scrape_ms: u64,
+    /// What http-log's header must hold; without it the log needs a key of ours.
+    pub log_token: Option<SecretString>,
+    /// The name of that header.
+    pub log_token_header: String,
+    /// Longest body of the log.
+    pub log_body_bytes_max: usize,
+}
+
+impl Default for Kong {
+    fn default() -> Kong {
+        Kong {
+            redis_url: None,
+            poll_ms: 5_000,
+            poll_keys_max: 20_000,
+            limit_by: LimitBy::Header,
+            nodes: Vec::new(),
+            scrape_ms: 15_000,
+            log_token: None,
+            log_token_header: "X-Ingest-Token".into(),
+            log_body_bytes_max: 16 * 1024 * 1024,
+        }
+    }
+}
+
+impl Kong {
+    fn check(&self, check: &mut impl FnMut(bool, &str)) {
+        let sensible = |millis: u64| (1_000..=3_600_000).contains(&millis);
+        check(sensible(self.poll_ms), "gateway.kong.poll_ms: must be from 1000 to 3600000");
+        check(sensible(self.scrape_ms), "gateway.kong.scrape_ms: must be from 1000 to 3600000");
+        check(self.poll_keys_max > 0, "gateway.kong.poll_keys_max: must be above zero");
+        check(self.log_body_bytes_max > 0, "gateway.kong.log_body_bytes_max: must be above zero");
+        if let Some(url) = &self.redis_url {
+            let known = ["redis://", "rediss://"].iter().any(|scheme| url.expose_secret().starts_with(scheme));
+            check(known, "gateway.kong.redis_url: must begin with redis:// or rediss://");
+        }
+        if let Some(token) = &self.log_token {
+            check(token.expose_secret().len() >= 24, "gateway.kong.log_token: must have at least 24 characters");
+        }
+        let header = &self.log_token_header;
+        let plain = !header.is_empty()
+            && header.len() <= 64
+            && header.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        check(plain, "gateway.kong.log_token_header: must be 1 to 64 letters, digits, - or _");
+        let mut names = std::collections::BTreeSet::new();
+        for (at, node) in self.nodes.iter().enumerate() {
+            let plain = !node.name.is_empty()
+                && node.name.len() <= 64
+                && node.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+            check(plain, &format!("gateway.kong.nodes[{at}].name: must be 1 to 64 letters, digits, -, _ or ."));
+            check(names.insert(&node.name), &format!("gateway.kong.nodes[{at}].name: {} is used twice", node.name));
+            let web = reqwest::Url::parse(&node.metrics_url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
+            check(web, &format!("gateway.kong.nodes[{at}].metrics_url: must be an http:// or https:// URL"));
+        }
+    }
+}
+
+/// What tells the limiter's callers apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LimitBy {
+    /// A header with the tenant's id, or with an external id of it.
+    Header,
+    /// The consumer's id.
+    Consumer,
+}
+
+/// One node of Kong.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KongNode {
+    /// Stays the same when the node is started again.
+    pub name: String,
+    /// `http://…:8100/metrics` of its Status API.
+    pub metrics_url: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -520,6 +723,7 @@ impl Config {
         );
         check((1..=1_000).contains(&self.reconcile.persistence), "reconcile.persistence: must be from 1 to 1000");
         check((1..=3_650).contains(&self.reconcile.keep_days), "reconcile.keep_days: must be from 1 to 3650");
+        self.gateway.kong.check(&mut check);
         check(self.redis.ttl_ms >= 1_000, "redis.ttl_ms: must be at least 1000");
         check(
             ["auto", "json", "text"].contains(&self.telemetry.log_format.as_str()),
@@ -554,6 +758,24 @@ impl Config {
                 );
             }
         }
+        if let Some(listen) = &self.envoy.listen {
+            let parsed = listen.parse::<std::net::SocketAddr>();
+            check(parsed.is_ok(), "envoy.listen: not an address and port, such as 127.0.0.1:8083");
+        }
+        check(self.envoy.connections_max > 0, "envoy.connections_max: must be above zero");
+        check(self.envoy.request_timeout_ms > 0, "envoy.request_timeout_ms: must be above zero");
+        if let Some(token) = &self.envoy.token {
+            check(token.expose_secret().len() >= 16, "envoy.token: must have at least 16 characters");
+        }
+        let EnvoyKeys { tenant, user, group, api_key, model, provider } = &self.envoy.keys;
+        let keys = [tenant, user, group, api_key, model, provider];
+        let distinct: std::collections::BTreeSet<&String> = keys.into_iter().filter(|key| !key.is_empty()).collect();
+        check(distinct.len() == keys.len(), "envoy.keys: must be distinct and not empty");
+        if let Some(url) = &self.kong.admin_url {
+            let web = reqwest::Url::parse(url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
+            check(web, "kong.admin_url: must be an http:// or https:// URL");
+        }
+        check(self.kong.sync_interval_ms >= 1_000, "kong.sync_interval_ms: must be at least 1000");
         let mut names = std::collections::BTreeSet::new();
         for (at, channel) in self.notify.channels.iter().enumerate() {
             let name = channel.name();

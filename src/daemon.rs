@@ -19,6 +19,7 @@ use crate::access::{Gate, Pepper};
 use crate::clock::Clock;
 use crate::config::{Config, millis};
 use crate::directory::{self, Settings, handle::Handle as Directory};
+use crate::envoy;
 use crate::fault;
 use crate::http::{self, Api, Dependency, Health, State};
 use crate::intake::record::Recorder;
@@ -71,6 +72,8 @@ pub struct Daemon {
     stream: Option<Task>,
     replayer: Task,
     doors: Task,
+    /// The gRPC door, if it is configured.
+    envoy: Option<Task>,
     telemetry: Telemetry,
 }
 
@@ -122,6 +125,7 @@ impl Daemon {
         let address = listener.local_addr()?;
         let patience = millis(config.telemetry.shutdown_ms);
         let health = Health { dependencies, stopping };
+        let envoy = open_envoy(&config, &directory, &clock, answering, patience / STEPS).await?;
         let api = Api::new(directory.clone(), gate, recorder, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
         let (answering, stopped) = (answering.to_vec(), stop.clone());
@@ -131,7 +135,7 @@ impl Daemon {
             }
         });
         let doors = Task { stop, handle };
-        Ok(Daemon { address, patience, leaving, directory, outlets, stream, replayer, doors, telemetry })
+        Ok(Daemon { address, patience, leaving, directory, outlets, stream, replayer, doors, envoy, telemetry })
     }
 
     /// Where HTTP is served.
@@ -152,7 +156,12 @@ impl Daemon {
         };
         tokio::join!(stream, self.replayer.end(step, "the replayer"));
         fault::point("drain.stream");
-        self.doors.end(step, "the HTTP door").await;
+        let envoy = async {
+            if let Some(envoy) = self.envoy {
+                envoy.end(step, "the gRPC door").await;
+            }
+        };
+        tokio::join!(self.doors.end(step, "the HTTP door"), envoy);
         fault::point("drain.doors");
         self.outlets.stop(step).await;
         fault::point("drain.outlets");
@@ -181,6 +190,24 @@ fn settings(config: &Config) -> Settings {
         channels: config.notify.channels.iter().map(|channel| channel.name().to_owned()).collect(),
         reconcile: config.reconcile.terms(),
     }
+}
+
+/// The gRPC door, if it is configured.
+async fn open_envoy(
+    config: &Config,
+    directory: &Directory,
+    clock: &Clock,
+    answering: &[Handle],
+    drain: Duration,
+) -> anyhow::Result<Option<Task>> {
+    let Some(listen) = &config.envoy.listen else { return Ok(None) };
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+    tracing::info!(address = %listener.local_addr()?, "answering Envoy");
+    let service = envoy::Service::new(directory.clone(), clock.clone(), config.envoy.clone());
+    let stop = CancellationToken::new();
+    let (answering, stopped) = (answering.to_vec(), stop.clone());
+    let handle = tokio::spawn(async move { envoy::serve(service, listener, &answering, stopped, drain).await });
+    Ok(Some(Task { stop, handle }))
 }
 
 /// The usage stream, if NATS is configured, and how it is.

@@ -28,7 +28,7 @@ use crate::tenant::pulse::Pulse;
 
 /// How often slots and open tenants are looked over.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
-/// The clock has been set back when it shows this much less than at the last sweep.
+/// On-call hears of a clock that shows this much less than at the last sweep.
 const SET_BACK_MICROS: i64 = 60_000_000;
 /// Sweeps between two notes of how long each chain is.
 const SWEEPS_PER_NOTE: u32 = 120;
@@ -372,10 +372,8 @@ impl State {
         let now = self.birth.clock.now();
         self.sweeps = self.sweeps.wrapping_add(1);
         let homes = self.birth.homes.all();
-        // Books forget the counters of periods that are over; if they are not over after all, they are read anew.
         if now.0 < self.swept_at.0 - SET_BACK_MICROS {
-            tracing::warn!(before = %self.swept_at, %now, "the clock was set back: every tenant is opened anew");
-            drain_all(homes.clone());
+            tracing::warn!(before = %self.swept_at, %now, "the clock was set back: tenants read what runs again");
         }
         self.swept_at = now;
         for home in &homes {
@@ -409,7 +407,7 @@ impl State {
 
     fn look_over(&self, home: &Home, now: Timestamp) {
         let pulse = home.pulse();
-        if pulse.books().next_roll().is_some_and(|at| at <= now) {
+        if pulse.books().needs_roll(now) {
             let _ = home.actor().cast(TenantMessage::Life(Life::Roll { now }));
         }
         let books = pulse.books();

@@ -76,6 +76,9 @@ pub struct Books {
     pub channels: Vec<String>,
     pub quotas: Vec<Quota>,
     pub counters: HashMap<CounterKey, Counter>,
+    /// In periods that end after this stretch begins and begin before it ends, a quota without a counter has used nothing.
+    /// In others a counter that is not in memory is unknown: it was forgotten, or never read.
+    pub known: Window,
     /// Alerts that have not been resolved.
     pub firing: Vec<Alert>,
     /// Sums over the whole ledger.
@@ -118,6 +121,7 @@ impl Books {
             channels: Vec::new(),
             quotas: Vec::new(),
             counters: HashMap::new(),
+            known: Window::NEVER,
             firing: Vec::new(),
             lifetime: Totals::default(),
             latest_event_at: Timestamp(0),
@@ -144,13 +148,15 @@ impl Books {
         Ok(with_it)
     }
 
-    /// How every quota stands at `now`, in the order the tenant gave them.
+    /// How every quota stands at `now`, in the order the tenant gave them. True when the books
+    /// [know what runs](Books::knows_running) then.
     #[must_use]
     pub fn standings(&self, now: Timestamp) -> Vec<Standing> {
         self.quotas.iter().map(|quota| self.standing(quota, now)).collect()
     }
 
-    /// What a gateway should do with a request attributed to `subject`.
+    /// What a gateway should do with a request attributed to `subject`. True when the books
+    /// [know what runs](Books::knows_running) at `now`.
     #[must_use]
     pub fn decide(&self, subject: &Subject, now: Timestamp) -> Decision {
         let matching = self.quotas.iter().filter(|quota| quota.scope.covers(subject));
@@ -177,15 +183,53 @@ impl Books {
         self.firing.iter().filter_map(Alert::period_end).min()
     }
 
+    /// Is there something to write or to read at `now` though nobody brings anything: an alert whose period is over, or a
+    /// counter of a period that runs again because the clock was set back?
+    #[must_use]
+    pub fn needs_roll(&self, now: Timestamp) -> bool {
+        self.next_roll().is_some_and(|at| at <= now) || !self.knows_running(now)
+    }
+
+    /// Is the counter of every period that runs at `now` in memory, or surely zero? If not, [learn](Books::learn) before
+    /// answering: an unknown counter must not pass for an unused quota.
+    #[must_use]
+    pub fn knows_running(&self, now: Timestamp) -> bool {
+        let is_known = |quota: &Quota| {
+            let window = period::window(quota.period, now, &self.time_zone);
+            let is_within = self.known.start < window.end && window.start < self.known.end;
+            is_within || self.knows(quota.id, &window)
+        };
+        self.known.contains(now) || self.quotas.iter().all(is_known)
+    }
+
+    /// Takes in the counters that [`missing_now`](Books::missing_now) asked for at `now`.
+    pub fn learn(&mut self, counters: Vec<(CounterKey, Counter)>, now: Timestamp) {
+        self.counters.extend(counters);
+        self.known = self.known_from(now);
+    }
+
+    /// What is known once the unfinished periods of every quota are in memory.
+    fn known_from(&self, now: Timestamp) -> Window {
+        // Periods in which the ledger has events may follow the last one that was asked for.
+        let end_of = |quota| {
+            let last = self.unfinished(quota, now, &self.time_zone).pop();
+            last.map(|window| window.end).filter(|end| *end <= self.latest_event_at)
+        };
+        let end = self.quotas.iter().filter_map(end_of).min();
+        Window { start: now, end: end.unwrap_or(Timestamp::MAX) }
+    }
+
     /// The counters of the running periods, and of those that senders' clocks have begun already, that are not in
-    /// memory. After loading, supply them all.
+    /// memory. After loading, and when time alone has made a period run that is not known, read and
+    /// [learn](Books::learn) them all.
     #[must_use]
     pub fn missing_now(&self, now: Timestamp) -> Vec<Missing> {
         let unfinished = |quota| {
             let windows = self.unfinished(quota, now, &self.time_zone);
             windows.into_iter().map(|window| Missing { quota: quota.clone(), window, recount: false })
         };
-        self.quotas.iter().flat_map(unfinished).filter(|missing| !self.knows(missing)).collect()
+        let unknown = |missing: &Missing| !self.knows(missing.quota.id, &missing.window);
+        self.quotas.iter().flat_map(unfinished).filter(unknown).collect()
     }
 
     /// The running window of a quota, and the later ones in which an event may have occurred: senders' clocks may run
@@ -200,8 +244,9 @@ impl Books {
     }
 
     /// Is the counter in memory, or surely zero because nothing in the ledger is that young?
-    fn knows(&self, missing: &Missing) -> bool {
-        self.counters.contains_key(&missing.key()) || missing.window.start > self.latest_event_at
+    fn knows(&self, quota: QuotaId, window: &Window) -> bool {
+        let key = CounterKey { quota, period_start: window.start };
+        self.counters.contains_key(&key) || window.start > self.latest_event_at
     }
 }
 
@@ -298,7 +343,7 @@ impl Posting {
             // The stored counters of a quota that this very posting changes still count something else.
             let recount = self.void_counters.contains(&quota.id);
             let one = Missing { quota: quota.clone(), window, recount };
-            if !self.books.knows(&one) {
+            if !self.books.knows(quota.id, &window) {
                 missing.insert(one.key(), one);
             }
         };
@@ -317,6 +362,12 @@ impl Posting {
             }
         }
         missing.into_values().collect()
+    }
+
+    /// Takes in the counters that the [books ask for](Books::missing_now) at this posting's instant, before anything else
+    /// is done.
+    pub fn learn(&mut self, counters: Vec<(CounterKey, Counter)>) {
+        self.books.learn(counters, self.now);
     }
 
     /// Adds a counter that was read or recounted.
@@ -495,6 +546,8 @@ impl Posting {
             self.books.counters.insert(key, counter.clone());
             self.counters.insert(key, counter);
         }
+        // Of quotas that stay as they are, no more is known than before; of the others, nothing of what is over.
+        self.books.known = self.books.known.intersection(&self.books.known_from(self.now));
         // An alert holds while its quota still counts the same period and is still past the threshold.
         self.resolve_where(|books, alert| match &alert.subject {
             AlertSubject::QuotaThreshold(reached) => !holds(books, reached),
@@ -542,6 +595,7 @@ impl Posting {
     pub fn close(&mut self) {
         let horizon = self.now.plus_micros(-COUNTER_KEPT_MICROS);
         self.books.counters.retain(|_, counter| counter.window.end > horizon);
+        self.books.known.start = self.books.known.start.max(horizon);
         self.books.version += 1;
     }
 

@@ -205,6 +205,62 @@ fn a_period_that_senders_clocks_have_begun_is_read_as_well() {
     assert_eq!(starts(&books), minutes);
 }
 
+/// Books that were loaded at `now`, when nothing had to be read.
+fn loaded(quotas: Vec<Quota>, now: Timestamp) -> Books {
+    let mut books = books(quotas);
+    books.learn(Vec::new(), now);
+    books
+}
+
+#[test]
+fn a_period_that_was_over_when_the_books_were_loaded_is_not_known() {
+    let mut books = loaded(vec![quota(1, 100, &[])], noon());
+    books.latest_event_at = noon();
+    assert!(books.knows_running(noon()) && books.knows_running(at("2026-11-20T17:00:00Z")));
+    let set_back = at("2026-11-20T11:59:59Z");
+    assert!(!books.knows_running(set_back) && books.needs_roll(set_back));
+    let window = hour("2026-11-20T11:00:00Z");
+    let [missing] = &books.missing_now(set_back)[..1] else { panic!("one quota") };
+    assert_eq!(missing.window, window);
+    books.learn(vec![(missing.key(), Counter { window, used: 7, fired: vec![] })], set_back);
+    assert!(books.knows_running(set_back) && !books.needs_roll(set_back));
+    assert_eq!(books.standings(set_back)[0].used, 7);
+}
+
+#[test]
+fn a_quota_that_is_new_knows_nothing_of_the_period_before() {
+    let (old, new) = (quota(1, 100, &[]), quota(2, 100, &[]));
+    let before = loaded(vec![old.clone()], at("2026-11-20T10:30:00Z"));
+    let before = after(&before, at("2026-11-20T11:58:00Z"), &[event(at("2026-11-20T11:58:00Z"), 1)]);
+    let mut posting = open(&before, noon());
+    posting.replace_quotas(vec![old, new], Vec::new(), entry("quota.replaced"));
+    posting.close();
+    assert!(posting.books.knows_running(noon()));
+    assert!(!posting.books.knows_running(at("2026-11-20T11:59:40Z")), "what the new one counts then was not recounted");
+    assert!(before.knows_running(at("2026-11-20T11:59:40Z")));
+}
+
+#[test]
+fn what_is_forgotten_is_not_known() {
+    let quota = Quota { period: PeriodKind::Minute, ..quota(1, 100, &[]) };
+    let books = after(&loaded(vec![quota], noon()), noon(), &[event(noon(), 5)]);
+    let later = after(&books, at("2026-11-20T12:30:00Z"), &[event(at("2026-11-20T12:30:00Z"), 1)]);
+    assert!(later.knows_running(at("2026-11-20T12:21:00Z")), "counters are kept for ten minutes");
+    assert!(!later.knows_running(noon()));
+    assert!(books.knows_running(noon()));
+    assert_eq!(books.standings(noon())[0].used, 5);
+}
+
+#[test]
+fn a_stretch_that_was_not_read_to_its_end_is_known_as_far_as_it_was_read() {
+    let mut books = books(vec![Quota { period: PeriodKind::Minute, ..quota(1, 100, &[]) }]);
+    books.latest_event_at = at("2026-11-20T18:00:00Z");
+    books.learn(Vec::new(), noon());
+    assert!(books.knows_running(at("2026-11-20T13:05:59Z")));
+    assert!(!books.knows_running(at("2026-11-20T13:06:00Z")));
+    assert!(books.knows_running(at("2026-11-20T18:01:00Z")), "nothing in the ledger is as young");
+}
+
 #[test]
 fn a_batch_needs_the_counters_that_it_will_add_to() {
     let user = Quota { scope: Scope::User("u".into()), ..quota(1, 100, &[]) };

@@ -89,6 +89,7 @@ pub fn openapi_document() -> String {
     for operation in OPERATIONS {
         complete(&mut document["paths"][operation.path][operation.method.as_str().to_lowercase()], operation);
     }
+    close_bodies(&mut document);
     serde_json::to_string_pretty(&document).unwrap_or_default() + "\n"
 }
 
@@ -107,7 +108,11 @@ fn common_parameters() -> Value {
         })
     };
     json!({
-        "RequestId": header("X-Request-Id", "Echoed, and made when absent; errors, logs and audit records carry it.", 128),
+        "RequestId": {
+            "name": "X-Request-Id", "in": "header", "required": false,
+            "description": "Echoed, and made when absent or longer than 128 characters; errors, logs and audit records carry it.",
+            "schema": {"type": "string"}
+        },
         "TenantId": header("X-Tenant-Id", "Must agree with the path; chooses a tenant for a platform administrator.", 36),
         "UserId": header("X-User-Id", "Whom a gateway acts for; believed only from service credentials.", 256),
         "IdempotencyKey": header("Idempotency-Key", "A repeated request with the same key and body gets the stored answer.", 255)
@@ -133,6 +138,39 @@ fn error_schema() -> Value {
             }
         }}
     })
+}
+
+/// Bodies that are read strictly have the fields that are described, and no others.
+fn close_bodies(document: &mut Value) {
+    let strict = OPERATIONS.iter().filter(|operation| operation.body == BodyKind::Json);
+    let mut open: Vec<String> = strict
+        .flat_map(|operation| {
+            let path = &document["paths"][operation.path];
+            references(&path[operation.method.as_str().to_lowercase()]["requestBody"])
+        })
+        .collect();
+    while let Some(name) = open.pop() {
+        let schema = &mut document["components"]["schemas"][&name];
+        if schema["type"] == "object" && schema["additionalProperties"].is_null() {
+            schema["additionalProperties"] = Value::Bool(false);
+            open.extend(references(schema));
+        }
+    }
+}
+
+/// Names of the schemas that a description refers to.
+fn references(described: &Value) -> Vec<String> {
+    match described {
+        Value::Object(fields) => fields
+            .iter()
+            .flat_map(|(key, value)| match value.as_str() {
+                Some(target) if key == "$ref" => target.rsplit('/').next().map(str::to_owned).into_iter().collect(),
+                _ => references(value),
+            })
+            .collect(),
+        Value::Array(items) => items.iter().flat_map(references).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// What the table knows of an operation.

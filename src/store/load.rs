@@ -75,10 +75,12 @@ async fn take_over_within(connection: &mut Connection, opening: Opening) -> Resu
     books.retention_micros = opening.retention_micros;
     books.channels = opening.channels;
     books.comparison.terms = opening.reconcile;
+    let mut counters = Vec::new();
     for missing in books.missing_now(opening.now) {
         let counter = quota::counter(connection, &books, &missing, books.next_position).await?;
-        books.counters.insert(missing.key(), counter);
+        counters.push((missing.key(), counter));
     }
+    books.learn(counters, opening.now);
     let mut posting = Posting::open(&books, opening.now, opening.salt_seed);
     posting.records_entry(Entry {
         actor: "system".into(),

@@ -245,7 +245,7 @@ impl Handle {
     /// [`Unavailable::ComeBack`].
     pub fn standings(&self) -> Result<Vec<Standing>, Unavailable> {
         let now = self.heard();
-        Ok(self.committed()?.standings(now))
+        Ok(self.committed(now)?.standings(now))
     }
 
     /// What a gateway should do with a request attributed to `subject`. Asked in a gateway's own request path, so it is
@@ -255,17 +255,19 @@ impl Handle {
     /// [`Unavailable::ComeBack`].
     pub fn decide(&self, subject: &Subject) -> Result<Decided, Unavailable> {
         let now = self.heard();
-        let books = self.committed()?;
+        let books = self.committed(now)?;
         Ok(Decided { decision: books.decide(subject, now), epoch: books.epoch })
     }
 
     /// The books of the last commit, while there is a keeper who vouches for them. One that is still starting does: it was
-    /// born with the books it has published.
-    fn committed(&self) -> Result<Arc<Books>, Unavailable> {
-        match self.actor.get_status() {
-            ActorStatus::Draining | ActorStatus::Stopping | ActorStatus::Stopped => Err(Unavailable::ComeBack),
-            _ => Ok(self.pulse.books()),
+    /// born with the books it has published. When the clock was set back into a period that they do not know, nobody is
+    /// told that nothing was used there: a sweep is about to have it read.
+    fn committed(&self, now: Timestamp) -> Result<Arc<Books>, Unavailable> {
+        if let ActorStatus::Draining | ActorStatus::Stopping | ActorStatus::Stopped = self.actor.get_status() {
+            return Err(Unavailable::ComeBack);
         }
+        let books = self.pulse.books();
+        if books.knows_running(now) { Ok(books) } else { Err(Unavailable::ComeBack) }
     }
 
     /// Replaces the set of quotas; answers how the new ones stand.

@@ -189,7 +189,7 @@ impl State {
                 self.queue.push(Work::ChangeTimeZone { name, entry, once, now, reply });
             }
             Life::Roll { now } => {
-                if self.books.next_roll().is_some_and(|at| at <= now) {
+                if self.books.needs_roll(now) {
                     self.queue.roll(now);
                 }
             }

@@ -161,7 +161,7 @@ pub enum Life {
         now: Timestamp,
         reply: RpcReplyPort<Result<(), ChangeRefused>>,
     },
-    /// A period boundary may have passed.
+    /// A period boundary may have passed, or come back with a clock that was set back.
     Roll {
         now: Timestamp,
     },

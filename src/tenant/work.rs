@@ -120,6 +120,8 @@ pub struct Written {
     pub committed: bool,
     /// A pass of the reconciliation was among it, whatever became of it.
     pub settled: bool,
+    /// Why it was rolled back, again and again until it was given up.
+    pub rolled_back: Option<String>,
 }
 
 /// An answer that waits for the adoption. Dropping one tells its caller to come back.

@@ -40,6 +40,26 @@ pub(crate) struct State {
     connection: Connection,
     keeper: ActorRef<Message>,
     guess: Guess,
+    /// The last unit was rolled back too often, and nothing was committed since.
+    is_stuck: bool,
+}
+
+impl State {
+    /// On-call hears once that nothing can be written, and once that something can again; the metrics count what is between.
+    fn tell(&mut self, written: &Written) {
+        let tenant = written.books.tenant;
+        match &written.rolled_back {
+            Some(reason) if !self.is_stuck => {
+                tracing::error!(%tenant, reason, "commits are rolled back, callers must come back");
+                self.is_stuck = true;
+            }
+            None if self.is_stuck && written.committed => {
+                tracing::info!(%tenant, "commits succeed again");
+                self.is_stuck = false;
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Actor for Writer {
@@ -48,13 +68,14 @@ impl Actor for Writer {
     type Arguments = Birth;
 
     async fn pre_start(&self, _: ActorRef<Unit>, birth: Birth) -> Result<State, ActorProcessingErr> {
-        Ok(State { connection: birth.connection, keeper: birth.keeper, guess: Guess::default() })
+        Ok(State { connection: birth.connection, keeper: birth.keeper, guess: Guess::default(), is_stuck: false })
     }
 
     /// Doubt is a restart: an error that leaves the outcome of a commit unknown ends the pair.
     async fn handle(&self, _: ActorRef<Unit>, unit: Unit, state: &mut State) -> Result<(), ActorProcessingErr> {
         let span = commit_span(&unit);
         let written = Box::pin(write(&mut state.connection, &mut state.guess, unit).instrument(span)).await?;
+        state.tell(&written);
         state.keeper.cast(Message::Written(written))?;
         Ok(())
     }
@@ -93,15 +114,15 @@ pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, unit: Unit) -> R
                 guess.was_wrong();
             }
             Err(StoreError::Retryable(reason)) if attempt < TRIES_MAX => {
-                tracing::warn!(tenant = %unit.books.tenant, attempt, reason, "commit was rolled back, trying again");
+                tracing::debug!(tenant = %unit.books.tenant, attempt, reason, "commit was rolled back, trying again");
+                metrics::counter!("platform_api_commits_total", "outcome" => "tried_again").increment(1);
                 ledger.pause(delay).await;
                 delay *= 2;
                 attempt += 1;
             }
             Err(StoreError::Retryable(reason)) => {
-                tracing::error!(tenant = %unit.books.tenant, reason, "commit was rolled back too often, callers must come back");
                 metrics::counter!("platform_api_commits_total", "outcome" => "rolled_back").increment(1);
-                return Ok(given_up(unit));
+                return Ok(given_up(unit, reason));
             }
             Err(StoreError::Wrong(reason)) => {
                 ledger.check_owner(&unit.books).await?;
@@ -117,7 +138,7 @@ pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, unit: Unit) -> R
 }
 
 /// Nothing was written. Who asked for a change is told so; who brought events is told to come back, by a port that closes.
-fn given_up(unit: Unit) -> Written {
+fn given_up(unit: Unit, reason: String) -> Written {
     let settled = unit.work.iter().any(Work::is_pass);
     let answers = unit.work.into_iter().filter_map(|piece| match piece {
         Work::Replace { reply, .. } => Some(Reply::Replace { reply, answer: Err(ChangeRefused::RolledBack) }),
@@ -127,7 +148,8 @@ fn given_up(unit: Unit) -> Written {
         Work::Treat { reply, .. } => Some(Reply::Treated { reply, answer: Err(ChangeRefused::RolledBack) }),
         _ => None,
     });
-    Written { answers: answers.collect(), books: unit.books, owed_more: 0, committed: false, settled }
+    let rolled_back = Some(reason);
+    Written { answers: answers.collect(), books: unit.books, owed_more: 0, committed: false, settled, rolled_back }
 }
 
 /// What a committed transaction leaves to be told.
@@ -169,7 +191,14 @@ async fn transact(
     };
     if posting.is_empty() {
         ledger.rollback().await?;
-        return Ok(Done { books: before.clone(), outcomes, changes, owed_more: 0, committed: false });
+        let books = if posting.books.known == before.known {
+            before.clone()
+        } else {
+            // What was read is the owner's to show.
+            ledger.check_owner(before).await?;
+            Arc::new(posting.books)
+        };
+        return Ok(Done { books, outcomes, changes, owed_more: 0, committed: false });
     }
     posting.close();
     fault::point("commit.filled");
@@ -191,7 +220,7 @@ async fn transact(
     Ok(Done { books: Arc::new(posting.books), outcomes, changes, owed_more, committed: true })
 }
 
-/// Changes first, then usage, then whatever time alone has changed.
+/// What the clock makes run again first, then changes, then usage, then whatever time alone has changed.
 async fn fill(
     ledger: &mut impl Ledger,
     before: &Books,
@@ -199,6 +228,7 @@ async fn fill(
     work: &[Work],
     expecting: Expecting,
 ) -> Result<(Vec<Vec<Outcome>>, Vec<Changed>), StoreError> {
+    change::look(ledger, posting).await?;
     let mut changes = Vec::new();
     let mut batches: Vec<&Batch> = Vec::new();
     for piece in work {
@@ -272,8 +302,7 @@ impl Done {
             Work::Append { reply, .. } | Work::Settle { reply, .. } => changes.next().map(|_| Reply::Done { reply }),
             Work::Roll { .. } | Work::Reconcile { .. } => changes.next().and(None),
         });
-        let answers = answers.collect();
-        Written { answers, books, owed_more, committed, settled }
+        Written { answers: answers.collect(), books, owed_more, committed, settled, rolled_back: None }
     }
 }
 
@@ -281,7 +310,8 @@ impl Done {
 /// event is refused (and quarantined by whoever sent it) and everything else is counted.
 async fn take_apart(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, StoreError> {
     let settled = unit.work.iter().any(Work::is_pass);
-    let mut written = Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false, settled };
+    let mut written =
+        Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false, settled, rolled_back: None };
     for piece in unit.work {
         let whole = [piece];
         match transact(ledger, &written.books, &whole, Expecting::Any).await {

@@ -93,10 +93,12 @@ impl Session {
         if lock(&self.ground).plants(Planted::AlertWithoutKey) {
             books.counters.values_mut().for_each(|counter| counter.fired.clear());
         }
+        let mut counters = Vec::new();
         for missing in books.missing_now(now) {
             let counter = self.counter(&books, &missing, books.next_position).await?;
-            books.counters.insert(missing.key(), counter);
+            counters.push((missing.key(), counter));
         }
+        books.learn(counters, now);
         let mut posting = Posting::open(&books, now, self.salt_seed());
         posting.records_entry(Entry {
             actor: "system".into(),

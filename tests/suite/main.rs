@@ -13,6 +13,7 @@ mod bad_input;
 mod crash;
 mod crash_tenants;
 mod dependencies;
+mod envoy;
 mod faults;
 mod house_rules;
 mod ingest_http;

@@ -56,6 +56,11 @@ fn request(id: &str, at: Timestamp) -> GatewayRequest {
 
 /// What the gateway says, brought in while the daemon is away: it opens the tenant by itself, because it is unsettled.
 async fn say(daemon: &mut Daemon, tenant: &Tenant, requests: Vec<GatewayRequest>) {
+    say_while_away(daemon, tenant, requests).await;
+    daemon.restart().await;
+}
+
+async fn say_while_away(daemon: &mut Daemon, tenant: &Tenant, requests: Vec<GatewayRequest>) {
     daemon.terminate().await;
     let store = config::Store { url: SecretString::from(daemon.store_url()), ..config::Store::default() };
     let store = Store::open(&store).await.expect("nobody else has it");
@@ -79,7 +84,6 @@ async fn say(daemon: &mut Daemon, tenant: &Tenant, requests: Vec<GatewayRequest>
     drop(handle);
     directory.drain(std::time::Duration::from_secs(10)).await;
     drop(directory);
-    daemon.restart().await;
 }
 
 impl Tenant {
@@ -247,6 +251,33 @@ async fn a_drift_is_told_once_and_over_when_it_is_settled() {
         let audit = tenant.audit().await;
         let settled = audit.iter().filter(|one| one["record"]["action"] == "finding.settled");
         assert_eq!(settled.count(), 2);
+        Tenant::holds(&tenant.verify().await);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_dies_in_a_pass_judges_nothing_twice() {
+    on_both(|engine| async move {
+        let receiver = Receiver::start().await;
+        let mut daemon = setup(engine).with_section(&receiver.channel("pager")).start().await;
+        let tenant = daemon.onboard("Acme").await;
+        let (first, second) = (minutes_ago(5), minutes_ago(4));
+        tenant.calls(&[("a", first), ("past", first), ("b", second), ("past-2", second)]).await;
+        let requests = vec![request("early", minutes_ago(6)), request("a", first), request("b", second)];
+        say_while_away(&mut daemon, &tenant, requests).await;
+        // Compared, and nothing written; written, and not committed; committed, and nobody knows.
+        for point in ["reconcile.compared", "commit.filled", "commit.before", "commit.after"] {
+            daemon.spawn_armed(&format!("{point}=return(KILL)"));
+            daemon.dies_at(point).await;
+        }
+        daemon.restart().await;
+        tenant.settled(Timestamp((second.0 / MINUTE + 1) * MINUTE)).await;
+        assert_eq!(tenant.findings().await.len(), 2);
+        eventually("the drift to be told", || async { (!receiver.received().is_empty()).then_some(()) }).await;
+        let audit = tenant.audit().await;
+        let count = |action: &str| audit.iter().filter(|one| one["record"]["action"] == action).count();
+        assert_eq!((count("finding.opened"), count("alert.fired")), (2, 1));
         Tenant::holds(&tenant.verify().await);
     })
     .await;

@@ -1,10 +1,9 @@
 //! What a posting says about alerts: that they fire, that they are over, and to whom that is owed.
 
-use super::{Books, Counter, CounterKey, Posting};
+use super::{Books, CounterKey, Posting};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::AlertId;
 use crate::domain::notice::{Alert, AlertSubject, Delivery, Event};
-use crate::domain::quota::Quota;
 
 impl Posting {
     /// Fires an alert that never fired before: it is owed to the channels, and recorded. One that fires already fires on.
@@ -55,13 +54,16 @@ impl Posting {
 
     /// Resolves alerts whose counter has fallen below their threshold, as an adjusting entry lets it.
     pub fn resolve_fallen(&mut self) {
-        self.resolve_where(|books, alert| {
-            let Some(reached) = alert.reached() else { return false };
-            let key = CounterKey { quota: reached.quota.id, period_start: reached.period_start };
-            let quota = books.quotas.iter().find(|quota| quota.id == key.quota);
-            let fallen =
-                |(quota, counter): (&Quota, &Counter)| counter.used < quota.threshold_amount(reached.threshold);
-            quota.zip(books.counters.get(&key)).is_some_and(fallen)
+        self.resolve_where(|books, alert| match &alert.subject {
+            AlertSubject::QuotaThreshold(reached) => {
+                let key = CounterKey { quota: reached.quota.id, period_start: reached.period_start };
+                let quota = books.quotas.iter().find(|quota| quota.id == key.quota);
+                let counter = books.counters.get(&key);
+                quota
+                    .zip(counter)
+                    .is_some_and(|(quota, counter)| counter.used < quota.threshold_amount(reached.threshold))
+            }
+            AlertSubject::BudgetBurn(_) | AlertSubject::ReconciliationDrift(_) => false,
         });
     }
 

@@ -3,13 +3,11 @@
 //! More attempts than calls are normal: whatever was denied, cached or failed. Fewer mean that something went past the
 //! limiter, or that its counters were lost.
 
-use std::collections::HashSet;
-
-use super::cumulative::Counts;
+use super::cumulative::{self, Counts, Dated};
 use super::finding::{Cause, Evidence, Found};
 use super::join::Join;
-use super::reading::{GatewayRequest, InterruptionReason, Source};
-use super::window::{Books, Judged, LedgerCall};
+use super::reading::{InterruptionReason, Source};
+use super::window::{Books, Judged};
 use super::{Proof, Verdict};
 
 /// What the other proofs say about calls that the limiter did not count.
@@ -24,13 +22,12 @@ pub(super) enum Others {
 }
 
 /// Calls that the limiter should have counted: those of requests on routes without a limiter are left out.
-pub(super) fn calls_of<'a>(books: &Books<'a>, joined: &Join<'a>, calls: &[&'a LedgerCall]) -> Vec<&'a LedgerCall> {
-    let is_limited = |request: &GatewayRequest| request.limited || books.limited_routes.contains(&request.route);
-    let unlimited: HashSet<i64, ahash::RandomState> = (joined.pairs.iter().chain(&joined.unjoinable))
-        .filter(|pair| !is_limited(pair.request))
-        .map(|pair| pair.call.position)
-        .collect();
-    calls.iter().copied().filter(|call| !unlimited.contains(&call.position)).collect()
+pub(super) fn calls_of<'a>(books: &Books<'a>, joined: &Join<'a>) -> Vec<Dated<'a>> {
+    let mut calls = cumulative::dated(books, joined, Source::Limiter);
+    calls.retain(|call| {
+        call.request.is_none_or(|request| request.limited || books.limited_routes.contains(&request.route))
+    });
+    calls
 }
 
 pub(super) fn judge(books: &Books<'_>, counts: Counts, others: Others) -> (Judged, Option<Found>) {

@@ -1,12 +1,17 @@
 //! The second proof: how many requests the gateway says it passed on, against the calls of the ledger.
 
+use std::collections::{HashMap, HashSet};
+
 use super::finding::{Cause, Evidence, Found};
-use super::join::{Join, consumed, ended_micros};
-use super::reading::{ServedBy, Source};
+use super::join::{Join, consumed, ended_micros, is_due};
+use super::reading::{GatewayRequest, InterruptionReason, Source};
 use super::requests::number;
 use super::tolerance;
 use super::window::{Books, Judged, LedgerCall};
 use super::{Proof, Terms, Verdict};
+use crate::domain::period::Window;
+use crate::domain::time::Timestamp;
+use crate::domain::usage::Status;
 
 /// So many windows before this one are counted together with it.
 pub(super) const CARRIED_WINDOWS_MAX: usize = 288;
@@ -19,51 +24,79 @@ pub(super) struct Counts {
     pub(super) tolerance: i64,
 }
 
-/// Counts `calls` of the ledger against the meter of `source`.
-pub(super) fn counts(
-    books: &Books<'_>,
-    joined: &Join<'_>,
-    calls: &[&LedgerCall],
-    source: Source,
-    terms: &Terms,
-) -> Counts {
-    let window = books.window;
-    let gateway = books.metered.iter().filter(|one| one.source == source).map(|one| one.amount).sum();
-    let ledger = number(calls.iter().filter(|call| window.contains(call.occurred_at)).count());
-    let apart = terms.poll_micros + tolerance::FLUSH_MICROS + terms.skew_micros;
-    // With an access log the requests under way at an edge are known, without one they are assumed.
-    let (apart, in_flight) = match books.sources.contains(&Source::AccessLog) {
-        true => (apart, in_flight(joined, window.start.0).max(in_flight(joined, window.end.0))),
-        false => (apart + tolerance::REQUEST_MICROS_ASSUMED, 0),
-    };
-    let at_edges = tolerance::at_edges(calls.iter().copied(), window, apart, terms);
-    let tolerance = tolerance::of(i64::max(gateway, ledger), window, apart, at_edges, in_flight);
-    Counts { gateway, ledger, tolerance }
+impl Counts {
+    /// What the gateway counted and the ledger has not; negative, if the ledger has more.
+    fn missing(&self) -> i64 {
+        self.gateway.saturating_sub(self.ledger)
+    }
 }
 
-/// Requests that were passed on and under way at this instant.
-fn in_flight(joined: &Join<'_>, at_micros: i64) -> i64 {
-    let passed_on = joined.own.iter().filter(|request| request.served_by == ServedBy::Upstream);
-    number(passed_on.filter(|request| request.started_at.0 < at_micros && at_micros <= ended_micros(request)).count())
+/// A call of the ledger, and when the gateway counted it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dated<'a> {
+    pub(super) request: Option<&'a GatewayRequest>,
+    pub(super) at: Timestamp,
 }
 
-/// Calls that must each have been one request: successes, and failures that consumed something and were not tried again.
-pub(super) fn calls_of<'a>(books: &Books<'a>) -> Vec<&'a LedgerCall> {
-    use crate::domain::usage::Status;
-    use std::collections::HashSet;
+/// Calls that must each have been one request that was passed on with success: by the join, or else successes, and failures
+/// that consumed something and were not tried again. A call whose request is known is dated by it, at the end of the request or at its start, since it is counted then.
+pub(super) fn dated<'a>(books: &Books<'a>, joined: &Join<'a>, source: Source) -> Vec<Dated<'a>> {
+    let requests: HashMap<i64, &GatewayRequest, ahash::RandomState> =
+        joined.pairs.iter().chain(&joined.unjoinable).map(|pair| (pair.call.position, pair.request)).collect();
     let successes = books.calls.iter().filter(|call| call.status == Status::Success);
     let succeeded: HashSet<&str, ahash::RandomState> = successes.map(|call| call.call_id.as_str()).collect();
     let was_tried_again = |call: &LedgerCall| {
         call.status == Status::Failure && !call.call_id.is_empty() && succeeded.contains(call.call_id.as_str())
     };
-    books.calls.iter().filter(|call| consumed(call) && !was_tried_again(call)).collect()
+    let of_call = |call: &'a LedgerCall| {
+        let request = requests.get(&call.position).copied();
+        let at = match (request, source) {
+            (None, _) => call.occurred_at,
+            (Some(request), Source::Limiter) => request.started_at,
+            (Some(request), Source::Metrics | Source::AccessLog) => Timestamp(ended_micros(request)),
+        };
+        Dated { request, at }
+    };
+    let counts = |call: &&LedgerCall| match requests.get(&call.position) {
+        Some(request) => is_due(request) || consumed(call),
+        None => consumed(call) && !was_tried_again(call),
+    };
+    books.calls.iter().filter(counts).map(of_call).collect()
+}
+
+/// Requests that the log says were passed on with success and ended in the window.
+pub(super) fn passed_on(books: &Books<'_>, joined: &Join<'_>) -> i64 {
+    let ended = joined.own.iter().filter(|request| books.window.contains(Timestamp(ended_micros(request))));
+    number(ended.filter(|request| is_due(request)).count())
+}
+
+/// Counts `calls` of the ledger against the meter of `source`.
+pub(super) fn counts(books: &Books<'_>, calls: &[Dated<'_>], source: Source, terms: &Terms) -> Counts {
+    let window = books.window;
+    let of_source = books.metered.iter().filter(|one| one.source == source);
+    let gateway = of_source.fold(0_i64, |sum, one| sum.saturating_add(one.amount));
+    let ledger = number(calls.iter().filter(|call| window.contains(call.at)).count());
+    let mut apart = terms.poll_micros + tolerance::FLUSH_MICROS + terms.skew_micros;
+    if !books.sources.contains(&Source::AccessLog) {
+        // Nothing says when the request of a call began and ended.
+        apart += tolerance::REQUEST_MICROS_ASSUMED;
+    }
+    let at_edges = tolerance::at_edges(calls.iter().map(|call| call.at), window, apart, terms);
+    let tolerance = tolerance::of(i64::max(gateway, ledger), window, apart, at_edges);
+    Counts { gateway, ledger, tolerance }
 }
 
 /// The verdict by counts, and what is suspected: together with the windows before, if those have it.
 ///
-/// `earlier` are verdicts of this proof, newest first. What edges move out of one window they move into the next, so
-/// over many windows no more may differ than over one: a loss that hides below the tolerance of each adds up here.
-pub(super) fn judge(books: &Books<'_>, counts: Counts, earlier: &[Judged]) -> (Judged, Option<Found>) {
+/// `earlier` are verdicts, newest first. What edges move out of one window they move into the next, so over many windows
+/// no more may differ than over one: a loss that hides below the tolerance of each adds up here. `passed_on` is what the
+/// log says, if it is whole; then there is nothing to add up, and a finding only of what the log did not see.
+pub(super) fn judge(
+    books: &Books<'_>,
+    counts: Counts,
+    passed_on: Option<i64>,
+    earlier: &[Judged],
+) -> (Judged, Option<Found>) {
     let mut reasons: Vec<_> =
         books.interruptions.iter().filter(|one| one.source == Source::Metrics).map(|one| one.reason).collect();
     reasons.sort_unstable();
@@ -80,29 +113,56 @@ pub(super) fn judge(books: &Books<'_>, counts: Counts, earlier: &[Judged]) -> (J
     if judged.verdict == Verdict::Unproven {
         return (judged, None);
     }
-    let apart = |counts: &Counts| counts.gateway.saturating_sub(counts.ledger).saturating_abs() > counts.tolerance;
-    let carried = carry(counts, earlier, judged.window.start.0);
-    let Some(counts) = [counts, carried].into_iter().find(apart) else { return (judged, None) };
-    judged.verdict = Verdict::Drift;
-    let cause = if counts.gateway > counts.ledger { Cause::LostInLedger } else { Cause::BypassedGateway };
-    let found = Found {
-        cause,
+    let apart = |counts: &Counts| counts.missing().saturating_abs() > counts.tolerance;
+    if let Some(passed_on) = passed_on {
+        let unseen = Counts { ledger: passed_on, ..counts };
+        if apart(&unseen) && unseen.missing() < 0 {
+            // More requests than the gateway counted: its counts were lost, and no call went past it.
+            (judged.verdict, judged.reasons) = (Verdict::Unproven, vec![InterruptionReason::Gap]);
+            return (judged, None);
+        }
+        if apart(&counts) {
+            judged.verdict = Verdict::Drift;
+        }
+        return match apart(&unseen) {
+            true => {
+                judged.verdict = Verdict::Drift;
+                let found = suspected(books, unseen);
+                (judged, Some(found))
+            }
+            false => (judged, None),
+        };
+    }
+    let carried = carry(counts, earlier, judged.window.start);
+    match [counts, carried].into_iter().find(apart) {
+        Some(counts) => {
+            judged.verdict = Verdict::Drift;
+            (judged, Some(suspected(books, counts)))
+        }
+        None => (judged, None),
+    }
+}
+
+fn suspected(books: &Books<'_>, counts: Counts) -> Found {
+    Found {
+        cause: if counts.missing() > 0 { Cause::LostInLedger } else { Cause::BypassedGateway },
         proof: Proof::Cumulative,
         window: books.window,
         gateway: counts.gateway,
         ledger: counts.ledger,
-        count: counts.gateway.saturating_sub(counts.ledger).saturating_abs(),
+        count: counts.missing().saturating_abs(),
         evidence: Evidence::default(),
-    };
-    (judged, Some(found))
+    }
 }
 
-/// This window and those before it that matched, back to the last that did not.
-fn carry(counts: Counts, earlier: &[Judged], start: i64) -> Counts {
-    let before = earlier.iter().filter(|one| one.proof == Proof::Cumulative && one.window.end.0 <= start);
-    let matched = before.take_while(|one| one.verdict == Verdict::Matched).take(CARRIED_WINDOWS_MAX);
+/// This window and those before it that matched by counts alone, back to the last that did not.
+fn carry(counts: Counts, earlier: &[Judged], start: Timestamp) -> Counts {
+    let by_request = earlier.iter().filter(|one| one.proof == Proof::Requests && one.verdict != Verdict::Unproven);
+    let by_request: HashSet<Window, ahash::RandomState> = by_request.map(|one| one.window).collect();
+    let before = earlier.iter().filter(|one| one.proof == Proof::Cumulative && one.window.end <= start);
+    let matched = before.take_while(|one| one.verdict == Verdict::Matched && !by_request.contains(&one.window));
     let mut sum = counts;
-    for one in matched {
+    for one in matched.take(CARRIED_WINDOWS_MAX) {
         sum.gateway = sum.gateway.saturating_add(one.gateway);
         sum.ledger = sum.ledger.saturating_add(one.ledger);
         sum.tolerance = sum.tolerance.max(one.tolerance);

@@ -19,6 +19,8 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use super::Terms;
 use super::reading::{GatewayRequest, Role, ServedBy};
 use super::window::{Books, LedgerCall};
+use crate::domain::period::Window;
+use crate::domain::time::Timestamp;
 use crate::domain::usage::Status;
 
 type Map<K, V> = HashMap<K, V, ahash::RandomState>;
@@ -111,6 +113,7 @@ struct Joining<'a> {
     /// For each call: whether it is accounted for, by a request of its own or as an attempt beside one.
     explained: Vec<bool>,
     unjoinable: Vec<(usize, usize)>,
+    window: Window,
     offset_micros: i64,
     skew_micros: i64,
     slack_micros: i64,
@@ -152,6 +155,7 @@ impl<'a> Joining<'a> {
             requests,
             calls,
             unjoinable: Vec::new(),
+            window: books.window,
             offset_micros: 0,
             skew_micros: terms.skew_micros.max(0),
             slack_micros: terms.slack_micros.max(0),
@@ -254,19 +258,29 @@ impl<'a> Joining<'a> {
     }
 
     /// Those that were under way at the same time first, and requests that must have a call before those that may.
+    /// Where an id is shared, what an edge of the looked-at time cuts off is left over at that edge, not in the window.
     fn match_rows(&mut self, due: &[usize], other: &[usize], calls: &[usize]) {
         if calls.is_empty() {
             return;
         }
-        for requests in [due, other] {
-            for (request, call) in self.at_the_same_time(requests, calls) {
-                self.pair(request, call);
-            }
+        let inside = |rows: &[usize], at: &dyn Fn(usize) -> Timestamp| -> Vec<usize> {
+            rows.iter().copied().filter(|row| self.window.contains(at(*row))).collect()
+        };
+        let calls_inside = inside(calls, &|call| self.calls[call].occurred_at);
+        let steps: Vec<Vec<usize>> =
+            [due, other].map(|rows| inside(rows, &|request| self.requests[request].started_at)).into();
+        for (requests, requests_inside) in [due, other].into_iter().zip(steps) {
+            self.pair_all(|joining| joining.at_the_same_time(&requests_inside, &calls_inside));
+            self.pair_all(|joining| joining.at_the_same_time(requests, calls));
         }
         for requests in [due, other] {
-            for (request, call) in self.in_order(requests, calls) {
-                self.pair(request, call);
-            }
+            self.pair_all(|joining| joining.in_order(requests, calls));
+        }
+    }
+
+    fn pair_all(&mut self, pairs: impl Fn(&Joining<'a>) -> Vec<(usize, usize)>) {
+        for (request, call) in pairs(self) {
+            self.pair(request, call);
         }
     }
 

@@ -228,3 +228,228 @@ pub fn adjustment(found: &Found) -> Option<Amounts> {
     }
     Some(amounts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::properties_tests::tenant;
+    use crate::domain::reconcile::Proof;
+    use crate::domain::reconcile::finding::{Difference, Evidence};
+
+    fn noon() -> Timestamp {
+        "2026-11-20T12:00:00Z".parse().unwrap()
+    }
+
+    /// The window so many windows after noon.
+    fn window(number: i64) -> Window {
+        let width = Terms::default().window_micros;
+        Window { start: noon().plus_micros(number * width), end: noon().plus_micros((number + 1) * width) }
+    }
+
+    fn found(cause: Cause, number: i64, count: i64) -> Found {
+        Found {
+            cause,
+            proof: Proof::Requests,
+            window: window(number),
+            gateway: count,
+            ledger: 0,
+            count,
+            evidence: Evidence::default(),
+        }
+    }
+
+    fn judged(number: i64, verdict: Verdict) -> Judged {
+        Judged {
+            proof: Proof::Requests,
+            window: window(number),
+            verdict,
+            gateway: 10,
+            ledger: 10,
+            tolerance: 0,
+            reasons: Vec::new(),
+        }
+    }
+
+    fn finding(status: Status, number: i64, count: i64) -> Finding {
+        Finding {
+            status,
+            changed_by: "alice".to_owned(),
+            reason: "known".to_owned(),
+            adjustment: 7,
+            ..opened(tenant(), &found(Cause::LostInLedger, number, count), noon())
+        }
+    }
+
+    fn later() -> Timestamp {
+        noon().plus_micros(MICROS_PER_DAY)
+    }
+
+    fn compared(known: &[Finding], verdict: Verdict, found: &[Found]) -> Vec<Change> {
+        changes(tenant(), known, &[judged(0, verdict)], found, later())
+    }
+
+    #[test]
+    fn what_is_found_is_opened_once_under_the_same_id() {
+        let both = [found(Cause::FailOpen, 0, 2), found(Cause::LostInLedger, 0, 3)];
+        let opened = compared(&[], Verdict::Drift, &both);
+        // In the order of causes, whatever the order in which they came.
+        let [Change::Opened(lost), Change::Opened(fail_open)] = &opened[..] else { panic!("{opened:?}") };
+        assert_eq!((lost.found.cause, fail_open.found.cause), (Cause::LostInLedger, Cause::FailOpen));
+        assert_eq!((lost.status, lost.opened_at, &*lost.changed_by), (Status::Open, later(), ""));
+        assert_ne!(lost.id, fail_open.id);
+        // Again: nothing changes.
+        let known = [lost.clone(), fail_open.clone()];
+        assert_eq!(compared(&known, Verdict::Drift, &both), []);
+    }
+
+    #[test]
+    fn an_open_finding_keeps_its_status_and_its_age() {
+        for status in [Status::Open, Status::Acknowledged] {
+            let before = finding(status, 0, 3);
+            let [Change::Updated(after)] =
+                &compared(&[before.clone()], Verdict::Drift, &[found(Cause::LostInLedger, 0, 2)])[..]
+            else {
+                panic!("not updated")
+            };
+            assert_eq!(after, &Finding { found: found(Cause::LostInLedger, 0, 2), ..before });
+        }
+    }
+
+    #[test]
+    fn what_has_come_is_resolved_and_what_is_lost_again_is_open_again() {
+        for status in [Status::Open, Status::Acknowledged] {
+            let [Change::Resolved(after)] = &compared(&[finding(status, 0, 3)], Verdict::Matched, &[])[..] else {
+                panic!("not resolved")
+            };
+            assert_eq!((after.status, after.opened_at, after.changed_at), (Status::Resolved, noon(), later()));
+            assert_eq!((&*after.changed_by, &*after.reason), ("", "known"));
+        }
+        // A window that cannot be proven now proves nothing, and neither does another proof.
+        assert_eq!(compared(&[finding(Status::Open, 0, 3)], Verdict::Unproven, &[]), []);
+        let by_counts = Judged { proof: Proof::Cumulative, ..judged(0, Verdict::Matched) };
+        assert_eq!(changes(tenant(), &[finding(Status::Open, 0, 3)], &[by_counts], &[], later()), []);
+        // As old as it was.
+        let again = compared(&[finding(Status::Resolved, 0, 3)], Verdict::Drift, &[found(Cause::LostInLedger, 0, 1)]);
+        let [Change::Opened(after)] = &again[..] else { panic!("{again:?}") };
+        assert_eq!((after.status, after.opened_at, after.found.count), (Status::Open, noon(), 1));
+        assert_eq!(again[0].finding(), after);
+    }
+
+    #[test]
+    fn what_a_person_dealt_with_is_asked_again_only_when_it_grew() {
+        for status in [Status::Explained, Status::Settled] {
+            let before = finding(status, 0, 3);
+            for (count, verdict) in [(3, Verdict::Drift), (2, Verdict::Drift)] {
+                assert_eq!(compared(&[before.clone()], verdict, &[found(Cause::LostInLedger, 0, count)]), []);
+            }
+            assert_eq!(compared(&[before.clone()], Verdict::Matched, &[]), []);
+            let grown = compared(&[before], Verdict::Drift, &[found(Cause::LostInLedger, 0, 4)]);
+            let [Change::Opened(after)] = &grown[..] else { panic!("{grown:?}") };
+            // A new question, of today; what was said and booked is still shown.
+            assert_eq!((after.status, after.opened_at, after.found.count), (Status::Open, later(), 4));
+            assert_eq!((&*after.reason, after.adjustment), ("known", 7));
+        }
+    }
+
+    #[test]
+    fn a_cause_alerts_when_it_persists_over_consecutive_windows() {
+        let terms = Terms::default();
+        let open = |numbers: &[i64]| numbers.iter().map(|number| finding(Status::Open, *number, 2)).collect::<Vec<_>>();
+        let cause = Cause::LostInLedger;
+        let busy: Vec<Judged> = (0..10).map(|number| judged(number, Verdict::Drift)).collect();
+        for (numbers, persists_at) in [(&[3][..], None), (&[3, 4], Some(4)), (&[4, 3], Some(4)), (&[1, 3, 5], None)] {
+            let at = (0..10).find(|number| persists(&open(numbers), &busy, cause, window(*number), &terms));
+            assert_eq!(at, persists_at, "{numbers:?}");
+        }
+        let three = run(&open(&[2, 3, 4, 7]), &busy, cause, window(4)).unwrap();
+        assert_eq!(three, Run { cause, first: window(2), last: window(4), windows: 3, count: 6 });
+        assert_eq!(run(&open(&[2]), &busy, cause, window(4)), None);
+        // Idle windows are skipped: one has no verdict, another a verdict about nothing.
+        let idle = [Judged { gateway: 0, ledger: 0, ..judged(4, Verdict::Matched) }];
+        assert!(persists(&open(&[3, 6]), &idle, cause, window(6), &terms));
+        // Another cause, one that is dealt with, and one that is no drift do not count.
+        assert!(!persists(&open(&[3, 4]), &busy, Cause::Duplicate, window(4), &terms));
+        let explained = [finding(Status::Explained, 3, 2), finding(Status::Open, 4, 2)];
+        assert!(!persists(&explained, &busy, cause, window(4), &terms));
+        let resets: Vec<Finding> =
+            (3..6).map(|number| opened(tenant(), &found(Cause::LimiterReset, number, 2), noon())).collect();
+        assert!(!persists(&resets, &busy, Cause::LimiterReset, window(5), &terms));
+        assert!(persists(&open(&[3]), &busy, cause, window(3), &Terms { persistence: 0, ..terms }));
+    }
+
+    #[test]
+    fn an_alert_is_over_when_nothing_of_its_run_is_open() {
+        let over = |statuses: [Status; 3]| {
+            let findings: Vec<Finding> =
+                statuses.iter().zip(3..).map(|(status, number)| finding(*status, number, 2)).collect();
+            is_over(&findings, Cause::LostInLedger, window(3), window(4))
+        };
+        assert!(!over([Status::Open, Status::Resolved, Status::Resolved]));
+        assert!(!over([Status::Explained, Status::Acknowledged, Status::Resolved]));
+        // The third is no part of it.
+        assert!(over([Status::Explained, Status::Settled, Status::Open]));
+    }
+
+    #[test]
+    fn findings_age_like_invoices() {
+        for (days, age) in [
+            (-1, Age::UnderADay),
+            (0, Age::UnderADay),
+            (1, Age::UnderAWeek),
+            (6, Age::UnderAWeek),
+            (7, Age::UnderAMonth),
+            (29, Age::UnderAMonth),
+            (30, Age::Older),
+            (400, Age::Older),
+        ] {
+            assert_eq!(Age::of(days * MICROS_PER_DAY), age, "{days}");
+        }
+        assert_eq!(Age::of(MICROS_PER_DAY - 1), Age::UnderADay);
+        for age in Age::ALL {
+            assert_eq!(Age::from_name(age.name()), Some(age));
+        }
+        assert_eq!(Age::from_name("old"), None);
+    }
+
+    #[test]
+    fn an_adjusting_entry_adds_what_is_missing_and_takes_what_is_too_much() {
+        let differences = |classes: &[(&str, i64, i64)]| {
+            let one = |(class, gateway, ledger): &(&str, i64, i64)| Difference {
+                class: (*class).to_owned(),
+                gateway: *gateway,
+                ledger: *ledger,
+            };
+            Evidence { differences: classes.iter().map(one).collect(), ..Evidence::default() }
+        };
+        let duplicate = Found {
+            gateway: 0,
+            ledger: 2,
+            evidence: differences(&[
+                ("promptTokens", 0, 10),
+                ("completionTokens", 0, 20),
+                ("cacheReadTokens", 0, 3),
+                ("cacheWriteTokens", 0, 4),
+                ("reasoningTokens", 0, 5),
+                ("unclassifiedTokens", 0, 6),
+                ("costNanoUsd", 0, 700),
+            ]),
+            ..found(Cause::Duplicate, 0, 2)
+        };
+        assert_eq!(adjustment(&duplicate), Some(Amounts::from_array([-2, -10, -3, -4, -20, -5, -6, -700])));
+        // Nobody knows what a lost request used, unless the gateway counted it.
+        let lost = found(Cause::LostInLedger, 0, 3);
+        assert_eq!(adjustment(&lost), Some(Amounts { requests: 3, ..Amounts::default() }));
+        let counted = Found { evidence: differences(&[("promptTokens", 50, 0)]), ..lost };
+        assert_eq!(adjustment(&counted), Some(Amounts { requests: 3, prompt_tokens: 50, ..Amounts::default() }));
+        let mispriced = Found {
+            gateway: 1,
+            ledger: 1,
+            evidence: differences(&[("costNanoUsd", 900, 1_000)]),
+            ..found(Cause::Mispriced, 0, 1)
+        };
+        assert_eq!(adjustment(&mispriced), Some(Amounts { cost: NanoUsd(-100), ..Amounts::default() }));
+        for cause in [Cause::BypassedGateway, Cause::FailOpen, Cause::LimiterReset, Cause::ClockSkew] {
+            assert_eq!(adjustment(&found(cause, 0, 3)), None);
+        }
+    }
+}

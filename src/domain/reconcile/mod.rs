@@ -23,11 +23,17 @@ pub mod meter;
 pub mod pass;
 pub mod progress;
 pub mod reading;
+#[cfg(test)]
+mod replay_tests;
 pub mod report;
 mod requests;
 pub mod schedule;
 mod tolerance;
 pub mod window;
+#[cfg(test)]
+mod window_tests;
+#[cfg(test)]
+mod world_tests;
 
 use super::time::{MICROS_PER_DAY, MICROS_PER_MINUTE, MICROS_PER_SECOND};
 

@@ -33,8 +33,18 @@ pub(super) enum Witness {
     PassedOn,
 }
 
+/// What the join says of a window.
+#[derive(Debug)]
+pub(super) struct ByRequest {
+    pub(super) judged: Judged,
+    /// At most one for each cause.
+    pub(super) found: Vec<Found>,
+    /// Nothing is missing from the log, as far as is known: what is neither matched nor found did not come this way.
+    pub(super) whole: bool,
+}
+
 /// The verdict, and a finding for each cause.
-pub(super) fn judge(books: &Books<'_>, joined: &Join<'_>, witness: Witness, terms: &Terms) -> (Judged, Vec<Found>) {
+pub(super) fn judge(books: &Books<'_>, joined: &Join<'_>, witness: Witness, terms: &Terms) -> ByRequest {
     let mut reasons = doubts(books, joined);
     let window = books.window;
     let pairs = || joined.pairs.iter().filter(|pair| window.contains(pair.request.started_at));
@@ -79,7 +89,8 @@ pub(super) fn judge(books: &Books<'_>, joined: &Join<'_>, witness: Witness, term
     let in_surplus = joined.surplus.iter().filter(|(call, _)| window.contains(call.occurred_at)).count();
     reasons.sort_unstable();
     reasons.dedup();
-    let verdict = match (is_drift, reasons.is_empty()) {
+    let whole = reasons.is_empty();
+    let verdict = match (is_drift, whole) {
         (true, _) => Verdict::Drift,
         (false, false) => Verdict::Unproven,
         (false, true) => Verdict::Matched,
@@ -93,7 +104,7 @@ pub(super) fn judge(books: &Books<'_>, joined: &Join<'_>, witness: Witness, term
         tolerance: 0,
         reasons: if verdict == Verdict::Unproven { reasons } else { Vec::new() },
     };
-    (judged, found)
+    ByRequest { judged, found, whole }
 }
 
 /// Requests that the limiter should have seen and did not, whoever answered them.

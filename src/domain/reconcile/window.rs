@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::attempts::{self, Others};
-use super::cumulative::{self, Counts};
+use super::cumulative::{self, Counts, Dated};
 use super::finding::{Cause, Found};
 use super::join::{self, Join, Surplus};
 use super::reading::{GatewayRequest, Interruption, InterruptionReason, Source};
-use super::requests::{self, Witness};
+use super::requests::{self, ByRequest, Witness};
 use super::{Proof, Terms, Verdict};
 use crate::domain::period::Window;
 use crate::domain::time::Timestamp;
@@ -88,51 +88,54 @@ pub fn compare_after(earlier: &[Judged], books: &Books<'_>, terms: &Terms) -> (V
         books.interruptions.iter().filter(|one| touches(one, books.window)).cloned().collect();
     let books = &Books { requests, interruptions: &interruptions, ..*books };
     let joined = join::join(books, terms);
-    let calls = cumulative::calls_of(books);
-    let passed_on = speaks(Source::Metrics).then(|| cumulative::counts(books, &joined, &calls, Source::Metrics, terms));
-    let mut judged = Vec::new();
-    let mut found: BTreeMap<Cause, Found> = BTreeMap::new();
-    // What is known request by request comes first; the same cause is not told again by counts.
-    let mut tell = |one: Found| {
-        found.entry(one.cause).or_insert(one);
-    };
-    let by_requests = speaks(Source::AccessLog).then(|| {
+    let counts_of = |calls: &[Dated<'_>], source| cumulative::counts(books, calls, source, terms);
+    let passed_on = speaks(Source::Metrics)
+        .then(|| counts_of(&cumulative::dated(books, &joined, Source::Metrics), Source::Metrics));
+    let by_request = speaks(Source::AccessLog).then(|| {
         let witness = passed_on.map_or(Witness::Silent, |counts| witness(books, &joined, counts));
-        let (verdict, findings) = requests::judge(books, &joined, witness, terms);
-        judged.push(verdict.clone());
-        let gone_past = requests::fail_open(books, &joined, terms);
-        let explained =
-            findings.iter().chain(&gone_past).filter(|one| one.cause.is_past_the_limiter()).map(|one| one.ledger).sum();
-        findings.into_iter().chain(gone_past).for_each(&mut tell);
-        (verdict, explained)
+        requests::judge(books, &joined, witness, terms)
     });
-    let proven = by_requests.as_ref().filter(|(verdict, _)| verdict.verdict != Verdict::Unproven);
-    let mut by_counts = None;
-    if let Some(counts) = passed_on {
-        let (mut verdict, suspected) = cumulative::judge(books, counts, earlier);
-        match suspected {
-            // Each call was seen to come through the gateway: the gateway lost counts, and no call went past it.
-            Some(one) if one.cause == Cause::BypassedGateway && proven.is_some() => {
-                verdict.verdict = Verdict::Unproven;
-                verdict.reasons = vec![InterruptionReason::Gap];
-            }
-            Some(one) => tell(one),
-            None => {}
-        }
-        by_counts = Some(verdict.verdict);
-        judged.push(verdict);
-    }
-    if speaks(Source::Limiter) {
-        let calls = attempts::calls_of(books, &joined, &calls);
-        let counts = cumulative::counts(books, &joined, &calls, Source::Limiter, terms);
-        let others = match (proven, by_counts) {
-            (Some((_, explained)), _) => Others::Explained(*explained),
-            (None, Some(Verdict::Matched)) => Others::PassedOn,
+    let whole = by_request.as_ref().filter(|by_request| by_request.whole);
+    let fail_open = speaks(Source::AccessLog).then(|| requests::fail_open(books, &joined, terms)).flatten();
+    let by_count = passed_on
+        .map(|counts| cumulative::judge(books, counts, whole.map(|_| cumulative::passed_on(books, &joined)), earlier));
+    let by_attempt = speaks(Source::Limiter).then(|| {
+        let counts = counts_of(&attempts::calls_of(books, &joined), Source::Limiter);
+        let others = match (whole, &by_count) {
+            (Some(by_request), _) => Others::Explained(past_the_limiter(by_request.found.iter().chain(&fail_open))),
+            (None, Some((judged, _))) if judged.verdict == Verdict::Matched => Others::PassedOn,
             (None, _) => Others::Silent,
         };
-        let (verdict, suspected) = attempts::judge(books, counts, others);
-        suspected.into_iter().for_each(&mut tell);
+        attempts::judge(books, counts, others)
+    });
+    tell(by_request, fail_open, [by_count, by_attempt])
+}
+
+/// Calls that no limiter has counted, by what was found.
+fn past_the_limiter<'a>(found: impl Iterator<Item = &'a Found>) -> i64 {
+    found.filter(|one| one.cause.is_past_the_limiter()).map(|one| one.ledger).sum()
+}
+
+/// All verdicts, and one finding for each cause: what is known request by request is not told again by counts.
+fn tell(
+    by_request: Option<ByRequest>,
+    fail_open: Option<Found>,
+    by_counts: [Option<(Judged, Option<Found>)>; 2],
+) -> (Vec<Judged>, Vec<Found>) {
+    let mut judged = Vec::new();
+    let mut all = Vec::new();
+    if let Some(by_request) = by_request {
+        judged.push(by_request.judged);
+        all.extend(by_request.found);
+    }
+    all.extend(fail_open);
+    for (verdict, suspected) in by_counts.into_iter().flatten() {
         judged.push(verdict);
+        all.extend(suspected);
+    }
+    let mut found: BTreeMap<Cause, Found> = BTreeMap::new();
+    for one in all {
+        found.entry(one.cause).or_insert(one);
     }
     (judged, found.into_values().collect())
 }

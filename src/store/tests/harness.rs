@@ -142,7 +142,7 @@ impl House {
     }
 }
 
-pub(super) fn opening(tenant: TenantId, witnessed: Head) -> Opening {
+pub(crate) fn opening(tenant: TenantId, witnessed: Head) -> Opening {
     Opening {
         tenant,
         retention_micros: RETENTION,
