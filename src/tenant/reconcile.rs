@@ -97,12 +97,18 @@ pub(crate) async fn pass(connection: &mut Connection, books: &Books, now: Timest
     let mut pass = Pass { from, settled_until: due.settled_until, compared: Vec::new(), requests: 0 };
     for one in again {
         let window = Window { start: one.start, end: one.start.plus_micros(terms.window_micros) };
+        if one.start < now.plus_micros(-terms.keep_micros) {
+            // What the gateway said then is forgotten: there is nothing to compare with, now or later.
+            let (judged, found) = (Vec::new(), Vec::new());
+            pass.compared.push(Compared { window, judged, found, times: u32::MAX, due: Some(one.due) });
+            continue;
+        }
         let read = read(connection, window, terms).await?;
         let around = around(connection, window, terms, &progress, &routes).await?;
         let earlier = earlier(connection, window.start, &progress).await?;
         let (judged, found) = compare(window, read.as_ref(), &around, &earlier);
         pass.requests += read.map_or(ROWS_MAX, |read| read.requests.len());
-        pass.compared.push(Compared { window, judged, found, times: one.times + 1, due: Some(one.due) });
+        pass.compared.push(Compared { window, judged, found, times: one.times.saturating_add(1), due: Some(one.due) });
     }
     if let (Some(first), Some(last)) = (due.windows.first(), due.windows.last()) {
         let whole = Window { start: first.start, end: last.end };

@@ -13,6 +13,7 @@ use crate::domain::adjustment::Adjustment;
 use crate::domain::amount::NanoUsd;
 use crate::domain::books::Books;
 use crate::domain::ids::FindingId;
+use crate::domain::notice::AlertSubject;
 use crate::domain::period::{PeriodKind, Window};
 use crate::domain::quota::{Metric, Scope};
 use crate::domain::reconcile::finding::{Cause, Finding, Status};
@@ -33,6 +34,7 @@ crate::store::tests::conformance!(
     a_clean_tenant_stays_clean,
     what_is_missing_on_either_side_is_found_and_resolved_when_it_comes,
     a_pass_that_is_taken_twice_changes_nothing_twice,
+    a_drift_that_persists_alerts_once_and_is_over_when_it_is_dealt_with,
     a_person_settles_a_finding_with_an_adjusting_entry,
     an_adjusting_entry_takes_no_sum_below_zero,
     meters_that_count_more_than_the_ledger_are_told,
@@ -112,6 +114,7 @@ impl Side {
     }
 
     async fn count(&mut self, ids: &[&str], at: Timestamp) {
+        self.now = self.now.max(at);
         let events = ids.iter().map(|id| call(id, at)).collect();
         let work = super::writer_test::record_at(events, self.now);
         self.work(vec![work]).await;
@@ -462,4 +465,45 @@ async fn time_in_which_nothing_happened_is_skipped(house: &House) {
     let progress = side.books.comparison.progress.unwrap();
     assert_eq!((progress.settled_until, progress.proven(Proof::Requests)), (side.at(201, 0), Some(side.at(201, 0))));
     assert_eq!(side.books.comparison.next(side.books.latest_event_at), None);
+}
+
+async fn a_drift_that_persists_alerts_once_and_is_over_when_it_is_dealt_with(house: &House) {
+    let mut side = Side::of(house).await;
+    for window in 0..4 {
+        let at = side.at(window, 100);
+        side.pass_on(&[&format!("lost-{window}"), &format!("a-{window}")], at).await;
+        side.count(&[&format!("a-{window}")], at).await;
+        side.compare(window, 4).await;
+        // The second window in a row alerts, and the others are told by the same alert.
+        assert_eq!(side.books.firing.len(), usize::from(window > 0), "{window}");
+    }
+    let AlertSubject::ReconciliationDrift(drift) = side.books.firing[0].subject.clone() else { panic!("no drift") };
+    let told = (drift.cause.as_str(), drift.window_start, drift.windows, drift.difference);
+    assert_eq!(told, ("lostInLedger", side.at(0, 0), 2, 2));
+    let (first, findings) = (side.books.firing[0].id, side.findings().await);
+    for (at, finding) in findings.iter().enumerate() {
+        let idempotency = Idempotency { key: format!("key {at}"), body_hash: [1; 32] };
+        let mut explain = side.treatment(finding.id, Treatment::Explain, None);
+        explain.request.idempotency = Some(idempotency);
+        side.treat(explain).await.unwrap();
+        assert_eq!(side.books.firing.len(), usize::from(at < 3));
+    }
+    let due = crate::store::notice::due(&mut side.connection, side.now, 10).await.unwrap();
+    assert!(due.len() >= 2 && due.iter().all(|one| one.alert.id == first), "{due:?}");
+
+    // The same cause again is another alert.
+    for window in 4..6 {
+        let at = side.at(window, 100);
+        side.pass_on(&[&format!("lost-{window}")], at).await;
+        side.compare(window, 4).await;
+    }
+    assert_eq!(side.books.firing.len(), 1);
+    assert_ne!(side.books.firing[0].id, first);
+    // What was missing comes: all is well.
+    for window in 4..6 {
+        let at = side.at(window, 100);
+        side.count(&[&format!("lost-{window}")], at).await;
+    }
+    side.compare(7, 4).await;
+    assert_eq!(side.books.firing, []);
 }

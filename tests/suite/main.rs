@@ -22,6 +22,7 @@ mod operations;
 mod planted;
 mod power_cut;
 mod quotas;
+mod reconciliation;
 mod redis_mirror;
 mod takeover;
 mod tenants;
