@@ -36,6 +36,7 @@ pub mod report;
 pub mod request;
 pub mod sorting;
 pub mod stream;
+pub mod sync;
 pub mod tenant;
 pub mod time;
 pub mod usage;

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::Code;
-use super::{api_keys, audit, decision, ingestion, probes, quarantine, quotas, reply, tenants, usage};
+use super::{api_keys, audit, decision, ingestion, kong_sync, probes, quarantine, quotas, reply, tenants, usage};
 
 /// The chapters of the document.
 #[derive(Tags)]
@@ -42,6 +42,7 @@ type Handlers = (
     quotas::Quotas,
     audit::Audit,
     quarantine::Quarantine,
+    kong_sync::KongSync,
     probes::Probes,
 );
 
@@ -55,6 +56,7 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         quotas::Quotas,
         audit::Audit,
         quarantine::Quarantine,
+        kong_sync::KongSync,
         probes::Probes,
     );
     OpenApiService::new(handlers, "platform-api", env!("CARGO_PKG_VERSION")).description(
