@@ -9,6 +9,9 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use crate::domain::reconcile::Terms;
+use crate::domain::time::MICROS_PER_DAY;
+
 /// Everything, with defaults that run on the embedded database with nothing installed.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -23,6 +26,8 @@ pub struct Config {
     pub envoy: Envoy,
     pub kong: Kong,
     pub notify: Notify,
+    pub reconcile: Reconcile,
+    pub gateway: Gateway,
     pub telemetry: Telemetry,
 }
 
@@ -446,6 +451,155 @@ impl Channel {
     }
 }
 
+/// How the ledger is compared with what a gateway says.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reconcile {
+    /// Width of a window: whole minutes that divide an hour.
+    pub window_ms: u64,
+    /// A window is judged this long after it ended: the longest request, the gateway's log queue, and the event's way here.
+    pub settle_ms: u64,
+    /// How far apart the gateway and the ledger may date the same request.
+    pub slack_ms: u64,
+    /// Time between two looks at a meter.
+    pub poll_ms: u64,
+    /// How far the gateway's clock may be from ours before it is told.
+    pub skew_ms: u64,
+    /// Consecutive windows in which a cause must be found before it alerts.
+    pub persistence: usize,
+    /// How long a gateway's requests, meters and verdicts are kept.
+    pub keep_days: u32,
+}
+
+impl Default for Reconcile {
+    fn default() -> Reconcile {
+        Reconcile {
+            window_ms: 300_000,
+            settle_ms: 180_000,
+            slack_ms: 120_000,
+            poll_ms: 15_000,
+            skew_ms: 2_000,
+            persistence: 2,
+            keep_days: 35,
+        }
+    }
+}
+
+impl Reconcile {
+    #[must_use]
+    pub fn terms(&self) -> Terms {
+        let micros = |millis: u64| i64::try_from(millis).unwrap_or(i64::MAX).saturating_mul(1_000);
+        Terms {
+            window_micros: micros(self.window_ms),
+            settle_micros: micros(self.settle_ms),
+            slack_micros: micros(self.slack_ms),
+            poll_micros: micros(self.poll_ms),
+            skew_micros: micros(self.skew_ms),
+            persistence: self.persistence,
+            keep_micros: i64::from(self.keep_days) * MICROS_PER_DAY,
+        }
+    }
+}
+
+/// The gateways whose word is held against the ledger.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gateway {
+    pub kong: Kong,
+}
+
+/// What is read of Kong; each source is off until it is configured.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Kong {
+    /// `redis://…`, where its rate limiter counts. Only read: SCAN, MGET, PTTL, INFO.
+    pub redis_url: Option<SecretString>,
+    /// Time between two polls.
+    pub poll_ms: u64,
+    /// Names that Redis looks through in one poll; a limiter with more takes several.
+    pub poll_keys_max: usize,
+    /// What the limiter counts by.
+    pub limit_by: LimitBy,
+    /// Each of its nodes: a node counts only its own traffic.
+    pub nodes: Vec<KongNode>,
+    /// Time between two scrapes.
+    pub scrape_ms: u64,
+    /// What http-log's header must hold; without it the log needs a key of ours.
+    pub log_token: Option<SecretString>,
+    /// The name of that header.
+    pub log_token_header: String,
+    /// Longest body of the log.
+    pub log_body_bytes_max: usize,
+}
+
+impl Default for Kong {
+    fn default() -> Kong {
+        Kong {
+            redis_url: None,
+            poll_ms: 5_000,
+            poll_keys_max: 20_000,
+            limit_by: LimitBy::Header,
+            nodes: Vec::new(),
+            scrape_ms: 15_000,
+            log_token: None,
+            log_token_header: "X-Ingest-Token".into(),
+            log_body_bytes_max: 16 * 1024 * 1024,
+        }
+    }
+}
+
+impl Kong {
+    fn check(&self, check: &mut impl FnMut(bool, &str)) {
+        let sensible = |millis: u64| (1_000..=3_600_000).contains(&millis);
+        check(sensible(self.poll_ms), "gateway.kong.poll_ms: must be from 1000 to 3600000");
+        check(sensible(self.scrape_ms), "gateway.kong.scrape_ms: must be from 1000 to 3600000");
+        check(self.poll_keys_max > 0, "gateway.kong.poll_keys_max: must be above zero");
+        check(self.log_body_bytes_max > 0, "gateway.kong.log_body_bytes_max: must be above zero");
+        if let Some(url) = &self.redis_url {
+            let known = ["redis://", "rediss://"].iter().any(|scheme| url.expose_secret().starts_with(scheme));
+            check(known, "gateway.kong.redis_url: must begin with redis:// or rediss://");
+        }
+        if let Some(token) = &self.log_token {
+            check(token.expose_secret().len() >= 24, "gateway.kong.log_token: must have at least 24 characters");
+        }
+        let header = &self.log_token_header;
+        let plain = !header.is_empty()
+            && header.len() <= 64
+            && header.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        check(plain, "gateway.kong.log_token_header: must be 1 to 64 letters, digits, - or _");
+        let mut names = std::collections::BTreeSet::new();
+        for (at, node) in self.nodes.iter().enumerate() {
+            let plain = !node.name.is_empty()
+                && node.name.len() <= 64
+                && node.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+            check(plain, &format!("gateway.kong.nodes[{at}].name: must be 1 to 64 letters, digits, -, _ or ."));
+            check(names.insert(&node.name), &format!("gateway.kong.nodes[{at}].name: {} is used twice", node.name));
+            let web = reqwest::Url::parse(&node.metrics_url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
+            check(web, &format!("gateway.kong.nodes[{at}].metrics_url: must be an http:// or https:// URL"));
+        }
+    }
+}
+
+/// What tells the limiter's callers apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LimitBy {
+    /// A header with the tenant's id, or with an external id of it.
+    Header,
+    /// The consumer's id.
+    Consumer,
+}
+
+/// One node of Kong.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KongNode {
+    /// Stays the same when the node is started again.
+    pub name: String,
+    /// `http://…:8100/metrics` of its Status API.
+    pub metrics_url: String,
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Telemetry {
@@ -555,6 +709,21 @@ impl Config {
         );
         check(self.nats.in_flight_events > 0, "nats.in_flight_events: must be above zero");
         check(self.nats.in_flight_bytes > 0, "nats.in_flight_bytes: must be above zero");
+        let minutes = self.reconcile.window_ms / 60_000;
+        check(
+            minutes > 0 && 60 % minutes == 0 && self.reconcile.window_ms.is_multiple_of(60_000),
+            "reconcile.window_ms: must be whole minutes that divide an hour",
+        );
+        let day = 86_400_000;
+        check(
+            [self.reconcile.settle_ms, self.reconcile.slack_ms, self.reconcile.poll_ms, self.reconcile.skew_ms]
+                .iter()
+                .all(|setting| *setting <= day),
+            "reconcile: settle_ms, slack_ms, poll_ms and skew_ms must not be above a day",
+        );
+        check((1..=1_000).contains(&self.reconcile.persistence), "reconcile.persistence: must be from 1 to 1000");
+        check((1..=3_650).contains(&self.reconcile.keep_days), "reconcile.keep_days: must be from 1 to 3650");
+        self.gateway.kong.check(&mut check);
         check(self.redis.ttl_ms >= 1_000, "redis.ttl_ms: must be at least 1000");
         check(
             ["auto", "json", "text"].contains(&self.telemetry.log_format.as_str()),

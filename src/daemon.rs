@@ -189,6 +189,7 @@ fn settings(config: &Config) -> Settings {
         tenants: config.tenants.clone(),
         retention_micros: config.retention_micros(),
         channels: config.notify.channels.iter().map(|channel| channel.name().to_owned()).collect(),
+        reconcile: config.reconcile.terms(),
     }
 }
 

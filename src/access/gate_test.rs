@@ -39,6 +39,7 @@ impl House {
             tenants: config::Tenants::default(),
             retention_micros: config::Config::default().retention_micros(),
             channels: Vec::new(),
+            reconcile: crate::domain::reconcile::Terms::default(),
         };
         let (hints, _) = mpsc::channel(1);
         let clock = Clock::system();

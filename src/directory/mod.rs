@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::config;
 use crate::domain::ids::TenantId;
+use crate::domain::reconcile::Terms;
 use crate::store::StoreError;
 use crate::store::database::Store;
 
@@ -37,6 +38,8 @@ pub struct Settings {
     pub retention_micros: i64,
     /// Names of the channels that alerts are owed to.
     pub channels: Vec<String>,
+    /// How tenants' books are compared with a gateway's.
+    pub reconcile: Terms,
 }
 
 /// Opens the directory: loads the catalogue, finishes what a crash left unfinished, and wakes the tenants that were

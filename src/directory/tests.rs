@@ -55,6 +55,7 @@ impl Node {
             tenants,
             retention_micros: 400 * crate::domain::time::MICROS_PER_DAY,
             channels: vec!["test".into()],
+            reconcile: crate::domain::reconcile::Terms::default(),
         };
         let (hints, mut committed) = mpsc::channel(16);
         tokio::spawn(async move { while committed.recv().await.is_some() {} });

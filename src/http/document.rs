@@ -13,7 +13,9 @@ use serde_json::{Map, Value, json};
 
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::Code;
-use super::{api_keys, audit, decision, ingestion, kong_sync, probes, quarantine, quotas, reply, tenants, usage};
+use super::{
+    api_keys, audit, decision, ingestion, kong_sync, probes, quarantine, quotas, reconciliation, reply, tenants, usage,
+};
 
 /// The chapters of the document.
 #[derive(Tags)]
@@ -26,6 +28,8 @@ pub(super) enum Tag {
     Usage,
     /// Limits, how they stand, decisions for gateways, alerts.
     Quotas,
+    /// The ledger against what gateways say.
+    Reconciliation,
     /// The chain of everything that was done or denied.
     Audit,
     /// What was not counted, why, and another try.
@@ -40,6 +44,7 @@ type Handlers = (
     ingestion::Ingestion,
     usage::Usage,
     quotas::Quotas,
+    reconciliation::Reconciliation,
     audit::Audit,
     quarantine::Quarantine,
     kong_sync::KongSync,
@@ -54,6 +59,7 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         ingestion::Ingestion,
         usage::Usage,
         quotas::Quotas,
+        reconciliation::Reconciliation,
         audit::Audit,
         quarantine::Quarantine,
         kong_sync::KongSync,
@@ -368,6 +374,10 @@ mod tests {
         check::<api_keys::ApiKeyCreated>();
         check::<quotas::ReplaceQuotas>();
         check::<quotas::QuotaList>();
+        check::<reconciliation::TreatFindingBody>();
+        check::<reconciliation::SettleFinding>();
+        check::<reconciliation::FindingView>();
+        check::<reconciliation::ReconciliationView>();
         check::<ingestion::Recorded>();
         check::<ingestion::UsageEventEnvelope>();
         check::<audit::AuditReport>();

@@ -136,9 +136,10 @@ const PAGE: &[&str] = &["limit", "cursor"];
 
 use BodyKind::{Events, Json, LiteLlm, None as NoBody};
 use Code::{
-    AlreadyReplayed, ApiKeyNotFound, ExternalIdTaken, IdempotencyKeyReused, IllegalMove, InvalidCursor, NotReady,
-    NothingAccepted, QuarantinedNotFound, ReportTooLarge, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen,
-    TenantNotFound, TenantSaturated, TenantStarting, TooManyApiKeys, TooManyEvents, ValidationFailed,
+    AdjustmentBelowZero, AdjustmentRefused, AlreadyReplayed, ApiKeyNotFound, ExternalIdTaken, FindingClosed,
+    FindingNotFound, IdempotencyKeyReused, IllegalMove, InvalidCursor, NotReady, NothingAccepted, QuarantinedNotFound,
+    ReportTooLarge, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen, TenantNotFound, TenantSaturated,
+    TenantStarting, TooManyApiKeys, TooManyEvents, ValidationFailed,
 };
 use Scope::{Open, Platform, TenantInPath, TenantOfCredential};
 
@@ -193,6 +194,21 @@ pub static OPERATIONS: &[Operation] = &[
         query: &[], codes: &[ValidationFailed, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
     Operation { id: "listAlerts", method: Method::GET, path: "/v1/quotas/{tenantId}/alerts", scope: TenantInPath, object: "alerts", action: "read", body: NoBody,
         query: PAGE, codes: &[InvalidCursor, TenantStarting, TenantFrozen, StoreUnavailable] },
+
+    Operation { id: "getReconciliation", method: Method::GET, path: "/v1/reconciliation/{tenantId}", scope: TenantInPath, object: "reconciliation", action: "read", body: NoBody,
+        query: &[], codes: &[TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "listComparedWindows", method: Method::GET, path: "/v1/reconciliation/{tenantId}/windows", scope: TenantInPath, object: "reconciliation", action: "read", body: NoBody,
+        query: &["from", "to", "proof", "verdict", "limit", "cursor"], codes: &[InvalidCursor, ValidationFailed, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "listFindings", method: Method::GET, path: "/v1/reconciliation/{tenantId}/findings", scope: TenantInPath, object: "reconciliation", action: "read", body: NoBody,
+        query: &["status", "cause", "limit", "cursor"], codes: &[InvalidCursor, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "getFinding", method: Method::GET, path: "/v1/reconciliation/{tenantId}/findings/{findingId}", scope: TenantInPath, object: "reconciliation", action: "read", body: NoBody,
+        query: &[], codes: &[FindingNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "acknowledgeFinding", method: Method::POST, path: "/v1/reconciliation/{tenantId}/findings/{findingId}/acknowledge", scope: TenantInPath, object: "findings", action: "acknowledge", body: Json,
+        query: &[], codes: &[FindingNotFound, FindingClosed, ValidationFailed, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "explainFinding", method: Method::POST, path: "/v1/reconciliation/{tenantId}/findings/{findingId}/explain", scope: TenantInPath, object: "findings", action: "explain", body: Json,
+        query: &[], codes: &[FindingNotFound, FindingClosed, ValidationFailed, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "settleFinding", method: Method::POST, path: "/v1/reconciliation/{tenantId}/findings/{findingId}/settle", scope: TenantInPath, object: "findings", action: "settle", body: Json,
+        query: &[], codes: &[FindingNotFound, FindingClosed, ValidationFailed, AdjustmentRefused, AdjustmentBelowZero, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
 
     Operation { id: "listAuditRecords", method: Method::GET, path: "/v1/audit", scope: TenantOfCredential, object: "audit", action: "read", body: NoBody,
         query: &["limit", "cursor", "tenantId"], codes: &[InvalidCursor, TenantNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },

@@ -106,6 +106,7 @@ async fn directory_in(folder: &Path, clock: &Clock) -> Handle {
         tenants: config::Tenants { idle_ms: 600_000, ..config::Tenants::default() },
         retention_micros: 400 * MICROS_PER_DAY,
         channels: Vec::new(),
+        reconcile: crate::domain::reconcile::Terms::default(),
     };
     let (hints, mut committed) = mpsc::channel(16);
     tokio::spawn(async move { while committed.recv().await.is_some() {} });

@@ -126,7 +126,7 @@ impl Desk {
 
     /// Keeps what fires, and comes back when the first of it is to end, which wakes a tenant that rests.
     fn remember(&mut self, tenant: TenantId, firing: Vec<Alert>, now: Timestamp) {
-        if let Some(end) = firing.iter().filter_map(|alert| alert.period_end).min() {
+        if let Some(end) = firing.iter().filter_map(Alert::period_end).min() {
             self.agenda.at(tenant, end.max(now).plus_micros(MICROS_PER_SECOND));
         }
         if firing.is_empty() {
@@ -230,7 +230,7 @@ impl Desk {
         self.firing
             .iter()
             .flat_map(|(tenant, alerts)| alerts.iter().map(|alert| (*tenant, alert.clone())))
-            .filter(|(_, alert)| alert.period_end.is_none_or(|end| end > now))
+            .filter(|(_, alert)| alert.period_end().is_none_or(|end| end > now))
             .collect()
     }
 

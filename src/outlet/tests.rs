@@ -41,6 +41,7 @@ impl House {
             tenants: config.tenants.clone(),
             retention_micros: config.retention_micros(),
             channels: config.notify.channels.iter().map(|channel| channel.name().to_owned()).collect(),
+            reconcile: config.reconcile.terms(),
         };
         let (hints, committed) = mpsc::channel(64);
         let directory = directory::open(store.clone(), settings, Clock::system(), hints).await.unwrap();

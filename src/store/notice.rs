@@ -5,23 +5,26 @@ use super::connection::Row;
 use super::database::Connection;
 use super::quota;
 use crate::domain::ids::AlertId;
-use crate::domain::notice::{Alert, Delivery, Event, RETRY_DELAY_MICROS_MAX};
+use crate::domain::notice::{
+    Alert, AlertKind, AlertSubject, BudgetBurn, Delivery, Event, QuotaThreshold, RETRY_DELAY_MICROS_MAX,
+    ReconciliationDrift,
+};
 use crate::domain::period::Window;
 use crate::domain::report::{AlertPage, AlertQuery};
 use crate::domain::time::Timestamp;
 
 const SELECT_PAGE: &str = "SELECT id, quota_id, scope_kind, scope_id, metric, period, limit_amount, thresholds,
-    enforcement, period_start, period_end, threshold, used, fired_at, resolved_at FROM alert
+    enforcement, period_start, period_end, threshold, used, fired_at, resolved_at, kind, details FROM alert
     WHERE fired_at < $1 OR (fired_at = $1 AND id < $2) ORDER BY fired_at DESC, id DESC LIMIT $3";
 
 const SELECT_FIRING: &str = "SELECT id, quota_id, scope_kind, scope_id, metric, period, limit_amount, thresholds,
-    enforcement, period_start, period_end, threshold, used, fired_at, resolved_at FROM alert
+    enforcement, period_start, period_end, threshold, used, fired_at, resolved_at, kind, details FROM alert
     WHERE resolved_at = 0 ORDER BY fired_at, id";
 
 /// That an alert is over is told to a channel only after the channel knows that it fired.
 const SELECT_DUE: &str = "SELECT alert.id, alert.quota_id, alert.scope_kind, alert.scope_id, alert.metric,
     alert.period, alert.limit_amount, alert.thresholds, alert.enforcement, alert.period_start, alert.period_end,
-    alert.threshold, alert.used, alert.fired_at, alert.resolved_at,
+    alert.threshold, alert.used, alert.fired_at, alert.resolved_at, alert.kind, alert.details,
     outbox.event, outbox.channel, outbox.attempts, outbox.next_attempt_at
     FROM outbox JOIN alert ON alert.id = outbox.alert_id
     WHERE outbox.settled_at = 0 AND (outbox.next_attempt_at <= $1 OR outbox.next_attempt_at > $2)
@@ -72,16 +75,36 @@ pub(super) async fn firing(connection: &mut Connection) -> Result<Vec<Alert>, St
     connection.fetch(SELECT_FIRING, &[]).await?.iter().map(alert_at).collect()
 }
 
-/// An alert from its fifteen columns.
+/// An alert from its seventeen columns.
 fn alert_at(row: &Row) -> Result<Alert, StoreError> {
     let period = Window { start: Timestamp(row.int(9)?), end: Timestamp(row.int(10)?) };
+    let used = row.int(12)?;
+    let subject = match row.parsed(15, AlertKind::from_name)? {
+        AlertKind::QuotaThreshold => AlertSubject::QuotaThreshold(QuotaThreshold {
+            quota: quota::quota_at(row, 1)?,
+            period_start: period.start,
+            period_end: period.reset_at(),
+            threshold: quota::threshold_at(row, 11)?,
+            used,
+        }),
+        AlertKind::BudgetBurn => AlertSubject::BudgetBurn(BudgetBurn {
+            quota: quota::quota_at(row, 1)?,
+            period_start: period.start,
+            period_end: period.reset_at(),
+            used,
+            exhausted_at: row.parsed(16, |text| text.parse().ok().map(Timestamp))?,
+        }),
+        AlertKind::ReconciliationDrift => AlertSubject::ReconciliationDrift(ReconciliationDrift {
+            cause: row.text(1)?,
+            window_start: period.start,
+            windows: row.int(6)?,
+            difference: used,
+            summary: row.text(16)?,
+        }),
+    };
     Ok(Alert {
         id: row.parsed(0, |text| text.parse::<AlertId>().ok())?,
-        quota: quota::quota_at(row, 1)?,
-        period_start: period.start,
-        period_end: period.reset_at(),
-        threshold: quota::threshold_at(row, 11)?,
-        used: row.int(12)?,
+        subject,
         fired_at: Timestamp(row.int(13)?),
         resolved_at: Some(row.int(14)?).filter(|at| *at != 0).map(Timestamp),
     })
@@ -90,9 +113,9 @@ fn alert_at(row: &Row) -> Result<Alert, StoreError> {
 fn delivery_at(row: &Row) -> Result<Delivery, StoreError> {
     Ok(Delivery {
         alert: alert_at(row)?,
-        event: row.parsed(15, Event::from_name)?,
-        channel: row.text(16)?,
-        attempts: row.int(17)?,
-        next_attempt_at: Timestamp(row.int(18)?),
+        event: row.parsed(17, Event::from_name)?,
+        channel: row.text(18)?,
+        attempts: row.int(19)?,
+        next_attempt_at: Timestamp(row.int(20)?),
     })
 }

@@ -280,9 +280,7 @@ impl Tables {
 
     /// The rows of a posting that the tables' keys refuse.
     pub fn objection(&self, posting: &Posting) -> Option<&'static str> {
-        let same = |one: &Alert, other: &Alert| {
-            (one.quota.id, one.period_start, one.threshold) == (other.quota.id, other.period_start, other.threshold)
-        };
+        let same = |one: &Alert, other: &Alert| one.mark() == other.mark();
         let taken = |(at, new): (usize, &Alert)| {
             let before = &posting.fired[..at];
             self.alerts.values().chain(before).any(|alert| same(alert, new))
@@ -330,8 +328,9 @@ impl Tables {
     fn fired(&self, key: &CounterKey) -> Vec<u16> {
         let alerts = self.alerts.values();
         let mut fired: Vec<u16> = alerts
-            .filter(|alert| alert.quota.id == key.quota && alert.period_start == key.period_start)
-            .map(|alert| alert.threshold)
+            .filter_map(Alert::mark)
+            .filter(|(quota, start, _)| (*quota, *start) == (key.quota, key.period_start))
+            .map(|(_, _, mark)| mark)
             .collect();
         fired.sort_unstable();
         fired

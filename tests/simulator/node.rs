@@ -29,8 +29,6 @@ use super::town::Town;
 
 const BACKOFF: Backoff = Backoff { first_ms: 100, most_ms: 60_000 };
 const IDLE_MICROS: i64 = 120 * MICROS_PER_SECOND;
-/// The clock has been set back when it shows this much less than at the last sweep.
-const SET_BACK_MICROS: i64 = 60 * MICROS_PER_SECOND;
 
 type Opening = Pin<Box<dyn Future<Output = (Session, Result<(Books, i64), StoreError>)>>>;
 
@@ -56,7 +54,6 @@ pub struct Node {
     pub consignments: Vec<Consignment>,
     pub courier: Courier,
     recordings: Vec<Recording>,
-    swept_at: Timestamp,
     ground: Shared<Ground>,
 }
 
@@ -74,7 +71,6 @@ impl Node {
             consignments: Vec::new(),
             courier: Courier::new(receivers),
             recordings: Vec::new(),
-            swept_at: Timestamp(0),
             ground: ground.clone(),
         }
     }
@@ -224,14 +220,9 @@ impl Node {
     /// What the supervisor does four times a second.
     pub fn sweep(&mut self, town: &mut Town) {
         let now = self.now();
-        if now.0 < self.swept_at.0 - SET_BACK_MICROS {
-            lock(&self.ground).coverage.saw("owner: clock set back noticed");
-            self.drain(town);
-        }
-        self.swept_at = now;
         let mut rested = Vec::new();
         for (tenant, home) in &mut self.homes {
-            if home.books.next_roll().is_some_and(|at| at <= now) {
+            if home.books.needs_roll(now) {
                 home.queue.roll(now);
             }
             let idle = now.0 - home.heard_at.0 >= IDLE_MICROS && home.queue.is_idle();
@@ -266,11 +257,6 @@ impl Node {
         for tenant in tenants {
             self.step_home(tenant, town);
         }
-    }
-
-    /// Has the clock been set back so that nobody has noticed yet? Books may then have forgotten what runs again.
-    pub fn clock_is_in_doubt(&self) -> bool {
-        self.now().0 < self.swept_at.0 || self.homes.values().any(|home| home.leaving)
     }
 
     pub fn opening(&self) -> impl Iterator<Item = TenantId> {
@@ -350,10 +336,11 @@ impl Node {
     }
 
     pub fn is_idle(&self) -> bool {
+        let now = self.now();
         self.consignments.is_empty()
             && self.recordings.iter().all(|recording| self.is_frozen(recording.tenant))
             && self.openings.is_empty()
             && self.courier.is_idle()
-            && self.homes.values().all(|home| home.queue.is_idle())
+            && self.homes.values().all(|home| home.queue.is_idle() && home.books.knows_running(now))
     }
 }

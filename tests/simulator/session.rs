@@ -13,6 +13,7 @@ use platform_api::domain::sorting::Inserted;
 use platform_api::domain::time::{MICROS_PER_SECOND, Timestamp};
 use platform_api::domain::usage::{Identity, UsageEvent};
 use platform_api::store::StoreError;
+use platform_api::store::database::Connection;
 use platform_api::store::posting::Expecting;
 use platform_api::tenant::ledger::Ledger;
 
@@ -92,10 +93,12 @@ impl Session {
         if lock(&self.ground).plants(Planted::AlertWithoutKey) {
             books.counters.values_mut().for_each(|counter| counter.fired.clear());
         }
+        let mut counters = Vec::new();
         for missing in books.missing_now(now) {
             let counter = self.counter(&books, &missing, books.next_position).await?;
-            books.counters.insert(missing.key(), counter);
+            counters.push((missing.key(), counter));
         }
+        books.learn(counters, now);
         let mut posting = Posting::open(&books, now, self.salt_seed());
         posting.records_entry(Entry {
             actor: "system".into(),
@@ -331,6 +334,11 @@ impl Ledger for Session {
             Ok(vault.database.tables.settles(&posting.attempts))
         })
         .await
+    }
+
+    /// No gateway speaks in the simulated day.
+    fn database(&mut self) -> Option<&mut Connection> {
+        None
     }
 
     async fn check_owner(&mut self, before: &Books) -> Result<(), StoreError> {

@@ -74,6 +74,13 @@ const ROWS: &[Row] = &[
     row("decide", About::PathTenant, ALL, nothing),
     row("recordUsageEvents", About::OwnTenant, REPORTERS, empty),
     row("recordLiteLlmUsage", About::OwnTenant, REPORTERS, empty),
+    row("getReconciliation", About::PathTenant, READERS, nothing),
+    row("listComparedWindows", About::PathTenant, READERS, nothing),
+    row("listFindings", About::PathTenant, READERS, nothing),
+    row("getFinding", About::PathTenant, READERS, nothing),
+    row("acknowledgeFinding", About::PathTenant, ADMIN, empty),
+    row("explainFinding", About::PathTenant, NOBODY, empty),
+    row("settleFinding", About::PathTenant, NOBODY, empty),
     row("listAuditRecords", About::OwnTenant, READERS, nothing),
     row("verifyAuditChain", About::OwnTenant, READERS, nothing),
     row("listQuarantine", About::OwnTenant, ADMIN, nothing),
@@ -108,6 +115,7 @@ impl Operation {
             false => self.path.replace("{id}", tenant),
         };
         let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0");
+        let path = path.replace("{findingId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
         api.patiently(self.method.clone(), &path, body.as_ref()).await
     }
 }

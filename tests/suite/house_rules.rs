@@ -44,6 +44,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "intake::arrival",
             "intake::body",
             "intake::cloudevents",
+            "intake::kong::log_receiver",
             "intake::record",
             "directory::handle",
             "tenant::handle",
@@ -68,7 +69,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 const CRATES: &[(&str, &[&str])] = &[
     ("sqlx", &["store"]),
     ("async_nats", &["intake", "outlet"]),
-    ("redis", &["outlet"]),
+    ("redis", &["outlet", "intake"]),
     ("poem", &["http"]),
     ("poem_openapi", &["http"]),
     ("tonic", &["envoy"]),

@@ -63,6 +63,12 @@ impl Cause {
         Cause::ALL.into_iter().find(|cause| cause.name() == name)
     }
 
+    /// Does it say of calls that no limiter counted them?
+    #[must_use]
+    pub fn is_past_the_limiter(self) -> bool {
+        matches!(self, Cause::BypassedGateway | Cause::FailOpen | Cause::Duplicate | Cause::TenantMismatch)
+    }
+
     /// Do the books disagree, so that it alerts when it persists?
     #[must_use]
     pub fn is_drift(self) -> bool {

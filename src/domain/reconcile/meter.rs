@@ -59,8 +59,8 @@ pub fn advance(
             }
         };
     };
-    if reading.at < known.at {
-        // An old reading that comes late; the newer one has counted it.
+    if is_old(known, reading) {
+        // It comes late or again; what it says has been counted.
         return (known.clone(), None, None);
     }
     let restarted = match reading.source {
@@ -68,8 +68,8 @@ pub fn advance(
         Source::Metrics | Source::AccessLog => InterruptionReason::GatewayRestarted,
     };
     if reading.epoch != known.epoch {
-        // A meter that dies with its window begins a new epoch by nature.
-        let by_nature = reading.from_zero;
+        // A limiter's counter dies with its period by nature; a count of the gateway only with the gateway.
+        let by_nature = reading.from_zero && reading.source == Source::Limiter;
         let amount = increase(reading.value);
         return (now, amount, if by_nature { None } else { interruption(known.at, restarted) });
     }
@@ -82,8 +82,204 @@ pub fn advance(
     (now, amount, if gap { interruption(known.at, InterruptionReason::Gap) } else { None })
 }
 
+/// Does the reading say nothing that `known` does not say already?
+///
+/// A meter that dies with its period may still be read for a while beside its successor. Its epochs are the starts of its
+/// periods, so that the older one is known by its epoch; epochs of another kind have no order, and one instant has one.
+fn is_old(known: &Series, reading: &MeterReading) -> bool {
+    if reading.at < known.at {
+        return true;
+    }
+    match (period_start(&known.epoch), period_start(&reading.epoch)) {
+        _ if reading.epoch == known.epoch => reading.at == known.at && reading.value <= known.value,
+        (Some(known), Some(reading)) => reading < known,
+        _ => reading.at == known.at,
+    }
+}
+
+/// The start of a period, if the epoch is one.
+fn period_start(epoch: &str) -> Option<u64> {
+    epoch.bytes().all(|byte| byte.is_ascii_digit()).then(|| epoch.parse().ok())?
+}
+
 /// Start of the window that `at` falls in.
 #[must_use]
 pub fn window_start(at: Timestamp, terms: &Terms) -> Timestamp {
     Timestamp(at.0.div_euclid(terms.window_micros) * terms.window_micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::properties_tests::config;
+    use crate::domain::time::MICROS_PER_SECOND;
+
+    fn at(second: i64) -> Timestamp {
+        let noon: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
+        noon.plus_micros(second * MICROS_PER_SECOND)
+    }
+
+    fn reading(epoch: &str, value: i64, second: i64) -> MeterReading {
+        MeterReading {
+            source: Source::Metrics,
+            series: "node/consumer/chat".to_owned(),
+            epoch: epoch.to_owned(),
+            value,
+            at: at(second),
+            from_zero: false,
+            lower_bound: false,
+        }
+    }
+
+    fn counter(period: i64, value: i64, second: i64) -> MeterReading {
+        MeterReading {
+            source: Source::Limiter,
+            from_zero: true,
+            lower_bound: true,
+            ..reading(&at(period).0.to_string(), value, second)
+        }
+    }
+
+    /// What the readings add up to, and when nothing could be known, in seconds.
+    fn read(readings: &[MeterReading]) -> (i64, Vec<(i64, i64, InterruptionReason)>) {
+        let (mut series, mut sum, mut interruptions) = (None, 0, Vec::new());
+        for reading in readings {
+            let (now, increase, interruption) = advance(series.as_ref(), reading, &Terms::default());
+            sum += increase.map_or(0, |increase| increase.amount);
+            let seconds = |to: Timestamp| (to.0 - at(0).0).div_euclid(MICROS_PER_SECOND);
+            interruptions.extend(interruption.map(|one| (seconds(one.from), seconds(one.until), one.reason)));
+            series = Some(now);
+        }
+        (sum, interruptions)
+    }
+
+    #[test]
+    fn a_meter_counts_from_the_second_look_on() {
+        use InterruptionReason::Gap;
+        assert_eq!(read(&[reading("n", 500, 20)]), (0, vec![(0, 20, Gap)]));
+        assert_eq!(read(&[reading("n", 500, 20), reading("n", 507, 35)]), (7, vec![(0, 20, Gap)]));
+        let from_zero = MeterReading { from_zero: true, ..reading("n", 5, 20) };
+        assert_eq!(read(&[from_zero, reading("n", 507, 35)]), (507, vec![]));
+    }
+
+    #[test]
+    fn an_increase_belongs_to_the_window_in_which_it_was_read() {
+        let known = advance(None, &reading("n", 5, 299), &Terms::default()).0;
+        let (series, increase, _) = advance(Some(&known), &reading("n", 8, 314), &Terms::default());
+        let increase = increase.unwrap();
+        assert_eq!((increase.window_start, increase.amount, increase.lower_bound), (at(300), 3, false));
+        assert_eq!((series.value, series.at), (8, at(314)));
+        assert_eq!(advance(Some(&series), &reading("n", 8, 329), &Terms::default()).1, None);
+        assert_eq!(window_start(Timestamp(-1), &Terms::default()).0, -Terms::default().window_micros);
+    }
+
+    #[test]
+    fn a_meter_that_begins_anew_is_counted_from_zero_and_says_so() {
+        use InterruptionReason::{Gap, GatewayRestarted, LimiterReset};
+        let first = reading("n", 5, 10);
+        let told = |reason| (5 + 3, vec![(0, 10, Gap), (10, 25, reason)]);
+        for (other, value) in [("m", 8), ("m", 2), ("n", 3)] {
+            let value_then = if other == "n" { 3 } else { value };
+            let (sum, interruptions) = read(&[first.clone(), reading(other, value_then, 25)]);
+            assert_eq!((sum, interruptions), (value_then, told(GatewayRestarted).1));
+        }
+        // Also where the first series of the new life is only seen later: the old life's end was not.
+        let later = MeterReading { from_zero: true, ..reading("m", 2, 250) };
+        assert_eq!(read(&[first.clone(), later]).1, [(0, 10, Gap), (10, 250, GatewayRestarted)]);
+        let limiter = |value, second| MeterReading { source: Source::Limiter, ..reading("n", value, second) };
+        assert_eq!(read(&[limiter(5, 10), limiter(3, 25)]), (3, vec![(0, 10, Gap), (10, 25, LimiterReset)]));
+    }
+
+    #[test]
+    fn a_counter_that_dies_with_its_period_begins_anew_by_nature() {
+        assert_eq!(
+            read(&[counter(0, 5, 30), counter(0, 9, 59), counter(60, 2, 62), counter(120, 1, 125)]),
+            (12, vec![])
+        );
+        // The old period's counter outlives it and is read beside its successor, again and again.
+        let side_by_side = [
+            counter(0, 5, 30),
+            counter(0, 7, 59),
+            counter(60, 1, 61),
+            counter(0, 7, 59),
+            counter(0, 7, 66),
+            counter(60, 4, 66),
+        ];
+        assert_eq!(read(&side_by_side), (11, vec![]));
+        // Two of one instant: the successor counts, whichever comes first.
+        assert_eq!(read(&[counter(0, 5, 60), counter(60, 1, 60)]), (6, vec![]));
+        assert_eq!(read(&[counter(60, 1, 60), counter(0, 5, 60)]), (1, vec![]));
+        let lower = advance(None, &counter(0, 5, 30), &Terms::default()).1.unwrap();
+        assert!(lower.lower_bound);
+        // Digits are compared as numbers, whatever their length.
+        let named = |epoch: &str, second| MeterReading { epoch: epoch.to_owned(), ..counter(0, 5, second) };
+        assert_eq!(read(&[named("999", 10), named("1000", 25), named("999", 40)]).0, 10);
+    }
+
+    #[test]
+    fn what_was_counted_over_more_than_a_window_has_no_window() {
+        use InterruptionReason::Gap;
+        let width = Terms::default().window_micros / MICROS_PER_SECOND;
+        let first = (0, 10, Gap);
+        assert_eq!(read(&[reading("n", 5, 10), reading("n", 6, 10 + width)]), (1, vec![first]));
+        let late = reading("n", 6, 11 + width);
+        assert_eq!(read(&[reading("n", 5, 10), late]), (1, vec![first, (10, 11 + width, Gap)]));
+        // Nothing was counted: nothing is in doubt.
+        assert_eq!(read(&[reading("n", 5, 10), reading("n", 5, 10 * width)]), (0, vec![first]));
+    }
+
+    /// A meter with several lives, seen at random instants: epochs and what they showed, in order.
+    fn lives(periodic: bool) -> impl Strategy<Value = Vec<MeterReading>> {
+        let life = prop::collection::vec((0_i64..20, 1_i64..30), 1..8);
+        prop::collection::vec(life, 1..5).prop_map(move |lives| {
+            let mut second = 0;
+            let mut readings = Vec::new();
+            for (number, life) in lives.into_iter().enumerate() {
+                let mut value = 0;
+                for (increase, wait) in life {
+                    (value, second) = (value + increase, second + wait);
+                    let epoch = if periodic { (1_000 + number).to_string() } else { format!("node-{number}") };
+                    let source = if periodic { Source::Limiter } else { Source::Metrics };
+                    readings.push(MeterReading { source, from_zero: true, ..reading(&epoch, value, second) });
+                }
+            }
+            readings
+        })
+    }
+
+    proptest! {
+        #![proptest_config(config(256))]
+
+        /// However often a meter is read, what it adds is its last value, life by life.
+        #[test]
+        fn any_split_of_readings_adds_up_to_the_last_value_of_each_life(
+            (readings, kept) in (prop_oneof![lives(false), lives(true)], prop::collection::vec(any::<bool>(), 40)),
+        ) {
+            let kept: Vec<MeterReading> =
+                readings.into_iter().zip(kept).filter(|(_, kept)| *kept).map(|(reading, _)| reading).collect();
+            let last: BTreeMap<&str, i64> = kept.iter().map(|one| (one.epoch.as_str(), one.value)).collect();
+            prop_assert_eq!(read(&kept).0, last.values().sum::<i64>());
+        }
+
+        /// In whatever order and how often readings come, nothing is counted twice.
+        #[test]
+        fn nothing_is_counted_twice(
+            (readings, order) in (prop_oneof![lives(false), lives(true)], prop::collection::vec(0_usize..40, 0..80)),
+        ) {
+            let come: Vec<MeterReading> = order.into_iter().filter_map(|at| readings.get(at).cloned()).collect();
+            let mut most: BTreeMap<&str, i64> = BTreeMap::new();
+            for one in &come {
+                let most = most.entry(one.epoch.as_str()).or_default();
+                *most = one.value.max(*most);
+            }
+            prop_assert!(read(&come).0 <= most.values().sum::<i64>());
+            // Told twice each, nothing changes.
+            let twice: Vec<MeterReading> = come.iter().flat_map(|one| [one.clone(), one.clone()]).collect();
+            prop_assert_eq!(read(&twice).0, read(&come).0);
+        }
+    }
 }

@@ -73,7 +73,8 @@ pub struct GatewayRequest {
     pub served_by: ServedBy,
     /// A consumer was identified: the request got as far as the limiter.
     pub authenticated: bool,
-    /// The answer carried the limiter's headers. Without them, on a route that has a limiter, the limiter was passed by.
+    /// The answer carried what only a limiter at work says (Kong: `X-RateLimit-Remaining-*`; a hit of its cache replays
+    /// `X-RateLimit-Limit-*`). Without it, on a route that has a limiter, the limiter was passed by.
     pub limited: bool,
     /// It named another tenant than the one whose credential it used.
     pub claims_other: bool,
@@ -98,10 +99,13 @@ pub struct MeterReading {
     /// Which meter of that source: one for each thing that counts by itself (a node's consumer, a limiter's route and
     /// period). Never a tenant's secret.
     pub series: String,
-    /// A value that is smaller than before, or another epoch, means that the meter has started again at zero.
+    /// A value that is smaller than before, or another epoch, means that the meter has started again at zero. Of a meter
+    /// that dies with its period it is the start of that period, in digits alone, so that the counter of an older period
+    /// that is read beside its successor is known to be the older one.
     pub epoch: String,
     pub value: i64,
-    /// When it was read, by our clock.
+    /// When it was read, by our clock; of a period that was over by then, its last instant. A meter that does not change
+    /// must still be told once within each window, or the time since counts as a gap.
     pub at: Timestamp,
     /// The source was being watched in this epoch when the meter did not exist yet, so all of `value` is new.
     pub from_zero: bool,
@@ -130,14 +134,20 @@ pub enum InterruptionReason {
     Gap,
     /// The gateway's clock and ours are too far apart.
     ClockSkew,
+    /// The meter died before it could be read to its end: it can only say "enough".
+    LowerBound,
+    /// Requests and calls share no id by which they could be joined.
+    NoCommonId,
 }
 
 impl InterruptionReason {
-    pub const ALL: [InterruptionReason; 4] = [
+    pub const ALL: [InterruptionReason; 6] = [
         InterruptionReason::GatewayRestarted,
         InterruptionReason::LimiterReset,
         InterruptionReason::Gap,
         InterruptionReason::ClockSkew,
+        InterruptionReason::LowerBound,
+        InterruptionReason::NoCommonId,
     ];
 
     #[must_use]
@@ -147,6 +157,8 @@ impl InterruptionReason {
             InterruptionReason::LimiterReset => "limiterReset",
             InterruptionReason::Gap => "gap",
             InterruptionReason::ClockSkew => "clockSkew",
+            InterruptionReason::LowerBound => "lowerBound",
+            InterruptionReason::NoCommonId => "noCommonId",
         }
     }
 

@@ -1,7 +1,13 @@
 //! One settled window: the two books side by side.
 
-use super::finding::Found;
+use std::collections::BTreeMap;
+
+use super::attempts::{self, Others};
+use super::cumulative::{self, Counts, Dated};
+use super::finding::{Cause, Found};
+use super::join::{self, Join, Surplus};
 use super::reading::{GatewayRequest, Interruption, InterruptionReason, Source};
+use super::requests::{self, ByRequest, Witness};
 use super::{Proof, Terms, Verdict};
 use crate::domain::period::Window;
 use crate::domain::time::Timestamp;
@@ -65,9 +71,87 @@ pub struct Judged {
     pub reasons: Vec<InterruptionReason>,
 }
 
-/// Compares: at most one verdict for each proof whose source speaks, and at most one finding for each cause.
+/// Compares: at most one verdict for each proof whose source speaks, and at most one finding for each cause. Both come in
+/// the order of [`Proof::ALL`] and [`Cause::ALL`].
 #[must_use]
 pub fn compare(books: &Books<'_>, terms: &Terms) -> (Vec<Judged>, Vec<Found>) {
-    let _ = (books, terms);
-    (Vec::new(), Vec::new())
+    compare_after(&[], books, terms)
+}
+
+/// Compares, and counts together with the windows before: `earlier` are their verdicts, newest first. What each of them
+/// hides below its tolerance adds up, while what only moved over an edge comes back.
+#[must_use]
+pub fn compare_after(earlier: &[Judged], books: &Books<'_>, terms: &Terms) -> (Vec<Judged>, Vec<Found>) {
+    let speaks = |source: Source| books.sources.contains(&source);
+    let requests = if speaks(Source::AccessLog) { books.requests } else { &[] };
+    let interruptions: Vec<Interruption> =
+        books.interruptions.iter().filter(|one| touches(one, books.window)).cloned().collect();
+    let books = &Books { requests, interruptions: &interruptions, ..*books };
+    let joined = join::join(books, terms);
+    let counts_of = |calls: &[Dated<'_>], source| cumulative::counts(books, calls, source, terms);
+    let passed_on = speaks(Source::Metrics)
+        .then(|| counts_of(&cumulative::dated(books, &joined, Source::Metrics), Source::Metrics));
+    let by_request = speaks(Source::AccessLog).then(|| {
+        let witness = passed_on.map_or(Witness::Silent, |counts| witness(books, &joined, counts));
+        requests::judge(books, &joined, witness, terms)
+    });
+    let whole = by_request.as_ref().filter(|by_request| by_request.whole);
+    let fail_open = speaks(Source::AccessLog).then(|| requests::fail_open(books, &joined, terms)).flatten();
+    let by_count = passed_on
+        .map(|counts| cumulative::judge(books, counts, whole.map(|_| cumulative::passed_on(books, &joined)), earlier));
+    let by_attempt = speaks(Source::Limiter).then(|| {
+        let counts = counts_of(&attempts::calls_of(books, &joined), Source::Limiter);
+        let others = match (whole, &by_count) {
+            (Some(by_request), _) => Others::Explained(past_the_limiter(by_request.found.iter().chain(&fail_open))),
+            (None, Some((judged, _))) if judged.verdict == Verdict::Matched => Others::PassedOn,
+            (None, _) => Others::Silent,
+        };
+        attempts::judge(books, counts, others)
+    });
+    tell(by_request, fail_open, [by_count, by_attempt])
+}
+
+/// Calls that no limiter has counted, by what was found.
+fn past_the_limiter<'a>(found: impl Iterator<Item = &'a Found>) -> i64 {
+    found.filter(|one| one.cause.is_past_the_limiter()).map(|one| one.ledger).sum()
+}
+
+/// All verdicts, and one finding for each cause: what is known request by request is not told again by counts.
+fn tell(
+    by_request: Option<ByRequest>,
+    fail_open: Option<Found>,
+    by_counts: [Option<(Judged, Option<Found>)>; 2],
+) -> (Vec<Judged>, Vec<Found>) {
+    let mut judged = Vec::new();
+    let mut all = Vec::new();
+    if let Some(by_request) = by_request {
+        judged.push(by_request.judged);
+        all.extend(by_request.found);
+    }
+    all.extend(fail_open);
+    for (verdict, suspected) in by_counts.into_iter().flatten() {
+        judged.push(verdict);
+        all.extend(suspected);
+    }
+    let mut found: BTreeMap<Cause, Found> = BTreeMap::new();
+    for one in all {
+        found.entry(one.cause).or_insert(one);
+    }
+    (judged, found.into_values().collect())
+}
+
+/// Does what the gateway counted prove that requests are missing from its log, rather than from its traffic?
+fn witness(books: &Books<'_>, joined: &Join<'_>, counts: Counts) -> Witness {
+    let of_window = joined.surplus.iter().filter(|(call, _)| books.window.contains(call.occurred_at));
+    let unknown = of_window.filter(|(_, why)| *why == Surplus::Unknown).count();
+    let interrupted = books.interruptions.iter().any(|one| one.source == Source::Metrics);
+    let tells_them_apart = requests::number(unknown) > counts.tolerance;
+    match !interrupted && tells_them_apart && counts.gateway >= counts.ledger.saturating_sub(counts.tolerance) {
+        true => Witness::PassedOn,
+        false => Witness::Silent,
+    }
+}
+
+fn touches(one: &Interruption, window: Window) -> bool {
+    one.from < window.end && (one.until > window.start || one.from >= window.start)
 }

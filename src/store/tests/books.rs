@@ -5,7 +5,7 @@ use super::harness::{
 };
 use crate::domain::books::{Cursor, Missing, Posting};
 use crate::domain::chain::{Hash, Head};
-use crate::domain::notice::{Attempt, AttemptResult, Event};
+use crate::domain::notice::{Alert, Attempt, AttemptResult, BURN_MARK, BudgetBurn, Event, ReconciliationDrift};
 use crate::domain::period::{self, PeriodKind};
 use crate::domain::quota::{Metric, Scope};
 use crate::domain::sorting::Inserted;
@@ -32,6 +32,7 @@ super::conformance!(
     a_chain_that_is_not_the_witnessed_one_is_refused,
     books_behind_their_ledger_are_refused,
     deliveries_are_due_until_they_are_settled,
+    alerts_of_every_kind_come_back_as_they_were,
     large_batches_come_back_in_order,
 );
 
@@ -436,7 +437,7 @@ async fn deliveries_are_due_until_they_are_settled(house: &House) {
     assert_eq!(notice::due(&mut connection, NOW.plus_micros(-1), 10).await.unwrap(), []);
 
     // The day ends: resolved is owed to both, and due to none before it knows that the alert fired.
-    let tomorrow = books.firing[0].period_end.unwrap();
+    let tomorrow = books.firing[0].period_end().unwrap();
     let books = post(&mut connection, &books, tomorrow, |posting| posting.roll()).await.unwrap();
     assert!(books.firing.is_empty());
     assert_eq!(notice::owed_count(&mut connection).await.unwrap(), 4);
@@ -498,6 +499,51 @@ async fn deliveries_are_due_until_they_are_settled(house: &House) {
         settled,
         ["mail fired gaveUp 410", "mail resolved owed ", "pager fired delivered ", "pager resolved delivered "]
     );
+}
+
+async fn alerts_of_every_kind_come_back_as_they_were(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let daily = quota_of(Scope::Group("research".into()), Metric::PromptTokens, PeriodKind::Day, 1_000);
+    let books = set_quotas(&mut connection, &books, vec![daily.clone()], NOW).await;
+    let mut events = [event("a", "ada", NOW, 600)];
+    events[0].subject.group = "research".into();
+    let (books, _) = commit(&mut connection, &books, &events, NOW).await.unwrap();
+    let (key, counter) = books.counters.iter().next().map(|(key, counter)| (*key, counter.clone())).unwrap();
+    let burn = BudgetBurn {
+        quota: daily,
+        period_start: key.period_start,
+        period_end: counter.window.reset_at(),
+        used: 600,
+        exhausted_at: NOW.plus_micros(MICROS_PER_HOUR + 1),
+    };
+    let drift = ReconciliationDrift {
+        cause: "lostInLedger".into(),
+        window_start: NOW.plus_micros(-MICROS_PER_HOUR),
+        windows: 3,
+        difference: -7,
+        summary: "7 requests are missing".into(),
+    };
+    let drift = Alert::drift(books.tenant, drift, NOW);
+    let books = post(&mut connection, &books, NOW, |posting| {
+        posting.fire_alert(Alert::burn(posting.books.tenant, burn, NOW));
+        posting.fire_alert(drift.clone());
+    })
+    .await
+    .unwrap();
+    assert_eq!(books.firing.len(), 3, "{:?}", books.firing);
+    let stored = load::read_books(&mut connection, books.tenant).await.unwrap();
+    assert_eq!(stored.counters[&key].fired, [BURN_MARK, 50], "a counter knows what was told, whatever it was");
+    let fires = |books: &crate::domain::books::Books| {
+        let mut firing = books.firing.clone();
+        firing.sort_by_key(|alert| alert.id);
+        firing
+    };
+    assert_eq!(fires(&stored), fires(&books));
+
+    let books = post(&mut connection, &books, NOW, |posting| posting.resolve_alert(drift.id)).await.unwrap();
+    let stored = load::read_books(&mut connection, books.tenant).await.unwrap();
+    assert_eq!(fires(&stored), fires(&books));
+    assert_eq!(stored.firing.len(), 2);
 }
 
 async fn large_batches_come_back_in_order(house: &House) {

@@ -1,0 +1,83 @@
+//! The third proof: the limiter counted at least as many attempts as the ledger has calls.
+//!
+//! More attempts than calls are normal: whatever was denied, cached or failed. Fewer mean that something went past the
+//! limiter, or that its counters were lost.
+
+use super::cumulative::{self, Counts, Dated};
+use super::finding::{Cause, Evidence, Found};
+use super::join::Join;
+use super::reading::{InterruptionReason, Source};
+use super::window::{Books, Judged};
+use super::{Proof, Verdict};
+
+/// What the other proofs say about calls that the limiter did not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Others {
+    /// Each call was joined with its request, or reported: this many went past the limiter.
+    Explained(i64),
+    /// The gateway says that it passed on as many as the ledger has.
+    PassedOn,
+    /// Nothing.
+    Silent,
+}
+
+/// Calls that the limiter should have counted: those of requests on routes without a limiter are left out.
+pub(super) fn calls_of<'a>(books: &Books<'a>, joined: &Join<'a>) -> Vec<Dated<'a>> {
+    let mut calls = cumulative::dated(books, joined, Source::Limiter);
+    calls.retain(|call| {
+        call.request.is_none_or(|request| request.limited || books.limited_routes.contains(&request.route))
+    });
+    calls
+}
+
+pub(super) fn judge(books: &Books<'_>, counts: Counts, others: Others) -> (Judged, Option<Found>) {
+    let mut reasons: Vec<_> =
+        books.interruptions.iter().filter(|one| one.source == Source::Limiter).map(|one| one.reason).collect();
+    let missing = counts.ledger.saturating_sub(counts.gateway);
+    let is_short = |explained: i64| missing.saturating_sub(explained) > counts.tolerance;
+    let lower_bound = books.metered.iter().any(|one| one.source == Source::Limiter && one.lower_bound);
+    let mut cause = reasons.contains(&InterruptionReason::LimiterReset).then_some(Cause::LimiterReset);
+    let mut verdict = Verdict::Matched;
+    if reasons.is_empty() && is_short(0) {
+        match others {
+            _ if lower_bound => reasons.push(InterruptionReason::LowerBound),
+            Others::Explained(explained) if !is_short(explained) => verdict = Verdict::Drift,
+            // Every call came through the gateway, and no request went past its limiter: the counters were lost.
+            Others::Explained(_) => {
+                reasons.push(InterruptionReason::LimiterReset);
+                cause = Some(Cause::LimiterReset);
+            }
+            Others::PassedOn => (verdict, cause) = (Verdict::Drift, Some(Cause::FailOpen)),
+            Others::Silent => (verdict, cause) = (Verdict::Drift, Some(Cause::BypassedGateway)),
+        }
+    }
+    if !reasons.is_empty() {
+        verdict = Verdict::Unproven;
+    }
+    reasons.sort_unstable();
+    reasons.dedup();
+    let judged = Judged {
+        proof: Proof::Attempts,
+        window: books.window,
+        verdict,
+        gateway: counts.gateway,
+        ledger: counts.ledger,
+        tolerance: counts.tolerance,
+        reasons,
+    };
+    let count = match cause {
+        // What was lost is unknown: the finding is about all that can no longer be proven.
+        Some(Cause::LimiterReset) => i64::max(counts.gateway, counts.ledger),
+        _ => missing.max(0),
+    };
+    let found = cause.filter(|_| count > 0).map(|cause| Found {
+        cause,
+        proof: Proof::Attempts,
+        window: books.window,
+        gateway: counts.gateway,
+        ledger: counts.ledger,
+        count,
+        evidence: Evidence::default(),
+    });
+    (judged, found)
+}
