@@ -140,6 +140,7 @@ async fn what_the_operator_made_is_kept_and_what_is_in_the_way_is_told() {
     let adopted: Value = adopted.json().await.unwrap();
     assert_eq!(adopted["tags"], json!(["platform-api", "gold"]), "as it was");
     assert!(kong.consumer(&acme.id).is_none(), "one consumer is enough");
+    assert_eq!((&told["suspended"], &told["lastChange"]), (&json!(1), &Value::Null), "nothing was changed: {told}");
     // The operator suspended it, and the operator alone takes that back.
     shift(&daemon, &acme.id, "reactivate").await;
     let lists = kong.asked("GET /acls");

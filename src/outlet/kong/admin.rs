@@ -38,8 +38,7 @@ impl AdminError {
     }
 
     /// It keeps no entities one by one: there is no database.
-    #[must_use]
-    pub fn is_without_database(&self) -> bool {
+    pub(super) fn is_without_database(&self) -> bool {
         matches!(self, AdminError::Refused { status: 405, code: 12, .. })
     }
 }
@@ -58,7 +57,7 @@ impl Admin {
     ///
     /// # Errors
     /// When there can be no client.
-    pub fn open(settings: &config::Kong) -> Result<Option<Admin>, String> {
+    pub fn open(settings: &config::KongAdmin) -> Result<Option<Admin>, String> {
         let Some(url) = &settings.admin_url else { return Ok(None) };
         Admin::at(url, settings.admin_token.clone()).map(Some)
     }

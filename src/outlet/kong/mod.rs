@@ -5,7 +5,7 @@
 //! tenant is written as soon as it is committed, and everything is compared on an interval. Credentials are not written:
 //! we keep hashes of keys, and Kong needs the keys. What the operator gives a consumer stays with it.
 //!
-//! A Kong without a database takes no entities, only one document: the operator's own ([`config::Kong::base_file`]) with
+//! A Kong without a database takes no entities, only one document: the operator's own ([`config::KongAdmin::base_file`]) with
 //! the tenants added. Without that file nothing is loaded, for it would take every route away.
 //!
 //! [`admin`] speaks, [`plan`] and [`document`] decide, [`check`] tells what in a Kong makes our guarantees void. A Kong that
@@ -60,7 +60,7 @@ pub(super) struct Sync {
     admin: Admin,
     directory: Directory,
     clock: Clock,
-    settings: config::Kong,
+    settings: config::KongAdmin,
     health: watch::Sender<State>,
     status: watch::Sender<SyncStatus>,
     /// What Kong has been told of whom, so that a commit which changes no tenant costs a look.
@@ -70,7 +70,11 @@ pub(super) struct Sync {
 
 impl Sync {
     /// `None` when no Admin API is configured.
-    pub(super) fn open(settings: &config::Kong, directory: Directory, clock: Clock) -> Result<Option<Sync>, String> {
+    pub(super) fn open(
+        settings: &config::KongAdmin,
+        directory: Directory,
+        clock: Clock,
+    ) -> Result<Option<Sync>, String> {
         let Some(admin) = Admin::open(settings).map_err(|problem| format!("kong.admin_url: {problem}"))? else {
             return Ok(None);
         };
@@ -150,8 +154,13 @@ impl Sync {
             _ => {}
         }
         self.health.send_replace(error.clone().map_or(State::Up, |reason| State::Down { reason }));
+        let is_elsewhere = matches!(&done, Err(Failure::Admin(error)) if error.is_without_database());
         self.status.send_modify(|status| {
             status.last_run_at = Some(now);
+            if is_elsewhere {
+                // It had a database, and has none now: it is asked again.
+                status.mode = None;
+            }
             if error.is_none() {
                 status.last_success_at = Some(now);
             }
@@ -236,10 +245,9 @@ impl Sync {
             suspended.extend(memberships.iter().filter_map(plan::suspended));
         }
         let plan = plan::plan(std::slice::from_ref(&tenant), &consumers, &suspended, |id| id == tenant.id);
-        let conflicts = self.take(plan.steps, std::slice::from_ref(&tenant)).await?;
-        if conflicts.is_empty() {
-            self.told.insert(tenant.id, tenant.lifecycle);
-        }
+        self.take(plan.steps, std::slice::from_ref(&tenant)).await?;
+        // What stands in its way is tried again when everything is compared, not with each of its commits.
+        self.told.insert(tenant.id, tenant.lifecycle);
         Ok(())
     }
 
@@ -286,9 +294,10 @@ impl Sync {
             Act::Suspend => {
                 // The operator may have put it there, and would not want us to take it away.
                 let memberships = self.admin.list(&format!("{path}/acls")).await?;
-                if !memberships.iter().any(|membership| membership["group"] == plan::SUSPENDED_GROUP) {
-                    self.admin.put(&group, &json!({ "tags": [TAG] })).await?;
+                if memberships.iter().any(|membership| membership["group"] == plan::SUSPENDED_GROUP) {
+                    return Ok(None);
                 }
+                self.admin.put(&group, &json!({ "tags": [TAG] })).await?;
                 ("suspend", Some(Change::Suspended))
             }
             Act::Reinstate => {
@@ -340,9 +349,11 @@ impl Sync {
 
     /// What Kong has now, after everything was compared.
     fn tell(&mut self, tenants: &[Tenant], conflicts: &BTreeSet<TenantId>, strangers: usize) {
-        let there = |tenant: &&Tenant| !conflicts.contains(&tenant.id);
-        self.told = tenants.iter().filter(there).map(|tenant| (tenant.id, tenant.lifecycle)).collect();
-        let count = |wanted: &[Lifecycle]| self.told.values().filter(|lifecycle| wanted.contains(lifecycle)).count();
+        self.told = tenants.iter().map(|tenant| (tenant.id, tenant.lifecycle)).collect();
+        let count = |wanted: &[Lifecycle]| {
+            let there = |tenant: &&Tenant| wanted.contains(&tenant.lifecycle) && !conflicts.contains(&tenant.id);
+            tenants.iter().filter(there).count()
+        };
         let suspended = count(&[Lifecycle::Suspended]);
         let consumers = count(&[Lifecycle::Active, Lifecycle::Suspended]);
         for (kind, number) in [("consumers", consumers), ("suspended", suspended)] {
@@ -357,7 +368,7 @@ impl Sync {
 }
 
 /// The operator's document, if there is one.
-async fn base(settings: &config::Kong) -> Result<Option<String>, Failure> {
+async fn base(settings: &config::KongAdmin) -> Result<Option<String>, Failure> {
     let Some(path) = &settings.base_file else { return Ok(None) };
     let read = tokio::fs::read_to_string(path).await;
     read.map(Some).map_err(|error| Failure::Base(format!("cannot be read: {}", error.kind())))
@@ -371,7 +382,7 @@ fn render(base: &str, tenants: &[Tenant]) -> Result<String, Failure> {
 ///
 /// # Errors
 /// When the base file cannot be used.
-pub async fn rendered(settings: &config::Kong, tenants: &[Tenant]) -> anyhow::Result<String> {
+pub async fn rendered(settings: &config::KongAdmin, tenants: &[Tenant]) -> anyhow::Result<String> {
     let base = base(settings).await?.unwrap_or_default();
     Ok(render(&base, tenants)?)
 }
