@@ -3,6 +3,9 @@
 //! Environment overrides are `PLATFORM_API__<SECTION>__<KEY>`, as in `PLATFORM_API__HTTP__LISTEN=0.0.0.0:8082`.
 //! Secrets are [`SecretString`]: no Debug or error output shows them.
 
+mod envoy;
+mod kong_admin;
+mod nats;
 mod routes;
 
 use std::path::{Path, PathBuf};
@@ -11,9 +14,13 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
+pub use kong_admin::{KongAdmin, KongMode};
+pub use nats::Nats;
+pub use routes::{QuietHours, Route};
+
 use crate::domain::reconcile::Terms;
 use crate::domain::time::MICROS_PER_DAY;
-pub use routes::{QuietHours, Route};
 
 /// Everything, with defaults that run on the embedded database with nothing installed.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -163,49 +170,6 @@ impl Default for Intake {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Nats {
-    /// `nats://…`; NATS is off without it.
-    pub url: Option<SecretString>,
-    pub stream: String,
-    pub consumer: String,
-    /// Where usage events arrive; `<subject>.<tenantId>` too.
-    pub subject: String,
-    /// Where alerts are published, and the stream that keeps them.
-    pub alert_subject: String,
-    pub alert_stream: String,
-    /// Messages of one pull.
-    pub pull_messages: usize,
-    /// Events read and not yet counted, for the whole node, and their bytes.
-    pub in_flight_events: usize,
-    pub in_flight_bytes: usize,
-    /// Messages delivered and not yet acknowledged: those in flight, and those that wait for an older one.
-    pub ack_pending_max: usize,
-    pub ack_wait_ms: u64,
-    /// Events that their tenant cannot take for this long are parked in quarantine until it can.
-    pub park_after_ms: u64,
-}
-
-impl Default for Nats {
-    fn default() -> Nats {
-        Nats {
-            url: None,
-            stream: "USAGE".into(),
-            consumer: "platform-api".into(),
-            subject: "quota.updated".into(),
-            alert_subject: "quota.alert".into(),
-            alert_stream: "QUOTA_ALERTS".into(),
-            pull_messages: 2_000,
-            in_flight_events: 32_000,
-            in_flight_bytes: 64 * 1024 * 1024,
-            ack_pending_max: 200_000,
-            ack_wait_ms: 30_000,
-            park_after_ms: 10_000,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub struct Redis {
     /// `redis://…`; the mirror is off without it.
     pub url: Option<SecretString>,
@@ -281,113 +245,6 @@ fn user_claim() -> String {
 }
 fn roles_claim() -> String {
     "roles".into()
-}
-
-/// Envoy's rate limit service, over gRPC.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Envoy {
-    /// `address:port`; off without it.
-    pub listen: Option<String>,
-    /// Callers must send `authorization: Bearer <token>`; nobody is asked without it.
-    pub token: Option<SecretString>,
-    /// Questions of another domain are refused; every domain is answered without it.
-    pub domain: Option<String>,
-    /// What a descriptor gets that names no tenant of ours.
-    pub on_unknown: OnUnknown,
-    /// Open connections; further ones wait in the accept queue.
-    pub connections_max: usize,
-    /// Our own deadline for one question.
-    pub request_timeout_ms: u64,
-    /// What the entries of a descriptor are called.
-    pub keys: EnvoyKeys,
-}
-
-/// The answer about a tenant that is not ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnUnknown {
-    Allow,
-    Deny,
-}
-
-/// Keys of a descriptor's entries, by what their values mean to us.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct EnvoyKeys {
-    pub tenant: String,
-    pub user: String,
-    pub group: String,
-    pub api_key: String,
-    pub model: String,
-    pub provider: String,
-}
-
-impl Default for Envoy {
-    fn default() -> Envoy {
-        Envoy {
-            listen: None,
-            token: None,
-            domain: None,
-            on_unknown: OnUnknown::Allow,
-            connections_max: 1_000,
-            request_timeout_ms: 1_000,
-            keys: EnvoyKeys::default(),
-        }
-    }
-}
-
-impl Default for EnvoyKeys {
-    fn default() -> EnvoyKeys {
-        EnvoyKeys {
-            tenant: "tenant_id".into(),
-            user: "user_id".into(),
-            group: "group_id".into(),
-            api_key: "api_key_id".into(),
-            model: "model".into(),
-            provider: "provider".into(),
-        }
-    }
-}
-
-/// Kong's Admin API: tenants are written there as consumers.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct KongAdmin {
-    /// Base URL of the Admin API; off without it.
-    pub admin_url: Option<String>,
-    /// Sent as `Kong-Admin-Token`, for an Admin API behind something that asks for it.
-    pub admin_token: Option<SecretString>,
-    /// How often everything is compared, besides after each change of a tenant.
-    pub sync_interval_ms: u64,
-    /// Where Kong keeps its configuration.
-    pub mode: KongMode,
-    /// For Kong without a database: the declarative document, in JSON, to which the tenants are added.
-    pub base_file: Option<PathBuf>,
-}
-
-/// Where Kong keeps its configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KongMode {
-    /// As `configuration.database` of its Admin API says.
-    Auto,
-    /// Entity by entity in its database.
-    Database,
-    /// In memory, one document replaced as a whole.
-    Declarative,
-}
-
-impl Default for KongAdmin {
-    fn default() -> KongAdmin {
-        KongAdmin {
-            admin_url: None,
-            admin_token: None,
-            sync_interval_ms: 60_000,
-            mode: KongMode::Auto,
-            base_file: None,
-        }
-    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -769,24 +626,6 @@ impl Config {
                 );
             }
         }
-        if let Some(listen) = &self.envoy.listen {
-            let parsed = listen.parse::<std::net::SocketAddr>();
-            check(parsed.is_ok(), "envoy.listen: not an address and port, such as 127.0.0.1:8083");
-        }
-        check(self.envoy.connections_max > 0, "envoy.connections_max: must be above zero");
-        check(self.envoy.request_timeout_ms > 0, "envoy.request_timeout_ms: must be above zero");
-        if let Some(token) = &self.envoy.token {
-            check(token.expose_secret().len() >= 16, "envoy.token: must have at least 16 characters");
-        }
-        let EnvoyKeys { tenant, user, group, api_key, model, provider } = &self.envoy.keys;
-        let keys = [tenant, user, group, api_key, model, provider];
-        let distinct: std::collections::BTreeSet<&String> = keys.into_iter().filter(|key| !key.is_empty()).collect();
-        check(distinct.len() == keys.len(), "envoy.keys: must be distinct and not empty");
-        if let Some(url) = &self.kong.admin_url {
-            let web = reqwest::Url::parse(url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
-            check(web, "kong.admin_url: must be an http:// or https:// URL");
-        }
-        check(self.kong.sync_interval_ms >= 1_000, "kong.sync_interval_ms: must be at least 1000");
         let mut names = std::collections::BTreeSet::new();
         for (at, channel) in self.notify.channels.iter().enumerate() {
             let name = channel.name();
@@ -804,6 +643,8 @@ impl Config {
             }
         }
         problems.extend(self.notify.route_problems());
+        problems.extend(self.envoy.problems());
+        problems.extend(self.kong.problems());
         if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }
     }
 

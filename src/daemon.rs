@@ -127,7 +127,8 @@ impl Daemon {
         let patience = millis(config.telemetry.shutdown_ms);
         let health = Health { dependencies, stopping };
         let envoy = open_envoy(&config, &directory, &clock, answering, patience / STEPS).await?;
-        let api = Api::new(directory.clone(), gate, recorder, clock, config.http.clone(), health, telemetry.metrics());
+        let api = Api::new(directory.clone(), gate, recorder, clock, config.http.clone(), health, telemetry.metrics())
+            .showing_kong(outlets.kong.clone());
         let stop = CancellationToken::new();
         let (answering, stopped) = (answering.to_vec(), stop.clone());
         let handle = tokio::spawn(async move {

@@ -41,6 +41,7 @@ pub mod request;
 pub mod routing;
 pub mod sorting;
 pub mod stream;
+pub mod sync;
 pub mod tenant;
 pub mod time;
 pub mod usage;

@@ -13,7 +13,9 @@ use serde_json::{Map, Value, json};
 
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::Code;
-use super::{api_keys, audit, decision, ingestion, probes, quarantine, quotas, reconciliation, reply, tenants, usage};
+use super::{
+    api_keys, audit, decision, ingestion, kong_sync, probes, quarantine, quotas, reconciliation, reply, tenants, usage,
+};
 
 /// The chapters of the document.
 #[derive(Tags)]
@@ -45,6 +47,7 @@ type Handlers = (
     reconciliation::Reconciliation,
     audit::Audit,
     quarantine::Quarantine,
+    kong_sync::KongSync,
     probes::Probes,
 );
 
@@ -59,6 +62,7 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         reconciliation::Reconciliation,
         audit::Audit,
         quarantine::Quarantine,
+        kong_sync::KongSync,
         probes::Probes,
     );
     OpenApiService::new(handlers, "platform-api", env!("CARGO_PKG_VERSION")).description(

@@ -7,8 +7,8 @@
 //!    [`problem`]s
 //! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
-//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`usage`], [`quotas`], [`decision`], [`reconciliation`], [`audit`], [`quarantine`],
-//!    [`probes`]; [`view`]s and [`reply`] are what they speak
+//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`usage`], [`quotas`], [`decision`], [`reconciliation`],
+//!    [`audit`], [`quarantine`], [`kong_sync`], [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
 //! [`reading`] has the parsers among all this without the door around them.
@@ -23,6 +23,7 @@ mod document;
 mod door;
 pub mod framing;
 mod ingestion;
+mod kong_sync;
 mod operation;
 mod probes;
 mod problem;
@@ -48,6 +49,7 @@ use poem::http::Method;
 use poem::{Endpoint, IntoEndpoint, Request, Response};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +62,7 @@ use crate::access::Gate;
 use crate::clock::Clock;
 use crate::config::{self, millis};
 use crate::directory;
+use crate::domain::sync::SyncStatus;
 use crate::intake::record::Recorder;
 use crate::threads;
 use authorize::{Admitted, Ask};
@@ -77,6 +80,8 @@ pub struct Api {
     health: Health,
     metrics: PrometheusHandle,
     sealer: Sealer,
+    /// How the tenants stand in Kong, if somebody keeps them there.
+    kong: Option<watch::Receiver<SyncStatus>>,
     /// Where everything is done but answering.
     work: Handle,
 }
@@ -95,7 +100,13 @@ impl Api {
     ) -> Api {
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
-        Api { directory, gate, recorder, clock, limits, health, metrics, sealer, work }
+        Api { directory, gate, recorder, clock, limits, health, metrics, sealer, kong: None, work }
+    }
+
+    /// Shows how the tenants stand in Kong.
+    #[must_use]
+    pub fn showing_kong(self, kong: Option<watch::Receiver<SyncStatus>>) -> Api {
+        Api { kong, ..self }
     }
 }
 

@@ -219,6 +219,8 @@ pub static OPERATIONS: &[Operation] = &[
         query: &["limit", "cursor", "tenantId", "reason"], codes: &[InvalidCursor, TenantNotFound, StoreUnavailable] },
     Operation { id: "replayQuarantined", method: Method::POST, path: "/v1/quarantine/{id}/replay", scope: TenantOfCredential, object: "quarantine", action: "replay", body: NoBody,
         query: &[], codes: &[QuarantinedNotFound, TenantNotFound, AlreadyReplayed, StillRefused, StoreUnavailable] },
+
+    Operation { id: "getKongSync", method: Method::GET, path: "/v1/gateway/kong/sync", scope: Platform, object: "kongSync", action: "read", body: NoBody, query: &[], codes: &[] },
 ];
 
 #[cfg(test)]

@@ -85,6 +85,7 @@ const ROWS: &[Row] = &[
     row("verifyAuditChain", About::OwnTenant, READERS, nothing),
     row("listQuarantine", About::OwnTenant, ADMIN, nothing),
     row("replayQuarantined", About::OwnTenant, NOBODY, nothing),
+    row("getKongSync", About::Platform, NOBODY, nothing),
 ];
 
 /// An operation as the document describes it.
