@@ -292,6 +292,19 @@ pub enum Channel {
         #[serde(default)]
         allow_private_addresses: bool,
     },
+    /// Mail over SMTP, by way of a relay.
+    Email {
+        name: String,
+        host: String,
+        /// 587, 465 with `tls = "implicit"`, 25 with `tls = "none"` when absent.
+        port: Option<u16>,
+        #[serde(default)]
+        tls: EmailTls,
+        user: Option<String>,
+        password: Option<SecretString>,
+        from: String,
+        to: Vec<String>,
+    },
     /// A Slack incoming webhook.
     Slack {
         name: String,
@@ -300,6 +313,19 @@ pub enum Channel {
         #[serde(default)]
         allow_private_addresses: bool,
     },
+}
+
+/// How a mail relay is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EmailTls {
+    /// Begins in the clear, and goes on only after STARTTLS.
+    #[default]
+    Starttls,
+    /// TLS from the first byte.
+    Implicit,
+    /// In the clear, for a relay on this machine.
+    None,
 }
 
 fn repeat_ms() -> u64 {
@@ -314,6 +340,7 @@ impl Channel {
             | Channel::Webhook { name, .. }
             | Channel::Nats { name }
             | Channel::PagerDuty { name, .. }
+            | Channel::Email { name, .. }
             | Channel::Slack { name, .. } => name,
         }
     }

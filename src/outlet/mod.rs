@@ -7,8 +7,9 @@
 //! back to the tenant's outbox, with the time of the next try if one is needed ([`schedule`]).
 //!
 //! A send may happen twice (we may die between the receiver's answer and our commit); it has the same id both times.
-//! The channels are [`alertmanager`], [`webhook`], [`nats`], [`pagerduty`] and [`slack`]; what they may connect to is guarded by [`egress`]. The
-//! [`mirror`] writes committed standings to Redis, [`kong`] the tenants to Kong. Nothing here decides anything about usage, quotas or alerts, and no
+//! The channels are [`alertmanager`], [`webhook`], [`nats`], [`pagerduty`], [`slack`] and [`email`]; what they may connect
+//! to is guarded by [`egress`]. The [`mirror`] writes committed standings to Redis, [`kong`] the tenants to Kong. Nothing
+//! here decides anything about usage, quotas or alerts, and no
 //! failure here reaches further than its own entry in the health report.
 
 mod agenda;
@@ -18,6 +19,7 @@ mod channel;
 pub mod desk;
 mod dispatcher;
 mod egress;
+mod email;
 pub mod kong;
 mod lane;
 mod mirror;
