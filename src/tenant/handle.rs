@@ -368,7 +368,8 @@ impl Handle {
         request: Request,
         render: fn(&Finding) -> String,
     ) -> Result<Result<Answer<Finding>, ChangeRefused>, Unavailable> {
-        let change = TreatFinding { finding, treatment, reason, adjustment, request, now: self.heard(), render };
+        let now = self.heard();
+        let change = Box::new(TreatFinding { finding, treatment, reason, adjustment, request, now, render });
         let message = |reply| Message::Reconciliation(Reconciliation::Treat { change, reply });
         self.ask(WORK_TIMEOUT, message).await
     }
