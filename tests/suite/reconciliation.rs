@@ -67,7 +67,7 @@ async fn say_while_away(daemon: &mut Daemon, tenant: &Tenant, requests: Vec<Gate
     let settings = Settings {
         tenants: config::Tenants::default(),
         retention_micros: config::Config::default().retention_micros(),
-        channels: Vec::new(),
+        routing: std::sync::Arc::default(),
         reconcile: Terms { settle_micros: 3_600 * 1_000_000, ..terms() },
     };
     let (hints, mut heard) = tokio::sync::mpsc::channel(16);
