@@ -369,6 +369,7 @@ impl Handle {
         render: fn(&Finding) -> String,
     ) -> Result<Result<Answer<Finding>, ChangeRefused>, Unavailable> {
         let change = TreatFinding { finding, treatment, reason, adjustment, request, now: self.heard(), render };
+        let change = Box::new(change);
         let message = |reply| Message::Reconciliation(Reconciliation::Treat { change, reply });
         self.ask(WORK_TIMEOUT, message).await
     }

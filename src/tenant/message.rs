@@ -142,7 +142,7 @@ pub enum Reconciliation {
         reply: RpcReplyPort<Result<WindowPage, ReadFailure>>,
     },
     Treat {
-        change: TreatFinding,
+        change: Box<TreatFinding>,
         reply: RpcReplyPort<Result<Answer<Finding>, ChangeRefused>>,
     },
 }

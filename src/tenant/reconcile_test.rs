@@ -150,7 +150,7 @@ impl Side {
 
     async fn treat(&mut self, change: TreatFinding) -> Result<Answer<Finding>, ChangeRefused> {
         let (reply, _) = ractor::concurrency::oneshot();
-        let answers = self.work(vec![Work::Treat { change, reply: reply.into() }]).await;
+        let answers = self.work(vec![Work::Treat { change: Box::new(change), reply: reply.into() }]).await;
         match answers.into_iter().next() {
             Some(Reply::Treated { answer, .. }) => answer,
             other => panic!("{other:?}"),

@@ -57,7 +57,7 @@ pub enum Work {
         now: Timestamp,
     },
     Treat {
-        change: TreatFinding,
+        change: Box<TreatFinding>,
         reply: RpcReplyPort<Result<Answer<Finding>, ChangeRefused>>,
     },
     Roll {

@@ -166,7 +166,7 @@ enum Changed {
     Replaced(Result<Answer<Vec<Standing>>, ChangeRefused>),
     TimeZone(Result<(), ChangeRefused>),
     Requests(Vec<bool>),
-    Treated(Result<Answer<Finding>, ChangeRefused>),
+    Treated(Box<Result<Answer<Finding>, ChangeRefused>>),
     Done,
 }
 
@@ -260,7 +260,7 @@ async fn fill(
                 changes.push(Changed::Done);
             }
             Work::Treat { change, .. } => {
-                changes.push(Changed::Treated(reconcile::treat(ledger, posting, change).await?));
+                changes.push(Changed::Treated(Box::new(reconcile::treat(ledger, posting, change).await?)));
             }
             Work::Roll { .. } => changes.push(Changed::Done),
         }
@@ -296,7 +296,7 @@ impl Done {
             },
             Work::GatewayReadings { readings, reply } => changes.next().map(|_| Reply::Readings { readings, reply }),
             Work::Treat { reply, .. } => match changes.next() {
-                Some(Changed::Treated(answer)) => Some(Reply::Treated { reply, answer }),
+                Some(Changed::Treated(answer)) => Some(Reply::Treated { reply, answer: *answer }),
                 _ => None,
             },
             Work::Append { reply, .. } | Work::Settle { reply, .. } => changes.next().map(|_| Reply::Done { reply }),

@@ -95,7 +95,7 @@ impl Posting {
                 *proven = Some(idle_until.max(before.settled_until));
             }
             let proofs = fresh().flat_map(|one| &one.judged);
-            let last = proofs.filter(|one| one.proof == proof && one.verdict != Verdict::Unproven).last();
+            let last = proofs.filter(|one| one.proof == proof && one.verdict != Verdict::Unproven).next_back();
             *proven = (*proven).max(last.map(|one| one.window.end));
         }
         self.gateway.progressed |= *progress != before;

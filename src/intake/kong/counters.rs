@@ -500,8 +500,11 @@ mod tests {
         Timestamp(second * MICROS_PER_SECOND)
     }
 
-    /// Passes five seconds apart; each has a run and counters with their time to live in seconds.
-    async fn passed(passes: &[(&str, &[(&str, i64, i64)])]) -> Listeners {
+    /// A run of the store, and its counters: name, value, time to live in seconds.
+    type Pass<'a> = (&'a str, &'a [(&'a str, i64, i64)]);
+
+    /// Passes five seconds apart.
+    async fn passed(passes: &[Pass<'_>]) -> Listeners {
         let listeners = listeners();
         let (mut watch, mut owed) = (Watch::new(second(BEGIN)), Owed::new(listeners.clone()));
         for (at, (run, counters)) in (0..).zip(passes) {
