@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::Code;
-use super::{api_keys, audit, decision, ingestion, probes, quarantine, quotas, reply, tenants, usage};
+use super::{api_keys, audit, decision, gateway, ingestion, probes, quarantine, quotas, reply, tenants, usage};
 
 /// The chapters of the document.
 #[derive(Tags)]
@@ -38,6 +38,7 @@ type Handlers = (
     tenants::Tenants,
     api_keys::ApiKeys,
     ingestion::Ingestion,
+    gateway::Gateway,
     usage::Usage,
     quotas::Quotas,
     audit::Audit,
@@ -51,6 +52,7 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         tenants::Tenants,
         api_keys::ApiKeys,
         ingestion::Ingestion,
+        gateway::Gateway,
         usage::Usage,
         quotas::Quotas,
         audit::Audit,

@@ -7,7 +7,7 @@
 //!    [`problem`]s
 //! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
-//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`usage`], [`quotas`], [`decision`], [`audit`], [`quarantine`],
+//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`gateway`], [`usage`], [`quotas`], [`decision`], [`audit`], [`quarantine`],
 //!    [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
@@ -22,6 +22,7 @@ mod decision;
 mod document;
 mod door;
 pub mod framing;
+mod gateway;
 mod ingestion;
 mod operation;
 mod probes;
@@ -51,6 +52,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use document::openapi_document;
+pub use gateway::KongDoor;
 pub use operation::{BodyKind, OPERATIONS, Operation, Scope};
 pub use probes::{Dependency, Health, State};
 pub use problem::Code;
@@ -71,6 +73,7 @@ pub struct Api {
     directory: directory::handle::Handle,
     gate: Gate,
     recorder: Recorder,
+    kong: KongDoor,
     clock: Clock,
     limits: config::Http,
     health: Health,
@@ -87,6 +90,7 @@ impl Api {
         directory: directory::handle::Handle,
         gate: Gate,
         recorder: Recorder,
+        kong: KongDoor,
         clock: Clock,
         limits: config::Http,
         health: Health,
@@ -94,7 +98,7 @@ impl Api {
     ) -> Api {
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
-        Api { directory, gate, recorder, clock, limits, health, metrics, sealer, work }
+        Api { directory, gate, recorder, kong, clock, limits, health, metrics, sealer, work }
     }
 }
 

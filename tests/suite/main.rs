@@ -17,6 +17,7 @@ mod faults;
 mod house_rules;
 mod ingest_http;
 mod ingest_nats;
+mod kong;
 mod operations;
 mod planted;
 mod power_cut;

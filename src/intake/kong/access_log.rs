@@ -205,7 +205,8 @@ struct Headers<'a> {
 
 impl<'a> Headers<'a> {
     fn of(raw: Option<&'a RawValue>) -> Headers<'a> {
-        let read = |raw: &'a RawValue| serde_json::Deserializer::from_str(raw.get()).deserialize_map(HeadersVisitor).ok();
+        let read =
+            |raw: &'a RawValue| serde_json::Deserializer::from_str(raw.get()).deserialize_map(HeadersVisitor).ok();
         raw.and_then(read).unwrap_or_default()
     }
 }
@@ -409,8 +410,12 @@ mod tests {
     #[test]
     fn types_vary_and_a_bad_record_spoils_no_other() {
         let record = |id: &str, rest: &str| format!(r#"{{"request":{{"id":{id}}},"response":{{"status":200}}{rest}}}"#);
-        let good = record("\"a\"", r#","started_at":1.795220331583e12,"route":{"name":7},"consumer":null,"ai":[],"latencies":{"request":-1}"#);
-        let retried = record("\"b\"", r#","started_at":"1795220331583","upstream_status":"502, 200","source":"upstream""#);
+        let good = record(
+            "\"a\"",
+            r#","started_at":1.795220331583e12,"route":{"name":7},"consumer":null,"ai":[],"latencies":{"request":-1}"#,
+        );
+        let retried =
+            record("\"b\"", r#","started_at":"1795220331583","upstream_status":"502, 200","source":"upstream""#);
         let bodies = [
             record("null", r#","started_at":1"#),
             record("\"c\"", ""),
@@ -425,7 +430,10 @@ mod tests {
         assert_eq!(read, [true, false, false, false, false, false, false, true]);
         let first = log.records[0].as_ref().unwrap();
         assert_eq!(first.request.started_at, Timestamp(1_795_220_331_583_000));
-        assert_eq!((first.request.route.as_str(), first.consumer.as_ref(), first.request.duration_micros), ("7", None, 0));
+        assert_eq!(
+            (first.request.route.as_str(), first.consumer.as_ref(), first.request.duration_micros),
+            ("7", None, 0)
+        );
     }
 
     #[test]
@@ -437,7 +445,11 @@ mod tests {
         ] {
             let raw: &RawValue = serde_json::from_str(ai).unwrap();
             let counted = counted(raw).unwrap();
-            assert_eq!((counted.prompt_tokens, counted.completion_tokens, counted.cost), (Some(3), Some(4), None), "{ai}");
+            assert_eq!(
+                (counted.prompt_tokens, counted.completion_tokens, counted.cost),
+                (Some(3), Some(4), None),
+                "{ai}"
+            );
         }
         for ai in ["{}", "7", r#"{"proxy":{"usage":{"prompt_tokens":-1,"cost":-1}}}"#] {
             assert_eq!(counted(serde_json::from_str::<&RawValue>(ai).unwrap()), None, "{ai}");

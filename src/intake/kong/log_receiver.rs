@@ -149,7 +149,9 @@ impl LogReceiver {
         let handle = match self.directory.find(tenant).await {
             Ok(handle) => handle,
             // It is not served any more, and never will take what was its own.
-            Err(Absent::Unknown) => return Ok(Handed { nobodys: own.iter().filter(|own| **own).count() as u64, ..Handed::default() }),
+            Err(Absent::Unknown) => {
+                return Ok(Handed { nobodys: own.iter().filter(|own| **own).count() as u64, ..Handed::default() });
+            }
             Err(Absent::Frozen) => return Err(NotNow { after: COME_BACK_FROZEN, why: Cause::Frozen }),
             Err(_) => return Err(NotNow { after: COME_BACK, why: Cause::Starting }),
         };

@@ -91,7 +91,8 @@ pub fn owner_of(readings: &impl Readings, names: &[(&str, Option<&str>)]) -> Opt
     let given = || names.iter().filter_map(|(kind, name)| Some((*kind, (*name)?)));
     let itself = given().find_map(|(_, name)| readings.tenant(name.parse().ok()?));
     itself.or_else(|| {
-        let external = |(kind, id): (&str, &str)| ExternalId { source: SOURCE.into(), kind: kind.into(), id: id.into() };
+        let external =
+            |(kind, id): (&str, &str)| ExternalId { source: SOURCE.into(), kind: kind.into(), id: id.into() };
         readings.owner(&given().map(external).collect::<Vec<_>>())
     })
 }

@@ -90,7 +90,7 @@ impl<R: Readings> Scraper<R> {
             skew_micros: i64::try_from(skew_ms).unwrap_or(i64::MAX).saturating_mul(1_000),
             clock,
             owed: Owed::new(readings),
-            health: watch::channel(Health::unknown("not asked yet")).0,
+            health: watch::channel(Health::unknown("proof: cumulative; not asked yet")).0,
         })
     }
 
@@ -101,7 +101,6 @@ impl<R: Readings> Scraper<R> {
 
     /// Works until asked to stop.
     pub async fn run(mut self, stopping: CancellationToken) {
-        tracing::info!(nodes = self.nodes.len(), "kong's metrics are scraped; proof: cumulative");
         let mut turns = tokio::time::interval(self.every);
         turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
         while stopping.run_until_cancelled(turns.tick()).await.is_some() {
@@ -118,7 +117,8 @@ impl<R: Readings> Scraper<R> {
         for (node, answered) in self.nodes.iter_mut().zip(answers) {
             let problem = match answered {
                 Ok((answer, at)) => {
-                    metrics::counter!("platform_api_kong_looks_total", "source" => "metrics", "result" => "ok").increment(1);
+                    metrics::counter!("platform_api_kong_looks_total", "source" => "metrics", "result" => "ok")
+                        .increment(1);
                     node.missing = missing(&answer.exposition);
                     let skew = answer.skew_micros.filter(|skew| skew.abs() > self.skew_micros + DATE_MICROS);
                     node.watch.look(&answer.exposition, at, skew.is_some(), &mut self.owed);
@@ -128,14 +128,17 @@ impl<R: Readings> Scraper<R> {
                 }
                 Err(reason) => {
                     let result = "failed";
-                    metrics::counter!("platform_api_kong_looks_total", "source" => "metrics", "result" => result).increment(1);
+                    metrics::counter!("platform_api_kong_looks_total", "source" => "metrics", "result" => result)
+                        .increment(1);
                     node.watch.miss();
                     Some(reason.to_owned())
                 }
             };
             if node.problem != problem {
                 match &problem {
-                    Some(problem) => tracing::warn!(node = node.name, problem, "kong's metrics are not as they should be"),
+                    Some(problem) => {
+                        tracing::warn!(node = node.name, problem, "kong's metrics are not as they should be")
+                    }
                     None => tracing::info!(node = node.name, "kong's metrics are as they should be again"),
                 }
             }
@@ -146,9 +149,8 @@ impl<R: Readings> Scraper<R> {
     }
 
     fn tell(&self) {
-        let problems: Vec<String> = (self.nodes.iter())
-            .filter_map(|node| Some(format!("{}: {}", node.name, node.problem.as_ref()?)))
-            .collect();
+        let problems: Vec<String> =
+            (self.nodes.iter()).filter_map(|node| Some(format!("{}: {}", node.name, node.problem.as_ref()?))).collect();
         let mut missing: Vec<&str> = self.nodes.iter().flat_map(|node| node.missing.iter().copied()).collect();
         missing.sort_unstable();
         missing.dedup();
