@@ -60,6 +60,8 @@ pub struct Http {
     pub events_body_bytes_max: usize,
     /// Longest body of `POST /v1/usage/litellm`, whose sender cannot split.
     pub litellm_body_bytes_max: usize,
+    /// Longest body of a gateway's log.
+    pub gateway_log_body_bytes_max: usize,
     /// How long a gateway may use a decision before it should ask again.
     pub decision_refresh_ms: u64,
     /// How long a gateway may use a decision when we do not answer.
@@ -77,6 +79,7 @@ impl Default for Http {
             body_bytes_max: 256 * 1024,
             events_body_bytes_max: 16 * 1024 * 1024,
             litellm_body_bytes_max: 64 * 1024 * 1024,
+            gateway_log_body_bytes_max: 16 * 1024 * 1024,
             decision_refresh_ms: 1_000,
             decision_valid_ms: 5_000,
         }
@@ -423,8 +426,6 @@ pub struct Kong {
     pub log_token: Option<SecretString>,
     /// The name of that header.
     pub log_token_header: String,
-    /// Longest body of the log.
-    pub log_body_bytes_max: usize,
 }
 
 impl Default for Kong {
@@ -438,7 +439,6 @@ impl Default for Kong {
             scrape_ms: 15_000,
             log_token: None,
             log_token_header: "X-Ingest-Token".into(),
-            log_body_bytes_max: 16 * 1024 * 1024,
         }
     }
 }
@@ -449,7 +449,6 @@ impl Kong {
         check(sensible(self.poll_ms), "gateway.kong.poll_ms: must be from 1000 to 3600000");
         check(sensible(self.scrape_ms), "gateway.kong.scrape_ms: must be from 1000 to 3600000");
         check(self.poll_keys_max > 0, "gateway.kong.poll_keys_max: must be above zero");
-        check(self.log_body_bytes_max > 0, "gateway.kong.log_body_bytes_max: must be above zero");
         if let Some(url) = &self.redis_url {
             let known = ["redis://", "rediss://"].iter().any(|scheme| url.expose_secret().starts_with(scheme));
             check(known, "gateway.kong.redis_url: must begin with redis:// or rediss://");

@@ -94,8 +94,8 @@ impl Posting {
             if *proven == Some(before.settled_until) {
                 *proven = Some(idle_until.max(before.settled_until));
             }
-            let proofs = fresh().flat_map(|one| &one.judged);
-            let last = proofs.filter(|one| one.proof == proof && one.verdict != Verdict::Unproven).next_back();
+            let mut proofs = fresh().flat_map(|one| &one.judged);
+            let last = proofs.rfind(|one| one.proof == proof && one.verdict != Verdict::Unproven);
             *proven = (*proven).max(last.map(|one| one.window.end));
         }
         self.gateway.progressed |= *progress != before;
