@@ -294,7 +294,7 @@ mod tests {
         for status in [Status::Open, Status::Acknowledged] {
             let before = finding(status, 0, 3);
             let [Change::Updated(after)] =
-                &compared(&[before.clone()], Verdict::Drift, &[found(Cause::LostInLedger, 0, 2)])[..]
+                &compared(std::slice::from_ref(&before), Verdict::Drift, &[found(Cause::LostInLedger, 0, 2)])[..]
             else {
                 panic!("not updated")
             };
@@ -327,9 +327,12 @@ mod tests {
         for status in [Status::Explained, Status::Settled] {
             let before = finding(status, 0, 3);
             for (count, verdict) in [(3, Verdict::Drift), (2, Verdict::Drift)] {
-                assert_eq!(compared(&[before.clone()], verdict, &[found(Cause::LostInLedger, 0, count)]), []);
+                assert_eq!(
+                    compared(std::slice::from_ref(&before), verdict, &[found(Cause::LostInLedger, 0, count)]),
+                    []
+                );
             }
-            assert_eq!(compared(&[before.clone()], Verdict::Matched, &[]), []);
+            assert_eq!(compared(std::slice::from_ref(&before), Verdict::Matched, &[]), []);
             let grown = compared(&[before], Verdict::Drift, &[found(Cause::LostInLedger, 0, 4)]);
             let [Change::Opened(after)] = &grown[..] else { panic!("{grown:?}") };
             // A new question, of today; what was said and booked is still shown.
