@@ -14,7 +14,8 @@ use serde_json::{Map, Value, json};
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::Code;
 use super::{
-    api_keys, audit, decision, ingestion, kong_sync, probes, quarantine, quotas, reconciliation, reply, tenants, usage,
+    api_keys, audit, decision, gateway, ingestion, kong_sync, probes, quarantine, quotas, reconciliation, reply,
+    tenants, usage,
 };
 
 /// The chapters of the document.
@@ -42,6 +43,7 @@ type Handlers = (
     tenants::Tenants,
     api_keys::ApiKeys,
     ingestion::Ingestion,
+    gateway::Gateway,
     usage::Usage,
     quotas::Quotas,
     reconciliation::Reconciliation,
@@ -57,6 +59,7 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         tenants::Tenants,
         api_keys::ApiKeys,
         ingestion::Ingestion,
+        gateway::Gateway,
         usage::Usage,
         quotas::Quotas,
         reconciliation::Reconciliation,

@@ -20,7 +20,7 @@ impl KongSync {
     /// until Kong had it. `enabled` is false when no Admin API is configured.
     #[oai(path = "/v1/gateway/kong/sync", method = "get", operation_id = "getKongSync")]
     async fn show(&self, ask: Ask) -> Result<Reply<KongSyncView>, Problem> {
-        let status = ask.api.kong.as_ref().map(|kong| kong.borrow().clone());
+        let status = ask.api.kong_sync.as_ref().map(|kong| kong.borrow().clone());
         Ok(Reply::new(KongSyncView::of(status)))
     }
 }

@@ -27,6 +27,7 @@ pub enum BodyKind {
     Json,
     Events,
     LiteLlm,
+    KongLog,
 }
 
 /// One row.
@@ -134,7 +135,7 @@ impl Operation {
 
 const PAGE: &[&str] = &["limit", "cursor"];
 
-use BodyKind::{Events, Json, LiteLlm, None as NoBody};
+use BodyKind::{Events, Json, KongLog, LiteLlm, None as NoBody};
 use Code::{
     AdjustmentBelowZero, AdjustmentRefused, AlreadyReplayed, ApiKeyNotFound, ExternalIdTaken, FindingClosed,
     FindingNotFound, IdempotencyKeyReused, IllegalMove, InvalidCursor, NotReady, NothingAccepted, QuarantinedNotFound,
@@ -153,6 +154,8 @@ pub static OPERATIONS: &[Operation] = &[
         query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
     Operation { id: "recordLiteLlmUsage", method: Method::POST, path: "/v1/usage/litellm", scope: TenantOfCredential, object: "usage", action: "report", body: LiteLlm,
         query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
+    Operation { id: "recordKongLogs", method: Method::POST, path: "/v1/gateway/kong/logs", scope: TenantOfCredential, object: "gatewayLog", action: "report", body: KongLog,
+        query: &[], codes: &[TenantNotFound, TooManyEvents, TenantStarting, TenantSaturated, TenantFrozen] },
 
     Operation { id: "getHealth", method: Method::GET, path: "/health", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[] },
     Operation { id: "getLiveness", method: Method::GET, path: "/health/live", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[] },

@@ -368,8 +368,8 @@ impl Handle {
         request: Request,
         render: fn(&Finding) -> String,
     ) -> Result<Result<Answer<Finding>, ChangeRefused>, Unavailable> {
-        let now = self.heard();
-        let change = Box::new(TreatFinding { finding, treatment, reason, adjustment, request, now, render });
+        let change = TreatFinding { finding, treatment, reason, adjustment, request, now: self.heard(), render };
+        let change = Box::new(change);
         let message = |reply| Message::Reconciliation(Reconciliation::Treat { change, reply });
         self.ask(WORK_TIMEOUT, message).await
     }

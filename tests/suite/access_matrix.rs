@@ -38,6 +38,7 @@ const NOBODY: &[&str] = &[];
 const ADMIN: &[&str] = &["admin"];
 const READERS: &[&str] = &["admin", "reader"];
 const REPORTERS: &[&str] = &["admin", "reporter"];
+const REPORTER: &[&str] = &["reporter"];
 const ALL: &[&str] = &["admin", "reporter", "reader"];
 
 fn nothing() -> Option<Value> {
@@ -74,6 +75,7 @@ const ROWS: &[Row] = &[
     row("decide", About::PathTenant, ALL, nothing),
     row("recordUsageEvents", About::OwnTenant, REPORTERS, empty),
     row("recordLiteLlmUsage", About::OwnTenant, REPORTERS, empty),
+    row("recordKongLogs", About::OwnTenant, REPORTER, empty),
     row("getReconciliation", About::PathTenant, READERS, nothing),
     row("listComparedWindows", About::PathTenant, READERS, nothing),
     row("listFindings", About::PathTenant, READERS, nothing),

@@ -29,6 +29,10 @@ impl Counts {
     fn missing(&self) -> i64 {
         self.gateway.saturating_sub(self.ledger)
     }
+
+    fn are_apart(&self) -> bool {
+        self.missing().saturating_abs() > self.tolerance
+    }
 }
 
 /// A call of the ledger, and when the gateway counted it.
@@ -64,24 +68,24 @@ pub(super) fn dated<'a>(books: &Books<'a>, joined: &Join<'a>, source: Source) ->
     books.calls.iter().filter(counts).map(of_call).collect()
 }
 
-/// Requests that the log says were passed on with success and ended in the window.
-pub(super) fn passed_on(books: &Books<'_>, joined: &Join<'_>) -> i64 {
-    let ended = joined.own.iter().filter(|request| books.window.contains(Timestamp(ended_micros(request))));
-    number(ended.filter(|request| is_due(request)).count())
+/// When the requests ended that the log says were passed on with success.
+pub(super) fn passed_on(joined: &Join<'_>) -> Vec<Timestamp> {
+    let due = joined.own.iter().filter(|request| is_due(request));
+    due.map(|request| Timestamp(ended_micros(request))).collect()
 }
 
-/// Counts `calls` of the ledger against the meter of `source`.
-pub(super) fn counts(books: &Books<'_>, calls: &[Dated<'_>], source: Source, terms: &Terms) -> Counts {
+/// Counts what another book dates `at` these times against the meter of `source`.
+pub(super) fn counts(books: &Books<'_>, at: &[Timestamp], source: Source, terms: &Terms) -> Counts {
     let window = books.window;
     let of_source = books.metered.iter().filter(|one| one.source == source);
     let gateway = of_source.fold(0_i64, |sum, one| sum.saturating_add(one.amount));
-    let ledger = number(calls.iter().filter(|call| window.contains(call.at)).count());
+    let ledger = number(at.iter().filter(|at| window.contains(**at)).count());
     let mut apart = terms.poll_micros + tolerance::FLUSH_MICROS + terms.skew_micros;
     if !books.sources.contains(&Source::AccessLog) {
         // Nothing says when the request of a call began and ended.
         apart += tolerance::REQUEST_MICROS_ASSUMED;
     }
-    let at_edges = tolerance::at_edges(calls.iter().map(|call| call.at), window, apart, terms);
+    let at_edges = tolerance::at_edges(at, window, apart, terms);
     let tolerance = tolerance::of(i64::max(gateway, ledger), window, apart, at_edges);
     Counts { gateway, ledger, tolerance }
 }
@@ -89,12 +93,12 @@ pub(super) fn counts(books: &Books<'_>, calls: &[Dated<'_>], source: Source, ter
 /// The verdict by counts, and what is suspected: together with the windows before, if those have it.
 ///
 /// `earlier` are verdicts, newest first. What edges move out of one window they move into the next, so over many windows
-/// no more may differ than over one: a loss that hides below the tolerance of each adds up here. `passed_on` is what the
-/// log says, if it is whole; then there is nothing to add up, and a finding only of what the log did not see.
+/// no more may differ than over one: a loss that hides below the tolerance of each adds up here. `logged` are the
+/// counts of the log, if it is whole; then there is nothing to add up, and a finding only of what the log did not see.
 pub(super) fn judge(
     books: &Books<'_>,
     counts: Counts,
-    passed_on: Option<i64>,
+    logged: Option<Counts>,
     earlier: &[Judged],
 ) -> (Judged, Option<Found>) {
     let mut reasons: Vec<_> =
@@ -113,34 +117,23 @@ pub(super) fn judge(
     if judged.verdict == Verdict::Unproven {
         return (judged, None);
     }
-    let apart = |counts: &Counts| counts.missing().saturating_abs() > counts.tolerance;
-    if let Some(passed_on) = passed_on {
-        let unseen = Counts { ledger: passed_on, ..counts };
-        if apart(&unseen) && unseen.missing() < 0 {
-            // More requests than the gateway counted: its counts were lost, and no call went past it.
+    let suspect = match logged {
+        // More requests than the gateway counted: its counts were lost, and no call went past it.
+        Some(logged) if logged.are_apart() && logged.missing() < 0 => {
             (judged.verdict, judged.reasons) = (Verdict::Unproven, vec![InterruptionReason::Gap]);
             return (judged, None);
         }
-        if apart(&counts) {
-            judged.verdict = Verdict::Drift;
+        // What the log saw is found by the join, if anything is missing.
+        Some(logged) => Some(logged).filter(Counts::are_apart),
+        None => {
+            let carried = carry(counts, earlier, judged.window.start);
+            [counts, carried].into_iter().find(Counts::are_apart)
         }
-        return match apart(&unseen) {
-            true => {
-                judged.verdict = Verdict::Drift;
-                let found = suspected(books, unseen);
-                (judged, Some(found))
-            }
-            false => (judged, None),
-        };
+    };
+    if suspect.is_some() || counts.are_apart() {
+        judged.verdict = Verdict::Drift;
     }
-    let carried = carry(counts, earlier, judged.window.start);
-    match [counts, carried].into_iter().find(apart) {
-        Some(counts) => {
-            judged.verdict = Verdict::Drift;
-            (judged, Some(suspected(books, counts)))
-        }
-        None => (judged, None),
-    }
+    (judged, suspect.map(|counts| suspected(books, counts)))
 }
 
 fn suspected(books: &Books<'_>, counts: Counts) -> Found {

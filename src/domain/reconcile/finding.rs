@@ -122,9 +122,9 @@ pub struct Found {
     pub cause: Cause,
     pub proof: Proof,
     pub window: Window,
-    /// What the gateway says, in requests (or attempts, for [`Proof::Attempts`]).
+    /// What the gateway says of what the finding is about, in requests (or attempts, for [`Proof::Attempts`]).
     pub gateway: i64,
-    /// What the ledger says, in calls.
+    /// What the ledger says of it, in calls.
     pub ledger: i64,
     /// Requests that the finding is about; never negative.
     pub count: i64,
@@ -156,7 +156,7 @@ pub struct Evidence {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Difference {
-    /// `promptTokens`, `completionTokens`, `cacheReadTokens`, `reasoningTokens` or `costNanoUsd`.
+    /// One of [`super::class::NAMES`].
     pub class: String,
     pub gateway: i64,
     pub ledger: i64,

@@ -31,6 +31,9 @@ type Set<K> = HashSet<K, ahash::RandomState>;
 pub(super) struct Pair<'a> {
     pub(super) request: &'a GatewayRequest,
     pub(super) call: &'a LedgerCall,
+    /// It is this call and no other: by the gateway's id, or by a call id that stands for one request and one call. Of an
+    /// id that is shared, only how many there are is known.
+    pub(super) is_sure: bool,
 }
 
 impl Pair<'_> {
@@ -88,9 +91,9 @@ fn offset_micros(pair: &Pair<'_>) -> i64 {
     occurred.clamp(started, ended).saturating_sub(occurred)
 }
 
-/// The middle of the pairs' offsets; the lower one of two.
+/// The middle of the offsets of sure pairs; the lower one of two.
 pub(super) fn median_offset<'a>(pairs: impl Iterator<Item = &'a Pair<'a>>) -> Option<i64> {
-    let mut offsets: Vec<i64> = pairs.map(offset_micros).collect();
+    let mut offsets: Vec<i64> = pairs.filter(|pair| pair.is_sure).map(offset_micros).collect();
     let middle = offsets.len().checked_sub(1)? / 2;
     Some(*offsets.select_nth_unstable(middle).1)
 }
@@ -110,6 +113,8 @@ struct Joining<'a> {
     calls: Vec<&'a LedgerCall>,
     /// For each request: its call.
     call_of: Vec<Option<usize>>,
+    /// For each request: whether its call can be no other.
+    sure: Vec<bool>,
     /// For each call: whether it is accounted for, by a request of its own or as an attempt beside one.
     explained: Vec<bool>,
     unjoinable: Vec<(usize, usize)>,
@@ -151,6 +156,7 @@ impl<'a> Joining<'a> {
         calls.sort_by_key(|call| (call.occurred_at, call.position));
         Joining {
             call_of: vec![None; requests.len()],
+            sure: vec![false; requests.len()],
             explained: vec![false; calls.len()],
             requests,
             calls,
@@ -188,6 +194,7 @@ impl<'a> Joining<'a> {
         }
         for (request, call) in best {
             self.pair(request, call);
+            self.sure[request] = true;
         }
         for attempt in failures {
             self.explained[attempt] = true;
@@ -197,6 +204,9 @@ impl<'a> Joining<'a> {
     /// Requests and calls that the first step left, by call id.
     fn by_call_id(&mut self) {
         let mut groups = self.groups();
+        for request in groups.iter().filter_map(Group::only_request) {
+            self.sure[request] = true;
+        }
         let alone = groups.iter().filter_map(Group::alone).chain(self.joined());
         let pairs: Vec<Pair<'a>> = alone.map(|(request, call)| self.as_pair(request, call)).collect();
         self.offset_micros = median_offset(pairs.iter()).unwrap_or(0);
@@ -358,7 +368,7 @@ impl<'a> Joining<'a> {
     }
 
     fn as_pair(&self, request: usize, call: usize) -> Pair<'a> {
-        Pair { request: self.requests[request], call: self.calls[call] }
+        Pair { request: self.requests[request], call: self.calls[call], is_sure: self.sure[request] }
     }
 
     fn joined(&self) -> impl Iterator<Item = (usize, usize)> {
@@ -391,12 +401,17 @@ impl<'a> Joining<'a> {
 }
 
 impl Group {
-    /// The one request and the one success of an id, if that is all there is of it.
-    fn alone(&self) -> Option<(usize, usize)> {
-        match (self.due.as_slice(), self.other.as_slice(), self.successes.as_slice()) {
-            ([request], [], [call]) if !self.matched => Some((*request, *call)),
+    /// The one request of an id that no more than one success has.
+    fn only_request(&self) -> Option<usize> {
+        match (self.due.as_slice(), self.other.as_slice()) {
+            ([request], []) | ([], [request]) if !self.matched && self.successes.len() <= 1 => Some(*request),
             _ => None,
         }
+    }
+
+    /// That request and its success.
+    fn alone(&self) -> Option<(usize, usize)> {
+        Some((self.only_request()?, *self.successes.first()?))
     }
 }
 

@@ -3,8 +3,7 @@
 
 use super::finding::{Cause, Finding, Found, Status};
 use super::window::Judged;
-use super::{Terms, Verdict};
-use crate::domain::amount::NanoUsd;
+use super::{Terms, Verdict, class};
 use crate::domain::ids::TenantId;
 use crate::domain::period::Window;
 use crate::domain::time::{MICROS_PER_DAY, Timestamp};
@@ -212,26 +211,14 @@ pub fn adjustment(found: &Found) -> Option<Amounts> {
     if !adjusts {
         return None;
     }
-    let mut amounts = Amounts { requests: found.gateway.saturating_sub(found.ledger), ..Amounts::default() };
-    for difference in &found.evidence.differences {
-        let missing = difference.gateway.saturating_sub(difference.ledger);
-        match difference.class.as_str() {
-            "promptTokens" => amounts.prompt_tokens = missing,
-            "completionTokens" => amounts.completion_tokens = missing,
-            "cacheReadTokens" => amounts.cache_read_tokens = missing,
-            "cacheWriteTokens" => amounts.cache_write_tokens = missing,
-            "reasoningTokens" => amounts.reasoning_tokens = missing,
-            "unclassifiedTokens" => amounts.unclassified_tokens = missing,
-            "costNanoUsd" => amounts.cost = NanoUsd(missing),
-            _ => {}
-        }
-    }
-    Some(amounts)
+    let requests = found.gateway.saturating_sub(found.ledger);
+    Some(Amounts { requests, ..class::missing(&found.evidence.differences) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::amount::NanoUsd;
     use crate::domain::properties_tests::tenant;
     use crate::domain::reconcile::Proof;
     use crate::domain::reconcile::finding::{Difference, Evidence};

@@ -77,7 +77,7 @@ pub fn advance(
         return (now, increase(reading.value), interruption(known.at, restarted));
     }
     let gap = reading.at.0.saturating_sub(known.at.0) > terms.window_micros && reading.value > known.value;
-    let amount = increase(reading.value - known.value);
+    let amount = increase(reading.value.saturating_sub(known.value));
     // What was counted since is known, but not in which of several windows.
     (now, amount, if gap { interruption(known.at, InterruptionReason::Gap) } else { None })
 }
@@ -105,7 +105,8 @@ fn period_start(epoch: &str) -> Option<u64> {
 /// Start of the window that `at` falls in.
 #[must_use]
 pub fn window_start(at: Timestamp, terms: &Terms) -> Timestamp {
-    Timestamp(at.0.div_euclid(terms.window_micros) * terms.window_micros)
+    let width = terms.window_micros.max(1);
+    Timestamp(at.0.div_euclid(width).saturating_mul(width))
 }
 
 #[cfg(test)]

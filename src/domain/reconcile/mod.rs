@@ -10,12 +10,20 @@
 //! | [`Proof::Cumulative`] | the increase of the gateway's own count of proxied successes | how many, within a tolerance |
 //! | [`Proof::Attempts`] | the limiter's attempts, which must not be fewer than the ledger's calls | that something went past the limiter |
 //!
+//! The gateway's own counts and the limiter's are compared in `cumulative` and `attempts`, within a `tolerance`; requests
+//! in `requests`, on what `join` makes of the rows, with the `evidence` of what is left over. [`schedule`] says which
+//! windows are due.
+//!
 //! A verdict is *matched*, *drift* or *unproven*. Unproven (a reset, a gap, a missing setting) is never booked as drift
 //! and never as a match. What a drift consists of are [`finding`]s: one for each cause and window, with its evidence, open
-//! until the books agree, or until a person explains or settles it. [`progress`] is how far all that has come.
+//! until the books agree, or until a person explains or settles it ([`lifecycle`]). [`progress`] is how far all that has
+//! come.
 
 mod attempts;
+pub mod class;
 mod cumulative;
+mod evidence;
+mod fail_open;
 pub mod finding;
 mod join;
 pub mod lifecycle;

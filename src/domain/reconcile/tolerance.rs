@@ -6,6 +6,7 @@
 //! there, and a small part for what never stops.
 
 use super::Terms;
+use super::requests::number;
 use crate::domain::period::Window;
 use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
 
@@ -27,21 +28,11 @@ pub(super) fn of(count: i64, window: Window, apart_micros: i64, at_edges: i64) -
     moved.max(at_edges).max(REQUESTS_MIN).saturating_add(count.max(0) / RELATIVE_PARTS)
 }
 
-/// The most calls that are seen within reach of one edge of the window.
-pub(super) fn at_edges(
-    calls: impl Iterator<Item = Timestamp>,
-    window: Window,
-    apart_micros: i64,
-    terms: &Terms,
-) -> i64 {
-    let (mut at_start, mut at_end) = (0, 0);
-    for at in calls {
-        let near = |edge: Timestamp| {
-            let distance = at.0.saturating_sub(edge.0);
-            -apart_micros <= distance && distance <= terms.skew_micros
-        };
-        at_start += i64::from(near(window.start));
-        at_end += i64::from(near(window.end));
-    }
-    at_start.max(at_end)
+/// The most of `all` that are seen within reach of one edge of the window.
+pub(super) fn at_edges(all: &[Timestamp], window: Window, apart_micros: i64, terms: &Terms) -> i64 {
+    let near = |edge: Timestamp| {
+        let reach = edge.plus_micros(-apart_micros)..=edge.plus_micros(terms.skew_micros);
+        number(all.iter().filter(|at| reach.contains(at)).count())
+    };
+    near(window.start).max(near(window.end))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::attempts::{self, Others};
 use super::cumulative::{self, Counts, Dated};
+use super::fail_open;
 use super::finding::{Cause, Found};
 use super::join::{self, Join, Surplus};
 use super::reading::{GatewayRequest, Interruption, InterruptionReason, Source};
@@ -41,7 +42,8 @@ pub struct Metered {
 #[derive(Debug, Clone, Copy)]
 pub struct Books<'a> {
     pub window: Window,
-    /// Requests that began in the window, or within `slack` of it, in any order.
+    /// Requests that were under way in the window, or within `slack` of it, in any order. One that began before that and
+    /// ended within is needed, too: its call is dated by its end.
     pub requests: &'a [GatewayRequest],
     /// Calls that occurred in the window, or within `slack` of it, in any order.
     pub calls: &'a [LedgerCall],
@@ -88,7 +90,10 @@ pub fn compare_after(earlier: &[Judged], books: &Books<'_>, terms: &Terms) -> (V
         books.interruptions.iter().filter(|one| touches(one, books.window)).cloned().collect();
     let books = &Books { requests, interruptions: &interruptions, ..*books };
     let joined = join::join(books, terms);
-    let counts_of = |calls: &[Dated<'_>], source| cumulative::counts(books, calls, source, terms);
+    let counts_of = |calls: &[Dated<'_>], source| {
+        let at: Vec<Timestamp> = calls.iter().map(|call| call.at).collect();
+        cumulative::counts(books, &at, source, terms)
+    };
     let passed_on = speaks(Source::Metrics)
         .then(|| counts_of(&cumulative::dated(books, &joined, Source::Metrics), Source::Metrics));
     let by_request = speaks(Source::AccessLog).then(|| {
@@ -96,9 +101,11 @@ pub fn compare_after(earlier: &[Judged], books: &Books<'_>, terms: &Terms) -> (V
         requests::judge(books, &joined, witness, terms)
     });
     let whole = by_request.as_ref().filter(|by_request| by_request.whole);
-    let fail_open = speaks(Source::AccessLog).then(|| requests::fail_open(books, &joined, terms)).flatten();
-    let by_count = passed_on
-        .map(|counts| cumulative::judge(books, counts, whole.map(|_| cumulative::passed_on(books, &joined)), earlier));
+    let fail_open = speaks(Source::AccessLog).then(|| fail_open::find(books, &joined, terms)).flatten();
+    let by_count = passed_on.map(|counts| {
+        let log = whole.map(|_| cumulative::counts(books, &cumulative::passed_on(&joined), Source::Metrics, terms));
+        cumulative::judge(books, counts, log, earlier)
+    });
     let by_attempt = speaks(Source::Limiter).then(|| {
         let counts = counts_of(&attempts::calls_of(books, &joined), Source::Limiter);
         let others = match (whole, &by_count) {

@@ -141,7 +141,7 @@ struct World {
     calls: Vec<LedgerCall>,
     /// Requests or calls that a finding must be about.
     truth: BTreeMap<(Timestamp, Cause), Vec<String>>,
-    /// Joined pairs per window.
+    /// Pairs that can be no other, per window.
     pairs: BTreeMap<Timestamp, usize>,
     offset: i64,
 }
@@ -156,7 +156,7 @@ impl World {
             ids.sort();
         }
         let skewed = offset.abs() > Terms::default().skew_micros;
-        let told = world.pairs.iter().filter(|(_, pairs)| skewed && **pairs >= super::requests::SKEW_PAIRS_MIN);
+        let told = world.pairs.iter().filter(|(_, pairs)| skewed && **pairs >= super::evidence::SKEW_PAIRS_MIN);
         for (window, _) in told {
             world.truth.insert((*window, Cause::ClockSkew), Vec::new());
         }
@@ -297,6 +297,8 @@ impl World {
                 self.calls.push(call);
             }
             Act::Duplicated => {
+                // Of two calls of one id, the gateway's id alone says which is its own.
+                joined = usize::from(passed_on_id);
                 self.requests.push(request);
                 self.plant(window_of_call, Cause::Duplicate, call.call_id.clone());
                 self.calls.push(LedgerCall { position: call.position + 1, ..call.clone() });

@@ -114,7 +114,7 @@ impl<R: Readings> Counters<R> {
             cursor: 0,
             consumers: HashMap::default(),
             owed: Owed::new(readings),
-            health: watch::channel(Health::unknown("not asked yet")).0,
+            health: watch::channel(Health::unknown("proof: attempts; not asked yet")).0,
             missing: Vec::new(),
         }))
     }
@@ -126,7 +126,6 @@ impl<R: Readings> Counters<R> {
 
     /// Works until asked to stop.
     pub async fn run(mut self, stopping: CancellationToken) {
-        tracing::info!("kong's limiter is polled in redis; proof: attempts");
         let mut turns = tokio::time::interval(self.every);
         turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
         while stopping.run_until_cancelled(turns.tick()).await.is_some() {
@@ -500,8 +499,11 @@ mod tests {
         Timestamp(second * MICROS_PER_SECOND)
     }
 
-    /// Passes five seconds apart; each has a run and counters with their time to live in seconds.
-    async fn passed(passes: &[(&str, &[(&str, i64, i64)])]) -> Listeners {
+    /// A run of the store, and its counters: name, value, time to live in seconds.
+    type Pass<'a> = (&'a str, &'a [(&'a str, i64, i64)]);
+
+    /// Passes five seconds apart.
+    async fn passed(passes: &[Pass<'_>]) -> Listeners {
         let listeners = listeners();
         let (mut watch, mut owed) = (Watch::new(second(BEGIN)), Owed::new(listeners.clone()));
         for (at, (run, counters)) in (0..).zip(passes) {

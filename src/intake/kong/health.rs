@@ -10,6 +10,8 @@ pub struct Health {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
+    /// Not configured.
+    Off,
     Unknown,
     Up,
     /// It can be heard, and something is missing.

@@ -90,7 +90,7 @@ impl<R: Readings> Scraper<R> {
             skew_micros: i64::try_from(skew_ms).unwrap_or(i64::MAX).saturating_mul(1_000),
             clock,
             owed: Owed::new(readings),
-            health: watch::channel(Health::unknown("not asked yet")).0,
+            health: watch::channel(Health::unknown("proof: cumulative; not asked yet")).0,
         })
     }
 
@@ -101,7 +101,6 @@ impl<R: Readings> Scraper<R> {
 
     /// Works until asked to stop.
     pub async fn run(mut self, stopping: CancellationToken) {
-        tracing::info!(nodes = self.nodes.len(), "kong's metrics are scraped; proof: cumulative");
         let mut turns = tokio::time::interval(self.every);
         turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
         while stopping.run_until_cancelled(turns.tick()).await.is_some() {

@@ -43,7 +43,7 @@ pub fn unique() -> String {
 
 /// A fresh id, as a server draws it.
 pub fn uuid() -> String {
-    uuid::Uuid::now_v7().to_string()
+    platform_api::clock::new_id().to_string()
 }
 
 /// A port nobody listens on, below the range the system gives to outgoing connections, so that it stays free while a
