@@ -365,6 +365,7 @@ mod tests {
     /// The framework describes and serde writes; each example proves that they mean the same names.
     #[test]
     fn examples_read_as_they_are_written() {
+        use super::super::settlement;
         use poem_openapi::types::{Example, ToJSON};
         fn check<T: Example + ToJSON + serde::Serialize>() {
             let (described, written) = (T::example().to_json().unwrap(), serde_json::to_value(T::example()).unwrap());
@@ -377,8 +378,8 @@ mod tests {
         check::<api_keys::ApiKeyCreated>();
         check::<quotas::ReplaceQuotas>();
         check::<quotas::QuotaList>();
-        check::<reconciliation::TreatFindingBody>();
-        check::<reconciliation::SettleFinding>();
+        check::<settlement::TreatFindingBody>();
+        check::<settlement::SettleFinding>();
         check::<reconciliation::FindingView>();
         check::<reconciliation::ReconciliationView>();
         check::<ingestion::Recorded>();

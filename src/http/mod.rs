@@ -35,6 +35,7 @@ mod reconciliation;
 mod reply;
 mod request;
 mod server;
+mod settlement;
 mod tenants;
 mod usage;
 mod view;
