@@ -1,4 +1,4 @@
-//! The commands that work on databases and end: `migrate` and `audit verify`.
+//! The commands that work on databases or a Kong and end: `migrate`, `audit verify`, `kong check` and `kong render`.
 
 use std::process::ExitCode;
 
@@ -7,6 +7,10 @@ use anyhow::Context;
 use crate::config::Config;
 use crate::domain::ids::TenantId;
 use crate::domain::report::ChainReport;
+use crate::domain::tenant::Tenant;
+use crate::outlet::kong;
+use crate::outlet::kong::admin::Admin;
+use crate::outlet::kong::check::{self, Finding, Severity};
 use crate::store::database::Store;
 use crate::store::{audit, catalogue};
 
@@ -55,4 +59,68 @@ fn tell(chain: &str, report: &ChainReport) -> bool {
         Some(broken) => println!("{chain}: BROKEN at record {}: {}", broken.seq, broken.reason),
     }
     report.broken.is_some()
+}
+
+/// The status of a check that could not be made.
+const NOT_CHECKED: u8 = 2;
+
+/// Looks into a Kong and names what makes our guarantees void.
+///
+/// # Errors
+/// None: a Kong that cannot be asked is an exit code of 2, a finding one of 1.
+pub async fn check_kong(
+    config: Config,
+    admin_url: Option<String>,
+    logs_url: Option<String>,
+    as_json: bool,
+) -> anyhow::Result<ExitCode> {
+    let observed = match admin_url.or(config.kong.admin_url) {
+        None => Err(anyhow::anyhow!("no Admin API is named: --admin-url or kong.admin_url")),
+        Some(url) => observe(&url, config.kong.admin_token).await,
+    };
+    let observed = match observed {
+        Ok(observed) => observed,
+        Err(error) => {
+            eprintln!("platform-api: {error:#}");
+            return Ok(ExitCode::from(NOT_CHECKED));
+        }
+    };
+    let findings = check::judge(&observed, logs_url.as_deref());
+    if as_json {
+        let document = serde_json::json!({ "version": observed.version, "findings": findings });
+        println!("{}", serde_json::to_string_pretty(&document)?);
+    } else {
+        println!("Kong {}, {} plugins, {} consumers", observed.version, observed.plugins.len(), observed.consumers);
+        findings.iter().for_each(tell_finding);
+        if findings.is_empty() {
+            println!("nothing makes a guarantee void");
+        }
+    }
+    let void = findings.iter().any(|finding| finding.severity == Severity::Void);
+    Ok(if void { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+async fn observe(url: &str, token: Option<secrecy::SecretString>) -> anyhow::Result<check::Observed> {
+    let admin = Admin::at(url, token).map_err(anyhow::Error::msg)?;
+    Ok(kong::observe(&admin).await?)
+}
+
+fn tell_finding(finding: &Finding) {
+    let word = if finding.severity == Severity::Void { "VOID   " } else { "warning" };
+    let place = if finding.place.is_empty() { String::new() } else { format!(" in {}", finding.place) };
+    println!("{word} {}{place}: {}", finding.code, finding.message);
+}
+
+/// Prints what a Kong without a database should be given.
+///
+/// # Errors
+/// When the catalogue or the base file cannot be read.
+pub async fn render_kong(config: Config) -> anyhow::Result<()> {
+    let store = Store::inspect(&config.store).await.context("opening the store")?;
+    let mut control = store.control_reader().await.context("reading the control database")?;
+    let (rows, _) = catalogue::load(&mut control).await?;
+    let mut tenants: Vec<Tenant> = rows.into_iter().map(|row| row.tenant).collect();
+    tenants.sort_by_key(|tenant| tenant.id);
+    println!("{}", kong::rendered(&config.kong, &tenants).await?);
+    Ok(())
 }

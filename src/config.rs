@@ -3,11 +3,26 @@
 //! Environment overrides are `PLATFORM_API__<SECTION>__<KEY>`, as in `PLATFORM_API__HTTP__LISTEN=0.0.0.0:8082`.
 //! Secrets are [`SecretString`]: no Debug or error output shows them.
 
+mod envoy;
+mod gateway;
+mod kong_admin;
+mod nats;
+mod routes;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+
+pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
+pub use gateway::{Gateway, Kong, KongNode, LimitBy};
+pub use kong_admin::{KongAdmin, KongMode};
+pub use nats::Nats;
+pub use routes::{QuietHours, Route};
+
+use crate::domain::reconcile::Terms;
+use crate::domain::time::MICROS_PER_DAY;
 
 /// Everything, with defaults that run on the embedded database with nothing installed.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -20,7 +35,11 @@ pub struct Config {
     pub nats: Nats,
     pub redis: Redis,
     pub auth: Auth,
+    pub envoy: Envoy,
+    pub kong: KongAdmin,
     pub notify: Notify,
+    pub reconcile: Reconcile,
+    pub gateway: Gateway,
     pub telemetry: Telemetry,
 }
 
@@ -43,6 +62,8 @@ pub struct Http {
     pub events_body_bytes_max: usize,
     /// Longest body of `POST /v1/usage/litellm`, whose sender cannot split.
     pub litellm_body_bytes_max: usize,
+    /// Longest body of a gateway's log.
+    pub gateway_log_body_bytes_max: usize,
     /// How long a gateway may use a decision before it should ask again.
     pub decision_refresh_ms: u64,
     /// How long a gateway may use a decision when we do not answer.
@@ -60,6 +81,7 @@ impl Default for Http {
             body_bytes_max: 256 * 1024,
             events_body_bytes_max: 16 * 1024 * 1024,
             litellm_body_bytes_max: 64 * 1024 * 1024,
+            gateway_log_body_bytes_max: 16 * 1024 * 1024,
             decision_refresh_ms: 1_000,
             decision_valid_ms: 5_000,
         }
@@ -153,49 +175,6 @@ impl Default for Intake {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Nats {
-    /// `nats://…`; NATS is off without it.
-    pub url: Option<SecretString>,
-    pub stream: String,
-    pub consumer: String,
-    /// Where usage events arrive; `<subject>.<tenantId>` too.
-    pub subject: String,
-    /// Where alerts are published, and the stream that keeps them.
-    pub alert_subject: String,
-    pub alert_stream: String,
-    /// Messages of one pull.
-    pub pull_messages: usize,
-    /// Events read and not yet counted, for the whole node, and their bytes.
-    pub in_flight_events: usize,
-    pub in_flight_bytes: usize,
-    /// Messages delivered and not yet acknowledged: those in flight, and those that wait for an older one.
-    pub ack_pending_max: usize,
-    pub ack_wait_ms: u64,
-    /// Events that their tenant cannot take for this long are parked in quarantine until it can.
-    pub park_after_ms: u64,
-}
-
-impl Default for Nats {
-    fn default() -> Nats {
-        Nats {
-            url: None,
-            stream: "USAGE".into(),
-            consumer: "platform-api".into(),
-            subject: "quota.updated".into(),
-            alert_subject: "quota.alert".into(),
-            alert_stream: "QUOTA_ALERTS".into(),
-            pull_messages: 2_000,
-            in_flight_events: 32_000,
-            in_flight_bytes: 64 * 1024 * 1024,
-            ack_pending_max: 200_000,
-            ack_wait_ms: 30_000,
-            park_after_ms: 10_000,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub struct Redis {
     /// `redis://…`; the mirror is off without it.
     pub url: Option<SecretString>,
@@ -277,6 +256,8 @@ fn roles_claim() -> String {
 #[serde(deny_unknown_fields, default)]
 pub struct Notify {
     pub channels: Vec<Channel>,
+    /// Which alerts go to which of them; all to all when there is none.
+    pub routes: Vec<Route>,
     /// Base of links in messages, as `https://platform.example.com`.
     pub public_url: Option<String>,
 }
@@ -316,6 +297,19 @@ pub enum Channel {
         #[serde(default)]
         allow_private_addresses: bool,
     },
+    /// Mail over SMTP, by way of a relay.
+    Email {
+        name: String,
+        host: String,
+        /// 587, 465 with `tls = "implicit"`, 25 with `tls = "none"` when absent.
+        port: Option<u16>,
+        #[serde(default)]
+        tls: EmailTls,
+        user: Option<String>,
+        password: Option<SecretString>,
+        from: String,
+        to: Vec<String>,
+    },
     /// A Slack incoming webhook.
     Slack {
         name: String,
@@ -324,6 +318,19 @@ pub enum Channel {
         #[serde(default)]
         allow_private_addresses: bool,
     },
+}
+
+/// How a mail relay is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EmailTls {
+    /// Begins in the clear, and goes on only after STARTTLS.
+    #[default]
+    Starttls,
+    /// TLS from the first byte.
+    Implicit,
+    /// In the clear, for a relay on this machine.
+    None,
 }
 
 fn repeat_ms() -> u64 {
@@ -338,7 +345,58 @@ impl Channel {
             | Channel::Webhook { name, .. }
             | Channel::Nats { name }
             | Channel::PagerDuty { name, .. }
+            | Channel::Email { name, .. }
             | Channel::Slack { name, .. } => name,
+        }
+    }
+}
+
+/// How the ledger is compared with what a gateway says.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reconcile {
+    /// Width of a window: whole minutes that divide an hour.
+    pub window_ms: u64,
+    /// A window is judged this long after it ended: the longest request, the gateway's log queue, and the event's way here.
+    pub settle_ms: u64,
+    /// How far apart the gateway and the ledger may date the same request.
+    pub slack_ms: u64,
+    /// Time between two looks at a meter.
+    pub poll_ms: u64,
+    /// How far the gateway's clock may be from ours before it is told.
+    pub skew_ms: u64,
+    /// Consecutive windows in which a cause must be found before it alerts.
+    pub persistence: usize,
+    /// How long a gateway's requests, meters and verdicts are kept.
+    pub keep_days: u32,
+}
+
+impl Default for Reconcile {
+    fn default() -> Reconcile {
+        Reconcile {
+            window_ms: 300_000,
+            settle_ms: 180_000,
+            slack_ms: 120_000,
+            poll_ms: 15_000,
+            skew_ms: 2_000,
+            persistence: 2,
+            keep_days: 35,
+        }
+    }
+}
+
+impl Reconcile {
+    #[must_use]
+    pub fn terms(&self) -> Terms {
+        let micros = |millis: u64| i64::try_from(millis).unwrap_or(i64::MAX).saturating_mul(1_000);
+        Terms {
+            window_micros: micros(self.window_ms),
+            settle_micros: micros(self.settle_ms),
+            slack_micros: micros(self.slack_ms),
+            poll_micros: micros(self.poll_ms),
+            skew_micros: micros(self.skew_ms),
+            persistence: self.persistence,
+            keep_micros: i64::from(self.keep_days) * MICROS_PER_DAY,
         }
     }
 }
@@ -452,6 +510,21 @@ impl Config {
         );
         check(self.nats.in_flight_events > 0, "nats.in_flight_events: must be above zero");
         check(self.nats.in_flight_bytes > 0, "nats.in_flight_bytes: must be above zero");
+        let minutes = self.reconcile.window_ms / 60_000;
+        check(
+            minutes > 0 && 60 % minutes == 0 && self.reconcile.window_ms.is_multiple_of(60_000),
+            "reconcile.window_ms: must be whole minutes that divide an hour",
+        );
+        let day = 86_400_000;
+        check(
+            [self.reconcile.settle_ms, self.reconcile.slack_ms, self.reconcile.poll_ms, self.reconcile.skew_ms]
+                .iter()
+                .all(|setting| *setting <= day),
+            "reconcile: settle_ms, slack_ms, poll_ms and skew_ms must not be above a day",
+        );
+        check((1..=1_000).contains(&self.reconcile.persistence), "reconcile.persistence: must be from 1 to 1000");
+        check((1..=3_650).contains(&self.reconcile.keep_days), "reconcile.keep_days: must be from 1 to 3650");
+        self.gateway.kong.check(&mut check);
         check(self.redis.ttl_ms >= 1_000, "redis.ttl_ms: must be at least 1000");
         check(
             ["auto", "json", "text"].contains(&self.telemetry.log_format.as_str()),
@@ -502,6 +575,9 @@ impl Config {
                 check(self.nats.url.is_some(), &format!("notify.channels[{at}]: needs nats.url"));
             }
         }
+        problems.extend(self.notify.route_problems());
+        problems.extend(self.envoy.problems());
+        problems.extend(self.kong.problems());
         if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }
     }
 

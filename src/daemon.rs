@@ -5,6 +5,7 @@
 //! to note it), the tenants commit what is waiting and leave, telemetry flushes. One deadline holds for the whole.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -19,8 +20,13 @@ use crate::access::{Gate, Pepper};
 use crate::clock::Clock;
 use crate::config::{Config, millis};
 use crate::directory::{self, Settings, handle::Handle as Directory};
+use crate::envoy;
 use crate::fault;
-use crate::http::{self, Api, Dependency, Health, State};
+use crate::http::{self, Api, Dependency, Health, KongDoor, Rooms, State};
+use crate::intake::kong::counters::Counters;
+use crate::intake::kong::health::{Health as SourceHealth, Standing};
+use crate::intake::kong::log_receiver::LogReceiver;
+use crate::intake::kong::scraper::Scraper;
 use crate::intake::record::Recorder;
 use crate::intake::replayer::Replayer;
 use crate::intake::usage_stream::{StreamHealth, UsageStream};
@@ -69,8 +75,11 @@ pub struct Daemon {
     directory: Directory,
     outlets: Outlets,
     stream: Option<Task>,
+    sources: Vec<Task>,
     replayer: Task,
     doors: Task,
+    /// The gRPC door, if it is configured.
+    envoy: Option<Task>,
     telemetry: Telemetry,
 }
 
@@ -106,15 +115,26 @@ impl Daemon {
         let (replayer, parked) = start_replayer(&recorder);
         let (leaving, stopping) = watch::channel(false);
         let mut dependencies = vec![
-            Dependency { name: "database".into(), required: true, state: watch_database(directory.clone()) },
-            Dependency { name: "nats".into(), required: false, state: stream_health },
-            Dependency { name: "parked-usage".into(), required: false, state: parked },
+            Dependency {
+                name: "database".into(),
+                required: true,
+                state: watch_database(directory.clone()),
+                detail: None,
+            },
+            Dependency { name: "nats".into(), required: false, state: stream_health, detail: None },
+            Dependency { name: "parked-usage".into(), required: false, state: parked, detail: None },
         ];
         dependencies.extend(outlets.health.iter().map(|outlet| Dependency {
             name: outlet.name.clone(),
             required: false,
             state: relay(outlet.state.clone(), outlet_state),
+            detail: None,
         }));
+        let (sources, source_health) = open_sources(&config, &directory, &clock)?;
+        dependencies.extend(source_health);
+        let kong = &config.gateway.kong;
+        let receiver = LogReceiver::new(directory.clone(), millis(config.intake.litellm_patience_ms));
+        let kong = KongDoor::new(kong, receiver);
 
         let listener = TcpListener::bind(&config.http.listen)
             .await
@@ -122,7 +142,10 @@ impl Daemon {
         let address = listener.local_addr()?;
         let patience = millis(config.telemetry.shutdown_ms);
         let health = Health { dependencies, stopping };
-        let api = Api::new(directory.clone(), gate, recorder, clock, config.http.clone(), health, telemetry.metrics());
+        let envoy = open_envoy(&config, &directory, &clock, answering, patience / STEPS).await?;
+        let kong_sync = outlets.kong.clone();
+        let rooms = Rooms { directory: directory.clone(), gate, recorder, kong, kong_sync };
+        let api = Api::new(rooms, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
         let (answering, stopped) = (answering.to_vec(), stop.clone());
         let handle = tokio::spawn(async move {
@@ -131,7 +154,19 @@ impl Daemon {
             }
         });
         let doors = Task { stop, handle };
-        Ok(Daemon { address, patience, leaving, directory, outlets, stream, replayer, doors, telemetry })
+        Ok(Daemon {
+            address,
+            patience,
+            leaving,
+            directory,
+            outlets,
+            stream,
+            sources,
+            replayer,
+            doors,
+            envoy,
+            telemetry,
+        })
     }
 
     /// Where HTTP is served.
@@ -150,9 +185,15 @@ impl Daemon {
                 stream.end(step, "the usage stream").await;
             }
         };
-        tokio::join!(stream, self.replayer.end(step, "the replayer"));
+        let sources = self.sources.into_iter().map(|source| source.end(step, "a source of the gateway's"));
+        tokio::join!(stream, self.replayer.end(step, "the replayer"), futures_util::future::join_all(sources));
         fault::point("drain.stream");
-        self.doors.end(step, "the HTTP door").await;
+        let envoy = async {
+            if let Some(envoy) = self.envoy {
+                envoy.end(step, "the gRPC door").await;
+            }
+        };
+        tokio::join!(self.doors.end(step, "the HTTP door"), envoy);
         fault::point("drain.doors");
         self.outlets.stop(step).await;
         fault::point("drain.outlets");
@@ -178,8 +219,27 @@ fn settings(config: &Config) -> Settings {
     Settings {
         tenants: config.tenants.clone(),
         retention_micros: config.retention_micros(),
-        channels: config.notify.channels.iter().map(|channel| channel.name().to_owned()).collect(),
+        routing: Arc::new(config.notify.routing()),
+        reconcile: config.reconcile.terms(),
     }
+}
+
+/// The gRPC door, if it is configured.
+async fn open_envoy(
+    config: &Config,
+    directory: &Directory,
+    clock: &Clock,
+    answering: &[Handle],
+    drain: Duration,
+) -> anyhow::Result<Option<Task>> {
+    let Some(listen) = &config.envoy.listen else { return Ok(None) };
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+    tracing::info!(address = %listener.local_addr()?, "answering Envoy");
+    let service = envoy::Service::new(directory.clone(), clock.clone(), config.envoy.clone());
+    let stop = CancellationToken::new();
+    let (answering, stopped) = (answering.to_vec(), stop.clone());
+    let handle = tokio::spawn(async move { envoy::serve(service, listener, &answering, stopped, drain).await });
+    Ok(Some(Task { stop, handle }))
 }
 
 /// The usage stream, if NATS is configured, and how it is.
@@ -195,6 +255,58 @@ fn open_stream(config: &Config, recorder: &Recorder, clock: &Clock) -> (Option<T
     let stop = CancellationToken::new();
     let handle = tokio::spawn(stream.run(stop.clone()));
     (Some(Task { stop, handle }), health)
+}
+
+/// What is read of the gateway, as far as it is configured, and how each source is.
+fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow::Result<(Vec<Task>, Vec<Dependency>)> {
+    let kong = &config.gateway.kong;
+    let (mut tasks, mut dependencies) = (Vec::new(), Vec::new());
+    let mut source = |name: &str, health: watch::Receiver<SourceHealth>| {
+        tracing::info!(source = name, detail = health.borrow().detail, "a source of the gateway's");
+        let detail = Some(relay(health.clone(), |health| health.detail.clone()));
+        let state = relay(health, source_state);
+        dependencies.push(Dependency { name: name.into(), required: false, state, detail });
+    };
+    let mut start = |stop: CancellationToken, handle| tasks.push(Task { stop, handle });
+    let counters = Counters::open(kong, clock.clone(), directory.clone()).map_err(anyhow::Error::msg)?;
+    if let Some(counters) = counters {
+        source("kong-limiter", counters.health());
+        let stop = CancellationToken::new();
+        start(stop.clone(), tokio::spawn(counters.run(stop)));
+    } else {
+        source("kong-limiter", off("proof: none, would be attempts; missing: gateway.kong.redis_url"));
+    }
+    if kong.nodes.is_empty() {
+        source("kong-metrics", off("proof: none, would be cumulative; missing: gateway.kong.nodes"));
+    } else {
+        let scraper = Scraper::new(kong, config.reconcile.skew_ms, clock.clone(), directory.clone());
+        let scraper = scraper.context("making a client for kong's metrics")?;
+        source("kong-metrics", scraper.health());
+        let stop = CancellationToken::new();
+        start(stop.clone(), tokio::spawn(scraper.run(stop)));
+    }
+    if kong.log_token.is_some() {
+        let detail = format!("proof: requests, as http-log posts them with {}", kong.log_token_header);
+        source("kong-log", watch::channel(SourceHealth { standing: Standing::Up, detail }).1);
+    } else {
+        source("kong-log", off("proof: requests, with a reporter's key; missing: gateway.kong.log_token"));
+    }
+    Ok((tasks, dependencies))
+}
+
+/// A source that is not configured.
+fn off(detail: &str) -> watch::Receiver<SourceHealth> {
+    watch::channel(SourceHealth { standing: Standing::Off, detail: detail.into() }).1
+}
+
+fn source_state(health: &SourceHealth) -> State {
+    match health.standing {
+        Standing::Off => State::Off,
+        Standing::Unknown => State::Unknown,
+        Standing::Up => State::Up,
+        Standing::Degraded => State::Degraded,
+        Standing::Down => State::Down,
+    }
 }
 
 /// Brings parked events back; degraded while some are waiting.
@@ -226,7 +338,11 @@ fn watch_database(directory: Directory) -> watch::Receiver<State> {
 }
 
 /// A room's own view of its dependency, in the words of the health report.
-fn relay<T: Send + Sync + 'static>(mut from: watch::Receiver<T>, word: fn(&T) -> State) -> watch::Receiver<State> {
+fn relay<T, W>(mut from: watch::Receiver<T>, word: fn(&T) -> W) -> watch::Receiver<W>
+where
+    T: Send + Sync + 'static,
+    W: Send + Sync + 'static,
+{
     let (sender, receiver) = watch::channel(word(&from.borrow()));
     tokio::spawn(async move {
         while from.changed().await.is_ok() {

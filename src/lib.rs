@@ -2,8 +2,9 @@
 //!
 //! Five floors; traffic only goes down, and a test reads the imports:
 //!
-//! 1. **Doors**: [`http`] (requests, behind the lock of [`access`]), [`intake`] (usage events, over NATS and HTTP),
-//!    [`outlet`] (alerts and mirrored standings, only after a commit).
+//! 1. **Doors**: [`http`] (requests, behind the lock of [`access`]), [`envoy`] (a gateway's questions over gRPC),
+//!    [`intake`] (usage events, over NATS and HTTP), [`outlet`] (alerts, mirrored standings and Kong's consumers, only after
+//!    a commit).
 //! 2. [`directory`]: who is home. Finds a tenant, opens, restarts, rests and drains it; keeps the catalogue.
 //! 3. [`tenant`]: one pair of actors per tenant. The keeper answers from memory and never awaits IO; the writer runs one
 //!    transaction at a time.
@@ -25,6 +26,7 @@ pub mod daemon;
 pub mod demo;
 pub mod directory;
 pub mod domain;
+pub mod envoy;
 pub mod fault;
 pub mod http;
 pub mod intake;

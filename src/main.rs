@@ -40,6 +40,11 @@ enum Command {
         #[command(subcommand)]
         command: Audit,
     },
+    /// Look into a Kong, or print what it should be told.
+    Kong {
+        #[command(subcommand)]
+        command: Kong,
+    },
     /// Print the OpenAPI document.
     Openapi,
     /// Read and validate the configuration, naming every problem.
@@ -56,6 +61,27 @@ enum Audit {
         #[arg(long)]
         tenant: Option<String>,
     },
+}
+
+#[derive(Subcommand)]
+enum Kong {
+    /// Name whatever in this Kong makes a guarantee void: ends with status 0 when nothing does, 1 when something does, 2
+    /// when Kong cannot be asked.
+    Check {
+        #[command(flatten)]
+        configured: Configured,
+        /// Base URL of the Admin API; `kong.admin_url` when absent.
+        #[arg(long, value_name = "URL")]
+        admin_url: Option<String>,
+        /// Where http-log has to send to, exactly; any address that ends in /v1/gateway/kong/logs when absent.
+        #[arg(long, value_name = "URL")]
+        logs_url: Option<String>,
+        /// Print findings as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the declarative document, in JSON, for a Kong without a database: `kong.base_file` with the tenants added.
+    Render(Configured),
 }
 
 #[derive(clap::Args)]
@@ -110,6 +136,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Migrate(configured) => {
             let config = configured.load()?;
             threads.run(command::migrate(config))??;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Kong { command: Kong::Check { configured, admin_url, logs_url, json } } => {
+            let config = configured.load()?;
+            threads.run(command::check_kong(config, admin_url, logs_url, json))?
+        }
+        Command::Kong { command: Kong::Render(configured) } => {
+            let config = configured.load()?;
+            threads.run(command::render_kong(config))??;
             Ok(ExitCode::SUCCESS)
         }
         Command::Audit { command: Audit::Verify { configured, tenant } } => {

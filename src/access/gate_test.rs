@@ -38,7 +38,8 @@ impl House {
         let rules = crate::directory::Settings {
             tenants: config::Tenants::default(),
             retention_micros: config::Config::default().retention_micros(),
-            channels: Vec::new(),
+            routing: std::sync::Arc::default(),
+            reconcile: crate::domain::reconcile::Terms::default(),
         };
         let (hints, _) = mpsc::channel(1);
         let clock = Clock::system();

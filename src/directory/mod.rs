@@ -27,6 +27,8 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::config;
 use crate::domain::ids::TenantId;
+use crate::domain::reconcile::Terms;
+use crate::domain::routing::Routing;
 use crate::store::StoreError;
 use crate::store::database::Store;
 
@@ -35,8 +37,10 @@ use crate::store::database::Store;
 pub struct Settings {
     pub tenants: config::Tenants,
     pub retention_micros: i64,
-    /// Names of the channels that alerts are owed to.
-    pub channels: Vec<String>,
+    /// Which channels alerts are owed to.
+    pub routing: Arc<Routing>,
+    /// How tenants' books are compared with a gateway's.
+    pub reconcile: Terms,
 }
 
 /// Opens the directory: loads the catalogue, finishes what a crash left unfinished, and wakes the tenants that were

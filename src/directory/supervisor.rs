@@ -16,18 +16,19 @@ use super::slot::{Backoff, Slot};
 use crate::clock::{self, Clock};
 use crate::domain::chain::Head;
 use crate::domain::ids::TenantId;
+use crate::domain::reconcile::Proof;
 use crate::domain::time::Timestamp;
 use crate::store::database::Store;
 use crate::store::load::{self, Opening};
 use crate::store::{StoreError, notice};
 use crate::tenant::handle::{Bounds, Handle as Home};
 use crate::tenant::keeper::{self, Keeper};
-use crate::tenant::message::{Life, Message as TenantMessage};
+use crate::tenant::message::{Life, Message as TenantMessage, Reconciliation};
 use crate::tenant::pulse::Pulse;
 
 /// How often slots and open tenants are looked over.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
-/// The clock has been set back when it shows this much less than at the last sweep.
+/// On-call hears of a clock that shows this much less than at the last sweep.
 const SET_BACK_MICROS: i64 = 60_000_000;
 /// Sweeps between two notes of how long each chain is.
 const SWEEPS_PER_NOTE: u32 = 120;
@@ -115,6 +116,8 @@ pub(super) struct State {
     sweeps: u32,
     swept_at: Timestamp,
     noted: HashMap<TenantId, Head>,
+    /// Tenants that rest, and when their books are due to be compared.
+    unsettled: HashMap<TenantId, Timestamp>,
 }
 
 impl Actor for Supervisor {
@@ -135,6 +138,7 @@ impl Actor for Supervisor {
             sweeps: 0,
             swept_at: Timestamp(0),
             noted: HashMap::new(),
+            unsettled: HashMap::new(),
         })
     }
 
@@ -274,6 +278,7 @@ impl State {
                     self.slots.get(&tenant).map_or(Slot::Open { since: now, failures: 0 }, |slot| slot.opened(now));
                 self.slots.insert(tenant, slot);
                 self.tenants.insert(home.actor().get_id(), tenant);
+                self.unsettled.remove(&tenant);
                 self.note(&home, true);
                 self.birth.homes.put(home.clone());
                 self.answer(tenant, &Ok(home.clone()));
@@ -295,8 +300,11 @@ impl State {
         let mut owes = false;
         if let Some(home) = self.birth.homes.remove(tenant) {
             // The outlets must hear of what it owes and what fires, even after a restart: wake it then.
+            let books = home.pulse().books();
             owes = home.pulse().owed() > 0;
-            self.note(&home, owes || !home.pulse().books().firing.is_empty());
+            let unsettled = books.comparison.next(books.latest_event_at);
+            self.unsettled.extend(unsettled.map(|at| (tenant, at)));
+            self.note(&home, owes || unsettled.is_some() || !books.firing.is_empty());
         }
         self.slots.remove(&tenant);
         self.noted.remove(&tenant);
@@ -364,10 +372,8 @@ impl State {
         let now = self.birth.clock.now();
         self.sweeps = self.sweeps.wrapping_add(1);
         let homes = self.birth.homes.all();
-        // Books forget the counters of periods that are over; if they are not over after all, they are read anew.
         if now.0 < self.swept_at.0 - SET_BACK_MICROS {
-            tracing::warn!(before = %self.swept_at, %now, "the clock was set back: every tenant is opened anew");
-            drain_all(homes.clone());
+            tracing::warn!(before = %self.swept_at, %now, "the clock was set back: tenants read what runs again");
         }
         self.swept_at = now;
         for home in &homes {
@@ -378,6 +384,12 @@ impl State {
             for home in grown.cloned().collect::<Vec<_>>() {
                 self.note(&home, true);
             }
+        }
+        let unsettled: Vec<TenantId> =
+            self.unsettled.iter().filter(|(_, at)| **at <= now).map(|(tenant, _)| *tenant).collect();
+        for tenant in unsettled {
+            self.unsettled.remove(&tenant);
+            self.find(tenant, None);
         }
         let backoff = self.backoff();
         let due: Vec<(TenantId, u32)> = self
@@ -395,8 +407,12 @@ impl State {
 
     fn look_over(&self, home: &Home, now: Timestamp) {
         let pulse = home.pulse();
-        if pulse.books().next_roll().is_some_and(|at| at <= now) {
+        if pulse.books().needs_roll(now) {
             let _ = home.actor().cast(TenantMessage::Life(Life::Roll { now }));
+        }
+        let books = pulse.books();
+        if books.comparison.next(books.latest_event_at).is_some_and(|at| at <= now) {
+            let _ = home.actor().cast(TenantMessage::Reconciliation(Reconciliation::Tick { now }));
         }
         let idle_micros = i64::try_from(self.birth.settings.tenants.idle_ms).unwrap_or(i64::MAX / 1_000) * 1_000;
         if now.0 - pulse.heard_at().0 >= idle_micros && pulse.owed() == 0 && pulse.waiting_events() == 0 {
@@ -404,7 +420,26 @@ impl State {
         }
     }
 
+    /// How long nothing has been proven, for each proof, in the tenant of the open ones where that is longest.
+    fn publish_proofs(homes: &[Home], now: Timestamp) {
+        for proof in Proof::ALL {
+            let age = |home: &Home| {
+                let books = home.pulse().books();
+                let progress = books.comparison.progress?;
+                let proven = progress.proven(proof)?;
+                // While nothing happens there is nothing to prove.
+                let until =
+                    if books.comparison.next(books.latest_event_at).is_some() { now } else { progress.settled_until };
+                Some((until.0 - proven.0).max(0))
+            };
+            let oldest = homes.iter().filter_map(age).max().unwrap_or(0);
+            metrics::gauge!("platform_api_reconcile_proof_age_seconds", "proof" => proof.name())
+                .set(oldest as f64 / 1e6);
+        }
+    }
+
     fn publish(&self, homes: &[Home], now: Timestamp) {
+        Self::publish_proofs(homes, now);
         let count = |wanted: fn(&Slot) -> bool| self.slots.values().filter(|slot| wanted(slot)).count();
         let census = Census {
             registered: self.birth.index.count(),
@@ -471,7 +506,8 @@ async fn open(birth: &Birth, tenant: TenantId, supervisor: &ActorRef<Message>) -
     let opening = Opening {
         tenant,
         retention_micros: settings.retention_micros,
-        channels: settings.channels.clone(),
+        routing: settings.routing.clone(),
+        reconcile: settings.reconcile,
         now,
         salt_seed: clock::random_bytes(),
         witnessed: birth.index.head(tenant),

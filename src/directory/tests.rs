@@ -15,6 +15,7 @@ use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Enforcement, Metric, Quota, Scope, Verdict};
 use crate::domain::report::ChainQuery;
 use crate::domain::request::{Answer, Idempotency, Request};
+use crate::domain::routing::Routing;
 use crate::domain::tenant::{ExternalId, Lifecycle, Role};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Amounts, Flags, Kind, Outcome, Refusal, Status, Subject, UsageEvent};
@@ -54,7 +55,8 @@ impl Node {
         let settings = Settings {
             tenants,
             retention_micros: 400 * crate::domain::time::MICROS_PER_DAY,
-            channels: vec!["test".into()],
+            routing: Arc::new(Routing::all(vec!["test".into()])),
+            reconcile: crate::domain::reconcile::Terms::default(),
         };
         let (hints, mut committed) = mpsc::channel(16);
         tokio::spawn(async move { while committed.recv().await.is_some() {} });

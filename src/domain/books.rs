@@ -6,18 +6,24 @@
 //! always equals the sum over the ledger (invariant L1): what is not in memory is read, and what was never counted is
 //! recounted, before it is used.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod alerts;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use jiff::tz::TimeZone;
 
 use super::chain::{self, Entry, EntryOutcome, Head, Record};
-use super::ids::{QuotaId, TenantId};
-use super::notice::{Alert, Attempt, Delivery, Event};
+use super::grouping::{ByScope, Windows, group, starts_and_subjects};
+use super::ids::{AlertId, QuotaId, TenantId};
+use super::notice::{Alert, AlertSubject, Attempt, Delivery, Event, Firing, QuotaThreshold};
 use super::period::{self, PeriodKind, Window};
 use super::quota::{self, Decision, Quota, Standing};
+use super::reconcile::progress::{Comparison, GatewayRows};
+use super::routing::{Reached, Routing, Told};
 use super::time::{CLOCK_STEP_MICROS, MICROS_PER_MINUTE, Timestamp};
-use super::usage::{Amounts, BodyHash, EventKey, FUTURE_TOLERANCE_MICROS, Refusal, Subject, Totals, UsageEvent};
+use super::usage::{Amounts, BodyHash, EventKey, FUTURE_TOLERANCE_MICROS, Kind, Refusal, Subject, Totals, UsageEvent};
 
 /// How long a counter stays in memory after its period ended, for events that come a little late.
 const COUNTER_KEPT_MICROS: i64 = 10 * MICROS_PER_MINUTE;
@@ -68,12 +74,17 @@ pub struct Books {
     pub time_zone: TimeZone,
     /// Events that occurred longer ago than this are refused.
     pub retention_micros: i64,
-    /// Channels that every alert is owed to, by configured name.
-    pub channels: Vec<String>,
+    /// Which channels an alert is owed to.
+    pub routing: Arc<Routing>,
     pub quotas: Vec<Quota>,
     pub counters: HashMap<CounterKey, Counter>,
+    /// In periods that end after this stretch begins and begin before it ends, a quota without a counter has used nothing.
+    /// In others a counter that is not in memory is unknown: it was forgotten, or never read.
+    pub known: Window,
     /// Alerts that have not been resolved.
     pub firing: Vec<Alert>,
+    /// Of each of those, the channels it was owed to.
+    pub told: HashMap<AlertId, Vec<Told>>,
     /// Sums over the whole ledger.
     pub lifetime: Totals,
     /// No event of the ledger occurred later.
@@ -81,6 +92,8 @@ pub struct Books {
     /// The ledger position the next event gets.
     pub next_position: i64,
     pub head: Head,
+    /// How far these books are compared with a gateway's.
+    pub comparison: Comparison,
 }
 
 /// What has to be read before [`Posting::usage`] or [`Posting::replace_quotas`] may go on.
@@ -109,14 +122,17 @@ impl Books {
             version: 0,
             time_zone,
             retention_micros,
-            channels: Vec::new(),
+            routing: Arc::default(),
             quotas: Vec::new(),
             counters: HashMap::new(),
+            known: Window::NEVER,
             firing: Vec::new(),
+            told: HashMap::new(),
             lifetime: Totals::default(),
             latest_event_at: Timestamp(0),
             next_position: 1,
             head: Head::EMPTY,
+            comparison: Comparison::default(),
         }
     }
 
@@ -137,13 +153,15 @@ impl Books {
         Ok(with_it)
     }
 
-    /// How every quota stands at `now`, in the order the tenant gave them.
+    /// How every quota stands at `now`, in the order the tenant gave them. True when the books
+    /// [know what runs](Books::knows_running) then.
     #[must_use]
     pub fn standings(&self, now: Timestamp) -> Vec<Standing> {
         self.quotas.iter().map(|quota| self.standing(quota, now)).collect()
     }
 
-    /// What a gateway should do with a request attributed to `subject`.
+    /// What a gateway should do with a request attributed to `subject`. True when the books
+    /// [know what runs](Books::knows_running) at `now`.
     #[must_use]
     pub fn decide(&self, subject: &Subject, now: Timestamp) -> Decision {
         let matching = self.quotas.iter().filter(|quota| quota.scope.covers(subject));
@@ -164,21 +182,81 @@ impl Books {
         }
     }
 
-    /// The next instant at which time alone changes these books: the end of a firing alert's period.
+    /// The next instant at which time alone changes these books: the end of a firing alert's period, or of the time that
+    /// the first channel has.
     #[must_use]
     pub fn next_roll(&self) -> Option<Timestamp> {
-        self.firing.iter().filter_map(|alert| alert.period_end).min()
+        let ends = self.firing.iter().filter_map(Alert::period_end);
+        ends.chain(self.escalations().map(|(_, _, at)| at)).min()
+    }
+
+    /// The channels that firing alerts are to be escalated to, and when.
+    fn escalations(&self) -> impl Iterator<Item = (&Alert, &str, Timestamp)> {
+        let firing = if self.routing.escalates() { self.firing.as_slice() } else { &[] };
+        firing.iter().flat_map(|alert| {
+            let next = self.routing.escalations(self.tenant, alert, self.told_of(alert));
+            next.into_iter().map(move |(channel, at)| (alert, channel, at))
+        })
+    }
+
+    fn told_of(&self, alert: &Alert) -> &[Told] {
+        self.told.get(&alert.id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Alerts that fire, and who was told of each.
+    #[must_use]
+    pub fn firing_and_told(&self) -> Vec<Firing> {
+        let with_told = |alert: &Alert| Firing { alert: alert.clone(), told: self.told_of(alert).to_vec() };
+        self.firing.iter().map(with_told).collect()
+    }
+
+    /// Is there something to write or to read at `now` though nobody brings anything: an alert whose period is over, or a
+    /// counter of a period that runs again because the clock was set back?
+    #[must_use]
+    pub fn needs_roll(&self, now: Timestamp) -> bool {
+        self.next_roll().is_some_and(|at| at <= now) || !self.knows_running(now)
+    }
+
+    /// Is the counter of every period that runs at `now` in memory, or surely zero? If not, [learn](Books::learn) before
+    /// answering: an unknown counter must not pass for an unused quota.
+    #[must_use]
+    pub fn knows_running(&self, now: Timestamp) -> bool {
+        let is_known = |quota: &Quota| {
+            let window = period::window(quota.period, now, &self.time_zone);
+            let is_within = self.known.start < window.end && window.start < self.known.end;
+            is_within || self.knows(quota.id, &window)
+        };
+        self.known.contains(now) || self.quotas.iter().all(is_known)
+    }
+
+    /// Takes in the counters that [`missing_now`](Books::missing_now) asked for at `now`.
+    pub fn learn(&mut self, counters: Vec<(CounterKey, Counter)>, now: Timestamp) {
+        self.counters.extend(counters);
+        self.known = self.known_from(now);
+    }
+
+    /// What is known once the unfinished periods of every quota are in memory.
+    fn known_from(&self, now: Timestamp) -> Window {
+        // Periods in which the ledger has events may follow the last one that was asked for.
+        let end_of = |quota| {
+            let last = self.unfinished(quota, now, &self.time_zone).pop();
+            last.map(|window| window.end).filter(|end| *end <= self.latest_event_at)
+        };
+        let end = self.quotas.iter().filter_map(end_of).min();
+        Window { start: now, end: end.unwrap_or(Timestamp::MAX) }
     }
 
     /// The counters of the running periods, and of those that senders' clocks have begun already, that are not in
-    /// memory. After loading, supply them all.
+    /// memory. After loading, and when time alone has made a period run that is not known, read and
+    /// [learn](Books::learn) them all.
     #[must_use]
     pub fn missing_now(&self, now: Timestamp) -> Vec<Missing> {
         let unfinished = |quota| {
             let windows = self.unfinished(quota, now, &self.time_zone);
             windows.into_iter().map(|window| Missing { quota: quota.clone(), window, recount: false })
         };
-        self.quotas.iter().flat_map(unfinished).filter(|missing| !self.knows(missing)).collect()
+        let unknown = |missing: &Missing| !self.knows(missing.quota.id, &missing.window);
+        self.quotas.iter().flat_map(unfinished).filter(unknown).collect()
     }
 
     /// The running window of a quota, and the later ones in which an event may have occurred: senders' clocks may run
@@ -193,8 +271,9 @@ impl Books {
     }
 
     /// Is the counter in memory, or surely zero because nothing in the ledger is that young?
-    fn knows(&self, missing: &Missing) -> bool {
-        self.counters.contains_key(&missing.key()) || missing.window.start > self.latest_event_at
+    fn knows(&self, quota: QuotaId, window: &Window) -> bool {
+        let key = CounterKey { quota, period_start: window.start };
+        self.counters.contains_key(&key) || window.start > self.latest_event_at
     }
 }
 
@@ -234,6 +313,8 @@ pub struct Posting {
     pub records: Vec<Record>,
     /// Stream positions to store.
     pub cursors: BTreeMap<String, i64>,
+    /// What a gateway has said.
+    pub gateway: GatewayRows,
     now: Timestamp,
     /// Fresh random bytes, from which each payload's salt is derived.
     salt_seed: [u8; 32],
@@ -256,6 +337,7 @@ impl Posting {
             time_zone: None,
             records: Vec::new(),
             cursors: BTreeMap::new(),
+            gateway: GatewayRows::default(),
             now,
             salt_seed,
         }
@@ -270,7 +352,8 @@ impl Posting {
     /// Is there nothing to write?
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.attempts.is_empty() && self.cursors.is_empty() && self.resolved.is_empty()
+        let Posting { records, attempts, cursors, resolved, gateway, .. } = self;
+        records.is_empty() && attempts.is_empty() && cursors.is_empty() && resolved.is_empty() && gateway.is_empty()
     }
 
     // ---- usage ----
@@ -287,7 +370,7 @@ impl Posting {
             // The stored counters of a quota that this very posting changes still count something else.
             let recount = self.void_counters.contains(&quota.id);
             let one = Missing { quota: quota.clone(), window, recount };
-            if !self.books.knows(&one) {
+            if !self.books.knows(quota.id, &window) {
                 missing.insert(one.key(), one);
             }
         };
@@ -308,6 +391,12 @@ impl Posting {
         missing.into_values().collect()
     }
 
+    /// Takes in the counters that the [books ask for](Books::missing_now) at this posting's instant, before anything else
+    /// is done.
+    pub fn learn(&mut self, counters: Vec<(CounterKey, Counter)>) {
+        self.books.learn(counters, self.now);
+    }
+
     /// Adds a counter that was read or recounted.
     pub fn supply(&mut self, key: CounterKey, counter: Counter) {
         let counter = self.with_own_fired(key, counter);
@@ -316,9 +405,9 @@ impl Posting {
 
     /// A counter as it was read, and the thresholds that this very posting has fired: the database does not know them yet.
     fn with_own_fired(&self, key: CounterKey, mut counter: Counter) -> Counter {
-        let own =
-            self.fired.iter().filter(|alert| (alert.quota.id, alert.period_start) == (key.quota, key.period_start));
-        let new: Vec<u16> = own.map(|alert| alert.threshold).filter(|one| !counter.fired.contains(one)).collect();
+        let own = self.fired.iter().filter_map(Alert::mark);
+        let own = own.filter(|(quota, start, _)| (*quota, *start) == (key.quota, key.period_start));
+        let new: Vec<u16> = own.map(|(_, _, mark)| mark).filter(|one| !counter.fired.contains(one)).collect();
         counter.fired.extend(new);
         counter
     }
@@ -363,6 +452,12 @@ impl Posting {
         }
         self.books.lifetime.add(&sum);
         self.books.next_position += counts.attempted;
+        if self.books.comparison.progress.is_some() {
+            events
+                .iter()
+                .filter(|event| event.kind != Kind::Adjustment)
+                .for_each(|event| self.disturb(event.occurred_at));
+        }
         if let Some(latest) = events.iter().map(|event| event.occurred_at).max() {
             self.books.latest_event_at = self.books.latest_event_at.max(latest);
         }
@@ -395,55 +490,20 @@ impl Posting {
         self.counters.insert(key, counter.clone());
         let alerts: Vec<Alert> = new
             .into_iter()
-            .map(|threshold| Alert {
-                id: Alert::id_for(self.books.tenant, quota, key.period_start, threshold),
+            .map(|threshold| QuotaThreshold {
                 quota: quota.clone(),
                 period_start: key.period_start,
                 period_end: counter.window.reset_at(),
                 threshold,
                 used: counter.used,
-                fired_at: self.now,
-                resolved_at: None,
             })
+            .map(|reached| Alert::threshold(self.books.tenant, reached, self.now))
             .collect();
         for alert in alerts {
-            self.owe(&alert, Event::Fired);
-            self.record_alert("alert.fired", &alert);
-            self.books.firing.push(alert.clone());
-            self.fired.push(alert);
+            self.fire_alert(alert);
         }
         // A late event may cross a threshold of a period that is over: on-call is told, and told that it is over.
         self.roll();
-    }
-
-    fn owe(&mut self, alert: &Alert, event: Event) {
-        for channel in &self.books.channels {
-            self.owed.push(Delivery {
-                alert: alert.clone(),
-                event,
-                channel: channel.clone(),
-                attempts: 0,
-                next_attempt_at: self.now,
-            });
-        }
-    }
-
-    /// Resolves alerts whose period is over at this posting's instant.
-    pub fn roll(&mut self) {
-        let now = self.now;
-        self.resolve_where(|_, alert| alert.period_end.is_some_and(|end| end <= now));
-    }
-
-    fn resolve_where(&mut self, over: impl Fn(&Books, &Alert) -> bool) {
-        let (resolved, firing): (Vec<Alert>, Vec<Alert>) =
-            std::mem::take(&mut self.books.firing).into_iter().partition(|alert| over(&self.books, alert));
-        self.books.firing = firing;
-        for mut alert in resolved {
-            alert.resolved_at = Some(self.now);
-            self.owe(&alert, Event::Resolved);
-            self.record_alert("alert.resolved", &alert);
-            self.resolved.push(alert);
-        }
     }
 
     // ---- quotas and calendar ----
@@ -513,12 +573,15 @@ impl Posting {
             self.books.counters.insert(key, counter.clone());
             self.counters.insert(key, counter);
         }
+        // Of quotas that stay as they are, no more is known than before; of the others, nothing of what is over.
+        self.books.known = self.books.known.intersection(&self.books.known_from(self.now));
         // An alert holds while its quota still counts the same period and is still past the threshold.
-        self.resolve_where(|books, alert| {
-            let Some(quota) = books.quotas.iter().find(|quota| quota.id == alert.quota.id) else { return true };
-            let key = CounterKey { quota: quota.id, period_start: alert.period_start };
-            let Some(counter) = books.counters.get(&key) else { return true };
-            !quota.thresholds.contains(&alert.threshold) || counter.used < quota.threshold_amount(alert.threshold)
+        self.resolve_where(|books, alert| match &alert.subject {
+            AlertSubject::QuotaThreshold(reached) => !holds(books, reached),
+            AlertSubject::BudgetBurn(burn) => {
+                !books.quotas.iter().any(|quota| quota.id == burn.quota.id && quota.limit <= burn.quota.limit)
+            }
+            AlertSubject::ReconciliationDrift(_) => false,
         });
         let mut unfinished: Vec<CounterKey> = self
             .books
@@ -546,6 +609,11 @@ impl Posting {
 
     /// Notes how an attempt to deliver ended.
     pub fn attempt(&mut self, attempt: Attempt) {
+        let told = self.books.told.get_mut(&attempt.alert).filter(|_| attempt.event == Event::Fired);
+        let told = told.and_then(|told| told.iter_mut().find(|one| one.channel == attempt.channel));
+        if let (Some(one), Some(reached)) = (told, Reached::by(&attempt.result)) {
+            one.reached = reached;
+        }
         self.attempts.push(attempt);
     }
 
@@ -559,6 +627,7 @@ impl Posting {
     pub fn close(&mut self) {
         let horizon = self.now.plus_micros(-COUNTER_KEPT_MICROS);
         self.books.counters.retain(|_, counter| counter.window.end > horizon);
+        self.books.known.start = self.books.known.start.max(horizon);
         self.books.version += 1;
     }
 
@@ -570,24 +639,6 @@ impl Posting {
         let mut salt = [0; 32];
         salt.copy_from_slice(context.finish().as_ref());
         salt
-    }
-
-    fn record_alert(&mut self, action: &str, alert: &Alert) {
-        let payload = serde_json::json!({
-            "quotaId": alert.quota.id,
-            "periodStart": alert.period_start,
-            "threshold": alert.threshold,
-            "limit": alert.quota.limit,
-            "used": alert.used,
-        });
-        self.records_entry(Entry {
-            actor: "system".into(),
-            action: action.into(),
-            target: format!("alert:{}", alert.id),
-            outcome: EntryOutcome::Success,
-            request_id: String::new(),
-            payload: payload.to_string(),
-        });
     }
 
     /// One record per committed batch: how many, their sums, and a digest of what was counted, in ledger order.
@@ -621,75 +672,14 @@ impl Posting {
     }
 }
 
+/// Is the threshold still one of its quota's, and reached in the period that the quota still counts?
+fn holds(books: &Books, reached: &QuotaThreshold) -> bool {
+    let Some(quota) = books.quotas.iter().find(|quota| quota.id == reached.quota.id) else { return false };
+    let key = CounterKey { quota: quota.id, period_start: reached.period_start };
+    let Some(counter) = books.counters.get(&key) else { return false };
+    quota.thresholds.contains(&reached.threshold) && counter.used >= quota.threshold_amount(reached.threshold)
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The quarters of an hour and subjects of events, each once, in no order.
-fn starts_and_subjects<'a>(events: &[&'a UsageEvent]) -> HashSet<(Timestamp, &'a Subject), ahash::RandomState> {
-    let mut found = HashSet::with_hasher(ahash::RandomState::with_seeds(1, 2, 3, 4));
-    found.extend(events.iter().map(|event| (period::rollup_start(event.occurred_at), &event.subject)));
-    found
-}
-
-/// Sums of events that share a quarter of an hour and a subject. Most batches have few such groups, and quotas and
-/// rollups cost by the group, not by the event.
-fn group(events: &[&UsageEvent]) -> BTreeMap<RollupKey, Totals> {
-    let mut groups: HashMap<(Timestamp, &Subject), Totals, ahash::RandomState> =
-        HashMap::with_hasher(ahash::RandomState::with_seeds(1, 2, 3, 4));
-    for event in events {
-        groups.entry((period::rollup_start(event.occurred_at), &event.subject)).or_default().add(&Totals::of(event));
-    }
-    groups
-        .into_iter()
-        .map(|((start, subject), totals)| (RollupKey { start, subject: subject.clone() }, totals))
-        .collect()
-}
-
-/// Remembers the last window of each period: events come in runs, and a calendar look-up costs more than a comparison.
-struct Windows<'a> {
-    zone: &'a TimeZone,
-    last: HashMap<PeriodKind, Window>,
-}
-
-impl<'a> Windows<'a> {
-    fn new(zone: &'a TimeZone) -> Windows<'a> {
-        Windows { zone, last: HashMap::new() }
-    }
-
-    fn of(&mut self, kind: PeriodKind, at: Timestamp) -> Window {
-        match self.last.get(&kind) {
-            Some(window) if window.contains(at) => *window,
-            _ => {
-                let window = period::window(kind, at, self.zone);
-                self.last.insert(kind, window);
-                window
-            }
-        }
-    }
-}
-
-/// Quotas by the scope they count, so that a subject finds its own in six look-ups however many there are.
-struct ByScope<'a>(HashMap<(&'static str, &'a str), Vec<&'a Quota>>);
-
-impl<'a> ByScope<'a> {
-    fn new(quotas: &'a [Quota]) -> ByScope<'a> {
-        let mut index: HashMap<_, Vec<&Quota>> = HashMap::new();
-        for quota in quotas {
-            index.entry((quota.scope.kind(), quota.scope.id())).or_default().push(quota);
-        }
-        ByScope(index)
-    }
-
-    fn covering<'b>(&'b self, subject: &'b Subject) -> impl Iterator<Item = &'a Quota> + 'b {
-        let words = [
-            ("tenant", ""),
-            ("group", subject.group.as_str()),
-            ("user", subject.user.as_str()),
-            ("apiKey", subject.api_key.as_str()),
-            ("model", subject.model.as_str()),
-            ("provider", subject.provider.as_str()),
-        ];
-        words.into_iter().filter_map(|word| self.0.get(&word)).flatten().copied()
-    }
 }

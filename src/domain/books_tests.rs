@@ -1,6 +1,7 @@
 //! The books against a naive recount: whatever order things happen in, a counter is the sum over the ledger.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 use proptest::prelude::*;
@@ -13,7 +14,10 @@ use super::notice::{Alert, Event};
 use super::period::{self, PeriodKind, Window};
 use super::properties_tests::config;
 use super::quota::{Enforcement, Metric, Quota, Scope};
-use super::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE, MICROS_PER_SECOND, Timestamp};
+use super::routing::Routing;
+use super::time::{
+    CLOCK_STEP_MICROS, MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE, MICROS_PER_SECOND, Timestamp,
+};
 use super::usage::{
     Amounts, EventKey, FUTURE_TOLERANCE_MICROS, Flags, Kind, Refusal, Status, Subject, Totals, UsageEvent,
 };
@@ -31,6 +35,7 @@ const BEGINNINGS: [&str; 4] =
 enum Step {
     /// These events of the pool arrive, together, perhaps again.
     Usage(Vec<usize>),
+    /// Time passes, or the clock is set back.
     Wait(i64),
     Quotas(Vec<Quota>),
     Zone(usize),
@@ -63,8 +68,7 @@ impl Database {
 
     /// Of committed alerts: a database knows nothing of those that the posting in the making has fired.
     fn fired(&self, key: CounterKey) -> Vec<u16> {
-        let of_key = |alert: &&Alert| alert.quota.id == key.quota && alert.period_start == key.period_start;
-        self.alerts.values().filter(of_key).map(|alert| alert.threshold).collect()
+        marks_of(self.alerts.values(), key).collect()
     }
 
     /// Answers as the store does: the stored counter if it still counts the same, else a recount of the ledger.
@@ -77,21 +81,27 @@ impl Database {
 
     fn load(&self, zone: &TimeZone, now: Timestamp) -> Books {
         let mut books = Books::new(tenant(), zone.clone(), RETENTION_MICROS);
-        books.channels = CHANNELS.map(String::from).to_vec();
+        books.routing = Arc::new(Routing::all(CHANNELS.map(String::from).to_vec()));
         books.quotas = self.quotas.clone();
         books.version = self.version;
         books.firing = self.alerts.values().filter(|alert| alert.resolved_at.is_none()).cloned().collect();
+        // Nothing is ever settled here, and nobody is told later than the others.
+        let told = |alert: &Alert| (alert.id, books.routing.told(tenant(), alert, alert.fired_at));
+        books.told = books.firing.iter().map(told).collect();
         books.lifetime = sum(self.ledger.iter());
         books.latest_event_at = self.ledger.iter().map(|event| event.occurred_at).max().unwrap_or_default();
         books.next_position = self.ledger.len() as i64 + 1;
         let mut verifier = Verifier::new(&tenant().to_string());
         self.chain.iter().for_each(|link| verifier.check(link).unwrap());
         books.head = verifier.head();
-        for missing in books.missing_now(now) {
-            let (key, counter) = self.answer(&missing);
-            books.counters.insert(key, counter);
-        }
+        self.teach(&mut books, now);
         books
+    }
+
+    /// Whatever runs at `now` is read, as after loading and after a clock that was set back.
+    fn teach(&self, books: &mut Books, now: Timestamp) {
+        let counters = books.missing_now(now).iter().map(|missing| self.answer(missing)).collect();
+        books.learn(counters, now);
     }
 
     fn commit(&mut self, posting: &Posting) {
@@ -132,6 +142,8 @@ struct Life {
     open: Option<Posting>,
     zone: TimeZone,
     now: Timestamp,
+    /// The latest that the clock has shown.
+    latest: Timestamp,
     pool: Vec<UsageEvent>,
     /// (quota, period, threshold) that must have an alert by now.
     expected: BTreeSet<(QuotaId, Timestamp, u16)>,
@@ -142,7 +154,7 @@ impl Life {
         let zone = TimeZone::UTC;
         let database = Database::default();
         let committed = database.load(&zone, now);
-        Life { database, committed, open: None, zone, now, pool, expected: BTreeSet::new() }
+        Life { database, committed, open: None, zone, now, latest: now, pool, expected: BTreeSet::new() }
     }
 
     fn posting(&mut self) -> Posting {
@@ -154,7 +166,13 @@ impl Life {
             Step::Usage(picks) => self.usage(picks),
             Step::Wait(micros) => {
                 self.commit();
-                self.now = self.now.plus_micros(*micros);
+                // Set back by more than an hour, some of what was counted would be out of sight.
+                self.now = self.now.plus_micros(*micros).max(self.latest.plus_micros(-CLOCK_STEP_MICROS));
+                self.latest = self.latest.max(self.now);
+                if !self.committed.knows_running(self.now) {
+                    self.database.teach(&mut self.committed, self.now);
+                    assert!(self.committed.knows_running(self.now));
+                }
                 self.check_standings();
             }
             Step::Quotas(quotas) => self.replace(quotas),
@@ -171,7 +189,7 @@ impl Life {
                 posting.roll();
                 self.open = Some(posting);
                 self.commit();
-                let over = |alert: &&Alert| alert.period_end.is_some_and(|end| end <= self.now);
+                let over = |alert: &&Alert| alert.period_end().is_some_and(|end| end <= self.now);
                 assert_eq!(self.committed.firing.iter().find(over), None);
             }
         }
@@ -302,8 +320,7 @@ impl Life {
     }
 
     fn alerts_of(&self, key: CounterKey) -> BTreeSet<u16> {
-        let of_key = |alert: &&Alert| alert.quota.id == key.quota && alert.period_start == key.period_start;
-        self.database.alerts.values().filter(of_key).map(|alert| alert.threshold).collect()
+        marks_of(self.database.alerts.values(), key).collect()
     }
 
     fn check_rollups(&self) {
@@ -317,8 +334,7 @@ impl Life {
 
     fn check_alerts(&self) {
         let alerts = self.database.alerts.values();
-        let have: BTreeSet<_> =
-            alerts.clone().map(|alert| (alert.quota.id, alert.period_start, alert.threshold)).collect();
+        let have: BTreeSet<_> = alerts.clone().filter_map(Alert::mark).collect();
         assert_eq!(have, self.expected, "alerts, and thresholds that were reached");
         let firing: BTreeSet<AlertId> =
             alerts.clone().filter(|alert| alert.resolved_at.is_none()).map(|alert| alert.id).collect();
@@ -435,6 +451,7 @@ fn step() -> impl Strategy<Value = Step> {
         12 => prop::collection::vec(0_usize..1_000, 1..8).prop_map(Step::Usage),
         3 => (0..20 * MICROS_PER_MINUTE).prop_map(Step::Wait),
         1 => (0..2 * MICROS_PER_DAY).prop_map(Step::Wait),
+        2 => (-90 * MICROS_PER_MINUTE..0).prop_map(Step::Wait),
         3 => quotas().prop_map(Step::Quotas),
         1 => (0..ZONES.len()).prop_map(Step::Zone),
         6 => Just(Step::Commit),
@@ -501,4 +518,10 @@ proptest! {
         prop_assert_eq!(sums(&at_once), sums(&piecemeal));
         prop_assert_eq!(at_once.expected, piecemeal.expected);
     }
+}
+
+/// What the alerts of a counter have marked as told.
+fn marks_of<'a>(alerts: impl Iterator<Item = &'a Alert>, key: CounterKey) -> impl Iterator<Item = u16> {
+    let of_key = move |(quota, start, mark)| ((quota, start) == (key.quota, key.period_start)).then_some(mark);
+    alerts.filter_map(Alert::mark).filter_map(of_key)
 }

@@ -11,18 +11,22 @@
 //! - [`notice`]: what deserves an alert, once.
 //! - [`chain`]: the audit chain: canonical bytes, link, verify.
 //! - [`books`]: a tenant's [`books::Books`], and the [`books::Posting`] that moves them from one commit to the next.
+//! - `grouping`: how a batch is taken apart before it is counted.
 //! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
+//! - [`adjustment`]: entries that a person makes.
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
 //! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.
 //! - [`report`]: questions about the past, and their answers.
 //! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
 //! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
 
+pub mod adjustment;
 pub mod amount;
 pub mod books;
 #[cfg(test)]
 mod books_tests;
 pub mod chain;
+mod grouping;
 pub mod ids;
 pub mod notice;
 pub mod period;
@@ -34,8 +38,10 @@ pub mod quota;
 pub mod reconcile;
 pub mod report;
 pub mod request;
+pub mod routing;
 pub mod sorting;
 pub mod stream;
+pub mod sync;
 pub mod tenant;
 pub mod time;
 pub mod usage;

@@ -3,18 +3,39 @@
 use aws_lc_rs::digest;
 use uuid::Uuid;
 
-use super::ids::{AlertId, TenantId};
+use super::ids::{AlertId, QuotaId, TenantId};
 use super::quota::Quota;
+use super::routing::Told;
 use super::time::{MICROS_PER_MINUTE, Timestamp};
 
 /// The longest delay between two attempts to deliver one message.
 pub const RETRY_DELAY_MICROS_MAX: i64 = 15 * MICROS_PER_MINUTE;
 
-/// One threshold of one quota reached in one period. There is at most one, ever (invariant Q2): its id is derived from
-/// exactly those three, and the table has them as its unique key.
+/// Stands where the percent of a threshold stands for the alert that a budget burns too fast. No threshold is zero.
+pub const BURN_MARK: u16 = 0;
+
+/// Something that on-call should know. There is at most one alert for each subject, ever (invariant Q2): its id is derived
+/// from what names the subject, and the table has the same as its unique key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alert {
     pub id: AlertId,
+    pub subject: AlertSubject,
+    pub fired_at: Timestamp,
+    /// When what it tells was over; `None` while it fires.
+    pub resolved_at: Option<Timestamp>,
+}
+
+/// What an alert is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AlertSubject {
+    QuotaThreshold(QuotaThreshold),
+    BudgetBurn(BudgetBurn),
+    ReconciliationDrift(ReconciliationDrift),
+}
+
+/// One threshold of one quota reached in one period. Over when the period is reset or the limit raised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuotaThreshold {
     /// The quota as it was when the threshold was reached.
     pub quota: Quota,
     pub period_start: Timestamp,
@@ -24,30 +45,164 @@ pub struct Alert {
     pub threshold: u16,
     /// Usage when the threshold was reached, in the metric's unit.
     pub used: i64,
-    pub fired_at: Timestamp,
-    /// When the period was reset or the limit raised; `None` while it fires.
-    pub resolved_at: Option<Timestamp>,
+}
+
+/// One quota that will be used up too soon in one period, at the rate of the last minutes. Over when the period is reset
+/// or the limit raised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BudgetBurn {
+    /// The quota as it was when this was foreseen.
+    pub quota: Quota,
+    pub period_start: Timestamp,
+    /// When the period ends and the alert with it; `None` for a quota over all time.
+    pub period_end: Option<Timestamp>,
+    /// Usage when this was foreseen, in the metric's unit.
+    pub used: i64,
+    /// When nothing would be left.
+    pub exhausted_at: Timestamp,
+}
+
+/// The ledger and the gateway disagree for one cause, window after window. Over when the reconciliation says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReconciliationDrift {
+    /// The cause's name.
+    pub cause: String,
+    /// The start of the first window that disagrees.
+    pub window_start: Timestamp,
+    /// Windows in a row that disagreed when it fired.
+    pub windows: i64,
+    /// By how much, in requests.
+    pub difference: i64,
+    /// One line for people, without the tenant's name.
+    pub summary: String,
 }
 
 impl Alert {
+    /// A threshold that was reached.
+    #[must_use]
+    pub fn threshold(tenant: TenantId, reached: QuotaThreshold, fired_at: Timestamp) -> Alert {
+        let id = Alert::id_for(tenant, &reached.quota, reached.period_start, reached.threshold);
+        Alert { id, subject: AlertSubject::QuotaThreshold(reached), fired_at, resolved_at: None }
+    }
+
+    /// A budget that will not last.
+    #[must_use]
+    pub fn burn(tenant: TenantId, burn: BudgetBurn, fired_at: Timestamp) -> Alert {
+        let id = Alert::id_for(tenant, &burn.quota, burn.period_start, BURN_MARK);
+        Alert { id, subject: AlertSubject::BudgetBurn(burn), fired_at, resolved_at: None }
+    }
+
+    /// Books that disagree. The same cause and first window are the same alert.
+    #[must_use]
+    pub fn drift(tenant: TenantId, drift: ReconciliationDrift, fired_at: Timestamp) -> Alert {
+        let id = Alert::drift_id(tenant, &drift.cause, drift.window_start);
+        Alert { id, subject: AlertSubject::ReconciliationDrift(drift), fired_at, resolved_at: None }
+    }
+
     /// The id of the alert for this quota, period and threshold: the same in every retry and on every node.
     #[must_use]
     pub fn id_for(tenant: TenantId, quota: &Quota, period_start: Timestamp, threshold: u16) -> AlertId {
-        let mut context = digest::Context::new(&digest::SHA256);
-        context.update(b"platform-api/alert/v1");
-        context.update(tenant.0.as_bytes());
-        context.update(quota.id.0.as_bytes());
-        context.update(&period_start.0.to_be_bytes());
-        context.update(&threshold.to_be_bytes());
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(&context.finish().as_ref()[..16]);
-        // RFC 9562, version 8: the layout is ours.
-        AlertId(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+        derived_id(&[
+            b"platform-api/alert/v1",
+            tenant.0.as_bytes(),
+            quota.id.0.as_bytes(),
+            &period_start.0.to_be_bytes(),
+            &threshold.to_be_bytes(),
+        ])
+    }
+
+    /// The id of the alert for this cause and first window.
+    #[must_use]
+    pub fn drift_id(tenant: TenantId, cause: &str, window_start: Timestamp) -> AlertId {
+        derived_id(&[
+            b"platform-api/alert/drift/v1",
+            tenant.0.as_bytes(),
+            &window_start.0.to_be_bytes(),
+            cause.as_bytes(),
+        ])
+    }
+
+    /// The kind's name, in the database and outside.
+    #[must_use]
+    pub fn kind(&self) -> AlertKind {
+        match self.subject {
+            AlertSubject::QuotaThreshold(_) => AlertKind::QuotaThreshold,
+            AlertSubject::BudgetBurn(_) => AlertKind::BudgetBurn,
+            AlertSubject::ReconciliationDrift(_) => AlertKind::ReconciliationDrift,
+        }
     }
 
     #[must_use]
     pub fn severity(&self) -> Severity {
-        if self.threshold >= 100 { Severity::Critical } else { Severity::Warning }
+        match &self.subject {
+            AlertSubject::QuotaThreshold(reached) if reached.threshold >= 100 => Severity::Critical,
+            AlertSubject::QuotaThreshold(_) | AlertSubject::BudgetBurn(_) => Severity::Warning,
+            AlertSubject::ReconciliationDrift(_) => Severity::Critical,
+        }
+    }
+
+    /// When time alone ends it.
+    #[must_use]
+    pub fn period_end(&self) -> Option<Timestamp> {
+        match &self.subject {
+            AlertSubject::QuotaThreshold(reached) => reached.period_end,
+            AlertSubject::BudgetBurn(burn) => burn.period_end,
+            AlertSubject::ReconciliationDrift(_) => None,
+        }
+    }
+
+    /// The threshold it tells of, if it tells of one.
+    #[must_use]
+    pub fn reached(&self) -> Option<&QuotaThreshold> {
+        match &self.subject {
+            AlertSubject::QuotaThreshold(reached) => Some(reached),
+            AlertSubject::BudgetBurn(_) | AlertSubject::ReconciliationDrift(_) => None,
+        }
+    }
+
+    /// The counter it marks as told, by quota and start of its period, and the mark.
+    #[must_use]
+    pub fn mark(&self) -> Option<(QuotaId, Timestamp, u16)> {
+        match &self.subject {
+            AlertSubject::QuotaThreshold(reached) => Some((reached.quota.id, reached.period_start, reached.threshold)),
+            AlertSubject::BudgetBurn(burn) => Some((burn.quota.id, burn.period_start, BURN_MARK)),
+            AlertSubject::ReconciliationDrift(_) => None,
+        }
+    }
+}
+
+fn derived_id(parts: &[&[u8]]) -> AlertId {
+    let mut context = digest::Context::new(&digest::SHA256);
+    parts.iter().for_each(|part| context.update(part));
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&context.finish().as_ref()[..16]);
+    // RFC 9562, version 8: the layout is ours.
+    AlertId(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+}
+
+/// Names what an alert can be about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AlertKind {
+    QuotaThreshold,
+    BudgetBurn,
+    ReconciliationDrift,
+}
+
+impl AlertKind {
+    pub const ALL: [AlertKind; 3] = [AlertKind::QuotaThreshold, AlertKind::BudgetBurn, AlertKind::ReconciliationDrift];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            AlertKind::QuotaThreshold => "quotaThreshold",
+            AlertKind::BudgetBurn => "budgetBurn",
+            AlertKind::ReconciliationDrift => "reconciliationDrift",
+        }
+    }
+
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<AlertKind> {
+        AlertKind::ALL.into_iter().find(|kind| kind.name() == name)
     }
 }
 
@@ -64,6 +219,11 @@ impl Severity {
             Severity::Warning => "warning",
             Severity::Critical => "critical",
         }
+    }
+
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Severity> {
+        [Severity::Warning, Severity::Critical].into_iter().find(|severity| severity.name() == name)
     }
 }
 
@@ -101,12 +261,25 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// The end of the quiet hours that it waits for when it is owed at `now`; 0 when it waits for none.
+    #[must_use]
+    pub fn held_until(&self, now: Timestamp) -> Timestamp {
+        if self.next_attempt_at > now { self.next_attempt_at } else { Timestamp(0) }
+    }
+
     /// The stable id a receiver can deduplicate by.
     #[must_use]
     pub fn id(&self) -> String {
         let suffix = self.event.name();
         format!("{}-{suffix}", Uuid::as_hyphenated(&self.alert.id.0))
     }
+}
+
+/// An alert that fires, and the channels that it was owed to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firing {
+    pub alert: Alert,
+    pub told: Vec<Told>,
 }
 
 /// How an attempt to deliver ended.
@@ -131,12 +304,13 @@ pub enum AttemptResult {
     GaveUp {
         reason: String,
     },
+    /// It was over before the quiet hours were: nobody needs to hear of it any more.
+    Withdrawn,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::ids::QuotaId;
     use crate::domain::period::PeriodKind;
     use crate::domain::quota::{Enforcement, Metric, Scope};
     use proptest::prelude::*;
@@ -154,17 +328,20 @@ mod tests {
     }
 
     fn alert(threshold: u16) -> Alert {
-        let (tenant, quota) = (TenantId(Uuid::from_u128(1)), quota(2));
-        Alert {
-            id: Alert::id_for(tenant, &quota, Timestamp(0), threshold),
-            quota,
-            period_start: Timestamp(0),
-            period_end: None,
-            threshold,
-            used: 100,
-            fired_at: Timestamp(0),
-            resolved_at: None,
-        }
+        let reached =
+            QuotaThreshold { quota: quota(2), period_start: Timestamp(0), period_end: None, threshold, used: 100 };
+        Alert::threshold(TenantId(Uuid::from_u128(1)), reached, Timestamp(0))
+    }
+
+    fn drift(cause: &str, window_start: i64) -> Alert {
+        let drift = ReconciliationDrift {
+            cause: cause.into(),
+            window_start: Timestamp(window_start),
+            windows: 3,
+            difference: 7,
+            summary: "7 requests are missing".into(),
+        };
+        Alert::drift(TenantId(Uuid::from_u128(1)), drift, Timestamp(9))
     }
 
     #[test]
@@ -172,6 +349,7 @@ mod tests {
         for (threshold, severity) in [(1, "warning"), (99, "warning"), (100, "critical"), (101, "critical")] {
             assert_eq!(alert(threshold).severity().name(), severity, "{threshold}");
         }
+        assert_eq!(drift("lostInLedger", 0).severity(), Severity::Critical);
     }
 
     #[test]
@@ -196,6 +374,21 @@ mod tests {
     fn an_alert_s_id_is_the_same_for_ever() {
         assert_eq!(alert(50).id.to_string(), "772beee1-6b40-8d21-811b-cf9ed0fa695d");
         assert_eq!(alert(50).id.0.get_version_num(), 8);
+        assert_eq!(drift("lostInLedger", 0).id.to_string(), "34984557-61a8-8932-990a-03adf0a7777e");
+    }
+
+    #[test]
+    fn a_drift_is_named_by_its_cause_and_first_window() {
+        let one = drift("lostInLedger", 0);
+        assert_eq!(one.id, drift("lostInLedger", 0).id);
+        for other in [drift("lostInLedger", 1), drift("duplicate", 0)] {
+            assert_ne!(one.id, other.id);
+        }
+        assert_eq!((one.kind(), one.period_end(), one.mark()), (AlertKind::ReconciliationDrift, None, None));
+        for kind in AlertKind::ALL {
+            assert_eq!(AlertKind::from_name(kind.name()), Some(kind));
+        }
+        assert_eq!(AlertKind::from_name("weather"), None);
     }
 
     proptest! {

@@ -64,9 +64,18 @@ impl Window {
     /// The only window of [`PeriodKind::Total`].
     pub const TOTAL: Window = Window { start: Timestamp(0), end: Timestamp::MAX };
 
+    /// Holds no instant, and meets no other window.
+    pub const NEVER: Window = Window { start: Timestamp::MAX, end: Timestamp(i64::MIN) };
+
     #[must_use]
     pub fn contains(&self, at: Timestamp) -> bool {
         self.start <= at && at < self.end
+    }
+
+    /// What both hold; a window that ends before it starts when they do not meet.
+    #[must_use]
+    pub fn intersection(&self, other: &Window) -> Window {
+        Window { start: self.start.max(other.start), end: self.end.min(other.end) }
     }
 
     /// When the window ends; `None` for the window over all time.

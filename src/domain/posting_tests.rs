@@ -1,5 +1,7 @@
 //! The rules of the books one by one, at their edges; `books_tests` has them all at once.
 
+use std::sync::Arc;
+
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
@@ -7,10 +9,11 @@ use super::amount::NanoUsd;
 use super::books::{BatchCounts, Books, Counter, CounterKey, Cursor, Missing, Posting};
 use super::chain::{Entry, EntryOutcome, Record};
 use super::ids::QuotaId;
-use super::notice::{Alert, Attempt, AttemptResult, Delivery, Event};
+use super::notice::{Alert, Attempt, AttemptResult, Delivery, Event, ReconciliationDrift};
 use super::period::{self, PeriodKind, Window};
 use super::properties_tests::tenant;
 use super::quota::{Enforcement, Level, Metric, Quota, Scope};
+use super::routing::{Escalation, QuietHours, Route, Routing};
 use super::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE, Timestamp};
 use super::usage::{Amounts, BodyHash, EventKey, Flags, Kind, Refusal, Status, Subject, Totals, UsageEvent};
 
@@ -65,7 +68,7 @@ fn entry(action: &str) -> Entry {
 fn books(quotas: Vec<Quota>) -> Books {
     let mut books = Books::new(tenant(), TimeZone::UTC, RETENTION_MICROS);
     books.quotas = quotas;
-    books.channels = vec!["pager".into(), "webhook".into()];
+    books.routing = Arc::new(Routing::all(vec!["pager".into(), "webhook".into()]));
     books
 }
 
@@ -109,7 +112,11 @@ fn actions(posting: &Posting) -> Vec<&str> {
 }
 
 fn thresholds(alerts: &[Alert]) -> Vec<u16> {
-    alerts.iter().map(|alert| alert.threshold).collect()
+    alerts.iter().filter_map(Alert::reached).map(|reached| reached.threshold).collect()
+}
+
+fn quotas_of(alerts: &[Alert]) -> Vec<QuotaId> {
+    alerts.iter().filter_map(Alert::reached).map(|reached| reached.quota.id).collect()
 }
 
 // ---- what may be counted ----
@@ -199,6 +206,62 @@ fn a_period_that_senders_clocks_have_begun_is_read_as_well() {
     books.latest_event_at = at("2026-11-20T18:00:00Z");
     let minutes: Vec<Timestamp> = (0..=65).map(|minute| now.plus_micros(minute * MICROS_PER_MINUTE)).collect();
     assert_eq!(starts(&books), minutes);
+}
+
+/// Books that were loaded at `now`, when nothing had to be read.
+fn loaded(quotas: Vec<Quota>, now: Timestamp) -> Books {
+    let mut books = books(quotas);
+    books.learn(Vec::new(), now);
+    books
+}
+
+#[test]
+fn a_period_that_was_over_when_the_books_were_loaded_is_not_known() {
+    let mut books = loaded(vec![quota(1, 100, &[])], noon());
+    books.latest_event_at = noon();
+    assert!(books.knows_running(noon()) && books.knows_running(at("2026-11-20T17:00:00Z")));
+    let set_back = at("2026-11-20T11:59:59Z");
+    assert!(!books.knows_running(set_back) && books.needs_roll(set_back));
+    let window = hour("2026-11-20T11:00:00Z");
+    let [missing] = &books.missing_now(set_back)[..1] else { panic!("one quota") };
+    assert_eq!(missing.window, window);
+    books.learn(vec![(missing.key(), Counter { window, used: 7, fired: vec![] })], set_back);
+    assert!(books.knows_running(set_back) && !books.needs_roll(set_back));
+    assert_eq!(books.standings(set_back)[0].used, 7);
+}
+
+#[test]
+fn a_quota_that_is_new_knows_nothing_of_the_period_before() {
+    let (old, new) = (quota(1, 100, &[]), quota(2, 100, &[]));
+    let before = loaded(vec![old.clone()], at("2026-11-20T10:30:00Z"));
+    let before = after(&before, at("2026-11-20T11:58:00Z"), &[event(at("2026-11-20T11:58:00Z"), 1)]);
+    let mut posting = open(&before, noon());
+    posting.replace_quotas(vec![old, new], Vec::new(), entry("quota.replaced"));
+    posting.close();
+    assert!(posting.books.knows_running(noon()));
+    assert!(!posting.books.knows_running(at("2026-11-20T11:59:40Z")), "what the new one counts then was not recounted");
+    assert!(before.knows_running(at("2026-11-20T11:59:40Z")));
+}
+
+#[test]
+fn what_is_forgotten_is_not_known() {
+    let quota = Quota { period: PeriodKind::Minute, ..quota(1, 100, &[]) };
+    let books = after(&loaded(vec![quota], noon()), noon(), &[event(noon(), 5)]);
+    let later = after(&books, at("2026-11-20T12:30:00Z"), &[event(at("2026-11-20T12:30:00Z"), 1)]);
+    assert!(later.knows_running(at("2026-11-20T12:21:00Z")), "counters are kept for ten minutes");
+    assert!(!later.knows_running(noon()));
+    assert!(books.knows_running(noon()));
+    assert_eq!(books.standings(noon())[0].used, 5);
+}
+
+#[test]
+fn a_stretch_that_was_not_read_to_its_end_is_known_as_far_as_it_was_read() {
+    let mut books = books(vec![Quota { period: PeriodKind::Minute, ..quota(1, 100, &[]) }]);
+    books.latest_event_at = at("2026-11-20T18:00:00Z");
+    books.learn(Vec::new(), noon());
+    assert!(books.knows_running(at("2026-11-20T13:05:59Z")));
+    assert!(!books.knows_running(at("2026-11-20T13:06:00Z")));
+    assert!(books.knows_running(at("2026-11-20T18:01:00Z")), "nothing in the ledger is as young");
 }
 
 #[test]
@@ -310,9 +373,10 @@ fn a_threshold_fires_once_when_it_is_reached() {
 
     let last = &posting.fired[2];
     assert_eq!(last.id, Alert::id_for(tenant(), &quota, noon(), 100));
-    assert_eq!((last.period_start, last.period_end), (noon(), Some(at("2026-11-20T13:00:00Z"))));
-    assert_eq!((last.used, last.fired_at, last.resolved_at), (120, noon(), None));
-    assert_eq!(last.quota, quota);
+    let reached = last.reached().unwrap();
+    assert_eq!((reached.period_start, reached.period_end), (noon(), Some(at("2026-11-20T13:00:00Z"))));
+    assert_eq!((reached.used, last.fired_at, last.resolved_at), (120, noon(), None));
+    assert_eq!(reached.quota, quota);
     let written = &posting.counters[&key(&quota, hour("2026-11-20T12:00:00Z"))];
     assert_eq!((written.used, &written.fired[..]), (120, &[50, 80, 100][..]));
 }
@@ -332,7 +396,7 @@ fn an_alert_is_owed_to_every_channel_and_recorded() {
     assert_eq!(posting.owed, [owed("pager"), owed("webhook")]);
     assert_eq!(actions(&posting), ["alert.fired", "usage.committed"]);
     let expected = json!({
-        "quotaId": alert.quota.id, "periodStart": "2026-11-20T12:00:00.000Z", "threshold": 50, "limit": 100, "used": 60,
+        "quotaId": quotas_of(&posting.fired)[0], "periodStart": "2026-11-20T12:00:00.000Z", "threshold": 50, "limit": 100, "used": 60,
     });
     assert_eq!(payload(&posting.records[0]), expected);
     let canonical: Value = serde_json::from_slice(&posting.records[0].bytes).unwrap();
@@ -369,6 +433,110 @@ fn a_late_event_fires_and_resolves_at_once() {
     assert_eq!(posting.fired.len(), 1);
     assert_eq!(posting.resolved.len(), 1);
     assert_eq!(posting.books.firing, []);
+}
+
+#[test]
+fn a_drift_fires_once_and_lasts_until_it_is_said_to_be_over() {
+    let drift = ReconciliationDrift {
+        cause: "lostInLedger".into(),
+        window_start: at("2026-11-20T10:00:00Z"),
+        windows: 3,
+        difference: 7,
+        summary: "7 requests are missing".into(),
+    };
+    let alert = Alert::drift(tenant(), drift, noon());
+    let mut posting = open(&books(vec![]), noon());
+    posting.fire_alert(alert.clone());
+    posting.fire_alert(alert.clone());
+    assert_eq!((&posting.fired[..], posting.owed.len()), (&[alert.clone()][..], 2));
+    assert_eq!(actions(&posting), ["alert.fired"]);
+    assert_eq!(payload(&posting.records[0])["cause"], "lostInLedger");
+    posting.close();
+
+    // Neither time nor other quotas end it.
+    let later = noon().plus_micros(MICROS_PER_DAY);
+    let mut posting = open(&posting.books, later);
+    posting.roll();
+    posting.replace_quotas(vec![quota(1, 100, &[50])], vec![], entry("quota.replaced"));
+    assert_eq!((posting.books.firing.len(), posting.books.next_roll()), (1, None));
+    posting.resolve_alert(alert.id);
+    posting.resolve_alert(alert.id);
+    assert_eq!(posting.resolved, [Alert { resolved_at: Some(later), ..alert }]);
+    assert_eq!(actions(&posting), ["quota.replaced", "alert.resolved"]);
+    assert!(posting.owed.iter().all(|one| one.event == Event::Resolved) && posting.owed.len() == 2);
+}
+
+/// Books of one quota whose warnings go to chat, and to the pager when chat is not reached within a minute.
+fn routed(quiet_hours: Option<QuietHours>) -> Books {
+    let mut books = books(vec![quota(1, 100, &[50])]);
+    let escalation = Some(Escalation { to: "pager".into(), after_micros: MICROS_PER_MINUTE });
+    let route = Route { channels: vec!["chat".into()], escalation, quiet_hours, ..Route::default() };
+    books.routing = Arc::new(Routing { channels: vec!["pager".into(), "chat".into()], routes: vec![route] });
+    books
+}
+
+fn owed(posting: &Posting) -> Vec<(Event, &str, Timestamp)> {
+    posting.owed.iter().map(|one| (one.event, one.channel.as_str(), one.next_attempt_at)).collect()
+}
+
+fn tried(books: &Books, now: Timestamp, result: AttemptResult) -> Posting {
+    let mut posting = open(books, now);
+    let alert = books.firing[0].id;
+    posting.attempt(Attempt { alert, event: Event::Fired, channel: "chat".into(), at: now, result });
+    posting.roll();
+    posting
+}
+
+#[test]
+fn an_alert_that_reaches_nobody_in_time_is_owed_to_the_second_channel_once() {
+    let mut posting = open(&routed(None), noon());
+    count(&mut posting, &[event(noon(), 60)]);
+    assert_eq!(owed(&posting), [(Event::Fired, "chat", noon())]);
+    let (firing, late) = (posting.books, noon().plus_micros(MICROS_PER_MINUTE));
+    assert_eq!(firing.next_roll(), Some(late));
+
+    let retry = || AttemptResult::Retry { at: late.plus_micros(1), reason: "timed out".into() };
+    let early = tried(&firing, late.plus_micros(-1), retry());
+    assert_eq!(owed(&early), []);
+    let escalated = tried(&early.books, late, retry());
+    assert_eq!(owed(&escalated), [(Event::Fired, "pager", late)]);
+    assert_eq!(actions(&escalated), ["alert.escalated"]);
+    let again = tried(&escalated.books, late.plus_micros(MICROS_PER_MINUTE), retry());
+    assert_eq!((owed(&again), actions(&again)), (vec![], vec![]));
+    // Time alone brings it about, too; whoever was told hears the end.
+    let mut alone = open(&firing, late);
+    alone.roll();
+    assert_eq!(owed(&alone), owed(&escalated));
+    let end = at("2026-11-20T13:00:00Z");
+    let mut over = open(&alone.books, end);
+    over.roll();
+    assert_eq!(owed(&over), [(Event::Resolved, "chat", end), (Event::Resolved, "pager", end)]);
+    assert!(over.books.told.is_empty());
+
+    let gave_up = tried(&firing, noon(), AttemptResult::GaveUp { reason: "answered 410".into() });
+    assert_eq!(owed(&gave_up), [(Event::Fired, "pager", noon())], "there is nothing to wait for");
+    let reached = tried(&firing, noon(), AttemptResult::Delivered);
+    let mut later = open(&reached.books, late);
+    later.roll();
+    assert_eq!((owed(&later), reached.books.next_roll()), (vec![], Some(end)));
+}
+
+#[test]
+fn a_warning_of_the_night_is_owed_in_the_morning_and_withdrawn_if_it_is_over_by_then() {
+    let quiet = QuietHours::read("UTC", "11:00", "14:00", &[]).unwrap();
+    let mut posting = open(&routed(Some(quiet)), noon());
+    count(&mut posting, &[event(noon(), 60)]);
+    let morning = at("2026-11-20T14:00:00Z");
+    assert_eq!(owed(&posting), [(Event::Fired, "chat", morning)]);
+    assert_eq!(posting.owed[0].held_until(noon()), morning);
+    let end = at("2026-11-20T13:00:00Z");
+    assert_eq!(posting.books.next_roll(), Some(end), "its time begins in the morning");
+
+    let mut over = open(&posting.books, end);
+    over.roll();
+    assert_eq!((owed(&over), actions(&over)), (vec![], vec!["alert.resolved"]));
+    let [withdrawn] = &over.attempts[..] else { panic!("{:?}", over.attempts) };
+    assert_eq!((withdrawn.channel.as_str(), &withdrawn.result), ("chat", &AttemptResult::Withdrawn));
 }
 
 // ---- quotas and calendar ----
@@ -412,8 +580,8 @@ fn a_new_set_of_quotas_replaces_the_old_one() {
     let counted: std::collections::BTreeSet<QuotaId> = posting.books.counters.keys().map(|key| key.quota).collect();
     assert_eq!(counted, [kept.id, new.id].into());
     assert_eq!(posting.books.counters[&key(&kept, window)].used, 60, "an edited quota keeps what it has used");
-    assert_eq!(posting.resolved.iter().map(|alert| alert.quota.id).collect::<Vec<_>>(), [gone.id]);
-    assert_eq!(posting.fired.iter().map(|alert| alert.quota.id).collect::<Vec<_>>(), [new.id]);
+    assert_eq!(quotas_of(&posting.resolved), [gone.id]);
+    assert_eq!(quotas_of(&posting.fired), [new.id]);
     assert_eq!(actions(&posting), ["quota.replaced", "alert.resolved", "alert.fired"]);
     assert_eq!(posting.counters[&key(&new, window)].fired, [50], "what is written knows what has fired");
 }

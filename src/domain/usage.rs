@@ -11,6 +11,8 @@ pub const LABEL_BYTES_MAX: usize = 256;
 pub const EVENT_ID_BYTES_MAX: usize = 1_024;
 /// Longest details document of one event, in bytes.
 pub const DETAILS_BYTES_MAX: usize = 8_192;
+/// The source of what is booked here, and by nobody else.
+pub const OWN_SOURCE: &str = "platform-api";
 /// How far ahead of our clock an event may claim to have occurred.
 pub const FUTURE_TOLERANCE_MICROS: i64 = 5 * super::time::MICROS_PER_MINUTE;
 
@@ -22,6 +24,9 @@ pub enum Kind {
     /// A statement about a running counter: evidence for reconciliation, never added. Its amounts live in the
     /// details; its row in the ledger carries zeros, so that every sum over the ledger stays a sum of deltas.
     Cumulative,
+    /// An adjusting entry that a person made for a finding of the reconciliation. Its amounts may be negative; no sender
+    /// can make one.
+    Adjustment,
 }
 
 /// How the call ended, as the sender says.
@@ -64,7 +69,7 @@ pub struct Subject {
     pub provider: String,
 }
 
-/// What one call used. Every field is zero or more; the token classes are disjoint, except that reasoning is a share
+/// What one call used. Every field is zero or more (but in an adjusting entry); the token classes are disjoint, except that reasoning is a share
 /// of completion, and cache read and cache write are shares of prompt (as LiteLLM and OpenTelemetry GenAI count).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Amounts {

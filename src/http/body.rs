@@ -40,7 +40,8 @@ pub(super) async fn receive(
         BodyKind::None => return Ok(Bytes::new()),
         BodyKind::Json => (limits.body_bytes_max, JSON),
         BodyKind::Events => (limits.events_body_bytes_max, EVENTS),
-        BodyKind::LiteLlm => (limits.litellm_body_bytes_max, LITELLM),
+        BodyKind::LiteLlm => (limits.litellm_body_bytes_max, LINES),
+        BodyKind::KongLog => (limits.gateway_log_body_bytes_max, LINES),
     };
     check_media(headers, media)?;
     // Half of the request's own deadline, so that a body that trickles is told apart from work that is slow.
@@ -53,7 +54,7 @@ pub(super) async fn receive(
 
 const JSON: &[&str] = &["application/json"];
 const EVENTS: &[&str] = &["application/json", "application/cloudevents+json", "application/cloudevents-batch+json"];
-const LITELLM: &[&str] = &["application/json", "application/x-ndjson", "application/ndjson", "application/jsonl"];
+const LINES: &[&str] = &["application/json", "application/x-ndjson", "application/ndjson", "application/jsonl"];
 
 /// The media type without its parameters, in lower case.
 #[must_use]

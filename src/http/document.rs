@@ -13,7 +13,10 @@ use serde_json::{Map, Value, json};
 
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::Code;
-use super::{api_keys, audit, decision, ingestion, probes, quarantine, quotas, reply, tenants, usage};
+use super::{
+    api_keys, audit, decision, gateway, ingestion, kong_sync, probes, quarantine, quotas, reconciliation, reply,
+    tenants, usage,
+};
 
 /// The chapters of the document.
 #[derive(Tags)]
@@ -26,6 +29,8 @@ pub(super) enum Tag {
     Usage,
     /// Limits, how they stand, decisions for gateways, alerts.
     Quotas,
+    /// The ledger against what gateways say.
+    Reconciliation,
     /// The chain of everything that was done or denied.
     Audit,
     /// What was not counted, why, and another try.
@@ -38,10 +43,13 @@ type Handlers = (
     tenants::Tenants,
     api_keys::ApiKeys,
     ingestion::Ingestion,
+    gateway::Gateway,
     usage::Usage,
     quotas::Quotas,
+    reconciliation::Reconciliation,
     audit::Audit,
     quarantine::Quarantine,
+    kong_sync::KongSync,
     probes::Probes,
 );
 
@@ -51,10 +59,13 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         tenants::Tenants,
         api_keys::ApiKeys,
         ingestion::Ingestion,
+        gateway::Gateway,
         usage::Usage,
         quotas::Quotas,
+        reconciliation::Reconciliation,
         audit::Audit,
         quarantine::Quarantine,
+        kong_sync::KongSync,
         probes::Probes,
     );
     OpenApiService::new(handlers, "platform-api", env!("CARGO_PKG_VERSION")).description(
@@ -85,6 +96,7 @@ pub fn openapi_document() -> String {
     for operation in OPERATIONS {
         complete(&mut document["paths"][operation.path][operation.method.as_str().to_lowercase()], operation);
     }
+    close_bodies(&mut document);
     serde_json::to_string_pretty(&document).unwrap_or_default() + "\n"
 }
 
@@ -103,7 +115,11 @@ fn common_parameters() -> Value {
         })
     };
     json!({
-        "RequestId": header("X-Request-Id", "Echoed, and made when absent; errors, logs and audit records carry it.", 128),
+        "RequestId": {
+            "name": "X-Request-Id", "in": "header", "required": false,
+            "description": "Echoed, and made when absent or longer than 128 characters; errors, logs and audit records carry it.",
+            "schema": {"type": "string"}
+        },
         "TenantId": header("X-Tenant-Id", "Must agree with the path; chooses a tenant for a platform administrator.", 36),
         "UserId": header("X-User-Id", "Whom a gateway acts for; believed only from service credentials.", 256),
         "IdempotencyKey": header("Idempotency-Key", "A repeated request with the same key and body gets the stored answer.", 255)
@@ -129,6 +145,39 @@ fn error_schema() -> Value {
             }
         }}
     })
+}
+
+/// Bodies that are read strictly have the fields that are described, and no others.
+fn close_bodies(document: &mut Value) {
+    let strict = OPERATIONS.iter().filter(|operation| operation.body == BodyKind::Json);
+    let mut open: Vec<String> = strict
+        .flat_map(|operation| {
+            let path = &document["paths"][operation.path];
+            references(&path[operation.method.as_str().to_lowercase()]["requestBody"])
+        })
+        .collect();
+    while let Some(name) = open.pop() {
+        let schema = &mut document["components"]["schemas"][&name];
+        if schema["type"] == "object" && schema["additionalProperties"].is_null() {
+            schema["additionalProperties"] = Value::Bool(false);
+            open.extend(references(schema));
+        }
+    }
+}
+
+/// Names of the schemas that a description refers to.
+fn references(described: &Value) -> Vec<String> {
+    match described {
+        Value::Object(fields) => fields
+            .iter()
+            .flat_map(|(key, value)| match value.as_str() {
+                Some(target) if key == "$ref" => target.rsplit('/').next().map(str::to_owned).into_iter().collect(),
+                _ => references(value),
+            })
+            .collect(),
+        Value::Array(items) => items.iter().flat_map(references).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// What the table knows of an operation.
@@ -328,6 +377,10 @@ mod tests {
         check::<api_keys::ApiKeyCreated>();
         check::<quotas::ReplaceQuotas>();
         check::<quotas::QuotaList>();
+        check::<reconciliation::TreatFindingBody>();
+        check::<reconciliation::SettleFinding>();
+        check::<reconciliation::FindingView>();
+        check::<reconciliation::ReconciliationView>();
         check::<ingestion::Recorded>();
         check::<ingestion::UsageEventEnvelope>();
         check::<audit::AuditReport>();

@@ -18,7 +18,7 @@ use crate::fault;
 use crate::intake::record::{BodyShape, Cause, ItemOutcome, NotNow, RecordError, Reporter};
 
 /// Most rejected events that one answer names.
-const REJECTED_SHOWN_MAX: usize = 1_000;
+pub(super) const REJECTED_SHOWN_MAX: usize = 1_000;
 
 pub(super) struct Ingestion;
 
@@ -108,6 +108,12 @@ pub(super) struct RejectedView {
     index: u64,
     code: String,
     message: String,
+}
+
+impl RejectedView {
+    pub(super) fn new(index: usize, code: &str, message: String) -> RejectedView {
+        RejectedView { index: index as u64, code: code.to_owned(), message }
+    }
 }
 
 impl Recorded {

@@ -7,8 +7,8 @@
 //!    [`problem`]s
 //! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
-//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`usage`], [`quotas`], [`decision`], [`audit`], [`quarantine`],
-//!    [`probes`]; [`view`]s and [`reply`] are what they speak
+//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`gateway`], [`usage`], [`quotas`], [`decision`],
+//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
 //! [`reading`] has the parsers among all this without the door around them.
@@ -22,13 +22,16 @@ mod decision;
 mod document;
 mod door;
 pub mod framing;
+mod gateway;
 mod ingestion;
+mod kong_sync;
 mod operation;
 mod probes;
 mod problem;
 mod quarantine;
 mod quotas;
 pub mod reading;
+mod reconciliation;
 mod reply;
 mod request;
 mod server;
@@ -47,10 +50,12 @@ use poem::http::Method;
 use poem::{Endpoint, IntoEndpoint, Request, Response};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use document::openapi_document;
+pub use gateway::KongDoor;
 pub use operation::{BodyKind, OPERATIONS, Operation, Scope};
 pub use probes::{Dependency, Health, State};
 pub use problem::Code;
@@ -59,6 +64,7 @@ use crate::access::Gate;
 use crate::clock::Clock;
 use crate::config::{self, millis};
 use crate::directory;
+use crate::domain::sync::SyncStatus;
 use crate::intake::record::Recorder;
 use crate::threads;
 use authorize::{Admitted, Ask};
@@ -71,30 +77,37 @@ pub struct Api {
     directory: directory::handle::Handle,
     gate: Gate,
     recorder: Recorder,
+    kong: KongDoor,
     clock: Clock,
     limits: config::Http,
     health: Health,
     metrics: PrometheusHandle,
     sealer: Sealer,
+    /// How the tenants stand in Kong, if somebody keeps them there.
+    kong_sync: Option<watch::Receiver<SyncStatus>>,
     /// Where everything is done but answering.
     work: Handle,
+}
+
+/// Whom the door asks.
+pub struct Rooms {
+    pub directory: directory::handle::Handle,
+    pub gate: Gate,
+    pub recorder: Recorder,
+    /// Where Kong's access log goes.
+    pub kong: KongDoor,
+    /// How the tenants stand in Kong, if somebody keeps them there.
+    pub kong_sync: Option<watch::Receiver<SyncStatus>>,
 }
 
 impl Api {
     /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
-    pub fn new(
-        directory: directory::handle::Handle,
-        gate: Gate,
-        recorder: Recorder,
-        clock: Clock,
-        limits: config::Http,
-        health: Health,
-        metrics: PrometheusHandle,
-    ) -> Api {
+    pub fn new(rooms: Rooms, clock: Clock, limits: config::Http, health: Health, metrics: PrometheusHandle) -> Api {
+        let Rooms { directory, gate, recorder, kong, kong_sync } = rooms;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
-        Api { directory, gate, recorder, clock, limits, health, metrics, sealer, work }
+        Api { directory, gate, recorder, kong, clock, limits, health, metrics, sealer, kong_sync, work }
     }
 }
 

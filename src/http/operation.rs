@@ -27,6 +27,7 @@ pub enum BodyKind {
     Json,
     Events,
     LiteLlm,
+    KongLog,
 }
 
 /// One row.
@@ -134,11 +135,12 @@ impl Operation {
 
 const PAGE: &[&str] = &["limit", "cursor"];
 
-use BodyKind::{Events, Json, LiteLlm, None as NoBody};
+use BodyKind::{Events, Json, KongLog, LiteLlm, None as NoBody};
 use Code::{
-    AlreadyReplayed, ApiKeyNotFound, ExternalIdTaken, IdempotencyKeyReused, IllegalMove, InvalidCursor, NotReady,
-    NothingAccepted, QuarantinedNotFound, ReportTooLarge, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen,
-    TenantNotFound, TenantSaturated, TenantStarting, TooManyApiKeys, TooManyEvents, ValidationFailed,
+    AdjustmentBelowZero, AdjustmentRefused, AlreadyReplayed, ApiKeyNotFound, ExternalIdTaken, FindingClosed,
+    FindingNotFound, IdempotencyKeyReused, IllegalMove, InvalidCursor, NotReady, NothingAccepted, QuarantinedNotFound,
+    ReportTooLarge, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen, TenantNotFound, TenantSaturated,
+    TenantStarting, TooManyApiKeys, TooManyEvents, ValidationFailed,
 };
 use Scope::{Open, Platform, TenantInPath, TenantOfCredential};
 
@@ -152,6 +154,8 @@ pub static OPERATIONS: &[Operation] = &[
         query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
     Operation { id: "recordLiteLlmUsage", method: Method::POST, path: "/v1/usage/litellm", scope: TenantOfCredential, object: "usage", action: "report", body: LiteLlm,
         query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
+    Operation { id: "recordKongLogs", method: Method::POST, path: "/v1/gateway/kong/logs", scope: TenantOfCredential, object: "gatewayLog", action: "report", body: KongLog,
+        query: &[], codes: &[TenantNotFound, TooManyEvents, TenantStarting, TenantSaturated, TenantFrozen] },
 
     Operation { id: "getHealth", method: Method::GET, path: "/health", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[] },
     Operation { id: "getLiveness", method: Method::GET, path: "/health/live", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[] },
@@ -194,6 +198,21 @@ pub static OPERATIONS: &[Operation] = &[
     Operation { id: "listAlerts", method: Method::GET, path: "/v1/quotas/{tenantId}/alerts", scope: TenantInPath, object: "alerts", action: "read", body: NoBody,
         query: PAGE, codes: &[InvalidCursor, TenantStarting, TenantFrozen, StoreUnavailable] },
 
+    Operation { id: "getReconciliation", method: Method::GET, path: "/v1/reconciliation/{tenantId}", scope: TenantInPath, object: "reconciliation", action: "read", body: NoBody,
+        query: &[], codes: &[TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "listComparedWindows", method: Method::GET, path: "/v1/reconciliation/{tenantId}/windows", scope: TenantInPath, object: "reconciliation", action: "read", body: NoBody,
+        query: &["from", "to", "proof", "verdict", "limit", "cursor"], codes: &[InvalidCursor, ValidationFailed, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "listFindings", method: Method::GET, path: "/v1/reconciliation/{tenantId}/findings", scope: TenantInPath, object: "reconciliation", action: "read", body: NoBody,
+        query: &["status", "cause", "limit", "cursor"], codes: &[InvalidCursor, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "getFinding", method: Method::GET, path: "/v1/reconciliation/{tenantId}/findings/{findingId}", scope: TenantInPath, object: "reconciliation", action: "read", body: NoBody,
+        query: &[], codes: &[FindingNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "acknowledgeFinding", method: Method::POST, path: "/v1/reconciliation/{tenantId}/findings/{findingId}/acknowledge", scope: TenantInPath, object: "findings", action: "acknowledge", body: Json,
+        query: &[], codes: &[FindingNotFound, FindingClosed, ValidationFailed, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "explainFinding", method: Method::POST, path: "/v1/reconciliation/{tenantId}/findings/{findingId}/explain", scope: TenantInPath, object: "findings", action: "explain", body: Json,
+        query: &[], codes: &[FindingNotFound, FindingClosed, ValidationFailed, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "settleFinding", method: Method::POST, path: "/v1/reconciliation/{tenantId}/findings/{findingId}/settle", scope: TenantInPath, object: "findings", action: "settle", body: Json,
+        query: &[], codes: &[FindingNotFound, FindingClosed, ValidationFailed, AdjustmentRefused, AdjustmentBelowZero, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
+
     Operation { id: "listAuditRecords", method: Method::GET, path: "/v1/audit", scope: TenantOfCredential, object: "audit", action: "read", body: NoBody,
         query: &["limit", "cursor", "tenantId"], codes: &[InvalidCursor, TenantNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },
     Operation { id: "verifyAuditChain", method: Method::GET, path: "/v1/audit/verify", scope: TenantOfCredential, object: "audit", action: "verify", body: NoBody,
@@ -203,6 +222,8 @@ pub static OPERATIONS: &[Operation] = &[
         query: &["limit", "cursor", "tenantId", "reason"], codes: &[InvalidCursor, TenantNotFound, StoreUnavailable] },
     Operation { id: "replayQuarantined", method: Method::POST, path: "/v1/quarantine/{id}/replay", scope: TenantOfCredential, object: "quarantine", action: "replay", body: NoBody,
         query: &[], codes: &[QuarantinedNotFound, TenantNotFound, AlreadyReplayed, StillRefused, StoreUnavailable] },
+
+    Operation { id: "getKongSync", method: Method::GET, path: "/v1/gateway/kong/sync", scope: Platform, object: "kongSync", action: "read", body: NoBody, query: &[], codes: &[] },
 ];
 
 #[cfg(test)]

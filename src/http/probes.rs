@@ -51,6 +51,8 @@ pub struct Dependency {
     /// Without it the service is not ready; otherwise it is merely degraded.
     pub required: bool,
     pub state: watch::Receiver<State>,
+    /// What it makes possible and what is missing for more, where there is something to say; never a secret or an address.
+    pub detail: Option<watch::Receiver<String>>,
 }
 
 /// Everything the daemon knows about being well.
@@ -150,6 +152,10 @@ pub(super) struct DependencyView {
     /// `up`, `degraded`, `down`, `unknown`, or `off` when it is not configured.
     status: String,
     required: bool,
+    /// Of a gateway's source: which proof it makes available, and which setting is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    detail: Option<String>,
 }
 
 /// How many tenants are in which state.
@@ -169,7 +175,8 @@ impl HealthView {
     fn of(health: &Health, census: Census) -> HealthView {
         let dependency = |dependency: &Dependency| {
             let status = dependency.state.borrow().name().to_owned();
-            (dependency.name.to_owned(), DependencyView { status, required: dependency.required })
+            let detail = dependency.detail.as_ref().map(|detail| detail.borrow().clone());
+            (dependency.name.to_owned(), DependencyView { status, required: dependency.required, detail })
         };
         let overall = match health.overall() {
             State::Up if census.frozen > 0 => State::Degraded,
@@ -227,6 +234,7 @@ mod tests {
             name: "one".into(),
             required: *required,
             state: watch::channel(*state).1,
+            detail: None,
         };
         Health { dependencies: dependencies.iter().map(dependency).collect(), stopping: watch::channel(stopping).1 }
     }

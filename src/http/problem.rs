@@ -57,6 +57,7 @@ codes! {
     TenantNotFound "TENANT_NOT_FOUND" 404 "There is no such tenant.";
     ApiKeyNotFound "API_KEY_NOT_FOUND" 404 "There is no such API key.";
     QuarantinedNotFound "QUARANTINED_NOT_FOUND" 404 "There is no such event in quarantine.";
+    FindingNotFound "FINDING_NOT_FOUND" 404 "There is no such finding.";
     MethodNotAllowed "METHOD_NOT_ALLOWED" 405 "The address does not know this method; see the Allow header.";
     NotAcceptable "NOT_ACCEPTABLE" 406 "The answer is JSON, which the Accept header excludes.";
     RequestTimeout "REQUEST_TIMEOUT" 408 "The request did not arrive in time.";
@@ -65,12 +66,15 @@ codes! {
     IllegalMove "ILLEGAL_TRANSITION" 409 "The tenant's lifecycle does not allow this.";
     TooManyApiKeys "TOO_MANY_API_KEYS" 409 "The tenant has as many API keys as it may have; revoke one first.";
     AlreadyReplayed "ALREADY_REPLAYED" 409 "The quarantined event was counted on an earlier try.";
+    FindingClosed "FINDING_CLOSED" 409 "The finding has been dealt with, or has resolved itself; details.status says how.";
     PayloadTooLarge "PAYLOAD_TOO_LARGE" 413 "The body is longer than this address takes.";
     TooManyEvents "TOO_MANY_EVENTS" 413 "The batch has more events than this address takes; split it.";
     UriTooLong "URI_TOO_LONG" 414 "The address is longer than 8 KiB.";
     UnsupportedMediaType "UNSUPPORTED_MEDIA_TYPE" 415 "The Content-Type or Content-Encoding is not one this address reads.";
     ValidationFailed "VALIDATION_FAILED" 422 "The body or a parameter is well-formed and wrong; details.fields has a JSON pointer per problem.";
     IdempotencyKeyReused "IDEMPOTENCY_KEY_REUSED" 422 "The Idempotency-Key was used before with another body.";
+    AdjustmentRefused "ADJUSTMENT_REFUSED" 422 "The adjusting entry cannot be counted; details.reason says why.";
+    AdjustmentBelowZero "ADJUSTMENT_BELOW_ZERO" 422 "A sum of the tenant's, or of one of its quotas, would fall below zero.";
     ReportTooLarge "REPORT_TOO_LARGE" 422 "The report has too many rows: ask for a shorter time, a coarser granularity or fewer dimensions.";
     NothingAccepted "NO_EVENT_ACCEPTED" 422 "No event of the batch could be counted; details.rejected says why.";
     StillRefused "STILL_REFUSED" 422 "The quarantined event can still not be counted.";
@@ -321,6 +325,14 @@ impl From<ChangeRefused> for Problem {
             ChangeRefused::UnknownTimeZone => {
                 Problem::field("/timeZone", "not an IANA time zone, such as Europe/Berlin")
             }
+            ChangeRefused::UnknownFinding => Problem::new(Code::FindingNotFound),
+            ChangeRefused::FindingClosed { status } => {
+                Problem::new(Code::FindingClosed).with("status", json!(status.name()))
+            }
+            ChangeRefused::AdjustmentRefused(refusal) => {
+                Problem::new(Code::AdjustmentRefused).with("reason", json!(refusal.code()))
+            }
+            ChangeRefused::BelowZero => Problem::new(Code::AdjustmentBelowZero),
             ChangeRefused::RolledBack => Problem::new(Code::StoreUnavailable),
         }
     }

@@ -15,7 +15,7 @@ use super::reply::Reply;
 use super::view::{Amount, ScopeView, StandingView, instant, page_limit};
 use crate::clock;
 use crate::domain::ids::QuotaId;
-use crate::domain::notice::Alert;
+use crate::domain::notice::{Alert, AlertSubject};
 use crate::domain::period::PeriodKind;
 use crate::domain::quota::{
     DEFAULT_THRESHOLDS, Enforcement, Metric, QUOTAS_MAX, Quota, Scope, Standing, THRESHOLD_PERCENT_MAX, THRESHOLDS_MAX,
@@ -264,28 +264,62 @@ impl QuotaInput {
     }
 }
 
-/// One threshold of one quota reached in one period.
-#[derive(Debug, Serialize, Deserialize, Object)]
+/// Something on-call was told, once. Members that its kind does not have are absent.
+#[derive(Debug, Default, Serialize, Deserialize, Object)]
 #[serde(rename_all = "camelCase")]
 #[oai(rename = "Alert", rename_all = "camelCase")]
 pub(super) struct AlertView {
     id: String,
-    quota_id: String,
-    scope: ScopeView,
-    metric: String,
-    period: String,
-    /// The limit when the threshold was reached.
-    limit: Amount,
+    /// `quotaThreshold`, `budgetBurn` or `reconciliationDrift`.
+    kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    quota_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    scope: Option<ScopeView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    metric: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    period: Option<String>,
+    /// The limit when it fired.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    limit: Option<Amount>,
     /// Percent of the limit.
-    threshold: u16,
-    /// `warning`, or `critical` from 100 percent on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    threshold: Option<u16>,
+    /// `warning`; `critical` for a threshold from 100 percent on, and for a drift.
     severity: String,
-    /// Usage when the threshold was reached.
-    used: Amount,
-    period_start: String,
+    /// Usage when it fired.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    used: Option<Amount>,
+    /// When a budget that burns too fast would be used up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    exhausted_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    period_start: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     period_end: Option<String>,
+    /// Of a drift.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    cause: Option<String>,
+    /// The first window of a drift.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    window_start: Option<String>,
+    /// Of a drift, in one line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    summary: Option<String>,
     fired_at: String,
     /// Absent while it fires.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -295,21 +329,46 @@ pub(super) struct AlertView {
 
 impl AlertView {
     fn of(alert: &Alert) -> AlertView {
-        let quota = &alert.quota;
+        let view = match &alert.subject {
+            AlertSubject::QuotaThreshold(reached) => AlertView {
+                threshold: Some(reached.threshold),
+                used: Some(Amount::new(reached.quota.metric, reached.used)),
+                period_start: Some(instant(reached.period_start)),
+                period_end: reached.period_end.map(instant),
+                ..AlertView::about(&reached.quota)
+            },
+            AlertSubject::BudgetBurn(burn) => AlertView {
+                used: Some(Amount::new(burn.quota.metric, burn.used)),
+                exhausted_at: Some(instant(burn.exhausted_at)),
+                period_start: Some(instant(burn.period_start)),
+                period_end: burn.period_end.map(instant),
+                ..AlertView::about(&burn.quota)
+            },
+            AlertSubject::ReconciliationDrift(drift) => AlertView {
+                cause: Some(drift.cause.clone()),
+                window_start: Some(instant(drift.window_start)),
+                summary: Some(drift.summary.clone()),
+                ..AlertView::default()
+            },
+        };
         AlertView {
             id: alert.id.to_string(),
-            quota_id: quota.id.to_string(),
-            scope: ScopeView::of(&quota.scope),
-            metric: quota.metric.name().to_owned(),
-            period: quota.period.name().to_owned(),
-            limit: Amount::new(quota.metric, quota.limit),
-            threshold: alert.threshold,
+            kind: alert.kind().name().to_owned(),
             severity: alert.severity().name().to_owned(),
-            used: Amount::new(quota.metric, alert.used),
-            period_start: instant(alert.period_start),
-            period_end: alert.period_end.map(instant),
             fired_at: instant(alert.fired_at),
             resolved_at: alert.resolved_at.map(instant),
+            ..view
+        }
+    }
+
+    fn about(quota: &Quota) -> AlertView {
+        AlertView {
+            quota_id: Some(quota.id.to_string()),
+            scope: Some(ScopeView::of(&quota.scope)),
+            metric: Some(quota.metric.name().to_owned()),
+            period: Some(quota.period.name().to_owned()),
+            limit: Some(Amount::new(quota.metric, quota.limit)),
+            ..AlertView::default()
         }
     }
 }

@@ -27,7 +27,10 @@ const EXTERNAL_ID_BYTES_MAX: usize = 256;
 const SETTINGS_BYTES_MAX: usize = 16 * 1024;
 const DEFAULT_TIER: &str = "standard";
 const DEFAULT_TIME_ZONE: &str = "UTC";
-const EXTERNAL_KINDS: [&str; 5] = ["team", "organization", "project", "keyHash", "keyAlias"];
+const EXTERNAL_KINDS: [(&str, &[&str]); 2] = [
+    ("litellm", &["team", "organization", "project", "keyHash", "keyAlias"]),
+    ("kong", &["consumer", "customId", "username"]),
+];
 
 pub(super) struct Tenants;
 
@@ -377,9 +380,10 @@ impl Checks {
         self.check(ids.len() <= EXTERNAL_IDS_MAX, "/externalIds", "must be at most 100");
         for (at, id) in ids.iter().enumerate() {
             let pointer = |field: &str| format!("/externalIds/{at}{field}");
-            self.check(id.source == "litellm", pointer("/source"), "must be litellm");
-            let kinds = "must be team, organization, project, keyHash or keyAlias";
-            self.check(EXTERNAL_KINDS.contains(&id.kind.as_str()), pointer("/kind"), kinds);
+            let kinds = EXTERNAL_KINDS.iter().find(|(source, _)| *source == id.source).map(|(_, kinds)| *kinds);
+            self.check(kinds.is_some(), pointer("/source"), "must be litellm or kong");
+            let message = format!("must be {}", kinds.unwrap_or_default().join(" or "));
+            self.check(kinds.is_none_or(|kinds| kinds.contains(&id.kind.as_str())), pointer("/kind"), &message);
             let fits = (1..=EXTERNAL_ID_BYTES_MAX).contains(&id.id.len());
             self.check(fits, pointer("/id"), "must be 1 to 256 bytes");
             self.check(!ids[..at].contains(id), pointer(""), "is there twice");

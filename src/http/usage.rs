@@ -243,7 +243,8 @@ pub(super) struct LedgerRowView {
     event_id: String,
     occurred_at: String,
     recorded_at: String,
-    /// `delta`, or `cumulative` for a statement that was not added.
+    /// `delta`, `cumulative` for a statement that was not added, or `adjustment` for an adjusting entry, whose amounts may
+    /// be negative.
     kind: String,
     /// `success` or `failure`.
     status: String,
@@ -253,6 +254,14 @@ pub(super) struct LedgerRowView {
     /// `unpriced`, `cacheHit`, `totalDiffers`.
     flags: Vec<String>,
     details: JsonObject,
+}
+
+fn kind_word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Delta => "delta",
+        Kind::Cumulative => "cumulative",
+        Kind::Adjustment => "adjustment",
+    }
 }
 
 impl LedgerRowView {
@@ -265,7 +274,7 @@ impl LedgerRowView {
             event_id: event.event_id.clone(),
             occurred_at: instant(event.occurred_at),
             recorded_at: instant(row.recorded_at),
-            kind: if event.kind == Kind::Delta { "delta" } else { "cumulative" }.to_owned(),
+            kind: kind_word(event.kind).to_owned(),
             status: if event.status == Status::Success { "success" } else { "failure" }.to_owned(),
             subject: SubjectView::of(&event.subject),
             call_type: event.call_type.clone(),

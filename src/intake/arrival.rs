@@ -292,12 +292,16 @@ impl Kin {
     }
 }
 
-struct Split<'a> {
-    pieces: Vec<&'a [u8]>,
-    not_json: bool,
+/// A body's pieces, each of them what is meant to be one item.
+pub(super) struct Split<'a> {
+    pub(super) pieces: Vec<&'a [u8]>,
+    /// The body is not JSON (nor lines of it): its one piece is the whole body.
+    pub(super) not_json: bool,
 }
 
-fn split(body: &[u8], events_max: usize) -> Result<Split<'_>, TooMany> {
+/// # Errors
+/// [`TooMany`] pieces.
+pub(super) fn split(body: &[u8], events_max: usize) -> Result<Split<'_>, TooMany> {
     let whole = |not_json| Split { pieces: vec![if not_json { body } else { body.trim_ascii() }], not_json };
     let found = match body.trim_ascii_start().first() {
         Some(b'[') => match elements(body, events_max) {

@@ -16,7 +16,9 @@ use super::arrival::{Parsed, TenantClaim, Unreadable};
 use super::text::{self, Details, bounded, label, malformed, units};
 use crate::domain::amount::NanoUsd;
 use crate::domain::time::Timestamp;
-use crate::domain::usage::{Amounts, EVENT_ID_BYTES_MAX, Flags, Kind, LABEL_BYTES_MAX, Status, Subject, UsageEvent};
+use crate::domain::usage::{
+    Amounts, EVENT_ID_BYTES_MAX, Flags, Kind, LABEL_BYTES_MAX, OWN_SOURCE, Status, Subject, UsageEvent,
+};
 use crate::json::{Object, Text};
 
 /// What `source` is when an envelope does not say.
@@ -207,10 +209,13 @@ impl Envelope<'_> {
 }
 
 /// # Errors
-/// [`Refusal::Malformed`] when it is empty, otherwise as [`label`].
+/// [`Refusal::Malformed`] when it is empty or our own, otherwise as [`label`].
 pub(super) fn source_name(path: &str, source: String) -> Result<String, Unreadable> {
     if source.is_empty() {
         return Err(malformed(format!("{path}: empty")));
+    }
+    if source == OWN_SOURCE {
+        return Err(malformed(format!("{path}: {OWN_SOURCE} is ours alone")));
     }
     bounded(path, source, LABEL_BYTES_MAX)
 }
@@ -261,12 +266,11 @@ pub(super) fn event(
         Some(Tags::Named(tags)) => details.value("tags", tags),
         None => {}
     }
-    let (amounts, flags) = match kind {
-        Kind::Delta => stated.counted(status, &mut details),
-        Kind::Cumulative => {
-            stated.as_statement(&mut details);
-            (Amounts::default(), Flags::default())
-        }
+    let (amounts, flags) = if kind == Kind::Delta {
+        stated.counted(status, &mut details)
+    } else {
+        stated.as_statement(&mut details);
+        (Amounts::default(), Flags::default())
     };
     Ok(UsageEvent {
         source: identity.source,

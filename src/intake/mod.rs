@@ -19,6 +19,7 @@ pub mod attribution;
 pub mod body;
 pub mod cloudevents;
 pub mod envelope;
+pub mod kong;
 pub mod litellm;
 pub mod quarantine;
 pub mod record;

@@ -105,7 +105,8 @@ async fn directory_in(folder: &Path, clock: &Clock) -> Handle {
     let settings = Settings {
         tenants: config::Tenants { idle_ms: 600_000, ..config::Tenants::default() },
         retention_micros: 400 * MICROS_PER_DAY,
-        channels: Vec::new(),
+        routing: std::sync::Arc::default(),
+        reconcile: crate::domain::reconcile::Terms::default(),
     };
     let (hints, mut committed) = mpsc::channel(16);
     tokio::spawn(async move { while committed.recv().await.is_some() {} });

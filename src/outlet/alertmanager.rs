@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::egress::{self, Failure};
 use super::parcel::{Parcel, amount_text, scope_text, summary};
 use crate::domain::ids::TenantId;
-use crate::domain::notice::{Alert, Event};
+use crate::domain::notice::{Alert, AlertSubject, BudgetBurn, Event, QuotaThreshold};
 use crate::domain::time::Timestamp;
 
 /// A firing alert that is not posted again ends after this many repeats, as Prometheus does it.
@@ -36,16 +36,36 @@ struct Posted {
 }
 
 #[derive(Serialize)]
-struct Labels {
-    alertname: &'static str,
-    tenant: String,
-    quota: String,
-    scope: String,
-    metric: &'static str,
-    period: &'static str,
-    period_start: Timestamp,
-    threshold: String,
-    severity: &'static str,
+#[serde(untagged)]
+enum Labels {
+    Threshold {
+        alertname: &'static str,
+        tenant: String,
+        quota: String,
+        scope: String,
+        metric: &'static str,
+        period: &'static str,
+        period_start: Timestamp,
+        threshold: String,
+        severity: &'static str,
+    },
+    Burn {
+        alertname: &'static str,
+        tenant: String,
+        quota: String,
+        scope: String,
+        metric: &'static str,
+        period: &'static str,
+        period_start: Timestamp,
+        severity: &'static str,
+    },
+    Drift {
+        alertname: &'static str,
+        tenant: String,
+        cause: String,
+        window_start: Timestamp,
+        severity: &'static str,
+    },
 }
 
 #[derive(Serialize)]
@@ -94,36 +114,72 @@ impl Alertmanager {
     }
 
     fn posted(&self, tenant: TenantId, alert: &Alert, ends_at: Timestamp) -> Posted {
-        let quota = &alert.quota;
-        let scope = scope_text(&quota.scope);
-        let (metric, period) = (quota.metric.name(), quota.period.name());
-        let reset = alert.period_end.map_or("never".into(), |end| end.to_string());
-        let used = amount_text(quota, alert.used);
-        let limit = amount_text(quota, quota.limit);
         Posted {
-            labels: Labels {
-                alertname: "QuotaThresholdReached",
-                tenant: tenant.to_string(),
-                quota: quota.id.to_string(),
-                scope,
-                metric,
-                period,
-                period_start: alert.period_start,
-                threshold: alert.threshold.to_string(),
-                severity: alert.severity().name(),
-            },
-            annotations: Annotations {
-                summary: summary(tenant, alert),
-                description: format!(
-                    "{used} of {limit} were used when the threshold was reached; the period started at {} and resets: {reset}",
-                    alert.period_start
-                ),
-            },
+            labels: labels(tenant, alert),
+            annotations: Annotations { summary: summary(tenant, alert), description: description(alert) },
             starts_at: alert.fired_at,
             // Alertmanager refuses an alert that ends before it starts.
             ends_at: ends_at.max(alert.fired_at.plus_micros(1_000)),
             generator_url: self.public_url.as_ref().map(|base| format!("{base}/v1/quotas/{tenant}/alerts")),
         }
+    }
+}
+
+/// What never changes while the alert lives.
+fn labels(tenant: TenantId, alert: &Alert) -> Labels {
+    let (tenant, severity) = (tenant.to_string(), alert.severity().name());
+    match &alert.subject {
+        AlertSubject::QuotaThreshold(QuotaThreshold { quota, period_start, threshold, .. }) => Labels::Threshold {
+            alertname: "QuotaThresholdReached",
+            tenant,
+            quota: quota.id.to_string(),
+            scope: scope_text(&quota.scope),
+            metric: quota.metric.name(),
+            period: quota.period.name(),
+            period_start: *period_start,
+            threshold: threshold.to_string(),
+            severity,
+        },
+        AlertSubject::BudgetBurn(BudgetBurn { quota, period_start, .. }) => Labels::Burn {
+            alertname: "BudgetBurn",
+            tenant,
+            quota: quota.id.to_string(),
+            scope: scope_text(&quota.scope),
+            metric: quota.metric.name(),
+            period: quota.period.name(),
+            period_start: *period_start,
+            severity,
+        },
+        AlertSubject::ReconciliationDrift(drift) => Labels::Drift {
+            alertname: "ReconciliationDrift",
+            tenant,
+            cause: drift.cause.clone(),
+            window_start: drift.window_start,
+            severity,
+        },
+    }
+}
+
+fn description(alert: &Alert) -> String {
+    let reset = |end: Option<Timestamp>| end.map_or("never".into(), |end| end.to_string());
+    match &alert.subject {
+        AlertSubject::QuotaThreshold(QuotaThreshold { quota, used, period_start, period_end, .. }) => format!(
+            "{} of {} were used when the threshold was reached; the period started at {period_start} and resets: {}",
+            amount_text(quota, *used),
+            amount_text(quota, quota.limit),
+            reset(*period_end),
+        ),
+        AlertSubject::BudgetBurn(BudgetBurn { quota, used, period_start, period_end, exhausted_at }) => format!(
+            "{} of {} were used; at the rate of the minutes before, nothing is left at {exhausted_at}; \
+             the period started at {period_start} and resets: {}",
+            amount_text(quota, *used),
+            amount_text(quota, quota.limit),
+            reset(*period_end),
+        ),
+        AlertSubject::ReconciliationDrift(drift) => format!(
+            "the ledger and the gateway disagreed by {} requests in {} windows since {}",
+            drift.difference, drift.windows, drift.window_start,
+        ),
     }
 }
 
@@ -208,6 +264,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn burns_and_drifts_are_alerts_of_their_own() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let server = Server::start().await;
+        let alertmanager = Alertmanager::open(&server.url, 60_000, true, None).unwrap();
+        let now = Clock::system().now();
+        let tenant = TenantId(crate::clock::new_id());
+        let firing = samples::others(tenant, now.plus_micros(-MICROS_PER_SECOND)).map(|alert| (tenant, alert));
+        alertmanager.repeat(&firing, now).await.unwrap();
+        let alerts = server.alerts().await;
+        let labels = |name: &str| {
+            let found = alerts.iter().find(|alert| alert["labels"]["alertname"] == name);
+            found.map(|alert| alert["labels"].clone()).unwrap_or_else(|| panic!("no {name} in {alerts:?}"))
+        };
+        assert_eq!(labels("BudgetBurn")["metric"], "tokens");
+        let drift = labels("ReconciliationDrift");
+        assert_eq!((&drift["cause"], &drift["severity"]), (&"lostInLedger".into(), &"critical".into()));
+    }
+
+    #[tokio::test]
     async fn a_late_resolution_of_a_past_period_leaves_the_running_one_alone() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let server = Server::start().await;
@@ -216,7 +291,7 @@ mod tests {
         let running = samples::parcel("on-call", Event::Fired, Metric::Tokens, now.plus_micros(-MICROS_PER_SECOND));
         let mut past = running.clone();
         past.delivery.event = Event::Resolved;
-        past.delivery.alert.period_start = now.plus_micros(-crate::domain::time::MICROS_PER_DAY);
+        samples::reached(&mut past.delivery.alert).period_start = now.plus_micros(-crate::domain::time::MICROS_PER_DAY);
         past.delivery.alert.resolved_at = Some(now);
         alertmanager.send(&running, now).await.unwrap();
         alertmanager.send(&past, now).await.unwrap();

@@ -6,6 +6,7 @@ use secrecy::ExposeSecret;
 
 use super::alertmanager::Alertmanager;
 use super::egress::{self, Failure};
+use super::email::{self, Email, Relay};
 use super::nats::Nats;
 use super::pagerduty::{self, PagerDuty};
 use super::parcel::Parcel;
@@ -34,6 +35,7 @@ enum Sender {
     Nats(Box<Nats>),
     PagerDuty(Box<PagerDuty>),
     Slack(Box<Slack>),
+    Email(Box<Email>),
 }
 
 /// What is wrong with a configured channel, as `<key>: <problem>`.
@@ -52,6 +54,10 @@ pub(super) fn problem(channel: &config::Channel) -> Option<String> {
             let url = url.as_deref().and_then(|url| egress::problem(url, *allow_private_addresses));
             let url = url.map(|problem| format!("url: {problem}"));
             url.or_else(|| pagerduty::routing_key_problem(routing_key).map(|problem| format!("routing_key: {problem}")))
+        }
+        config::Channel::Email { host, port, tls, user, password, from, to, .. } => {
+            let (user, password) = (user.as_deref(), password.as_ref());
+            email::problem(&Relay { host, port: *port, tls: *tls, user, password }, from, to)
         }
         config::Channel::Slack { url, allow_private_addresses, .. } => {
             egress::problem(url.expose_secret(), *allow_private_addresses).map(|problem| format!("url: {problem}"))
@@ -83,6 +89,13 @@ impl Channel {
                 let sender = PagerDuty::open(url, routing_key, *allow_private_addresses, public_url)?;
                 Channel { name, repeat: None, sends_max: SENDS_MAX, sender: Sender::PagerDuty(Box::new(sender)) }
             }
+            config::Channel::Email { host, port, tls, user, password, from, to, .. } => {
+                let (user, password) = (user.as_deref(), password.as_ref());
+                let relay = Relay { host, port: *port, tls: *tls, user, password };
+                let sender = Email::open(&relay, from, to, config.notify.public_url.clone())?;
+                // Each mail is a connection of its own, and a relay counts them.
+                Channel { name, repeat: None, sends_max: 1, sender: Sender::Email(Box::new(sender)) }
+            }
             config::Channel::Slack { url, allow_private_addresses, .. } => {
                 let sender = Slack::open(url, *allow_private_addresses, config.notify.public_url.clone())?;
                 // Slack takes about one message a second.
@@ -98,6 +111,7 @@ impl Channel {
             Sender::Nats(nats) => nats.send(parcel).await,
             Sender::PagerDuty(pager) => pager.send(parcel).await,
             Sender::Slack(slack) => slack.send(parcel).await,
+            Sender::Email(email) => email.send(parcel).await,
         }
     }
 
@@ -105,7 +119,7 @@ impl Channel {
     pub(super) async fn repeat(&self, firing: &[(TenantId, Alert)], now: Timestamp) -> Result<(), Failure> {
         match &self.sender {
             Sender::Alertmanager(alertmanager) => alertmanager.repeat(firing, now).await,
-            Sender::Webhook(_) | Sender::Nats(_) | Sender::PagerDuty(_) | Sender::Slack(_) => Ok(()),
+            Sender::Webhook(_) | Sender::Nats(_) | Sender::PagerDuty(_) | Sender::Slack(_) | Sender::Email(_) => Ok(()),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::parcel::Parcel;
 use super::schedule;
 use crate::directory::handle::Absent;
 use crate::domain::ids::{AlertId, TenantId};
-use crate::domain::notice::{Alert, Attempt, AttemptResult, Delivery, Event};
+use crate::domain::notice::{Alert, Attempt, AttemptResult, Delivery, Event, Firing};
 use crate::domain::time::{MICROS_PER_MINUTE, MICROS_PER_SECOND, Timestamp};
 
 /// Deliveries asked for in one visit.
@@ -35,7 +35,7 @@ pub struct Visit {
 /// What a tenant answered.
 #[derive(Debug)]
 pub struct Found {
-    pub firing: Vec<Alert>,
+    pub firing: Vec<Firing>,
     pub due: Vec<Delivery>,
 }
 
@@ -76,7 +76,7 @@ pub struct Desk {
     unrecorded: HashMap<TenantId, Vec<Attempt>>,
     recording: HashSet<TenantId>,
     /// What fires, as of the last visit; a tenant that rests keeps its entry, for its alerts fire on.
-    firing: HashMap<TenantId, Vec<Alert>>,
+    firing: HashMap<TenantId, Vec<Firing>>,
 }
 
 impl Desk {
@@ -125,8 +125,8 @@ impl Desk {
     }
 
     /// Keeps what fires, and comes back when the first of it is to end, which wakes a tenant that rests.
-    fn remember(&mut self, tenant: TenantId, firing: Vec<Alert>, now: Timestamp) {
-        if let Some(end) = firing.iter().filter_map(|alert| alert.period_end).min() {
+    fn remember(&mut self, tenant: TenantId, firing: Vec<Firing>, now: Timestamp) {
+        if let Some(end) = firing.iter().filter_map(|one| one.alert.period_end()).min() {
             self.agenda.at(tenant, end.max(now).plus_micros(MICROS_PER_SECOND));
         }
         if firing.is_empty() {
@@ -224,19 +224,22 @@ impl Desk {
 
     // ---- repeating what fires ----
 
-    /// What fires at `now`, as of the last visits.
+    /// What fires at `now` and `channel` was told of, as of the last visits.
     #[must_use]
-    pub fn firing(&self, now: Timestamp) -> VecDeque<(TenantId, Alert)> {
+    pub fn firing(&self, channel: &str, now: Timestamp) -> VecDeque<(TenantId, Alert)> {
+        let knows = |one: &&Firing| one.told.iter().any(|told| told.channel == channel && told.held_until <= now);
+        let lasts = |one: &&Firing| one.alert.period_end().is_none_or(|end| end > now);
         self.firing
             .iter()
-            .flat_map(|(tenant, alerts)| alerts.iter().map(|alert| (*tenant, alert.clone())))
-            .filter(|(_, alert)| alert.period_end.is_none_or(|end| end > now))
+            .flat_map(|(tenant, firing)| {
+                firing.iter().filter(knows).filter(lasts).map(|one| (*tenant, one.alert.clone()))
+            })
             .collect()
     }
 
     fn forget_firing(&mut self, tenant: TenantId, alert: AlertId) {
         if let Some(firing) = self.firing.get_mut(&tenant) {
-            firing.retain(|known| known.id != alert);
+            firing.retain(|known| known.alert.id != alert);
         }
     }
 }

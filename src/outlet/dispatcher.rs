@@ -183,7 +183,7 @@ impl Dispatcher {
         let Some(every) = lane.repeat else { return };
         self.next_repeat.insert(name.to_owned(), now + every);
         let wall = self.clock.now();
-        let mut firing = self.desk.firing(wall);
+        let mut firing = self.desk.firing(name, wall);
         while !firing.is_empty() {
             let part = firing.drain(..firing.len().min(REPEAT_ALERTS_MAX)).collect();
             // A lane without room is behind; the next repetition is not far.

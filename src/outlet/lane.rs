@@ -157,11 +157,14 @@ impl Driver {
             AttemptResult::Delivered => ("delivered", ""),
             AttemptResult::Retry { reason, .. } => ("retry", reason.as_str()),
             AttemptResult::GaveUp { reason } => ("gave_up", reason.as_str()),
+            AttemptResult::Withdrawn => ("withdrawn", ""),
         };
         let (tenant, channel, delivery) = (parcel.tenant, &self.channel.name, parcel.delivery.id());
         metrics::counter!("platform_api_deliveries_total", "channel" => channel.clone(), "result" => word).increment(1);
         match result {
-            AttemptResult::Delivered => tracing::debug!(%tenant, channel, delivery, "delivered"),
+            AttemptResult::Delivered | AttemptResult::Withdrawn => {
+                tracing::debug!(%tenant, channel, delivery, word);
+            }
             AttemptResult::Retry { at, .. } => {
                 tracing::debug!(%tenant, channel, delivery, reason, next_attempt_at = %at, "not delivered yet");
             }

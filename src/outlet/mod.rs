@@ -7,8 +7,9 @@
 //! back to the tenant's outbox, with the time of the next try if one is needed ([`schedule`]).
 //!
 //! A send may happen twice (we may die between the receiver's answer and our commit); it has the same id both times.
-//! The channels are [`alertmanager`], [`webhook`], [`nats`], [`pagerduty`] and [`slack`]; what they may connect to is guarded by [`egress`]. The
-//! [`mirror`] writes committed standings to Redis. Nothing here decides anything about usage, quotas or alerts, and no
+//! The channels are [`alertmanager`], [`webhook`], [`nats`], [`pagerduty`], [`slack`] and [`email`]; what they may connect
+//! to is guarded by [`egress`]. The [`mirror`] writes committed standings to Redis, [`kong`] the tenants to Kong. Nothing
+//! here decides anything about usage, quotas or alerts, and no
 //! failure here reaches further than its own entry in the health report.
 
 mod agenda;
@@ -18,6 +19,8 @@ mod channel;
 pub mod desk;
 mod dispatcher;
 mod egress;
+mod email;
+pub mod kong;
 mod lane;
 mod mirror;
 mod nats;
@@ -41,6 +44,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::directory::handle::Handle as Directory;
 use crate::domain::ids::TenantId;
+use crate::domain::sync::SyncStatus;
 
 /// Hints that wait for the dispatcher or the mirror; more are dropped, the slow rounds find what they meant.
 const HINTS_MAX: usize = 4_096;
@@ -76,6 +80,8 @@ pub struct Unusable {
 pub struct Outlets {
     /// One entry per channel, and one for Redis if it is configured.
     pub health: Vec<Dependency>,
+    /// How the tenants stand in Kong, if it is configured.
+    pub kong: Option<watch::Receiver<SyncStatus>>,
     stopping: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -128,6 +134,14 @@ impl Outlets {
         let dispatcher = dispatcher::Dispatcher::new(directory.clone(), clock.clone(), lanes, settled);
         tasks.push(tokio::spawn(dispatcher.run(hints, stopping.clone())));
 
+        let mut status = None;
+        if let Some(kong) = kong::Sync::open(&config.kong, directory.clone(), clock.clone()).map_err(unusable)? {
+            let (hints_sender, hints) = mpsc::channel(HINTS_MAX);
+            listeners.push(hints_sender);
+            health.push(Dependency { name: "kong".into(), state: kong.health() });
+            status = Some(kong.status());
+            tasks.push(tokio::spawn(kong.run(hints, stopping.clone())));
+        }
         if let Some(mirror) = mirror::Mirror::open(&config.redis, directory, clock).map_err(unusable)? {
             let (hints_sender, hints) = mpsc::channel(HINTS_MAX);
             listeners.push(hints_sender);
@@ -135,7 +149,7 @@ impl Outlets {
             tasks.push(tokio::spawn(mirror.run(hints, stopping.clone())));
         }
         tasks.push(tokio::spawn(pass_on(committed, listeners, stopping.clone())));
-        Ok(Outlets { health, stopping, tasks })
+        Ok(Outlets { health, kong: status, stopping, tasks })
     }
 
     /// Takes no new work, finishes the sends that are under way, records how they ended, and returns. What is not

@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::egress::{self, Failure};
 use super::parcel::{Data, Parcel, scope_text, summary};
-use crate::domain::notice::{Event, Severity};
+use crate::domain::notice::{Alert, AlertSubject, BudgetBurn, Event, QuotaThreshold, Severity};
+use crate::domain::quota::Quota;
 use crate::domain::time::Timestamp;
 
 /// Where the Events API is, unless a site's own address is configured (`https://events.eu.pagerduty.com`).
@@ -73,7 +74,7 @@ impl PagerDuty {
 
     pub(super) async fn send(&self, parcel: &Parcel) -> Result<(), Failure> {
         let alert = &parcel.delivery.alert;
-        let quota = &alert.quota;
+        let Place { component, group, class } = place(alert);
         let link = |base: &String| Link {
             href: format!("{}/v1/quotas/{}/alerts", base.trim_end_matches('/'), parcel.tenant),
             text: "Alerts of this tenant",
@@ -94,14 +95,40 @@ impl PagerDuty {
                     Severity::Critical => "critical",
                 },
                 timestamp: parcel.occurred_at(),
-                component: format!("quota:{}", quota.id),
-                group: scope_text(&quota.scope),
-                class: format!("{} per {}", quota.metric.name(), quota.period.name()),
+                component,
+                group,
+                class,
                 custom_details: parcel.data(),
             },
             links: self.public_url.iter().map(link).collect(),
         };
         egress::send_strictly(self.client.post(&self.url).json(&body)).await
+    }
+}
+
+/// What PagerDuty groups incidents by.
+struct Place {
+    component: String,
+    group: String,
+    class: String,
+}
+
+fn place(alert: &Alert) -> Place {
+    let of = |quota: &Quota, class: String| Place {
+        component: format!("quota:{}", quota.id),
+        group: scope_text(&quota.scope),
+        class,
+    };
+    match &alert.subject {
+        AlertSubject::QuotaThreshold(QuotaThreshold { quota, .. }) => {
+            of(quota, format!("{} per {}", quota.metric.name(), quota.period.name()))
+        }
+        AlertSubject::BudgetBurn(BudgetBurn { quota, .. }) => {
+            of(quota, format!("burn of {} per {}", quota.metric.name(), quota.period.name()))
+        }
+        AlertSubject::ReconciliationDrift(drift) => {
+            Place { component: "reconciliation".into(), group: drift.cause.clone(), class: "drift".into() }
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 
 use crate::domain::amount::NanoUsd;
 use crate::domain::ids::TenantId;
-use crate::domain::notice::{Alert, Delivery, Event};
+use crate::domain::notice::{
+    Alert, AlertKind, AlertSubject, BudgetBurn, Delivery, Event, QuotaThreshold, ReconciliationDrift,
+};
 use crate::domain::quota::{Metric, Quota, Scope};
 use crate::domain::time::Timestamp;
 
@@ -26,9 +28,14 @@ impl Parcel {
         }
     }
 
-    /// `quota.alert.fired` or `quota.alert.resolved`.
+    /// As `quota.alert.fired` or `reconciliation.drift.resolved`.
     pub(super) fn kind(&self) -> String {
-        format!("quota.alert.{}", self.delivery.event.name())
+        let about = match self.delivery.alert.kind() {
+            AlertKind::QuotaThreshold => "quota.alert",
+            AlertKind::BudgetBurn => "quota.burn",
+            AlertKind::ReconciliationDrift => "reconciliation.drift",
+        };
+        format!("{about}.{}", self.delivery.event.name())
     }
 
     /// The facts of the alert as every JSON message states them.
@@ -39,8 +46,16 @@ impl Parcel {
 
 /// What a receiver learns about an alert. Money is a decimal string of US dollars, every other amount an integer.
 #[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub(super) enum Data {
+    Threshold(ThresholdData),
+    Burn(BurnData),
+    Drift(DriftData),
+}
+
+#[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Data {
+pub(super) struct ThresholdData {
     alert_id: String,
     tenant_id: String,
     quota: QuotaData,
@@ -59,6 +74,41 @@ pub(super) struct Data {
 
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
+pub(super) struct BurnData {
+    alert_id: String,
+    tenant_id: String,
+    quota: QuotaData,
+    /// When it was foreseen that the quota will not last.
+    used: Value,
+    limit: Value,
+    exhausted_at: Timestamp,
+    severity: &'static str,
+    period_start: Timestamp,
+    /// `null` for a quota over all time.
+    reset_at: Option<Timestamp>,
+    fired_at: Timestamp,
+    resolved_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct DriftData {
+    alert_id: String,
+    tenant_id: String,
+    cause: String,
+    /// The start of the first window that disagrees.
+    window_start: Timestamp,
+    windows: i64,
+    /// In requests.
+    difference: i64,
+    summary: String,
+    severity: &'static str,
+    fired_at: Timestamp,
+    resolved_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct QuotaData {
     id: String,
     scope: Value,
@@ -70,26 +120,78 @@ struct QuotaData {
 
 impl Data {
     fn of(tenant: TenantId, alert: &Alert) -> Data {
-        let quota = &alert.quota;
-        Data {
+        match &alert.subject {
+            AlertSubject::QuotaThreshold(reached) => Data::Threshold(ThresholdData::of(tenant, alert, reached)),
+            AlertSubject::BudgetBurn(burn) => Data::Burn(BurnData::of(tenant, alert, burn)),
+            AlertSubject::ReconciliationDrift(drift) => Data::Drift(DriftData::of(tenant, alert, drift)),
+        }
+    }
+}
+
+impl ThresholdData {
+    fn of(tenant: TenantId, alert: &Alert, reached: &QuotaThreshold) -> ThresholdData {
+        let quota = &reached.quota;
+        ThresholdData {
             alert_id: alert.id.to_string(),
             tenant_id: tenant.to_string(),
-            quota: QuotaData {
-                id: quota.id.to_string(),
-                scope: scope(&quota.scope),
-                metric: quota.metric.name(),
-                period: quota.period.name(),
-                limit: amount(quota.metric, quota.limit),
-                enforcement: quota.enforcement.name(),
-            },
-            threshold: alert.threshold,
-            used: amount(quota.metric, alert.used),
+            quota: QuotaData::of(quota),
+            threshold: reached.threshold,
+            used: amount(quota.metric, reached.used),
             limit: amount(quota.metric, quota.limit),
             severity: alert.severity().name(),
-            period_start: alert.period_start,
-            reset_at: alert.period_end,
+            period_start: reached.period_start,
+            reset_at: reached.period_end,
             fired_at: alert.fired_at,
             resolved_at: alert.resolved_at,
+        }
+    }
+}
+
+impl BurnData {
+    fn of(tenant: TenantId, alert: &Alert, burn: &BudgetBurn) -> BurnData {
+        let quota = &burn.quota;
+        BurnData {
+            alert_id: alert.id.to_string(),
+            tenant_id: tenant.to_string(),
+            quota: QuotaData::of(quota),
+            used: amount(quota.metric, burn.used),
+            limit: amount(quota.metric, quota.limit),
+            exhausted_at: burn.exhausted_at,
+            severity: alert.severity().name(),
+            period_start: burn.period_start,
+            reset_at: burn.period_end,
+            fired_at: alert.fired_at,
+            resolved_at: alert.resolved_at,
+        }
+    }
+}
+
+impl DriftData {
+    fn of(tenant: TenantId, alert: &Alert, drift: &ReconciliationDrift) -> DriftData {
+        DriftData {
+            alert_id: alert.id.to_string(),
+            tenant_id: tenant.to_string(),
+            cause: drift.cause.clone(),
+            window_start: drift.window_start,
+            windows: drift.windows,
+            difference: drift.difference,
+            summary: drift.summary.clone(),
+            severity: alert.severity().name(),
+            fired_at: alert.fired_at,
+            resolved_at: alert.resolved_at,
+        }
+    }
+}
+
+impl QuotaData {
+    fn of(quota: &Quota) -> QuotaData {
+        QuotaData {
+            id: quota.id.to_string(),
+            scope: scope(&quota.scope),
+            metric: quota.metric.name(),
+            period: quota.period.name(),
+            limit: amount(quota.metric, quota.limit),
+            enforcement: quota.enforcement.name(),
         }
     }
 }
@@ -118,15 +220,53 @@ pub(super) fn scope_text(scope: &Scope) -> String {
     }
 }
 
-/// One line for people: which tenant has used how much of which quota.
+/// One line for people: which tenant has used how much of which quota, or what else there is to know.
 pub(super) fn summary(tenant: TenantId, alert: &Alert) -> String {
-    let quota = &alert.quota;
+    match &alert.subject {
+        AlertSubject::QuotaThreshold(reached) => {
+            format!("Tenant {tenant} has used {}% of its {}", reached.threshold, quota_text(&reached.quota))
+        }
+        AlertSubject::BudgetBurn(burn) => {
+            let quota = quota_text(&burn.quota);
+            format!("Tenant {tenant} will have used up its {quota} by {} at the present rate", burn.exhausted_at)
+        }
+        AlertSubject::ReconciliationDrift(drift) => format!("Tenant {tenant}: {}", drift.summary),
+    }
+}
+
+/// As `cost quota per month for user:alice`.
+fn quota_text(quota: &Quota) -> String {
     let (metric, period) = (quota.metric.name(), quota.period.name());
-    let whose = match &quota.scope {
-        Scope::Tenant => String::new(),
-        named => format!(" for {}", scope_text(named)),
-    };
-    format!("Tenant {tenant} has used {}% of its {metric} quota per {period}{whose}", alert.threshold)
+    match &quota.scope {
+        Scope::Tenant => format!("{metric} quota per {period}"),
+        named => format!("{metric} quota per {period} for {}", scope_text(named)),
+    }
+}
+
+/// What a person reads under the summary, by name.
+pub(super) fn facts(alert: &Alert) -> Vec<(&'static str, String)> {
+    let resets = |end: Option<Timestamp>| end.map_or_else(|| "never".to_owned(), |end| end.to_string());
+    match &alert.subject {
+        AlertSubject::QuotaThreshold(QuotaThreshold { quota, used, period_end, .. }) => vec![
+            ("Used", amount_text(quota, *used)),
+            ("Limit", amount_text(quota, quota.limit)),
+            ("Scope", scope_text(&quota.scope)),
+            ("Resets", resets(*period_end)),
+        ],
+        AlertSubject::BudgetBurn(BudgetBurn { quota, used, period_end, exhausted_at, .. }) => vec![
+            ("Used", amount_text(quota, *used)),
+            ("Limit", amount_text(quota, quota.limit)),
+            ("Scope", scope_text(&quota.scope)),
+            ("Used up", exhausted_at.to_string()),
+            ("Resets", resets(*period_end)),
+        ],
+        AlertSubject::ReconciliationDrift(drift) => vec![
+            ("Cause", drift.cause.clone()),
+            ("Since", drift.window_start.to_string()),
+            ("Windows", drift.windows.to_string()),
+            ("Difference", format!("{} requests", drift.difference)),
+        ],
+    }
 }
 
 /// An amount for people, with its unit.
@@ -158,16 +298,38 @@ pub(super) mod samples {
             thresholds: vec![80],
             enforcement: Enforcement::Block,
         };
-        Alert {
-            id: Alert::id_for(tenant, &quota, fired_at, 80),
+        let reached = QuotaThreshold {
             period_start: fired_at,
             period_end: Some(fired_at.plus_micros(crate::domain::time::MICROS_PER_DAY)),
             threshold: 80,
             used: 812_000,
-            fired_at,
-            resolved_at: None,
             quota,
+        };
+        Alert::threshold(tenant, reached, fired_at)
+    }
+
+    /// The threshold that a sample tells of.
+    pub(crate) fn reached(alert: &mut Alert) -> &mut QuotaThreshold {
+        match &mut alert.subject {
+            AlertSubject::QuotaThreshold(reached) => reached,
+            other => panic!("{other:?}"),
         }
+    }
+
+    /// The other kinds: a burn of the same quota, and a drift.
+    pub(crate) fn others(tenant: TenantId, fired_at: Timestamp) -> [Alert; 2] {
+        let mut threshold = alert(tenant, Metric::Tokens, fired_at);
+        let QuotaThreshold { quota, period_start, period_end, used, .. } = reached(&mut threshold).clone();
+        let exhausted_at = fired_at.plus_micros(crate::domain::time::MICROS_PER_HOUR);
+        let burn = BudgetBurn { quota, period_start, period_end, used, exhausted_at };
+        let drift = ReconciliationDrift {
+            cause: "lostInLedger".into(),
+            window_start: fired_at.plus_micros(-crate::domain::time::MICROS_PER_HOUR),
+            windows: 3,
+            difference: 7,
+            summary: "7 requests passed the gateway and are not in the ledger".into(),
+        };
+        [Alert::burn(tenant, burn, fired_at), Alert::drift(tenant, drift, fired_at)]
     }
 
     pub(crate) fn parcel(channel: &str, event: Event, metric: Metric, at: Timestamp) -> Parcel {
@@ -198,5 +360,30 @@ mod tests {
         assert_eq!(tokens["quota"]["scope"], json!({"type": "user", "id": "alice"}));
         assert_eq!(tokens["resetAt"], "2026-11-21T10:00:00.000Z");
         assert_eq!(tokens["severity"], "warning");
+    }
+
+    #[test]
+    fn every_kind_of_alert_has_a_form_of_its_own() {
+        let at: Timestamp = "2026-11-20T10:00:00Z".parse().unwrap();
+        let mut parcel = samples::parcel("c", Event::Resolved, Metric::Tokens, at);
+        let [burn, drift] = samples::others(parcel.tenant, at);
+        assert_eq!(parcel.kind(), "quota.alert.resolved");
+
+        parcel.delivery.alert = burn;
+        assert_eq!(parcel.kind(), "quota.burn.resolved");
+        let data = serde_json::to_value(parcel.data()).unwrap();
+        assert_eq!((&data["used"], &data["exhaustedAt"]), (&json!(812_000), &json!("2026-11-20T11:00:00.000Z")));
+        assert_eq!(data["quota"]["metric"], "tokens");
+
+        parcel.delivery.alert = drift;
+        assert_eq!(parcel.kind(), "reconciliation.drift.resolved");
+        let data = serde_json::to_value(parcel.data()).unwrap();
+        let expected = json!({
+            "alertId": parcel.delivery.alert.id, "tenantId": parcel.tenant, "cause": "lostInLedger",
+            "windowStart": "2026-11-20T09:00:00.000Z", "windows": 3, "difference": 7,
+            "summary": "7 requests passed the gateway and are not in the ledger", "severity": "critical",
+            "firedAt": "2026-11-20T10:00:00.000Z", "resolvedAt": null,
+        });
+        assert_eq!(data, expected);
     }
 }

@@ -22,6 +22,7 @@ impl Request {
 
 pub(super) struct Receiver {
     port: u16,
+    manner: Arc<Mutex<Manner>>,
     requests: Arc<Mutex<Vec<Request>>>,
     task: JoinHandle<()>,
 }
@@ -54,13 +55,20 @@ impl Receiver {
         let port = listener.local_addr().unwrap().port();
         let requests = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&requests);
+        let manner = Arc::new(Mutex::new(manner));
+        let shared = Arc::clone(&manner);
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(serve(stream, manner.clone(), Arc::clone(&kept)));
+                tokio::spawn(serve(stream, Arc::clone(&shared), Arc::clone(&kept)));
             }
         });
-        Receiver { port, requests, task }
+        Receiver { port, manner, requests, task }
+    }
+
+    /// Answers so from the next request on, whatever it did before.
+    pub(super) fn will_answer(&self, answer: &str) {
+        *self.manner.lock().unwrap() = Manner::Answers(vec![answer.to_owned()]);
     }
 
     pub(super) fn url(&self, path: &str) -> String {
@@ -78,7 +86,7 @@ impl Drop for Receiver {
     }
 }
 
-async fn serve(stream: TcpStream, manner: Manner, kept: Arc<Mutex<Vec<Request>>>) {
+async fn serve(stream: TcpStream, manner: Arc<Mutex<Manner>>, kept: Arc<Mutex<Vec<Request>>>) {
     let mut stream = BufReader::new(stream);
     while let Some(request) = read(&mut stream).await {
         let at = {
@@ -86,6 +94,7 @@ async fn serve(stream: TcpStream, manner: Manner, kept: Arc<Mutex<Vec<Request>>>
             kept.push(request);
             kept.len() - 1
         };
+        let manner = manner.lock().unwrap().clone();
         match &manner {
             Manner::Answers(answers) => {
                 let answer = answers.get(at).or(answers.last()).unwrap();

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
 use super::egress::{self, Failure};
-use super::parcel::{Parcel, amount_text, scope_text, summary};
+use super::parcel::{Parcel, facts, summary};
 use crate::domain::notice::{Event, Severity};
 
 /// One channel of one workspace.
@@ -30,20 +30,12 @@ impl Slack {
 /// A headline with usage, limit and reset under it. `text` is what a notification shows.
 fn message(parcel: &Parcel, public_url: Option<&str>) -> Value {
     let alert = &parcel.delivery.alert;
-    let quota = &alert.quota;
     let headline = match (parcel.delivery.event, alert.severity()) {
         (Event::Resolved, _) => format!(":white_check_mark: Resolved: {}", summary(parcel.tenant, alert)),
         (Event::Fired, Severity::Critical) => format!(":rotating_light: {}", summary(parcel.tenant, alert)),
         (Event::Fired, Severity::Warning) => format!(":warning: {}", summary(parcel.tenant, alert)),
     };
-    let reset = alert.period_end.map_or_else(|| "never".to_owned(), |end| end.to_string());
-    let facts = [
-        ("Used", amount_text(quota, alert.used)),
-        ("Limit", amount_text(quota, quota.limit)),
-        ("Scope", scope_text(&quota.scope)),
-        ("Resets", reset),
-    ];
-    let fields: Vec<Value> = facts
+    let fields: Vec<Value> = facts(alert)
         .iter()
         .map(|(name, fact)| json!({"type": "mrkdwn", "text": format!("*{name}*\n{}", escaped(fact))}))
         .collect();
@@ -69,20 +61,20 @@ mod tests {
     use super::*;
     use crate::domain::quota::{Metric, Scope};
     use crate::domain::time::Timestamp;
-    use crate::outlet::parcel::samples;
+    use crate::outlet::parcel::{amount_text, samples};
     use crate::outlet::receiver::Receiver;
 
     #[test]
     fn a_message_tells_usage_limit_reset_and_where_to_look() {
         let at: Timestamp = "2026-11-20T10:00:00Z".parse().unwrap();
         let mut parcel = samples::parcel("chat", Event::Fired, Metric::Cost, at);
-        parcel.delivery.alert.quota.scope = Scope::User("<!channel>&co".into());
+        samples::reached(&mut parcel.delivery.alert).quota.scope = Scope::User("<!channel>&co".into());
         let message = message(&parcel, Some("https://platform.example.com"));
         let text = message.to_string();
-        let quota = &parcel.delivery.alert.quota;
+        let reached = parcel.delivery.alert.reached().unwrap();
         for fact in [
-            amount_text(quota, parcel.delivery.alert.used),
-            amount_text(quota, quota.limit),
+            amount_text(&reached.quota, reached.used),
+            amount_text(&reached.quota, reached.quota.limit),
             "user:&lt;!channel&gt;&amp;co".into(),
             format!("https://platform.example.com/v1/quotas/{}/alerts", parcel.tenant),
         ] {

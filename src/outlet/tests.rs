@@ -1,5 +1,6 @@
 //! The whole way: a tenant of a real directory crosses a threshold, and what is owed leaves.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Enforcement, Metric, Quota, Scope};
 use crate::domain::request::{Answer, Request};
 use crate::domain::tenant::Role;
+use crate::domain::time::MICROS_PER_MINUTE;
 use crate::domain::usage::{Amounts, Flags, Kind, Outcome, Status, Subject, UsageEvent};
 use crate::store::database::Store;
 use crate::tenant::handle::Origin;
@@ -26,6 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 struct House {
     config: Config,
+    clock: Clock,
     store: Store,
     directory: Directory,
     outlets: Outlets,
@@ -33,19 +36,29 @@ struct House {
 
 impl House {
     async fn open(config: &Config) -> House {
-        House::over(config, Store::open(&config.store).await.unwrap()).await
+        House::at(config, Clock::system()).await
+    }
+
+    /// With a clock of its own.
+    async fn at(config: &Config, clock: Clock) -> House {
+        House::by(config, Store::open(&config.store).await.unwrap(), clock).await
     }
 
     async fn over(config: &Config, store: Store) -> House {
+        House::by(config, store, Clock::system()).await
+    }
+
+    async fn by(config: &Config, store: Store, clock: Clock) -> House {
         let settings = Settings {
             tenants: config.tenants.clone(),
             retention_micros: config.retention_micros(),
-            channels: config.notify.channels.iter().map(|channel| channel.name().to_owned()).collect(),
+            routing: Arc::new(config.notify.routing()),
+            reconcile: config.reconcile.terms(),
         };
         let (hints, committed) = mpsc::channel(64);
-        let directory = directory::open(store.clone(), settings, Clock::system(), hints).await.unwrap();
-        let outlets = Outlets::start(config, directory.clone(), Clock::system(), committed).unwrap();
-        House { config: config.clone(), store, directory, outlets }
+        let directory = directory::open(store.clone(), settings, clock.clone(), hints).await.unwrap();
+        let outlets = Outlets::start(config, directory.clone(), clock.clone(), committed).unwrap();
+        House { config: config.clone(), clock, store, directory, outlets }
     }
 
     async fn close(self) -> (Config, Store) {
@@ -97,7 +110,7 @@ impl House {
         let event = UsageEvent {
             source: "test".into(),
             event_id: clock::new_id().to_string(),
-            occurred_at: Clock::system().now(),
+            occurred_at: self.clock.now(),
             kind: Kind::Delta,
             status: Status::Success,
             subject: Subject::default(),
@@ -116,7 +129,7 @@ fn config(folder: &tempfile::TempDir, channels: Vec<Channel>) -> Config {
     let url = format!("sqlite:{}", folder.path().display());
     Config {
         store: config::Store { url: url.into(), ..config::Store::default() },
-        notify: config::Notify { channels, public_url: None },
+        notify: config::Notify { channels, ..config::Notify::default() },
         ..Config::default()
     }
 }
@@ -167,6 +180,95 @@ async fn an_alert_is_received_once_and_before_its_end_however_the_receiver_feels
     assert_eq!((moody.requests().len(), well.requests().len()), (4, 2));
     let states: Vec<State> = house.outlets.health.iter().map(|known| known.state.borrow().clone()).collect();
     assert_eq!(states, [State::Down { reason: "timed out".into() }, State::Up, State::Up]);
+    house.close().await;
+}
+
+/// An hour by the clock that the outbox goes by, in which one hangs, one redirects, one asks for time, and one fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_hour_of_every_failure_each_receiver_is_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let trap = Receiver::start(["200 OK"]).await;
+    let location = format!("307 Temporary Redirect\r\nlocation: {}", trap.url("/"));
+    let hung = Receiver::silent().await;
+    let redirecting = Receiver::start([location.as_str()]).await;
+    let busy = Receiver::start(["429 Slow\r\nretry-after: 600"]).await;
+    let failing = Receiver::start(["500 No"]).await;
+    let pager = Channel::PagerDuty {
+        name: "failing".into(),
+        routing_key: "0123456789abcdef0123456789abcdef".into(),
+        url: Some(failing.url("")),
+        allow_private_addresses: true,
+    };
+    let channels = vec![webhook("hung", &hung), webhook("redirecting", &redirecting), webhook("busy", &busy), pager];
+    let (start, receivers) = (Clock::system().now(), [&hung, &redirecting, &busy, &failing]);
+    let house = House::at(&config(&folder, channels), Clock::held_at(start)).await;
+    let tenant = house.onboard().await;
+    house.limit(tenant, 10).await;
+    house.use_up(tenant, 8).await;
+    let asked = || receivers.map(|receiver| receiver.requests().len());
+    let settled = async |expected: [usize; 4]| {
+        eventually(&format!("{expected:?} requests"), || asked() == expected).await;
+        // The one that hangs is waited for as long as a send may take, and a round passes.
+        sleep(super::dispatcher::ROUND + Duration::from_secs(1)).await;
+        assert_eq!(asked(), expected);
+    };
+    settled([1, 1, 1, 1]).await;
+    house.clock.set(start.plus_micros(5 * MICROS_PER_MINUTE));
+    // Who asked for ten minutes gets them.
+    settled([2, 2, 1, 2]).await;
+    house.clock.set(start.plus_micros(60 * MICROS_PER_MINUTE));
+    settled([3, 3, 2, 3]).await;
+    receivers.iter().for_each(|receiver| receiver.will_answer("202 Accepted"));
+    house.clock.set(start.plus_micros(80 * MICROS_PER_MINUTE));
+    settled([4, 4, 3, 4]).await;
+    house.clock.set(start.plus_micros(200 * MICROS_PER_MINUTE));
+    settled([4, 4, 3, 4]).await;
+
+    assert!(trap.requests().is_empty(), "nobody follows a redirect");
+    for receiver in [&hung, &redirecting, &busy] {
+        let ids: HashSet<String> = receiver.requests().iter().map(|request| request.header("webhook-id")).collect();
+        assert_eq!(ids.len(), 1, "one id in every attempt: {ids:?}");
+    }
+    let key = |request: &Received| {
+        let body: serde_json::Value = serde_json::from_str(&request.body).unwrap();
+        body["dedup_key"].as_str().unwrap().to_owned()
+    };
+    let keys: HashSet<String> = failing.requests().iter().map(key).collect();
+    assert_eq!(keys.len(), 1, "one incident: {keys:?}");
+    let states: Vec<State> = house.outlets.health.iter().map(|known| known.state.borrow().clone()).collect();
+    assert_eq!(states, [State::Up, State::Up, State::Up, State::Up]);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_first_channel_does_not_take_in_its_time_the_second_is_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (Receiver::start(["500 No"]).await, Receiver::start(["200 OK"]).await);
+    let mut config = config(&folder, vec![webhook("first", &first), webhook("second", &second)]);
+    config.notify.routes = vec![config::Route {
+        channels: vec!["first".into()],
+        escalate_to: Some("second".into()),
+        escalate_after_ms: 60_000,
+        ..config::Route::default()
+    }];
+    let start = Clock::system().now();
+    let house = House::at(&config, Clock::held_at(start)).await;
+    let tenant = house.onboard().await;
+    house.limit(tenant, 10).await;
+    house.use_up(tenant, 8).await;
+    eventually("a first attempt", || first.requests().len() == 1).await;
+    assert!(second.requests().is_empty());
+    house.clock.set(start.plus_micros(MICROS_PER_MINUTE));
+    eventually("the second channel is told", || second.requests().len() == 1).await;
+    first.will_answer("200 OK");
+    house.clock.set(start.plus_micros(30 * MICROS_PER_MINUTE));
+    eventually("the first takes it at last", || first.requests().len() >= 2).await;
+    house.limit(tenant, 1_000).await;
+    eventually("both hear the end", || {
+        second.requests().len() == 2 && kinds(&first.requests()).ends_with(&["quota.alert.resolved".into()])
+    })
+    .await;
+    assert_eq!(kinds(&second.requests()), ["quota.alert.fired", "quota.alert.resolved"]);
     house.close().await;
 }
 

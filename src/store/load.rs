@@ -1,13 +1,17 @@
 //! A tenant's books, as a new owner takes them over, or as anybody may read them.
 
+use std::sync::Arc;
+
 use super::StoreError;
 use super::connection::Row;
 use super::database::Connection;
-use super::{failure, notice, posting, quota, usage};
+use super::{failure, gateway, notice, posting, quota, usage};
 use crate::domain::books::{Books, Posting};
 use crate::domain::chain::{Entry, EntryOutcome, Hash, Head};
 use crate::domain::ids::TenantId;
 use crate::domain::period;
+use crate::domain::reconcile::Terms;
+use crate::domain::routing::Routing;
 use crate::domain::time::Timestamp;
 use crate::fault;
 
@@ -24,7 +28,9 @@ const NEXT_EPOCH: &str = "UPDATE books SET epoch = epoch + 1 WHERE id = 1 AND ep
 pub struct Opening {
     pub tenant: TenantId,
     pub retention_micros: i64,
-    pub channels: Vec<String>,
+    pub routing: Arc<Routing>,
+    /// How the books are compared with a gateway's.
+    pub reconcile: Terms,
     pub now: Timestamp,
     pub salt_seed: [u8; 32],
     /// The head the catalogue remembers; the chain must hold it.
@@ -70,11 +76,14 @@ async fn take_over_within(connection: &mut Connection, opening: Opening) -> Resu
     }
     books.epoch += 1;
     books.retention_micros = opening.retention_micros;
-    books.channels = opening.channels;
+    books.routing = opening.routing;
+    books.comparison.terms = opening.reconcile;
+    let mut counters = Vec::new();
     for missing in books.missing_now(opening.now) {
         let counter = quota::counter(connection, &books, &missing, books.next_position).await?;
-        books.counters.insert(missing.key(), counter);
+        counters.push((missing.key(), counter));
     }
+    books.learn(counters, opening.now);
     let mut posting = Posting::open(&books, opening.now, opening.salt_seed);
     posting.records_entry(Entry {
         actor: "system".into(),
@@ -99,6 +108,8 @@ async fn read(connection: &mut Connection, tenant: TenantId, since: Timestamp) -
     books.quotas = quota::all(connection).await?;
     books.counters = quota::running(connection, since).await?;
     books.firing = notice::firing(connection).await?;
+    books.comparison.progress = gateway::progress(connection).await?;
+    books.told = notice::told(connection).await?;
     Ok(books)
 }
 

@@ -43,11 +43,14 @@ pub(super) static CONTROL: [Migration; 4] = [
     migration!(Both, 3, "control", "0003_stream"),
 ];
 
-pub(super) static TENANT: [Migration; 4] = [
+pub(super) static TENANT: [Migration; 7] = [
     migration!(Both, 1, "tenant", "0001_books"),
     migration!(Sqlite, 2, "tenant", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "tenant", "0002_append_only.postgres"),
     migration!(Postgres, 3, "tenant", "0003_views.postgres"),
+    migration!(Sqlite, 4, "tenant", "0004_alert_subjects.sqlite"),
+    migration!(Postgres, 4, "tenant", "0004_alert_subjects.postgres"),
+    migration!(Both, 5, "tenant", "0005_reconciliation"),
 ];
 
 const CREATE: &str = "CREATE TABLE IF NOT EXISTS schema_version (

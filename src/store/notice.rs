@@ -1,34 +1,47 @@
 //! Alerts and the outbox, as questions.
 
+use std::collections::HashMap;
+
 use super::StoreError;
 use super::connection::Row;
 use super::database::Connection;
 use super::quota;
 use crate::domain::ids::AlertId;
-use crate::domain::notice::{Alert, Delivery, Event, RETRY_DELAY_MICROS_MAX};
+use crate::domain::notice::{
+    Alert, AlertKind, AlertSubject, BudgetBurn, Delivery, Event, QuotaThreshold, RETRY_DELAY_MICROS_MAX,
+    ReconciliationDrift,
+};
 use crate::domain::period::Window;
 use crate::domain::report::{AlertPage, AlertQuery};
+use crate::domain::routing::{Reached, Told};
 use crate::domain::time::Timestamp;
 
 const SELECT_PAGE: &str = "SELECT id, quota_id, scope_kind, scope_id, metric, period, limit_amount, thresholds,
-    enforcement, period_start, period_end, threshold, used, fired_at, resolved_at FROM alert
+    enforcement, period_start, period_end, threshold, used, fired_at, resolved_at, kind, details FROM alert
     WHERE fired_at < $1 OR (fired_at = $1 AND id < $2) ORDER BY fired_at DESC, id DESC LIMIT $3";
 
 const SELECT_FIRING: &str = "SELECT id, quota_id, scope_kind, scope_id, metric, period, limit_amount, thresholds,
-    enforcement, period_start, period_end, threshold, used, fired_at, resolved_at FROM alert
+    enforcement, period_start, period_end, threshold, used, fired_at, resolved_at, kind, details FROM alert
     WHERE resolved_at = 0 ORDER BY fired_at, id";
 
 /// That an alert is over is told to a channel only after the channel knows that it fired.
 const SELECT_DUE: &str = "SELECT alert.id, alert.quota_id, alert.scope_kind, alert.scope_id, alert.metric,
     alert.period, alert.limit_amount, alert.thresholds, alert.enforcement, alert.period_start, alert.period_end,
-    alert.threshold, alert.used, alert.fired_at, alert.resolved_at,
+    alert.threshold, alert.used, alert.fired_at, alert.resolved_at, alert.kind, alert.details,
     outbox.event, outbox.channel, outbox.attempts, outbox.next_attempt_at
     FROM outbox JOIN alert ON alert.id = outbox.alert_id
-    WHERE outbox.settled_at = 0 AND (outbox.next_attempt_at <= $1 OR outbox.next_attempt_at > $2)
+    WHERE outbox.settled_at = 0 AND (outbox.next_attempt_at <= $1
+        OR (outbox.next_attempt_at > $2 AND outbox.next_attempt_at > outbox.held_until))
     AND (outbox.event = 'fired' OR NOT EXISTS (SELECT 1 FROM outbox AS earlier
         WHERE earlier.alert_id = outbox.alert_id AND earlier.event = 'fired'
         AND earlier.channel = outbox.channel AND earlier.settled_at = 0))
     ORDER BY outbox.next_attempt_at, outbox.created_at, outbox.alert_id, outbox.channel LIMIT $3";
+
+/// Which channels the firing alerts were owed to.
+const SELECT_TOLD: &str = "SELECT outbox.alert_id, outbox.channel, outbox.held_until, outbox.outcome
+    FROM outbox JOIN alert ON alert.id = outbox.alert_id
+    WHERE alert.resolved_at = 0 AND outbox.event = 'fired'
+    ORDER BY outbox.alert_id, outbox.created_at, outbox.channel";
 
 const COUNT_OWED: &str = "SELECT COUNT(*) FROM outbox WHERE settled_at = 0";
 
@@ -49,7 +62,7 @@ pub async fn alerts(connection: &mut Connection, query: &AlertQuery) -> Result<A
 }
 
 /// Deliveries that are due at `now`, those that wait longest first. One that is due later than any delay would make it
-/// was put off by a clock that has been set back since, and is due as well.
+/// was put off by a clock that has been set back since, and is due as well, unless it is held until the quiet hours end.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -72,16 +85,60 @@ pub(super) async fn firing(connection: &mut Connection) -> Result<Vec<Alert>, St
     connection.fetch(SELECT_FIRING, &[]).await?.iter().map(alert_at).collect()
 }
 
-/// An alert from its fifteen columns.
+/// The channels that the firing alerts were owed to, by alert.
+pub(super) async fn told(connection: &mut Connection) -> Result<HashMap<AlertId, Vec<Told>>, StoreError> {
+    let mut told: HashMap<AlertId, Vec<Told>> = HashMap::new();
+    for row in connection.fetch(SELECT_TOLD, &[]).await? {
+        let alert = row.parsed(0, |text| text.parse::<AlertId>().ok())?;
+        let reached = row.parsed(3, reached)?;
+        told.entry(alert).or_default().push(Told {
+            channel: row.text(1)?,
+            held_until: Timestamp(row.int(2)?),
+            reached,
+        });
+    }
+    Ok(told)
+}
+
+fn reached(outcome: &str) -> Option<Reached> {
+    match outcome {
+        "owed" => Some(Reached::NotYet),
+        "delivered" => Some(Reached::Delivered),
+        "gaveUp" | "withdrawn" => Some(Reached::GivenUp),
+        _ => None,
+    }
+}
+
+/// An alert from its seventeen columns.
 fn alert_at(row: &Row) -> Result<Alert, StoreError> {
     let period = Window { start: Timestamp(row.int(9)?), end: Timestamp(row.int(10)?) };
+    let used = row.int(12)?;
+    let subject = match row.parsed(15, AlertKind::from_name)? {
+        AlertKind::QuotaThreshold => AlertSubject::QuotaThreshold(QuotaThreshold {
+            quota: quota::quota_at(row, 1)?,
+            period_start: period.start,
+            period_end: period.reset_at(),
+            threshold: quota::threshold_at(row, 11)?,
+            used,
+        }),
+        AlertKind::BudgetBurn => AlertSubject::BudgetBurn(BudgetBurn {
+            quota: quota::quota_at(row, 1)?,
+            period_start: period.start,
+            period_end: period.reset_at(),
+            used,
+            exhausted_at: row.parsed(16, |text| text.parse().ok().map(Timestamp))?,
+        }),
+        AlertKind::ReconciliationDrift => AlertSubject::ReconciliationDrift(ReconciliationDrift {
+            cause: row.text(1)?,
+            window_start: period.start,
+            windows: row.int(6)?,
+            difference: used,
+            summary: row.text(16)?,
+        }),
+    };
     Ok(Alert {
         id: row.parsed(0, |text| text.parse::<AlertId>().ok())?,
-        quota: quota::quota_at(row, 1)?,
-        period_start: period.start,
-        period_end: period.reset_at(),
-        threshold: quota::threshold_at(row, 11)?,
-        used: row.int(12)?,
+        subject,
         fired_at: Timestamp(row.int(13)?),
         resolved_at: Some(row.int(14)?).filter(|at| *at != 0).map(Timestamp),
     })
@@ -90,9 +147,9 @@ fn alert_at(row: &Row) -> Result<Alert, StoreError> {
 fn delivery_at(row: &Row) -> Result<Delivery, StoreError> {
     Ok(Delivery {
         alert: alert_at(row)?,
-        event: row.parsed(15, Event::from_name)?,
-        channel: row.text(16)?,
-        attempts: row.int(17)?,
-        next_attempt_at: Timestamp(row.int(18)?),
+        event: row.parsed(17, Event::from_name)?,
+        channel: row.text(18)?,
+        attempts: row.int(19)?,
+        next_attempt_at: Timestamp(row.int(20)?),
     })
 }

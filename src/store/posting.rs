@@ -9,10 +9,11 @@ use std::sync::LazyLock;
 use super::StoreError;
 use super::connection::{Bulk, Column, Guarded, Value};
 use super::database::Connection;
+use super::gateway;
 use super::quota::thresholds_text;
 use super::usage::{kind_name, status_name};
 use crate::domain::books::{Books, Posting};
-use crate::domain::notice::{Alert, Attempt, AttemptResult};
+use crate::domain::notice::{Alert, AlertSubject, Attempt, AttemptResult, BURN_MARK};
 use crate::domain::quota::Quota;
 use crate::domain::sorting::Inserted;
 use crate::domain::time::Timestamp;
@@ -99,12 +100,12 @@ static ADD_ROLLUPS: LazyLock<Bulk> = LazyLock::new(|| {
 });
 
 const ALERT_HEAD: &str = "INSERT INTO alert (id, quota_id, scope_kind, scope_id, metric, period, limit_amount,
-    thresholds, enforcement, period_start, period_end, threshold, used, fired_at, resolved_at)";
-const ALERT_TYPES: [&str; 15] = [
+    thresholds, enforcement, period_start, period_end, threshold, used, fired_at, resolved_at, kind, details)";
+const ALERT_TYPES: [&str; 17] = [
     "TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "BIGINT", "TEXT", "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT",
-    "BIGINT", "BIGINT",
+    "BIGINT", "BIGINT", "TEXT", "TEXT",
 ];
-/// A second alert for the same quota, period and threshold is refused by the table: that would be a bug.
+/// A second alert for the same subject is refused by the table: that would be a bug.
 static INSERT_ALERTS: LazyLock<Bulk> = LazyLock::new(|| Bulk::new(ALERT_HEAD, &ALERT_TYPES, ""));
 static RESOLVE_ALERTS: LazyLock<Bulk> = LazyLock::new(|| {
     Bulk::new(ALERT_HEAD, &ALERT_TYPES, "ON CONFLICT (id) DO UPDATE SET resolved_at = excluded.resolved_at")
@@ -113,14 +114,14 @@ static RESOLVE_ALERTS: LazyLock<Bulk> = LazyLock::new(|| {
 static INSERT_OWED: LazyLock<Bulk> = LazyLock::new(|| {
     Bulk::new(
         "INSERT INTO outbox (alert_id, event, channel, created_at, attempts, next_attempt_at, settled_at, outcome,
-            reason)",
-        &["TEXT", "TEXT", "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", "TEXT", "TEXT"],
+            reason, held_until)",
+        &["TEXT", "TEXT", "TEXT", "BIGINT", "BIGINT", "BIGINT", "BIGINT", "TEXT", "TEXT", "BIGINT"],
         "",
     )
 });
 
 /// What is settled stays so, whatever a late attempt says.
-const UPDATE_ATTEMPT: &str = "UPDATE outbox SET attempts = attempts + 1, next_attempt_at = $4, settled_at = $5,
+const UPDATE_ATTEMPT: &str = "UPDATE outbox SET attempts = attempts + $8, next_attempt_at = $4, settled_at = $5,
     outcome = $6, reason = $7 WHERE alert_id = $1 AND event = $2 AND channel = $3 AND settled_at = 0";
 
 const DELETE_QUOTAS: &str = "DELETE FROM quota";
@@ -257,6 +258,7 @@ pub async fn write(connection: &mut Connection, before: &Books, posting: &Postin
     fault::point("audit.appended");
     write_quotas(connection, posting).await?;
     let settled = write_notices(connection, posting).await?;
+    gateway::write(connection, posting).await?;
     if fault::is_planted("counter-outside-transaction") {
         connection.commit().await?;
         connection.begin().await?;
@@ -394,6 +396,7 @@ async fn write_notices(connection: &mut Connection, posting: &Posting) -> Result
         Column::Ints(vec![0; owed.len()]),
         Column::Texts(vec!["owed"; owed.len()]),
         Column::Texts(vec![""; owed.len()]),
+        Column::Ints(owed.iter().map(|delivery| delivery.held_until(posting.now()).0).collect()),
     ];
     if !fault::is_planted("outbox-not-written") {
         connection.execute_bulk(&INSERT_OWED, &columns).await?;
@@ -406,22 +409,124 @@ async fn write_notices(connection: &mut Connection, posting: &Posting) -> Result
 }
 
 async fn write_alerts(connection: &mut Connection, bulk: &'static Bulk, alerts: &[Alert]) -> Result<(), StoreError> {
-    let ids: Vec<String> = alerts.iter().map(|alert| alert.id.to_string()).collect();
-    let quotas: Vec<&Quota> = alerts.iter().map(|alert| &alert.quota).collect();
-    let texts = QuotaTexts::of(&quotas);
-    let mut columns = texts.columns(&quotas);
-    columns.insert(0, Column::Texts(ids.iter().map(String::as_str).collect()));
-    let ints = |of: fn(&Alert) -> i64| Column::Ints(alerts.iter().map(of).collect());
-    columns.extend([
-        ints(|alert| alert.period_start.0),
-        ints(|alert| alert.period_end.unwrap_or(Timestamp::MAX).0),
-        ints(|alert| i64::from(alert.threshold)),
-        ints(|alert| alert.used),
-        ints(|alert| alert.fired_at.0),
-        ints(|alert| alert.resolved_at.map_or(0, |at| at.0)),
-    ]);
+    let rows: Vec<AlertRow<'_>> = alerts.iter().map(AlertRow::of).collect();
+    let texts = |of: for<'a> fn(&'a AlertRow<'_>) -> &'a str| Column::Texts(rows.iter().map(of).collect());
+    let ints = |of: fn(&AlertRow<'_>) -> i64| Column::Ints(rows.iter().map(of).collect());
+    let columns = [
+        texts(|row| &row.id),
+        texts(|row| &row.quota),
+        texts(|row| row.scope_kind),
+        texts(|row| row.scope_id),
+        texts(|row| row.metric),
+        texts(|row| row.period),
+        ints(|row| row.limit),
+        texts(|row| &row.thresholds),
+        texts(|row| row.enforcement),
+        ints(|row| row.period_start.0),
+        ints(|row| row.period_end.unwrap_or(Timestamp::MAX).0),
+        ints(|row| i64::from(row.threshold)),
+        ints(|row| row.used),
+        ints(|row| row.fired_at.0),
+        ints(|row| row.resolved_at.map_or(0, |at| at.0)),
+        texts(|row| row.kind),
+        texts(|row| &row.details),
+    ];
     connection.execute_bulk(bulk, &columns).await?;
     Ok(())
+}
+
+/// An alert as the table has it, whatever it is about.
+struct AlertRow<'a> {
+    id: String,
+    kind: &'static str,
+    quota: String,
+    scope_kind: &'static str,
+    scope_id: &'a str,
+    metric: &'static str,
+    period: &'static str,
+    limit: i64,
+    thresholds: String,
+    enforcement: &'static str,
+    period_start: Timestamp,
+    period_end: Option<Timestamp>,
+    threshold: u16,
+    used: i64,
+    details: String,
+    fired_at: Timestamp,
+    resolved_at: Option<Timestamp>,
+}
+
+impl<'a> AlertRow<'a> {
+    fn of(alert: &'a Alert) -> AlertRow<'a> {
+        let row = match &alert.subject {
+            AlertSubject::QuotaThreshold(reached) => AlertRow {
+                period_start: reached.period_start,
+                period_end: reached.period_end,
+                threshold: reached.threshold,
+                used: reached.used,
+                ..AlertRow::about(&reached.quota)
+            },
+            AlertSubject::BudgetBurn(burn) => AlertRow {
+                period_start: burn.period_start,
+                period_end: burn.period_end,
+                threshold: BURN_MARK,
+                used: burn.used,
+                details: burn.exhausted_at.0.to_string(),
+                ..AlertRow::about(&burn.quota)
+            },
+            AlertSubject::ReconciliationDrift(drift) => AlertRow {
+                quota: drift.cause.clone(),
+                period_start: drift.window_start,
+                limit: drift.windows,
+                used: drift.difference,
+                details: drift.summary.clone(),
+                ..AlertRow::empty()
+            },
+        };
+        AlertRow {
+            id: alert.id.to_string(),
+            kind: alert.kind().name(),
+            fired_at: alert.fired_at,
+            resolved_at: alert.resolved_at,
+            ..row
+        }
+    }
+
+    fn about(quota: &'a Quota) -> AlertRow<'a> {
+        AlertRow {
+            quota: quota.id.to_string(),
+            scope_kind: quota.scope.kind(),
+            scope_id: quota.scope.id(),
+            metric: quota.metric.name(),
+            period: quota.period.name(),
+            limit: quota.limit,
+            thresholds: thresholds_text(&quota.thresholds),
+            enforcement: quota.enforcement.name(),
+            ..AlertRow::empty()
+        }
+    }
+
+    fn empty() -> AlertRow<'a> {
+        AlertRow {
+            id: String::new(),
+            kind: "",
+            quota: String::new(),
+            scope_kind: "",
+            scope_id: "",
+            metric: "",
+            period: "",
+            limit: 0,
+            thresholds: String::new(),
+            enforcement: "",
+            period_start: Timestamp(0),
+            period_end: None,
+            threshold: BURN_MARK,
+            used: 0,
+            details: String::new(),
+            fired_at: Timestamp(0),
+            resolved_at: None,
+        }
+    }
 }
 
 /// 1 when the delivery was owed and is settled now.
@@ -430,7 +535,9 @@ async fn update_attempt(connection: &mut Connection, attempt: &Attempt) -> Resul
         AttemptResult::Delivered => (attempt.at, attempt.at, "delivered", ""),
         AttemptResult::Retry { at, reason } => (*at, Timestamp(0), "owed", reason.as_str()),
         AttemptResult::GaveUp { reason } => (attempt.at, attempt.at, "gaveUp", reason.as_str()),
+        AttemptResult::Withdrawn => (attempt.at, attempt.at, "withdrawn", ""),
     };
+    let made = i64::from(attempt.result != AttemptResult::Withdrawn);
     let values = [
         attempt.alert.to_string().into(),
         attempt.event.name().into(),
@@ -439,6 +546,7 @@ async fn update_attempt(connection: &mut Connection, attempt: &Attempt) -> Resul
         settled.into(),
         outcome.into(),
         reason.into(),
+        made.into(),
     ];
     let found = connection.execute(UPDATE_ATTEMPT, &values).await?;
     Ok(if matches!(attempt.result, AttemptResult::Retry { .. }) { 0 } else { found as i64 })
@@ -458,7 +566,7 @@ impl QuotaTexts {
         }
     }
 
-    /// The eight columns of a quota, in the order of both tables that have them.
+    /// The eight columns of a quota, in the order of its table.
     fn columns<'a>(&'a self, quotas: &[&'a Quota]) -> Vec<Column<'a>> {
         vec![
             Column::Texts(self.ids.iter().map(String::as_str).collect()),

@@ -115,7 +115,7 @@ pub(super) fn totals_at(row: &Row, first: usize) -> Result<Totals, StoreError> {
     Ok(Totals { events: row.int(first)?, failures: row.int(first + 1)?, amounts: amounts_at(row, first + 2)? })
 }
 
-fn amounts_at(row: &Row, first: usize) -> Result<Amounts, StoreError> {
+pub(super) fn amounts_at(row: &Row, first: usize) -> Result<Amounts, StoreError> {
     let mut numbers = [0; 8];
     for (offset, number) in numbers.iter_mut().enumerate() {
         *number = row.int(first + offset)?;
@@ -153,11 +153,12 @@ pub(super) fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Delta => "delta",
         Kind::Cumulative => "cumulative",
+        Kind::Adjustment => "adjustment",
     }
 }
 
 fn kind_from_name(name: &str) -> Option<Kind> {
-    [Kind::Delta, Kind::Cumulative].into_iter().find(|kind| kind_name(*kind) == name)
+    [Kind::Delta, Kind::Cumulative, Kind::Adjustment].into_iter().find(|kind| kind_name(*kind) == name)
 }
 
 pub(super) fn status_name(status: Status) -> &'static str {
@@ -167,6 +168,6 @@ pub(super) fn status_name(status: Status) -> &'static str {
     }
 }
 
-fn status_from_name(name: &str) -> Option<Status> {
+pub(super) fn status_from_name(name: &str) -> Option<Status> {
     [Status::Success, Status::Failure].into_iter().find(|status| status_name(*status) == name)
 }

@@ -71,6 +71,19 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Unit::Count,
         "Messages that were gone from the stream before anybody read them.",
     ),
+    // What the gateway says.
+    (
+        "platform_api_kong_log_records_total",
+        Counter,
+        Unit::Count,
+        "Records of Kong's access log, by outcome (accepted, duplicate, unattributed, rejected), and bodies that were put off (unavailable).",
+    ),
+    (
+        "platform_api_kong_looks_total",
+        Counter,
+        Unit::Count,
+        "Looks at Kong's meters, by source (metrics, limiter) and result: ok, failed.",
+    ),
     // Tenants and commits.
     ("platform_api_commit_seconds", Histogram, Unit::Seconds, "Time one tenant transaction takes."),
     ("platform_api_commit_events", Histogram, Unit::Count, "Usage events of one commit."),
@@ -78,7 +91,7 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "platform_api_commits_total",
         Counter,
         Unit::Count,
-        "Tenant transactions, by outcome: committed, rolled_back, unknown.",
+        "Tenant transactions, by outcome: committed, known_events, tried_again, rolled_back, unknown.",
     ),
     ("platform_api_tenant_restarts_total", Counter, Unit::Count, "Tenants opened again after a failure."),
     ("platform_api_tenants", Gauge, Unit::Count, "Tenants, by state."),
@@ -120,6 +133,15 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Unit::Count,
         "Fetches of an issuer's signing keys, by issuer and outcome.",
     ),
+    // The gRPC door.
+    (
+        "platform_api_envoy_requests_total",
+        Counter,
+        Unit::Count,
+        "Questions of Envoy answered, by result: allow, warn, deny, unknown, or the status that was sent instead.",
+    ),
+    ("platform_api_envoy_request_seconds", Histogram, Unit::Seconds, "Time to answer a question of Envoy."),
+    ("platform_api_envoy_connections_open", Gauge, Unit::Count, "Open connections of Envoy."),
     // The outlets.
     (
         "platform_api_deliveries_total",
@@ -130,6 +152,41 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
     ("platform_api_delivery_seconds", Histogram, Unit::Seconds, "Time of one send, by channel."),
     ("platform_api_channel_open", Gauge, Unit::Count, "1 while a channel's circuit is open and it is left alone."),
     ("platform_api_mirror_writes_total", Counter, Unit::Count, "Standings written to Redis, by result: ok, failed."),
+    // The reconciliation.
+    (
+        "platform_api_reconcile_windows_total",
+        Counter,
+        Unit::Count,
+        "Windows compared with a gateway's books, by proof and verdict: matched, drift, unproven.",
+    ),
+    (
+        "platform_api_reconcile_findings_total",
+        Counter,
+        Unit::Count,
+        "Findings that changed, by cause and what they are now: open, acknowledged, resolved, explained, settled.",
+    ),
+    (
+        "platform_api_reconcile_proof_age_seconds",
+        Gauge,
+        Unit::Seconds,
+        "How long nothing has been proven, by proof, in the open tenant where that is longest.",
+    ),
+    ("platform_api_reconcile_pass_seconds", Histogram, Unit::Seconds, "Time to compare what was due of one tenant."),
+    (
+        "platform_api_kong_sync_runs_total",
+        Counter,
+        Unit::Count,
+        "Comparisons of Kong's consumers with the tenants, by result: ok, failed.",
+    ),
+    ("platform_api_kong_sync_seconds", Histogram, Unit::Seconds, "Time one comparison takes."),
+    (
+        "platform_api_kong_sync_lag_seconds",
+        Histogram,
+        Unit::Seconds,
+        "Time from a change of a tenant until Kong had it.",
+    ),
+    ("platform_api_kong_sync_objects", Gauge, Unit::Count, "Objects of ours in Kong, by kind: consumers, suspended."),
+    ("platform_api_kong_sync_writes_total", Counter, Unit::Count, "Requests that changed Kong, by kind."),
     // Ourselves.
     ("platform_api_build_info", Gauge, Unit::Count, "1, with the version as a label."),
 ];

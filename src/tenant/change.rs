@@ -28,7 +28,7 @@ pub(crate) async fn replace_quotas(
         Ok(quotas) => quotas,
         Err(refused) => return Ok(Err(refused)),
     };
-    let recounted = recount(ledger, posting, posting.missing_for_quotas(&quotas)).await?;
+    let recounted = read(ledger, posting, posting.missing_for_quotas(&quotas)).await?;
     let entry = Entry {
         actor: change.request.actor.clone(),
         action: "quotas.replaced".into(),
@@ -61,7 +61,7 @@ pub(crate) async fn change_time_zone(
     if !first_time(ledger, posting, once).await? {
         return Ok(Ok(()));
     }
-    let recounted = recount(ledger, posting, posting.missing_for_time_zone(&zone)).await?;
+    let recounted = read(ledger, posting, posting.missing_for_time_zone(&zone)).await?;
     posting.change_time_zone(name, zone, recounted, entry.clone());
     Ok(Ok(()))
 }
@@ -95,10 +95,14 @@ async fn first_time(ledger: &mut impl Ledger, posting: &Posting, once: &str) -> 
     Ok(true)
 }
 
-async fn replayed(
+/// What was answered before under the same key, if anything.
+///
+/// # Errors
+/// [`StoreError`]; the transaction is then of no use.
+pub(crate) async fn replayed<T>(
     ledger: &mut impl Ledger,
     idempotency: &Idempotency,
-) -> Result<Option<Result<Answer<Vec<Standing>>, ChangeRefused>>, StoreError> {
+) -> Result<Option<Result<Answer<T>, ChangeRefused>>, StoreError> {
     let known = ledger.find_request(&idempotency.key).await?;
     Ok(known.map(|(body_hash, answer)| {
         if body_hash == idempotency.body_hash {
@@ -109,7 +113,19 @@ async fn replayed(
     }))
 }
 
-async fn recount(
+/// Reads the counters of the periods that run now, unless the books know them.
+///
+/// # Errors
+/// [`StoreError`]; the transaction is then of no use.
+pub(crate) async fn look(ledger: &mut impl Ledger, posting: &mut Posting) -> Result<(), StoreError> {
+    if !posting.books.knows_running(posting.now()) {
+        let counters = read(ledger, posting, posting.books.missing_now(posting.now())).await?;
+        posting.learn(counters);
+    }
+    Ok(())
+}
+
+async fn read(
     ledger: &mut impl Ledger,
     posting: &Posting,
     missing: Vec<Missing>,

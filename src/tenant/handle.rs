@@ -10,16 +10,21 @@ use ractor::{ActorRef, ActorStatus, MessagingErr, RpcReplyPort};
 use tokio::sync::Semaphore;
 
 use super::message::{
-    Audit, Batch, ChangeRefused, Decided, Description, Life, Message, Notice, Permits, QuotaDraft, QuotaMessage,
-    ReadFailure, ReplaceQuotas, Usage,
+    Audit, Batch, ChangeRefused, Decided, Description, Gateway, GatewayBatch, GatewayReadings, Life, Message, Notice,
+    Permits, QuotaDraft, QuotaMessage, ReadFailure, Reconciliation, ReplaceQuotas, TreatFinding, Usage,
 };
 use super::pulse::Pulse;
 use crate::clock::Clock;
+use crate::domain::adjustment::Adjustment;
 use crate::domain::books::{Books, Cursor};
 use crate::domain::chain::Entry;
-use crate::domain::ids::TenantId;
-use crate::domain::notice::{Alert, Attempt, Delivery};
+use crate::domain::ids::{FindingId, TenantId};
+use crate::domain::notice::{Attempt, Delivery, Firing};
 use crate::domain::quota::Standing;
+use crate::domain::reconcile::finding::Finding;
+use crate::domain::reconcile::pass::Treatment;
+use crate::domain::reconcile::reading::{GatewayRequest, Interruption, MeterReading};
+use crate::domain::reconcile::report::{FindingPage, FindingQuery, Overview, WindowPage, WindowQuery};
 use crate::domain::report::{
     AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, Page, UsageQuery, UsageRow,
 };
@@ -33,8 +38,16 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a change or a slow read may take. The outcome of a change that times out is unknown to the caller.
 const WORK_TIMEOUT: Duration = Duration::from_secs(25);
 
+/// Requests of a gateway in one message; a longer batch is sent in parts.
+pub const GATEWAY_REQUESTS_MAX: usize = 1_000;
+/// Readings of a gateway's meters, and interruptions, in one message; a longer batch is sent in parts.
+pub const GATEWAY_READINGS_MAX: usize = 1_000;
+
 /// Events whose identities are made in one poll: some tenths of a millisecond.
 const IDENTITIES_A_POLL: usize = 500;
+
+/// How long readings wait for room.
+const READINGS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a tenant gave no answer. Never a verdict about the question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -141,7 +154,8 @@ impl Handle {
         let mut rest = events;
         while !rest.is_empty() {
             let later = rest.split_off(rest.len().min(self.bounds.message_events));
-            let permits = self.permits(&rest, patience).await?;
+            let bytes = rest.iter().map(|event| event.memory_bytes() + size_of::<Identity>()).sum();
+            let permits = self.permits(rest.len(), bytes, patience).await?;
             let batch = Batch {
                 identities: identities(&rest).await,
                 events: rest,
@@ -157,11 +171,10 @@ impl Handle {
         Ok(outcomes)
     }
 
-    async fn permits(&self, events: &[UsageEvent], patience: Duration) -> Result<Permits, Unavailable> {
-        let bytes: usize = events.iter().map(|event| event.memory_bytes() + size_of::<Identity>()).sum();
+    async fn permits(&self, events: usize, bytes: usize, patience: Duration) -> Result<Permits, Unavailable> {
         let wanted = |amount: usize, most: usize| u32::try_from(amount.clamp(1, most)).unwrap_or(u32::MAX);
         let kibibytes = wanted(bytes.div_ceil(1024), self.bounds.kibibytes);
-        let events = wanted(events.len(), self.bounds.events);
+        let events = wanted(events, self.bounds.events);
         let both = async {
             let events = self.events.clone().acquire_many_owned(events).await;
             let kibibytes = self.kibibytes.clone().acquire_many_owned(kibibytes).await;
@@ -175,13 +188,64 @@ impl Handle {
         }
     }
 
+    /// Keeps a gateway's requests; answers for each, in order, after the commit, whether it is new. Waits up to `patience`
+    /// for room, which requests share with events. No text may hold a NUL or be longer than
+    /// [`READING_TEXT_BYTES_MAX`](crate::domain::reconcile::reading::READING_TEXT_BYTES_MAX).
+    ///
+    /// # Errors
+    /// [`Unavailable`]; the outcome is then unknown, and sending the same requests again is safe.
+    pub async fn gateway_requests(
+        &self,
+        requests: Vec<GatewayRequest>,
+        request_id: String,
+        patience: Duration,
+    ) -> Result<Vec<bool>, Unavailable> {
+        let mut new = Vec::with_capacity(requests.len());
+        let mut rest = requests;
+        while !rest.is_empty() {
+            let later = rest.split_off(rest.len().min(GATEWAY_REQUESTS_MAX));
+            let bytes = rest.iter().map(GatewayRequest::memory_bytes).sum();
+            let permits = self.permits(rest.len(), bytes, patience).await?;
+            let batch = GatewayBatch { requests: rest, request_id: request_id.clone(), now: self.heard(), permits };
+            new.extend(self.ask(WORK_TIMEOUT, |reply| Message::Gateway(Gateway::Requests { batch, reply })).await?);
+            rest = later;
+        }
+        Ok(new)
+    }
+
+    /// Reads a gateway's meters. They are looked at whether or not anybody uses the tenant, so this is no sign that
+    /// somebody does: a tenant that only this is heard of may rest.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; the outcome is then unknown, and sending the same readings again is safe: a meter that shows what
+    /// it showed adds nothing.
+    pub async fn gateway_readings(
+        &self,
+        readings: Vec<MeterReading>,
+        interruptions: Vec<Interruption>,
+    ) -> Result<(), Unavailable> {
+        let (mut readings, mut interruptions) = (readings, interruptions);
+        while !readings.is_empty() || !interruptions.is_empty() {
+            let later = readings.split_off(readings.len().min(GATEWAY_READINGS_MAX));
+            let later_too = interruptions.split_off(interruptions.len().min(GATEWAY_READINGS_MAX));
+            let count = readings.len() + interruptions.len();
+            let bytes = count * size_of::<MeterReading>();
+            let permits = self.permits(count, bytes, READINGS_PATIENCE).await?;
+            let readings_now = GatewayReadings { readings, interruptions, now: self.clock.now(), permits };
+            let message = |reply| Message::Gateway(Gateway::Readings { readings: readings_now, reply });
+            self.ask(WORK_TIMEOUT, message).await?;
+            (readings, interruptions) = (later, later_too);
+        }
+        Ok(())
+    }
+
     /// How every quota stands now.
     ///
     /// # Errors
     /// [`Unavailable::ComeBack`].
     pub fn standings(&self) -> Result<Vec<Standing>, Unavailable> {
         let now = self.heard();
-        Ok(self.committed()?.standings(now))
+        Ok(self.committed(now)?.standings(now))
     }
 
     /// What a gateway should do with a request attributed to `subject`. Asked in a gateway's own request path, so it is
@@ -191,17 +255,19 @@ impl Handle {
     /// [`Unavailable::ComeBack`].
     pub fn decide(&self, subject: &Subject) -> Result<Decided, Unavailable> {
         let now = self.heard();
-        let books = self.committed()?;
+        let books = self.committed(now)?;
         Ok(Decided { decision: books.decide(subject, now), epoch: books.epoch })
     }
 
     /// The books of the last commit, while there is a keeper who vouches for them. One that is still starting does: it was
-    /// born with the books it has published.
-    fn committed(&self) -> Result<Arc<Books>, Unavailable> {
-        match self.actor.get_status() {
-            ActorStatus::Draining | ActorStatus::Stopping | ActorStatus::Stopped => Err(Unavailable::ComeBack),
-            _ => Ok(self.pulse.books()),
+    /// born with the books it has published. When the clock was set back into a period that they do not know, nobody is
+    /// told that nothing was used there: a sweep is about to have it read.
+    fn committed(&self, now: Timestamp) -> Result<Arc<Books>, Unavailable> {
+        if let ActorStatus::Draining | ActorStatus::Stopping | ActorStatus::Stopped = self.actor.get_status() {
+            return Err(Unavailable::ComeBack);
         }
+        let books = self.pulse.books();
+        if books.knows_running(now) { Ok(books) } else { Err(Unavailable::ComeBack) }
     }
 
     /// Replaces the set of quotas; answers how the new ones stand.
@@ -255,6 +321,59 @@ impl Handle {
         self.ask(WORK_TIMEOUT, |reply| Message::Audit(Audit::Verify { reply })).await
     }
 
+    /// How the books compare with what gateways say.
+    ///
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn reconciliation(&self) -> Result<Result<Overview, ReadFailure>, Unavailable> {
+        let now = self.heard();
+        let message = |reply| Message::Reconciliation(Reconciliation::Overview { now, reply });
+        self.ask(WORK_TIMEOUT, message).await
+    }
+
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn findings(&self, query: FindingQuery) -> Result<Result<FindingPage, ReadFailure>, Unavailable> {
+        self.heard();
+        let message = |reply| Message::Reconciliation(Reconciliation::Findings { query, reply });
+        self.ask(WORK_TIMEOUT, message).await
+    }
+
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn finding(&self, id: FindingId) -> Result<Result<Option<Finding>, ReadFailure>, Unavailable> {
+        self.heard();
+        let message = |reply| Message::Reconciliation(Reconciliation::Finding { id, reply });
+        self.ask(WORK_TIMEOUT, message).await
+    }
+
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn compared_windows(&self, query: WindowQuery) -> Result<Result<WindowPage, ReadFailure>, Unavailable> {
+        self.heard();
+        let message = |reply| Message::Reconciliation(Reconciliation::Windows { query, reply });
+        self.ask(WORK_TIMEOUT, message).await
+    }
+
+    /// Does with a finding what a person asks for; answers the finding as it stands then.
+    ///
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ChangeRefused`].
+    pub async fn treat_finding(
+        &self,
+        finding: FindingId,
+        treatment: Treatment,
+        reason: String,
+        adjustment: Option<Adjustment>,
+        request: Request,
+        render: fn(&Finding) -> String,
+    ) -> Result<Result<Answer<Finding>, ChangeRefused>, Unavailable> {
+        let change = TreatFinding { finding, treatment, reason, adjustment, request, now: self.heard(), render };
+        let change = Box::new(change);
+        let message = |reply| Message::Reconciliation(Reconciliation::Treat { change, reply });
+        self.ask(WORK_TIMEOUT, message).await
+    }
+
     /// Appends a record to the chain; with a `once` key, at most one is ever appended for that key.
     ///
     /// # Errors
@@ -273,11 +392,11 @@ impl Handle {
         self.ask(WORK_TIMEOUT, |reply| Message::Notice(Notice::Due { now, limit, reply })).await
     }
 
-    /// Alerts that fire now.
+    /// Alerts that fire now, and who was told of them.
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn firing(&self) -> Result<Vec<Alert>, Unavailable> {
+    pub async fn firing(&self) -> Result<Vec<Firing>, Unavailable> {
         self.ask(LOOKUP_TIMEOUT, |reply| Message::Notice(Notice::Firing { reply })).await
     }
 

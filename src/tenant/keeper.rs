@@ -6,18 +6,20 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use tokio::sync::mpsc;
 
-use super::message::{Audit, Description, Life, Message, Notice, QuotaMessage, Usage};
+use super::message::{Audit, Description, Gateway, Life, Message, Notice, QuotaMessage, Reconciliation, Usage};
 use super::pulse::Pulse;
 use super::queue::Queue;
-use super::read;
 use super::work::{Unit, Work, Written};
 use super::writer::{self, Writer};
+use super::{read, reconcile};
 use crate::domain::books::Books;
 use crate::domain::ids::TenantId;
-use crate::domain::time::Timestamp;
+use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
 use crate::fault;
 use crate::store::database::{Connection, Store};
 
+/// How long after a pass that failed the next one begins.
+const COMPARE_AGAIN_MICROS: i64 = 5 * MICROS_PER_SECOND;
 /// How long the writer may take to close its connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -46,6 +48,10 @@ pub(crate) struct State {
     hints: mpsc::Sender<TenantId>,
     queue: Queue,
     draining: Vec<RpcReplyPort<()>>,
+    /// A pass of the reconciliation is under way, or waits to be taken into the books.
+    comparing: bool,
+    /// After a pass that failed, none begins before.
+    compare_after: Timestamp,
 }
 
 impl Actor for Keeper {
@@ -64,6 +70,8 @@ impl Actor for Keeper {
             hints: birth.hints,
             queue: Queue::new(birth.commit_events_max),
             draining: Vec::new(),
+            comparing: false,
+            compare_after: Timestamp(0),
         })
     }
 
@@ -78,6 +86,8 @@ impl Actor for Keeper {
             Message::Quota(quota) => state.quota(quota),
             Message::Audit(audit) => state.audit(audit),
             Message::Notice(notice) => state.notice(notice),
+            Message::Gateway(gateway) => state.gateway(gateway),
+            Message::Reconciliation(reconciliation) => state.reconciliation(reconciliation, &myself),
             Message::Life(life) => state.life(life, &myself),
             Message::Written(written) => state.written(written),
         }
@@ -137,8 +147,38 @@ impl State {
                 read::due(&self.store, &self.books, now, limit, reply)
             }
             Notice::Due { reply, .. } => answer(reply, Ok(Vec::new())),
-            Notice::Firing { reply } => answer(reply, self.books.firing.clone()),
+            Notice::Firing { reply } => answer(reply, self.books.firing_and_told()),
             Notice::Settle { attempts, now, reply } => self.queue.push(Work::Settle { attempts, now, reply }),
+        }
+    }
+
+    fn gateway(&mut self, gateway: Gateway) {
+        match gateway {
+            Gateway::Requests { batch, reply } => self.queue.push(Work::GatewayRequests { batch, reply }),
+            Gateway::Readings { readings, reply } => self.queue.push(Work::GatewayReadings { readings, reply }),
+        }
+    }
+
+    fn reconciliation(&mut self, reconciliation: Reconciliation, myself: &ActorRef<Message>) {
+        match reconciliation {
+            Reconciliation::Tick { now } => {
+                let next = self.books.comparison.next(self.books.latest_event_at);
+                if !self.comparing && now >= self.compare_after && next.is_some_and(|at| at <= now) {
+                    self.comparing = true;
+                    reconcile::start(&self.store, &self.books, now, myself.clone());
+                }
+            }
+            Reconciliation::Compared { result: Ok(pass), now } => self.queue.push(Work::Reconcile { pass, now }),
+            Reconciliation::Compared { result: Err(error), now } => {
+                tracing::warn!(tenant = %self.books.tenant, %error, "the books could not be compared, trying again");
+                self.comparing = false;
+                self.compare_after = now.plus_micros(COMPARE_AGAIN_MICROS);
+            }
+            Reconciliation::Overview { now, reply } => read::overview(&self.store, &self.books, now, reply),
+            Reconciliation::Findings { query, reply } => read::findings(&self.store, &self.books, query, reply),
+            Reconciliation::Finding { id, reply } => read::finding(&self.store, &self.books, id, reply),
+            Reconciliation::Windows { query, reply } => read::windows(&self.store, &self.books, query, reply),
+            Reconciliation::Treat { change, reply } => self.queue.push(Work::Treat { change, reply }),
         }
     }
 
@@ -149,7 +189,7 @@ impl State {
                 self.queue.push(Work::ChangeTimeZone { name, entry, once, now, reply });
             }
             Life::Roll { now } => {
-                if self.books.next_roll().is_some_and(|at| at <= now) {
+                if self.books.needs_roll(now) {
                     self.queue.roll(now);
                 }
             }
@@ -169,6 +209,7 @@ impl State {
     fn written(&mut self, written: Written) {
         fault::point("books.before");
         self.queue.returned();
+        self.comparing &= self.queue.holds_pass() || !written.settled;
         self.books = written.books.clone();
         self.pulse.adopt(written.books, written.owed_more);
         fault::point("books.after");
@@ -192,7 +233,7 @@ impl State {
 
     fn may_rest(&self, now: Timestamp, idle_micros: i64) -> bool {
         let quiet = now.0 - self.pulse.heard_at().0 >= idle_micros;
-        quiet && self.queue.is_idle() && self.pulse.owed() <= 0
+        quiet && !self.comparing && self.queue.is_idle() && self.pulse.owed() <= 0
     }
 
     fn leave_if_drained(&mut self, myself: &ActorRef<Message>) {

@@ -61,6 +61,9 @@ pub trait Ledger: Send {
         now: Timestamp,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
+    /// The database itself, for what the simulated day has not: gateways, and how the books compare with theirs.
+    fn database(&mut self) -> Option<&mut Connection>;
+
     /// See [`posting::write`].
     fn write(&mut self, before: &Books, posting: &Posting) -> impl Future<Output = Result<i64, StoreError>> + Send;
 
@@ -122,6 +125,10 @@ impl Ledger for Connection {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         request::keep(self, key, body_hash, answer, now).await
+    }
+
+    fn database(&mut self) -> Option<&mut Connection> {
+        Some(self)
     }
 
     async fn check_owner(&mut self, before: &Books) -> Result<(), StoreError> {

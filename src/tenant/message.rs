@@ -8,16 +8,22 @@ use std::sync::Arc;
 use ractor::RpcReplyPort;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::domain::adjustment::Adjustment;
 use crate::domain::books::{Books, Cursor};
 use crate::domain::chain::Entry;
-use crate::domain::notice::{Alert, Attempt, Delivery};
+use crate::domain::ids::FindingId;
+use crate::domain::notice::{Attempt, Delivery, Firing};
 use crate::domain::quota::{Decision, Quota, Standing};
+use crate::domain::reconcile::finding::{Finding, Status};
+use crate::domain::reconcile::pass::{Pass, Treatment};
+use crate::domain::reconcile::reading::{GatewayRequest, Interruption, MeterReading};
+use crate::domain::reconcile::report::{FindingPage, FindingQuery, Overview, WindowPage, WindowQuery};
 use crate::domain::report::{
     AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, Page, UsageQuery, UsageRow,
 };
 use crate::domain::request::{Answer, Request};
 use crate::domain::time::Timestamp;
-use crate::domain::usage::{Identity, Outcome, UsageEvent};
+use crate::domain::usage::{Identity, Outcome, Refusal, UsageEvent};
 use crate::store::StoreError;
 use crate::store::audit::StoredRecord;
 
@@ -28,6 +34,8 @@ pub enum Message {
     Quota(QuotaMessage),
     Audit(Audit),
     Notice(Notice),
+    Gateway(Gateway),
+    Reconciliation(Reconciliation),
     Life(Life),
     /// From the writer: how the unit of work ended.
     Written(super::work::Written),
@@ -85,14 +93,57 @@ pub enum Notice {
         limit: usize,
         reply: RpcReplyPort<Result<Vec<Delivery>, ReadFailure>>,
     },
-    /// Alerts that fire now, for channels that forget.
+    /// Alerts that fire now, and who was told, for channels that forget.
     Firing {
-        reply: RpcReplyPort<Vec<Alert>>,
+        reply: RpcReplyPort<Vec<Firing>>,
     },
     Settle {
         attempts: Vec<Attempt>,
         now: Timestamp,
         reply: RpcReplyPort<()>,
+    },
+}
+
+/// What a gateway says about this tenant.
+#[derive(Debug)]
+pub enum Gateway {
+    /// Keep these; answered after the commit, for each, in order, whether it is new.
+    Requests { batch: GatewayBatch, reply: RpcReplyPort<Vec<bool>> },
+    /// Read these meters; answered after the commit.
+    Readings { readings: GatewayReadings, reply: RpcReplyPort<()> },
+}
+
+/// How the books compare with what gateways say.
+#[derive(Debug)]
+pub enum Reconciliation {
+    /// Something may be due to be compared.
+    Tick {
+        now: Timestamp,
+    },
+    /// From the task that compared.
+    Compared {
+        result: Result<Pass, StoreError>,
+        now: Timestamp,
+    },
+    Overview {
+        now: Timestamp,
+        reply: RpcReplyPort<Result<Overview, ReadFailure>>,
+    },
+    Findings {
+        query: FindingQuery,
+        reply: RpcReplyPort<Result<FindingPage, ReadFailure>>,
+    },
+    Finding {
+        id: FindingId,
+        reply: RpcReplyPort<Result<Option<Finding>, ReadFailure>>,
+    },
+    Windows {
+        query: WindowQuery,
+        reply: RpcReplyPort<Result<WindowPage, ReadFailure>>,
+    },
+    Treat {
+        change: Box<TreatFinding>,
+        reply: RpcReplyPort<Result<Answer<Finding>, ChangeRefused>>,
     },
 }
 
@@ -110,7 +161,7 @@ pub enum Life {
         now: Timestamp,
         reply: RpcReplyPort<Result<(), ChangeRefused>>,
     },
-    /// A period boundary may have passed.
+    /// A period boundary may have passed, or come back with a clock that was set back.
     Roll {
         now: Timestamp,
     },
@@ -139,7 +190,25 @@ pub struct Batch {
     pub span: tracing::Span,
 }
 
-/// Room that a batch takes up in the tenant, in events and in KiB.
+/// Requests of a gateway with the permits that admitted them; the permits drop after the commit.
+#[derive(Debug)]
+pub struct GatewayBatch {
+    pub requests: Vec<GatewayRequest>,
+    pub request_id: String,
+    pub now: Timestamp,
+    pub permits: Permits,
+}
+
+/// What a gateway's meters show, and when they could not be seen.
+#[derive(Debug)]
+pub struct GatewayReadings {
+    pub readings: Vec<MeterReading>,
+    pub interruptions: Vec<Interruption>,
+    pub now: Timestamp,
+    pub permits: Permits,
+}
+
+/// Room that a batch takes up in the tenant, in events (or requests, or readings) and in KiB.
 #[derive(Debug)]
 pub struct Permits {
     pub _events: OwnedSemaphorePermit,
@@ -163,6 +232,21 @@ pub struct QuotaDraft {
     pub quota: Quota,
     /// The caller named the id, so it must exist.
     pub named: bool,
+}
+
+/// What a person does with a finding.
+#[derive(Debug, Clone)]
+pub struct TreatFinding {
+    pub finding: FindingId,
+    pub treatment: Treatment,
+    /// In that person's words.
+    pub reason: String,
+    /// An adjusting entry that settles it.
+    pub adjustment: Option<Adjustment>,
+    pub request: Request,
+    pub now: Timestamp,
+    /// Renders the answer that is stored with an idempotency key, in the transaction of the change.
+    pub render: fn(&Finding) -> String,
 }
 
 /// A decision, and the epoch that makes its version unique across restarts.
@@ -195,6 +279,17 @@ pub enum ChangeRefused {
     IdempotencyMismatch,
     #[error("not an IANA time zone")]
     UnknownTimeZone,
+    #[error("there is no such finding")]
+    UnknownFinding,
+    /// Somebody has dealt with the finding, or it has resolved itself.
+    #[error("the finding is {} already", status.name())]
+    FindingClosed { status: Status },
+    /// The adjusting entry cannot be counted.
+    #[error("the adjusting entry cannot be counted: {}", .0.code())]
+    AdjustmentRefused(Refusal),
+    /// A sum would fall below zero by the adjusting entry.
+    #[error("a sum would fall below zero")]
+    BelowZero,
     /// The transaction was rolled back, surely; the same request may be tried again.
     #[error("the change was rolled back")]
     RolledBack,

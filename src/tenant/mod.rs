@@ -17,10 +17,13 @@
 //! - [`keeper`], [`writer`]: the two actors. [`queue`]: what waits between them. [`work`]: what travels from one to the
 //!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
 //! - [`guess`]: whether events are taken for new before the ledger is asked.
-//! - [`change`]: how each queued change becomes part of a posting. [`read`]: slow reads, in tasks of their own.
+//! - [`change`], [`gateway`]: how each queued change, and what a gateway says, becomes part of a posting. [`read`]: slow reads, in tasks of their own.
+//! - [`reconcile`]: the books against a gateway's. [`drift`]: the alerts that come of it.
 //! - [`pulse`]: what the directory may see without asking.
 
 mod change;
+mod drift;
+mod gateway;
 pub mod guess;
 pub mod handle;
 pub(crate) mod keeper;
@@ -29,6 +32,9 @@ pub mod message;
 pub mod pulse;
 pub mod queue;
 mod read;
+mod reconcile;
+#[cfg(test)]
+mod reconcile_test;
 mod record;
 pub mod work;
 pub mod writer;

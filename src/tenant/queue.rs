@@ -50,15 +50,25 @@ impl Queue {
         let mut unit = Vec::new();
         let mut events = 0;
         while let Some(next) = self.open.front() {
-            if !unit.is_empty() && events + next.events() > self.unit_events_max {
+            let alone = next.is_alone();
+            if !unit.is_empty() && (alone || events + next.events() > self.unit_events_max) {
                 break;
             }
             events += next.events();
             unit.extend(self.open.pop_front());
+            if alone {
+                break;
+            }
         }
         self.open_events -= events;
         self.in_flight = true;
         Some(unit)
+    }
+
+    /// Does a pass wait to be taken into the books?
+    #[must_use]
+    pub fn holds_pass(&self) -> bool {
+        self.open.iter().any(Work::is_pass)
     }
 
     /// The writer has ended its unit.

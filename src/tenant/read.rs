@@ -6,16 +6,19 @@ use std::sync::Arc;
 use ractor::RpcReplyPort;
 
 use super::message::ReadFailure;
+use super::reconcile;
 use crate::domain::books::Books;
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{FindingId, TenantId};
 use crate::domain::notice::Delivery;
+use crate::domain::reconcile::finding::Finding;
+use crate::domain::reconcile::report::{FindingPage, FindingQuery, Overview, WindowPage, WindowQuery};
 use crate::domain::report::{
     self, AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, Page, UsageQuery, UsageRow,
 };
 use crate::domain::time::Timestamp;
 use crate::store::audit::StoredRecord;
 use crate::store::database::{Reader, Store};
-use crate::store::{audit, notice, usage};
+use crate::store::{audit, notice, reconciliation, usage};
 
 type Port<T> = RpcReplyPort<Result<T, ReadFailure>>;
 
@@ -46,6 +49,34 @@ pub(crate) fn chain(store: &Store, books: &Arc<Books>, query: ChainQuery, reply:
 pub(crate) fn verify(store: &Store, books: &Arc<Books>, reply: Port<ChainReport>) {
     let chain = books.tenant.to_string();
     spawn(store, books.tenant, reply, move |mut reader| async move { Ok(audit::verify(&mut reader, &chain).await?) });
+}
+
+pub(crate) fn overview(store: &Store, books: &Arc<Books>, now: Timestamp, reply: Port<Overview>) {
+    let progress = books.comparison.progress;
+    spawn(store, books.tenant, reply, move |mut reader| async move {
+        reconcile::overview(&mut reader, progress, now).await
+    });
+}
+
+pub(crate) fn findings(store: &Store, books: &Arc<Books>, query: FindingQuery, reply: Port<FindingPage>) {
+    spawn(store, books.tenant, reply, move |mut reader| async move {
+        Ok(reconciliation::findings(&mut reader, &query).await?)
+    });
+}
+
+pub(crate) fn finding(store: &Store, books: &Arc<Books>, id: FindingId, reply: Port<Option<Finding>>) {
+    spawn(
+        store,
+        books.tenant,
+        reply,
+        move |mut reader| async move { Ok(reconciliation::finding(&mut reader, id).await?) },
+    );
+}
+
+pub(crate) fn windows(store: &Store, books: &Arc<Books>, query: WindowQuery, reply: Port<WindowPage>) {
+    spawn(store, books.tenant, reply, move |mut reader| async move {
+        Ok(reconciliation::windows(&mut reader, &query).await?)
+    });
 }
 
 fn spawn<T, Reading>(

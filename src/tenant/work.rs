@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use ractor::RpcReplyPort;
 
-use super::message::{Batch, ChangeRefused, ReplaceQuotas};
+use super::message::{Batch, ChangeRefused, GatewayBatch, GatewayReadings, ReplaceQuotas, TreatFinding};
 use crate::domain::books::Books;
 use crate::domain::chain::Entry;
 use crate::domain::notice::Attempt;
 use crate::domain::quota::Standing;
+use crate::domain::reconcile::finding::Finding;
+use crate::domain::reconcile::pass::Pass;
 use crate::domain::request::Answer;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Outcome;
@@ -42,6 +44,22 @@ pub enum Work {
         now: Timestamp,
         reply: RpcReplyPort<()>,
     },
+    GatewayRequests {
+        batch: GatewayBatch,
+        reply: RpcReplyPort<Vec<bool>>,
+    },
+    GatewayReadings {
+        readings: GatewayReadings,
+        reply: RpcReplyPort<()>,
+    },
+    Reconcile {
+        pass: Pass,
+        now: Timestamp,
+    },
+    Treat {
+        change: Box<TreatFinding>,
+        reply: RpcReplyPort<Result<Answer<Finding>, ChangeRefused>>,
+    },
     Roll {
         now: Timestamp,
     },
@@ -53,17 +71,32 @@ impl Work {
         match self {
             Work::Record { batch, .. } => batch.now,
             Work::Replace { change, .. } => change.now,
+            Work::GatewayRequests { batch, .. } => batch.now,
+            Work::GatewayReadings { readings, .. } => readings.now,
+            Work::Treat { change, .. } => change.now,
             Work::ChangeTimeZone { now, .. }
             | Work::Append { now, .. }
             | Work::Settle { now, .. }
+            | Work::Reconcile { now, .. }
             | Work::Roll { now } => *now,
         }
     }
 
-    /// Usage events it brings.
+    /// Must it be a unit of its own? An adjusting entry stands in the ledger before anything else of its unit is counted.
+    pub fn is_alone(&self) -> bool {
+        matches!(self, Work::Treat { .. })
+    }
+
+    /// Is it a pass of the reconciliation?
+    pub fn is_pass(&self) -> bool {
+        matches!(self, Work::Reconcile { .. })
+    }
+
+    /// Usage events it brings, or requests of a gateway.
     pub fn events(&self) -> usize {
         match self {
             Work::Record { batch, .. } => batch.events.len(),
+            Work::GatewayRequests { batch, .. } => batch.requests.len(),
             _ => 0,
         }
     }
@@ -85,6 +118,10 @@ pub struct Written {
     /// Outbox rows that came minus those that were settled.
     pub owed_more: i64,
     pub committed: bool,
+    /// A pass of the reconciliation was among it, whatever became of it.
+    pub settled: bool,
+    /// Why it was rolled back, again and again until it was given up.
+    pub rolled_back: Option<String>,
 }
 
 /// An answer that waits for the adoption. Dropping one tells its caller to come back.
@@ -102,6 +139,19 @@ pub enum Reply {
     ChangeTimeZone {
         reply: RpcReplyPort<Result<(), ChangeRefused>>,
         answer: Result<(), ChangeRefused>,
+    },
+    Requests {
+        batch: GatewayBatch,
+        reply: RpcReplyPort<Vec<bool>>,
+        new: Vec<bool>,
+    },
+    Readings {
+        readings: GatewayReadings,
+        reply: RpcReplyPort<()>,
+    },
+    Treated {
+        reply: RpcReplyPort<Result<Answer<Finding>, ChangeRefused>>,
+        answer: Result<Answer<Finding>, ChangeRefused>,
     },
     Done {
         reply: RpcReplyPort<()>,
@@ -121,6 +171,17 @@ impl Reply {
                 let _ = reply.send(answer);
             }
             Reply::ChangeTimeZone { reply, answer } => {
+                let _ = reply.send(answer);
+            }
+            Reply::Requests { batch, reply, new } => {
+                drop(batch);
+                let _ = reply.send(new);
+            }
+            Reply::Readings { readings, reply } => {
+                drop(readings);
+                let _ = reply.send(());
+            }
+            Reply::Treated { reply, answer } => {
                 let _ = reply.send(answer);
             }
             Reply::Done { reply } => {

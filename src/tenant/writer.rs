@@ -7,14 +7,15 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
-use super::change;
 use super::guess::Guess;
 use super::ledger::Ledger;
 use super::message::{Batch, ChangeRefused, Message};
 use super::record::{self, Offered};
 use super::work::{Reply, Unit, Work, Written};
+use super::{change, gateway, reconcile};
 use crate::domain::books::{Books, Posting};
 use crate::domain::quota::Standing;
+use crate::domain::reconcile::finding::Finding;
 use crate::domain::request::Answer;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Outcome, Refusal};
@@ -39,6 +40,26 @@ pub(crate) struct State {
     connection: Connection,
     keeper: ActorRef<Message>,
     guess: Guess,
+    /// The last unit was rolled back too often, and nothing was committed since.
+    is_stuck: bool,
+}
+
+impl State {
+    /// On-call hears once that nothing can be written, and once that something can again; the metrics count what is between.
+    fn tell(&mut self, written: &Written) {
+        let tenant = written.books.tenant;
+        match &written.rolled_back {
+            Some(reason) if !self.is_stuck => {
+                tracing::error!(%tenant, reason, "commits are rolled back, callers must come back");
+                self.is_stuck = true;
+            }
+            None if self.is_stuck && written.committed => {
+                tracing::info!(%tenant, "commits succeed again");
+                self.is_stuck = false;
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Actor for Writer {
@@ -47,13 +68,14 @@ impl Actor for Writer {
     type Arguments = Birth;
 
     async fn pre_start(&self, _: ActorRef<Unit>, birth: Birth) -> Result<State, ActorProcessingErr> {
-        Ok(State { connection: birth.connection, keeper: birth.keeper, guess: Guess::default() })
+        Ok(State { connection: birth.connection, keeper: birth.keeper, guess: Guess::default(), is_stuck: false })
     }
 
     /// Doubt is a restart: an error that leaves the outcome of a commit unknown ends the pair.
     async fn handle(&self, _: ActorRef<Unit>, unit: Unit, state: &mut State) -> Result<(), ActorProcessingErr> {
         let span = commit_span(&unit);
         let written = Box::pin(write(&mut state.connection, &mut state.guess, unit).instrument(span)).await?;
+        state.tell(&written);
         state.keeper.cast(Message::Written(written))?;
         Ok(())
     }
@@ -92,15 +114,15 @@ pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, unit: Unit) -> R
                 guess.was_wrong();
             }
             Err(StoreError::Retryable(reason)) if attempt < TRIES_MAX => {
-                tracing::warn!(tenant = %unit.books.tenant, attempt, reason, "commit was rolled back, trying again");
+                tracing::debug!(tenant = %unit.books.tenant, attempt, reason, "commit was rolled back, trying again");
+                metrics::counter!("platform_api_commits_total", "outcome" => "tried_again").increment(1);
                 ledger.pause(delay).await;
                 delay *= 2;
                 attempt += 1;
             }
             Err(StoreError::Retryable(reason)) => {
-                tracing::error!(tenant = %unit.books.tenant, reason, "commit was rolled back too often, callers must come back");
                 metrics::counter!("platform_api_commits_total", "outcome" => "rolled_back").increment(1);
-                return Ok(given_up(unit));
+                return Ok(given_up(unit, reason));
             }
             Err(StoreError::Wrong(reason)) => {
                 ledger.check_owner(&unit.books).await?;
@@ -116,15 +138,18 @@ pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, unit: Unit) -> R
 }
 
 /// Nothing was written. Who asked for a change is told so; who brought events is told to come back, by a port that closes.
-fn given_up(unit: Unit) -> Written {
+fn given_up(unit: Unit, reason: String) -> Written {
+    let settled = unit.work.iter().any(Work::is_pass);
     let answers = unit.work.into_iter().filter_map(|piece| match piece {
         Work::Replace { reply, .. } => Some(Reply::Replace { reply, answer: Err(ChangeRefused::RolledBack) }),
         Work::ChangeTimeZone { reply, .. } => {
             Some(Reply::ChangeTimeZone { reply, answer: Err(ChangeRefused::RolledBack) })
         }
+        Work::Treat { reply, .. } => Some(Reply::Treated { reply, answer: Err(ChangeRefused::RolledBack) }),
         _ => None,
     });
-    Written { answers: answers.collect(), books: unit.books, owed_more: 0, committed: false }
+    let rolled_back = Some(reason);
+    Written { answers: answers.collect(), books: unit.books, owed_more: 0, committed: false, settled, rolled_back }
 }
 
 /// What a committed transaction leaves to be told.
@@ -140,6 +165,8 @@ struct Done {
 enum Changed {
     Replaced(Result<Answer<Vec<Standing>>, ChangeRefused>),
     TimeZone(Result<(), ChangeRefused>),
+    Requests(Vec<bool>),
+    Treated(Box<Result<Answer<Finding>, ChangeRefused>>),
     Done,
 }
 
@@ -164,7 +191,14 @@ async fn transact(
     };
     if posting.is_empty() {
         ledger.rollback().await?;
-        return Ok(Done { books: before.clone(), outcomes, changes, owed_more: 0, committed: false });
+        let books = if posting.books.known == before.known {
+            before.clone()
+        } else {
+            // What was read is the owner's to show.
+            ledger.check_owner(before).await?;
+            Arc::new(posting.books)
+        };
+        return Ok(Done { books, outcomes, changes, owed_more: 0, committed: false });
     }
     posting.close();
     fault::point("commit.filled");
@@ -186,7 +220,7 @@ async fn transact(
     Ok(Done { books: Arc::new(posting.books), outcomes, changes, owed_more, committed: true })
 }
 
-/// Changes first, then usage, then whatever time alone has changed.
+/// What the clock makes run again first, then changes, then usage, then whatever time alone has changed.
 async fn fill(
     ledger: &mut impl Ledger,
     before: &Books,
@@ -194,6 +228,7 @@ async fn fill(
     work: &[Work],
     expecting: Expecting,
 ) -> Result<(Vec<Vec<Outcome>>, Vec<Changed>), StoreError> {
+    change::look(ledger, posting).await?;
     let mut changes = Vec::new();
     let mut batches: Vec<&Batch> = Vec::new();
     for piece in work {
@@ -213,6 +248,20 @@ async fn fill(
                 attempts.iter().cloned().for_each(|attempt| posting.attempt(attempt));
                 changes.push(Changed::Done);
             }
+            Work::GatewayRequests { batch, .. } => {
+                changes.push(Changed::Requests(gateway::requests(ledger, posting, batch).await?));
+            }
+            Work::GatewayReadings { readings, .. } => {
+                gateway::readings(ledger, posting, readings).await?;
+                changes.push(Changed::Done);
+            }
+            Work::Reconcile { pass, .. } => {
+                reconcile::settle(ledger, posting, pass).await?;
+                changes.push(Changed::Done);
+            }
+            Work::Treat { change, .. } => {
+                changes.push(Changed::Treated(Box::new(reconcile::treat(ledger, posting, change).await?)));
+            }
             Work::Roll { .. } => changes.push(Changed::Done),
         }
     }
@@ -228,8 +277,9 @@ async fn fill(
 impl Done {
     /// Pairs every piece of work with its result.
     fn into_written(self, unit: Unit) -> Written {
-        let mut outcomes = self.outcomes.into_iter();
-        let mut changes = self.changes.into_iter();
+        let settled = unit.work.iter().any(Work::is_pass);
+        let Done { books, outcomes, changes, owed_more, committed } = self;
+        let (mut outcomes, mut changes) = (outcomes.into_iter(), changes.into_iter());
         let answers = unit.work.into_iter().filter_map(|piece| match piece {
             Work::Record { batch, reply } => outcomes.next().map(|outcomes| Reply::Record { batch, reply, outcomes }),
             Work::Replace { reply, .. } => match changes.next() {
@@ -240,17 +290,28 @@ impl Done {
                 Some(Changed::TimeZone(answer)) => Some(Reply::ChangeTimeZone { reply, answer }),
                 _ => None,
             },
+            Work::GatewayRequests { batch, reply } => match changes.next() {
+                Some(Changed::Requests(new)) => Some(Reply::Requests { batch, reply, new }),
+                _ => None,
+            },
+            Work::GatewayReadings { readings, reply } => changes.next().map(|_| Reply::Readings { readings, reply }),
+            Work::Treat { reply, .. } => match changes.next() {
+                Some(Changed::Treated(answer)) => Some(Reply::Treated { reply, answer: *answer }),
+                _ => None,
+            },
             Work::Append { reply, .. } | Work::Settle { reply, .. } => changes.next().map(|_| Reply::Done { reply }),
-            Work::Roll { .. } => changes.next().and(None),
+            Work::Roll { .. } | Work::Reconcile { .. } => changes.next().and(None),
         });
-        Written { answers: answers.collect(), books: self.books, owed_more: self.owed_more, committed: self.committed }
+        Written { answers: answers.collect(), books, owed_more, committed, settled, rolled_back: None }
     }
 }
 
 /// A unit the database refuses as wrong is written piece by piece, and a batch event by event, so that one unwritable
 /// event is refused (and quarantined by whoever sent it) and everything else is counted.
 async fn take_apart(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, StoreError> {
-    let mut written = Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false };
+    let settled = unit.work.iter().any(Work::is_pass);
+    let mut written =
+        Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false, settled, rolled_back: None };
     for piece in unit.work {
         let whole = [piece];
         match transact(ledger, &written.books, &whole, Expecting::Any).await {
@@ -293,9 +354,9 @@ async fn event_by_event(
         let mut posting = Posting::open(&written.books, now, ledger.salt_seed());
         ledger.begin().await?;
         match one_event(ledger, &written.books, &mut posting, &offered, &batch.request_id).await {
-            Ok(outcome) => {
+            Ok((outcome, settled)) => {
                 ledger.commit().await?;
-                written.owed_more += posting.owed.len() as i64;
+                written.owed_more += posting.owed.len() as i64 - settled;
                 written.books = Arc::new(posting.books);
                 written.committed = true;
                 outcomes.push(outcome);
@@ -313,18 +374,19 @@ async fn event_by_event(
     Ok(outcomes)
 }
 
+/// What became of it, and how many deliveries were settled with it.
 async fn one_event(
     ledger: &mut impl Ledger,
     before: &Books,
     posting: &mut Posting,
     offered: &Offered<'_>,
     request_id: &str,
-) -> Result<Outcome, StoreError> {
+) -> Result<(Outcome, i64), StoreError> {
     let outcomes = record::record_events(ledger, before, posting, offered, request_id).await?;
     posting.roll();
     posting.close();
-    ledger.write(before, posting).await?;
-    Ok(outcomes.first().copied().unwrap_or(Outcome::Refused(Refusal::Malformed)))
+    let settled = ledger.write(before, posting).await?;
+    Ok((outcomes.first().copied().unwrap_or(Outcome::Refused(Refusal::Malformed)), settled))
 }
 
 /// Once per commit: one line, and the figures.
@@ -335,6 +397,7 @@ fn observe(posting: &Posting, outcomes: &[Vec<Outcome>], started: Instant) {
     metrics::histogram!("platform_api_commit_seconds").record(seconds);
     metrics::histogram!("platform_api_commit_events").record(events as f64);
     metrics::counter!("platform_api_audit_records_total").increment(posting.records.len() as u64);
+    observe_reconciliation(posting);
     tracing::debug!(
         tenant = %posting.books.tenant,
         version = posting.books.version,
@@ -343,4 +406,19 @@ fn observe(posting: &Posting, outcomes: &[Vec<Outcome>], started: Instant) {
         commit_ms = seconds * 1_000.0,
         "committed"
     );
+}
+
+fn observe_reconciliation(posting: &Posting) {
+    for judged in &posting.gateway.judged {
+        let (proof, verdict) = (judged.proof.name(), judged.verdict.name());
+        metrics::counter!("platform_api_reconcile_windows_total", "proof" => proof, "verdict" => verdict).increment(1);
+    }
+    for finding in posting.gateway.findings.values() {
+        let (cause, status) = (finding.found.cause.name(), finding.status.name());
+        if finding.changed_at == posting.now() {
+            let counter =
+                metrics::counter!("platform_api_reconcile_findings_total", "cause" => cause, "status" => status);
+            counter.increment(1);
+        }
+    }
 }

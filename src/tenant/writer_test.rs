@@ -14,15 +14,18 @@ use super::writer;
 use crate::domain::books::Books;
 use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Metric, Scope};
+use crate::domain::time::{MICROS_PER_MINUTE, Timestamp};
 use crate::domain::usage::{Outcome, UsageEvent};
 use crate::store::database::Connection;
+use crate::store::load::{self, Opening};
 use crate::store::posting::Expecting;
-use crate::store::tests::harness::{House, NOW, event, quota_of, set_quotas};
+use crate::store::tests::harness::{House, NOW, event, opening, quota_of, set_quotas};
 
 crate::store::tests::conformance!(
     a_guess_changes_nothing_but_the_cost,
     a_batch_is_recorded_when_it_brings_something,
     a_record_names_the_request_of_its_only_batch,
+    a_roll_reads_what_runs_again_and_writes_nothing,
 );
 
 /// Everything a tenant's tables say that does not name the tenant or an alert by its derived id.
@@ -89,10 +92,25 @@ impl Side {
     }
 }
 
+/// Work that records `events` at `now`.
+pub(super) fn record_at(events: Vec<UsageEvent>, now: Timestamp) -> Work {
+    match record(events, "") {
+        Work::Record { batch, reply } => Work::Record { batch: Batch { now, ..batch }, reply },
+        other => other,
+    }
+}
+
+impl Permits {
+    /// Of nobody's semaphores.
+    pub(super) fn none() -> Permits {
+        let permit = || Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        Permits { _events: permit(), _kibibytes: permit() }
+    }
+}
+
 fn record(events: Vec<UsageEvent>, request_id: &str) -> Work {
-    let permit = || Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
     let identities = events.iter().map(UsageEvent::identity).collect();
-    let permits = Permits { _events: permit(), _kibibytes: permit() };
+    let permits = Permits::none();
     let batch = Batch {
         events,
         identities,
@@ -193,4 +211,23 @@ async fn a_record_names_the_request_of_its_only_batch(house: &House) {
     assert_eq!(side.last_record().await.0, "request-7");
     side.work(vec![record(one("b"), "request-8"), record(one("c"), "request-9")]).await;
     assert_eq!(side.last_record().await.0, "");
+}
+
+/// The clock is set back, after others have opened the tenant, into a minute that they took for over.
+async fn a_roll_reads_what_runs_again_and_writes_nothing(house: &House) {
+    let mut side = Side::of(house).await;
+    side.write(&[["a", "b", "c"].map(|id| event(id, "ada", NOW, 10)).to_vec()]).await;
+    let later = NOW.plus_micros(2 * MICROS_PER_MINUTE);
+    let opening = Opening { now: later, ..opening(side.books.tenant, side.books.head) };
+    side.books = Arc::new(load::take_over(&mut side.connection, opening).await.unwrap());
+    assert!(side.books.knows_running(later) && !side.books.knows_running(NOW));
+    let (version, head) = (side.books.version, side.books.head);
+    side.work(vec![Work::Roll { now: NOW }]).await;
+    assert!(side.books.knows_running(NOW));
+    let used: Vec<i64> = side.books.standings(NOW).iter().map(|standing| standing.used).collect();
+    assert_eq!(used, [93, 3]);
+    assert_eq!((side.books.version, side.books.head), (version, head));
+    // What was read is what is added to.
+    side.write(&[vec![event("d", "ada", NOW, 10)]]).await;
+    assert_eq!(side.books.standings(NOW)[1].used, 4);
 }

@@ -162,7 +162,7 @@ fn counters_and_alerts(ground: &mut Ground, vault: &Vault, done: &Transaction, t
             fired(ground, vault, alert, in_passing);
         }
         for alert in &posting.resolved {
-            let by_time = alert.period_end.is_some_and(|end| end <= posting.now());
+            let by_time = alert.period_end().is_some_and(|end| end <= posting.now());
             ground.coverage.saw(if by_time { "alert: resolved by time" } else { "alert: resolved by a change" });
             if posting.fired.iter().any(|fired| fired.id == alert.id) {
                 ground.coverage.saw("alert: fired and resolved in one commit");
@@ -174,20 +174,21 @@ fn counters_and_alerts(ground: &mut Ground, vault: &Vault, done: &Transaction, t
 /// Q2: the alert is true, unless it fired `in_passing`, and the only one.
 fn fired(ground: &mut Ground, vault: &Vault, alert: &platform_api::domain::notice::Alert, in_passing: bool) {
     ground.coverage.saw("alert: fired");
-    let label = vault.naive.label(alert.quota.period, alert.period_start.0);
-    let used = vault.naive.used(&alert.quota).get(&label).copied().unwrap_or(0);
-    ground.require(in_passing || oracle::reaches(used, &alert.quota, alert.threshold), "Q2", || {
-        let (quota, start) = (&alert.quota, alert.period_start);
+    let Some(reached) = alert.reached() else { return };
+    let label = vault.naive.label(reached.quota.period, reached.period_start.0);
+    let used = vault.naive.used(&reached.quota).get(&label).copied().unwrap_or(0);
+    ground.require(in_passing || oracle::reaches(used, &reached.quota, reached.threshold), "Q2", || {
+        let (quota, start) = (&reached.quota, reached.period_start);
         let place = format!("{:?} {:?} {:?} at {start}", quota.scope, quota.metric, quota.period);
         format!(
             "alert at {} % of {} of {place}: {} used, and {used} by the oracle",
-            alert.threshold, quota.limit, alert.used
+            reached.threshold, quota.limit, reached.used
         )
     });
-    let key = (alert.quota.id, alert.period_start, alert.threshold);
+    let key = (reached.quota.id, reached.period_start, reached.threshold);
     let again = ground.alerts.entry(vault.tenant).or_default();
     let first = again.insert(key);
-    ground.require(first, "Q2", || format!("the alert at {} % fired twice", alert.threshold));
+    ground.require(first, "Q2", || format!("the alert at {} % fired twice", reached.threshold));
 }
 
 /// A1 and A3: the chain goes on, and says what was done.
@@ -237,13 +238,14 @@ pub fn at_the_end(ground: &mut Ground, vault: &Vault) {
     let tables = &vault.database.tables;
     let now = Timestamp(ground.now);
     for alert in tables.alerts.values().filter(|alert| alert.resolved_at.is_none()) {
-        let over = alert.period_end.is_some_and(|end| end < now.plus_micros(-10_000_000));
-        ground.require(!over, "V1", || format!("an alert fires on after its period, {}", alert.period_start));
-        let quota = tables.quotas.iter().find(|quota| quota.id == alert.quota.id);
+        let Some(reached) = alert.reached() else { continue };
+        let over = alert.period_end().is_some_and(|end| end < now.plus_micros(-10_000_000));
+        ground.require(!over, "V1", || format!("an alert fires on after its period, {}", reached.period_start));
+        let quota = tables.quotas.iter().find(|quota| quota.id == reached.quota.id);
         let holds = quota.is_some_and(|quota| {
-            let label = vault.naive.label(quota.period, alert.period_start.0);
+            let label = vault.naive.label(quota.period, reached.period_start.0);
             let used = vault.naive.used(quota).get(&label).copied().unwrap_or(0);
-            quota.thresholds.contains(&alert.threshold) && oracle::reaches(used, quota, alert.threshold)
+            quota.thresholds.contains(&reached.threshold) && oracle::reaches(used, quota, reached.threshold)
         });
         ground.require(holds, "Q2", || "an alert fires that is not true any more".into());
     }

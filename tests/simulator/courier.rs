@@ -151,9 +151,8 @@ fn send(ground: &mut Ground, parcel: Parcel) -> Send {
     };
     if heard {
         let id = (delivery.alert.id, delivery.event.name(), delivery.channel.clone());
-        let known = ground.alerts.get(&parcel.tenant).is_some_and(|alerts| {
-            alerts.contains(&(delivery.alert.quota.id, delivery.alert.period_start, delivery.alert.threshold))
-        });
+        let alerts = ground.alerts.get(&parcel.tenant);
+        let known = alerts.zip(delivery.alert.mark()).is_some_and(|(alerts, mark)| alerts.contains(&mark));
         ground.require(known, "Q3", || "a receiver was told of an alert that is not in the books".into());
         ground.coverage.saw("notice: delivered");
         if !ground.received.insert(id) {
@@ -179,6 +178,7 @@ fn settle(
     match &result {
         AttemptResult::Retry { .. } => ground.coverage.saw("notice: tried again"),
         AttemptResult::GaveUp { .. } => ground.coverage.saw("notice: given up"),
+        AttemptResult::Withdrawn => {}
         AttemptResult::Delivered => {}
     }
     let delivery = parcel.delivery;

@@ -31,7 +31,6 @@ pub const OUTCOMES: &[&str] = &[
     "owner: taken over while a transaction of the old one was open",
     "owner: taking over failed",
     "owner: rested",
-    "owner: clock set back noticed",
     "owner: drained",
     "tenant: frozen",
     "tenant: yielded to another node",
@@ -59,6 +58,7 @@ pub const OUTCOMES: &[&str] = &[
     "decision: allow",
     "decision: warn",
     "decision: deny",
+    "decision: not now, the clock was set back",
     "period: rolled",
 ];
 

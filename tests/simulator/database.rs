@@ -12,6 +12,7 @@ use platform_api::domain::ids::{AlertId, TenantId};
 use platform_api::domain::notice::{Alert, Attempt, AttemptResult, Delivery, Event, RETRY_DELAY_MICROS_MAX};
 use platform_api::domain::period::{self, PeriodKind, Window};
 use platform_api::domain::quota::Quota;
+use platform_api::domain::routing::{Reached, Told};
 use platform_api::domain::time::{MICROS_PER_SECOND, Timestamp};
 use platform_api::domain::usage::{BodyHash, EventKey, Totals, UsageEvent};
 use platform_api::store::StoreError;
@@ -256,7 +257,7 @@ impl Tables {
         owed.attempts += 1;
         match attempt.result {
             AttemptResult::Delivered => owed.settled = Some(Settled::Delivered),
-            AttemptResult::GaveUp { .. } => owed.settled = Some(Settled::GaveUp),
+            AttemptResult::GaveUp { .. } | AttemptResult::Withdrawn => owed.settled = Some(Settled::GaveUp),
             AttemptResult::Retry { at, .. } => owed.next_attempt_at = at,
         }
     }
@@ -280,9 +281,7 @@ impl Tables {
 
     /// The rows of a posting that the tables' keys refuse.
     pub fn objection(&self, posting: &Posting) -> Option<&'static str> {
-        let same = |one: &Alert, other: &Alert| {
-            (one.quota.id, one.period_start, one.threshold) == (other.quota.id, other.period_start, other.threshold)
-        };
+        let same = |one: &Alert, other: &Alert| one.mark() == other.mark();
         let taken = |(at, new): (usize, &Alert)| {
             let before = &posting.fired[..at];
             self.alerts.values().chain(before).any(|alert| same(alert, new))
@@ -330,8 +329,9 @@ impl Tables {
     fn fired(&self, key: &CounterKey) -> Vec<u16> {
         let alerts = self.alerts.values();
         let mut fired: Vec<u16> = alerts
-            .filter(|alert| alert.quota.id == key.quota && alert.period_start == key.period_start)
-            .map(|alert| alert.threshold)
+            .filter_map(Alert::mark)
+            .filter(|(quota, start, _)| (*quota, *start) == (key.quota, key.period_start))
+            .map(|(_, _, mark)| mark)
             .collect();
         fired.sort_unstable();
         fired
@@ -364,6 +364,17 @@ impl Tables {
             .collect();
         books.firing = self.alerts.values().filter(|alert| alert.resolved_at.is_none()).cloned().collect();
         books.firing.sort_by_key(|alert| (alert.fired_at, alert.id));
+        for ((alert, event, channel), owed) in &self.outbox {
+            if *event == Event::Fired.name() && books.firing.iter().any(|firing| firing.id == *alert) {
+                let reached = match owed.settled {
+                    None => Reached::NotYet,
+                    Some(Settled::Delivered) => Reached::Delivered,
+                    Some(Settled::GaveUp) => Reached::GivenUp,
+                };
+                let told = Told { reached, ..Told::new(channel, Timestamp(0)) };
+                books.told.entry(*alert).or_default().push(told);
+            }
+        }
         Ok(books)
     }
 

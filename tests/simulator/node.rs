@@ -29,8 +29,6 @@ use super::town::Town;
 
 const BACKOFF: Backoff = Backoff { first_ms: 100, most_ms: 60_000 };
 const IDLE_MICROS: i64 = 120 * MICROS_PER_SECOND;
-/// The clock has been set back when it shows this much less than at the last sweep.
-const SET_BACK_MICROS: i64 = 60 * MICROS_PER_SECOND;
 
 type Opening = Pin<Box<dyn Future<Output = (Session, Result<(Books, i64), StoreError>)>>>;
 
@@ -56,7 +54,6 @@ pub struct Node {
     pub consignments: Vec<Consignment>,
     pub courier: Courier,
     recordings: Vec<Recording>,
-    swept_at: Timestamp,
     ground: Shared<Ground>,
 }
 
@@ -74,7 +71,6 @@ impl Node {
             consignments: Vec::new(),
             courier: Courier::new(receivers),
             recordings: Vec::new(),
-            swept_at: Timestamp(0),
             ground: ground.clone(),
         }
     }
@@ -224,14 +220,9 @@ impl Node {
     /// What the supervisor does four times a second.
     pub fn sweep(&mut self, town: &mut Town) {
         let now = self.now();
-        if now.0 < self.swept_at.0 - SET_BACK_MICROS {
-            lock(&self.ground).coverage.saw("owner: clock set back noticed");
-            self.drain(town);
-        }
-        self.swept_at = now;
         let mut rested = Vec::new();
         for (tenant, home) in &mut self.homes {
-            if home.books.next_roll().is_some_and(|at| at <= now) {
+            if home.books.needs_roll(now) {
                 home.queue.roll(now);
             }
             let idle = now.0 - home.heard_at.0 >= IDLE_MICROS && home.queue.is_idle();
@@ -268,11 +259,6 @@ impl Node {
         }
     }
 
-    /// Has the clock been set back so that nobody has noticed yet? Books may then have forgotten what runs again.
-    pub fn clock_is_in_doubt(&self) -> bool {
-        self.now().0 < self.swept_at.0 || self.homes.values().any(|home| home.leaving)
-    }
-
     pub fn opening(&self) -> impl Iterator<Item = TenantId> {
         self.openings.keys().copied()
     }
@@ -306,7 +292,7 @@ impl Node {
     fn look(&mut self, tenant: TenantId, town: &Town) -> Result<Found, Absent> {
         let now = self.now();
         let home = self.find(tenant, town)?;
-        let firing = home.books.firing.clone();
+        let firing = home.books.firing_and_told();
         let due =
             if home.owed > 0 { lock(&town.vaults[&tenant]).database.tables.due(now, DUE_MAX) } else { Vec::new() };
         Ok(Found { firing, due })
@@ -350,10 +336,11 @@ impl Node {
     }
 
     pub fn is_idle(&self) -> bool {
+        let now = self.now();
         self.consignments.is_empty()
             && self.recordings.iter().all(|recording| self.is_frozen(recording.tenant))
             && self.openings.is_empty()
             && self.courier.is_idle()
-            && self.homes.values().all(|home| home.queue.is_idle())
+            && self.homes.values().all(|home| home.queue.is_idle() && home.books.knows_running(now))
     }
 }

@@ -136,8 +136,10 @@ pub fn alert_for<'a>(
     percent: u16,
 ) -> Option<&'a Alert> {
     alerts.find(|alert| {
-        alert.quota.id == quota.id
-            && alert.threshold == percent
-            && naive.label(quota.period, alert.period_start.0) == label
+        alert.reached().is_some_and(|reached| {
+            reached.quota.id == quota.id
+                && reached.threshold == percent
+                && naive.label(quota.period, reached.period_start.0) == label
+        })
     })
 }

@@ -115,6 +115,7 @@ impl Fault {
             // Asked at every step of the world.
             Fault::DatabaseRestored => 0.002,
             Fault::NodeCrash | Fault::NodeFreeze | Fault::Failover | Fault::DatabaseCrash => 0.02,
+            Fault::ClockJump => 0.2,
             _ => 0.01,
         }
     }

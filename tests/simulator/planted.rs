@@ -29,10 +29,12 @@ pub enum Planted {
     CursorOutside,
     /// A stream that went backwards is read on as if nothing had happened.
     NoResumeCheck,
+    /// What is not in memory after the clock was set back passes for a quota that nobody has used.
+    UnknownForUnused,
 }
 
 impl Planted {
-    pub const ALL: [Planted; 13] = [
+    pub const ALL: [Planted; 14] = [
         Planted::AckBeforeCommit,
         Planted::CounterOutside,
         Planted::DedupeBySequence,
@@ -46,5 +48,6 @@ impl Planted {
         Planted::QuarantineSkipped,
         Planted::CursorOutside,
         Planted::NoResumeCheck,
+        Planted::UnknownForUnused,
     ];
 }

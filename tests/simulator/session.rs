@@ -9,10 +9,12 @@ use std::time::Duration;
 use platform_api::domain::books::{Books, Counter, Missing, Posting};
 use platform_api::domain::chain::{Entry, EntryOutcome, Head};
 use platform_api::domain::period;
+use platform_api::domain::routing::Routing;
 use platform_api::domain::sorting::Inserted;
 use platform_api::domain::time::{MICROS_PER_SECOND, Timestamp};
 use platform_api::domain::usage::{Identity, UsageEvent};
 use platform_api::store::StoreError;
+use platform_api::store::database::Connection;
 use platform_api::store::posting::Expecting;
 use platform_api::tenant::ledger::Ledger;
 
@@ -88,14 +90,17 @@ impl Session {
         let mut books = self.statement(|vault, _, _| vault.database.tables.read_books(now, witnessed)).await?;
         self.next_epoch(books.epoch).await?;
         books.epoch += 1;
-        (books.retention_micros, books.channels) = (RETENTION_MICROS, channels);
+        books.retention_micros = RETENTION_MICROS;
+        books.routing = std::sync::Arc::new(Routing::all(channels));
         if lock(&self.ground).plants(Planted::AlertWithoutKey) {
             books.counters.values_mut().for_each(|counter| counter.fired.clear());
         }
+        let mut counters = Vec::new();
         for missing in books.missing_now(now) {
             let counter = self.counter(&books, &missing, books.next_position).await?;
-            books.counters.insert(missing.key(), counter);
+            counters.push((missing.key(), counter));
         }
+        books.learn(counters, now);
         let mut posting = Posting::open(&books, now, self.salt_seed());
         posting.records_entry(Entry {
             actor: "system".into(),
@@ -331,6 +336,11 @@ impl Ledger for Session {
             Ok(vault.database.tables.settles(&posting.attempts))
         })
         .await
+    }
+
+    /// No gateway speaks in the simulated day.
+    fn database(&mut self) -> Option<&mut Connection> {
+        None
     }
 
     async fn check_owner(&mut self, before: &Books) -> Result<(), StoreError> {

@@ -242,7 +242,6 @@ impl World {
         let number = self.ground().dice.below(self.nodes.len());
         let node = &mut self.nodes[number];
         let now = node.now();
-        let in_doubt = node.clock_is_in_doubt();
         for (tenant, home) in &mut node.homes {
             let mut ground = lock(&self.ground);
             let vault = lock(&self.town.vaults[tenant]);
@@ -255,7 +254,11 @@ impl World {
             ground.require(books.version <= tables.version, "L8", || {
                 format!("version {} is shown, {} is committed", books.version, tables.version)
             });
-            if books.version != tables.version || in_doubt {
+            if books.version != tables.version {
+                continue;
+            }
+            if !books.knows_running(now) && !ground.plants(Planted::UnknownForUnused) {
+                ground.coverage.saw("decision: not now, the clock was set back");
                 continue;
             }
             let naive = &vault.naive;
@@ -452,8 +455,9 @@ impl World {
             self.nodes[victim].drain(&mut self.town);
         }
         if strikes(self, Fault::ClockJump) {
-            let hour = MICROS_PER_HOUR;
-            let ahead = self.ground().dice.pick(&[-hour, -MICROS_PER_MINUTE / 2, 0, hour]);
+            let (second, minute, hour) = (MICROS_PER_SECOND, MICROS_PER_MINUTE, MICROS_PER_HOUR);
+            let offsets = [-24 * hour, -hour, -10 * minute, -minute / 2, -second, 0, second, minute / 2, hour];
+            let ahead = self.ground().dice.pick(&offsets);
             self.nodes[victim].clock_ahead = ahead;
         }
         self.disturb_databases();
@@ -654,7 +658,8 @@ impl World {
                 what.push("an outbox".to_owned());
             }
             let ended = |end: platform_api::domain::time::Timestamp| end.0 <= now;
-            if tables.alerts.values().any(|alert| alert.resolved_at.is_none() && alert.period_end.is_some_and(ended)) {
+            if tables.alerts.values().any(|alert| alert.resolved_at.is_none() && alert.period_end().is_some_and(ended))
+            {
                 what.push("an alert whose period is over".to_owned());
             }
         }

@@ -38,6 +38,7 @@ const NOBODY: &[&str] = &[];
 const ADMIN: &[&str] = &["admin"];
 const READERS: &[&str] = &["admin", "reader"];
 const REPORTERS: &[&str] = &["admin", "reporter"];
+const REPORTER: &[&str] = &["reporter"];
 const ALL: &[&str] = &["admin", "reporter", "reader"];
 
 fn nothing() -> Option<Value> {
@@ -74,10 +75,19 @@ const ROWS: &[Row] = &[
     row("decide", About::PathTenant, ALL, nothing),
     row("recordUsageEvents", About::OwnTenant, REPORTERS, empty),
     row("recordLiteLlmUsage", About::OwnTenant, REPORTERS, empty),
+    row("recordKongLogs", About::OwnTenant, REPORTER, empty),
+    row("getReconciliation", About::PathTenant, READERS, nothing),
+    row("listComparedWindows", About::PathTenant, READERS, nothing),
+    row("listFindings", About::PathTenant, READERS, nothing),
+    row("getFinding", About::PathTenant, READERS, nothing),
+    row("acknowledgeFinding", About::PathTenant, ADMIN, empty),
+    row("explainFinding", About::PathTenant, NOBODY, empty),
+    row("settleFinding", About::PathTenant, NOBODY, empty),
     row("listAuditRecords", About::OwnTenant, READERS, nothing),
     row("verifyAuditChain", About::OwnTenant, READERS, nothing),
     row("listQuarantine", About::OwnTenant, ADMIN, nothing),
     row("replayQuarantined", About::OwnTenant, NOBODY, nothing),
+    row("getKongSync", About::Platform, NOBODY, nothing),
 ];
 
 /// An operation as the document describes it.
@@ -107,6 +117,7 @@ impl Operation {
             false => self.path.replace("{id}", tenant),
         };
         let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0");
+        let path = path.replace("{findingId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
         api.patiently(self.method.clone(), &path, body.as_ref()).await
     }
 }

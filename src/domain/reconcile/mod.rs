@@ -16,7 +16,8 @@
 //!
 //! A verdict is *matched*, *drift* or *unproven*. Unproven (a reset, a gap, a missing setting) is never booked as drift
 //! and never as a match. What a drift consists of are [`finding`]s: one for each cause and window, with its evidence, open
-//! until the books agree, or until a person explains or settles it ([`lifecycle`]).
+//! until the books agree, or until a person explains or settles it ([`lifecycle`]). [`progress`] is how far all that has
+//! come.
 
 mod attempts;
 pub mod class;
@@ -27,9 +28,12 @@ pub mod finding;
 mod join;
 pub mod lifecycle;
 pub mod meter;
+pub mod pass;
+pub mod progress;
 pub mod reading;
 #[cfg(test)]
 mod replay_tests;
+pub mod report;
 mod requests;
 pub mod schedule;
 mod tolerance;
@@ -39,7 +43,7 @@ mod window_tests;
 #[cfg(test)]
 mod world_tests;
 
-use super::time::{MICROS_PER_MINUTE, MICROS_PER_SECOND};
+use super::time::{MICROS_PER_DAY, MICROS_PER_MINUTE, MICROS_PER_SECOND};
 
 /// The three comparisons. What they can and cannot prove differs; see the table above.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -110,6 +114,8 @@ pub struct Terms {
     pub skew_micros: i64,
     /// Consecutive windows in which a cause must be found before it alerts.
     pub persistence: usize,
+    /// How long a gateway's requests, meters and verdicts are kept; findings are kept for good.
+    pub keep_micros: i64,
 }
 
 impl Default for Terms {
@@ -121,6 +127,7 @@ impl Default for Terms {
             poll_micros: 15 * MICROS_PER_SECOND,
             skew_micros: 2 * MICROS_PER_SECOND,
             persistence: 2,
+            keep_micros: 35 * MICROS_PER_DAY,
         }
     }
 }

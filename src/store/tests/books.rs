@@ -1,13 +1,18 @@
 //! The hot transaction, and the books read back.
 
+use std::sync::Arc;
+
 use super::harness::{
     House, NOW, assert_same, commit, commit_expecting, entry, event, keys_of, opening, post, quota_of, set_quotas,
 };
 use crate::domain::books::{Cursor, Missing, Posting};
 use crate::domain::chain::{Hash, Head};
-use crate::domain::notice::{Attempt, AttemptResult, Event};
+use crate::domain::notice::{
+    Alert, Attempt, AttemptResult, BURN_MARK, BudgetBurn, Event, RETRY_DELAY_MICROS_MAX, ReconciliationDrift,
+};
 use crate::domain::period::{self, PeriodKind};
 use crate::domain::quota::{Metric, Scope};
+use crate::domain::routing::{QuietHours, Route, Routing};
 use crate::domain::sorting::Inserted;
 use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE};
 use crate::domain::usage::UsageEvent;
@@ -32,6 +37,8 @@ super::conformance!(
     a_chain_that_is_not_the_witnessed_one_is_refused,
     books_behind_their_ledger_are_refused,
     deliveries_are_due_until_they_are_settled,
+    alerts_of_every_kind_come_back_as_they_were,
+    what_is_held_or_withdrawn_is_not_due,
     large_batches_come_back_in_order,
 );
 
@@ -121,7 +128,7 @@ async fn what_a_posting_says_is_what_is_stored(house: &House) {
     let taken = load::take_over(&mut connection, opening(books.tenant, head)).await.unwrap();
     assert_eq!(taken.epoch, books.epoch + 1);
     assert_eq!(taken.head.seq, head.seq + 1);
-    assert_eq!(taken.channels, ["pager", "mail"]);
+    assert_eq!(taken.routing.channels, ["pager", "mail"]);
     assert_eq!(taken.standings(NOW), books.standings(NOW));
     assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &taken);
 }
@@ -436,7 +443,7 @@ async fn deliveries_are_due_until_they_are_settled(house: &House) {
     assert_eq!(notice::due(&mut connection, NOW.plus_micros(-1), 10).await.unwrap(), []);
 
     // The day ends: resolved is owed to both, and due to none before it knows that the alert fired.
-    let tomorrow = books.firing[0].period_end.unwrap();
+    let tomorrow = books.firing[0].period_end().unwrap();
     let books = post(&mut connection, &books, tomorrow, |posting| posting.roll()).await.unwrap();
     assert!(books.firing.is_empty());
     assert_eq!(notice::owed_count(&mut connection).await.unwrap(), 4);
@@ -498,6 +505,79 @@ async fn deliveries_are_due_until_they_are_settled(house: &House) {
         settled,
         ["mail fired gaveUp 410", "mail resolved owed ", "pager fired delivered ", "pager resolved delivered "]
     );
+}
+
+async fn alerts_of_every_kind_come_back_as_they_were(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let daily = quota_of(Scope::Group("research".into()), Metric::PromptTokens, PeriodKind::Day, 1_000);
+    let books = set_quotas(&mut connection, &books, vec![daily.clone()], NOW).await;
+    let mut events = [event("a", "ada", NOW, 600)];
+    events[0].subject.group = "research".into();
+    let (books, _) = commit(&mut connection, &books, &events, NOW).await.unwrap();
+    let (key, counter) = books.counters.iter().next().map(|(key, counter)| (*key, counter.clone())).unwrap();
+    let burn = BudgetBurn {
+        quota: daily,
+        period_start: key.period_start,
+        period_end: counter.window.reset_at(),
+        used: 600,
+        exhausted_at: NOW.plus_micros(MICROS_PER_HOUR + 1),
+    };
+    let drift = ReconciliationDrift {
+        cause: "lostInLedger".into(),
+        window_start: NOW.plus_micros(-MICROS_PER_HOUR),
+        windows: 3,
+        difference: -7,
+        summary: "7 requests are missing".into(),
+    };
+    let drift = Alert::drift(books.tenant, drift, NOW);
+    let books = post(&mut connection, &books, NOW, |posting| {
+        posting.fire_alert(Alert::burn(posting.books.tenant, burn, NOW));
+        posting.fire_alert(drift.clone());
+    })
+    .await
+    .unwrap();
+    assert_eq!(books.firing.len(), 3, "{:?}", books.firing);
+    let stored = load::read_books(&mut connection, books.tenant).await.unwrap();
+    assert_eq!(stored.counters[&key].fired, [BURN_MARK, 50], "a counter knows what was told, whatever it was");
+    let fires = |books: &crate::domain::books::Books| {
+        let mut firing = books.firing.clone();
+        firing.sort_by_key(|alert| alert.id);
+        firing
+    };
+    assert_eq!(fires(&stored), fires(&books));
+
+    let books = post(&mut connection, &books, NOW, |posting| posting.resolve_alert(drift.id)).await.unwrap();
+    let stored = load::read_books(&mut connection, books.tenant).await.unwrap();
+    assert_eq!(fires(&stored), fires(&books));
+    assert_eq!(stored.firing.len(), 2);
+}
+
+async fn what_is_held_or_withdrawn_is_not_due(house: &House) {
+    let (_store, mut connection, mut books) = house.owner().await;
+    let quiet = QuietHours::read("UTC", "00:00", "23:59", &[]).unwrap();
+    let route = |channel: &str, quiet_hours| Route { channels: vec![channel.into()], quiet_hours, ..Route::default() };
+    let routes = vec![route("mail", Some(quiet)), route("pager", None)];
+    books.routing = Arc::new(Routing { routes, ..Routing::all(vec!["pager".into(), "mail".into()]) });
+    let total = quota_of(Scope::Tenant, Metric::PromptTokens, PeriodKind::Total, 100);
+    let books = set_quotas(&mut connection, &books, vec![total], NOW).await;
+    let (books, _) = commit(&mut connection, &books, &[event("a", "ada", NOW, 60)], NOW).await.unwrap();
+    let (alert, held_until) = (books.firing[0].id, books.told[&books.firing[0].id][0].held_until);
+    assert!(held_until > NOW.plus_micros(RETRY_DELAY_MICROS_MAX), "{held_until}");
+    let due = async |connection: &mut Connection, now| {
+        let due = notice::due(connection, now, 10).await.unwrap();
+        due.into_iter().map(|one| one.channel).collect::<Vec<_>>()
+    };
+    assert_eq!(due(&mut connection, NOW).await, ["pager"]);
+    assert_eq!(due(&mut connection, held_until).await, ["pager", "mail"]);
+    assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
+
+    let books = post(&mut connection, &books, NOW, |posting| posting.resolve_alert(alert)).await.unwrap();
+    assert_eq!(due(&mut connection, held_until).await, ["pager"], "mail hears neither");
+    assert_eq!(notice::owed_count(&mut connection).await.unwrap(), 2);
+    let withdrawn = "SELECT attempts, outcome FROM outbox WHERE channel = 'mail'";
+    let rows = connection.fetch(withdrawn, &[]).await.unwrap();
+    assert_eq!((rows.len(), rows[0].int(0).unwrap(), rows[0].text(1).unwrap()), (1, 0, "withdrawn".into()));
+    assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
 }
 
 async fn large_batches_come_back_in_order(house: &House) {

@@ -13,6 +13,8 @@ use crate::domain::chain::Head;
 use crate::domain::ids::{QuotaId, TenantId};
 use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Enforcement, Metric, Quota, Scope};
+use crate::domain::reconcile::Terms;
+use crate::domain::routing::Routing;
 use crate::domain::sorting::Inserted;
 use crate::domain::time::{MICROS_PER_DAY, Timestamp};
 use crate::domain::usage::{Amounts, Flags, Identity, Kind, Status, Subject, UsageEvent};
@@ -141,11 +143,12 @@ impl House {
     }
 }
 
-pub(super) fn opening(tenant: TenantId, witnessed: Head) -> Opening {
+pub(crate) fn opening(tenant: TenantId, witnessed: Head) -> Opening {
     Opening {
         tenant,
         retention_micros: RETENTION,
-        channels: vec!["pager".into(), "mail".into()],
+        routing: std::sync::Arc::new(Routing::all(vec!["pager".into(), "mail".into()])),
+        reconcile: Terms::default(),
         now: NOW,
         salt_seed: [7; 32],
         witnessed,
@@ -299,10 +302,18 @@ pub(super) fn assert_same(stored: &Books, posted: &Books) {
         firing
     };
     assert_eq!(sorted(stored), sorted(posted));
+    let told = |books: &Books| {
+        let mut told: Vec<_> = books.told.iter().map(|(alert, told)| (*alert, told.clone())).collect();
+        told.sort_by_key(|(alert, _)| *alert);
+        told.iter_mut().for_each(|(_, told)| told.sort_by(|one, other| one.channel.cmp(&other.channel)));
+        told
+    };
+    assert_eq!(told(stored), told(posted));
     assert_eq!(stored.lifetime, posted.lifetime);
     assert_eq!(stored.latest_event_at, posted.latest_event_at);
     assert_eq!(stored.next_position, posted.next_position);
     assert_eq!(stored.head, posted.head);
+    assert_eq!(stored.comparison.progress, posted.comparison.progress);
     for (key, counter) in &posted.counters {
         match stored.counters.get(key) {
             Some(found) => {

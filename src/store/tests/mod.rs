@@ -6,6 +6,7 @@
 mod books;
 mod catalogue;
 mod databases;
+mod gateway;
 pub(crate) mod harness;
 mod measure;
 mod reports;

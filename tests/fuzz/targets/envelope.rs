@@ -164,6 +164,9 @@ fn slowly(doc: &Json) -> Result<(UsageEvent, Option<String>), ()> {
         return Err(());
     }
     let source = short(text(payload, &["source"])?.or(Some("platform".into())), LABEL_BYTES_MAX)?;
+    if source == "platform-api" {
+        return Err(());
+    }
     let event_id = short(text(doc, &["eventId", "event_id"])?, EVENT_ID_BYTES_MAX)?;
     let occurred_at = text(doc, &["occurredAt", "occurred_at"])?.ok_or(())?.parse().map_err(|_| ())?;
     if source.is_empty() || event_id.is_empty() {

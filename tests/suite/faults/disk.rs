@@ -5,12 +5,16 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::World;
-use crate::harness::Engine;
 use crate::harness::database::Database;
 use crate::harness::load::post_until_counted;
 use crate::harness::tmpfs::Tmpfs;
+use crate::harness::{Engine, eventually};
 
 const DISK_MEBIBYTES: usize = 40;
+/// On-call is told when it begins, for each of the tenants; on the way to a disk without any room, perhaps twice.
+const LINES_MAX: usize = 4;
+/// Of as many units as these, none has a line of its own.
+const MANY_UNITS: u64 = 12;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_under_sqlite_stops_intake_and_nothing_else() {
@@ -40,8 +44,15 @@ async fn a_foreign_lock_on_a_sqlite_file_is_waited_for() {
 pub async fn full(world: &mut World) {
     let disk = world.disk.as_ref().expect("a disk of its own");
     let target = &world.targets[0];
+    let (told, rolled_back) = (lines_for_on_call(world), rolled_back_units(world).await);
     disk.fill();
     let refused = target.is_closed().await;
+    eventually("many units that are rolled back", || async {
+        (rolled_back_units(world).await >= rolled_back + MANY_UNITS).then_some(())
+    })
+    .await;
+    let told = lines_for_on_call(world) - told;
+    assert!((1..=LINES_MAX).contains(&told), "{told} lines for on-call");
     for _ in 0..4 {
         target.is_judged().await;
         target.is_read().await;
@@ -52,6 +63,18 @@ pub async fn full(world: &mut World) {
     }
     disk.make_room();
     post_until_counted(&target.tenant.api, &[refused]).await;
+}
+
+/// How often on-call was told that nothing can be written.
+fn lines_for_on_call(world: &World) -> usize {
+    world.daemon.log().matches("commits are rolled back, callers must come back").count()
+}
+
+/// Units that were given up by the daemon of now.
+async fn rolled_back_units(world: &World) -> u64 {
+    let metrics = world.daemon.platform.anonymous().get("/metrics").await.text;
+    let line = metrics.lines().find(|line| line.starts_with("platform_api_commits_total{outcome=\"rolled_back\"}"));
+    line.and_then(|line| line.rsplit_once(' ')).map_or(0, |(_, count)| count.parse().expect("a number"))
 }
 
 /// A daemon that starts on a full disk says so, serves what needs no room, and works once there is some.

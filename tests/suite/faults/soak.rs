@@ -30,6 +30,8 @@ const ANYWHERE: &[(&str, Fault)] = &[
     ("2c F-N1: NATS killed", |world| Box::pin(stream::killed(world))),
     ("2c F-N1: NATS hangs", |world| Box::pin(stream::hangs(world))),
     ("2c F-N4: stream made anew", |world| Box::pin(stream::made_anew(world))),
+    ("2c F-N3: NATS purged", |world| Box::pin(stream::purged(world))),
+    ("2c F-N4: NATS restored to an earlier state", |world| Box::pin(stream::truncated(world))),
     ("2c F-N5: consumer deleted", |world| Box::pin(stream::consumer_deleted(world))),
     ("2e: Redis killed", |world| Box::pin(neighbours::redis_killed(world))),
     ("2e: Redis flushed", |world| Box::pin(neighbours::redis_flushed(world))),
@@ -50,6 +52,7 @@ const ON_POSTGRES: &[(&str, Fault)] = &[
     ("2d: read-only server", |world| Box::pin(postgres::read_only(world))),
     ("2d: silent connection", |world| Box::pin(postgres::silent(world))),
     ("2d: frozen backend", |world| Box::pin(postgres::frozen_backend(world))),
+    ("2e: frozen, taken over, and awake again", |world| Box::pin(process::is_taken_over(world))),
 ];
 
 const ON_SQLITE: &[(&str, Fault)] = &[

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::World;
+use super::{SIGN_OF_LIFE, World};
 use crate::harness::eventually;
 
 pub async fn killed(world: &mut World) {
@@ -31,6 +31,31 @@ pub async fn made_anew(world: &mut World) {
     world.bus.jetstream.delete_stream(&world.bus.stream).await.expect("it was there");
     eventually("another stream", || async { world.bus.jetstream.get_stream(&world.bus.stream).await.ok().map(drop) })
         .await;
+    world.load().holds_the_stream(false).await;
+}
+
+/// Emptied when it holds nothing that is not counted: what is purged before it is read is gone, and audited as gone.
+pub async fn purged(world: &mut World) {
+    world.load().holds_the_stream(true).await;
+    world.daemon.drained(&world.bus).await;
+    let stream = world.bus.jetstream.get_stream(&world.bus.stream).await.expect("it is there");
+    stream.purge().await.expect("it can be emptied");
+    world.load().holds_the_stream(false).await;
+}
+
+/// NATS comes back as it was some time ago: what it has forgotten is counted, and its numbers are used again.
+pub async fn truncated(world: &mut World) {
+    world.load().holds_the_stream(true).await;
+    world.nats.kill().await;
+    world.nats.back_up();
+    world.nats.start().await;
+    world.load().holds_the_stream(false).await;
+    world.load().progresses(SIGN_OF_LIFE).await;
+    world.load().holds_the_stream(true).await;
+    world.daemon.drained(&world.bus).await;
+    world.nats.kill().await;
+    world.nats.restore();
+    world.nats.start().await;
     world.load().holds_the_stream(false).await;
 }
 

@@ -12,6 +12,10 @@ use tokio::process::{Child, Command};
 
 use super::{eventually, process, services};
 
+/// Where NATS keeps its streams, below the server's folder, and a copy of them.
+const STORE: &str = "store";
+const COPY: &str = "copy";
+
 /// A server program, and what it takes to start it again as it was.
 #[derive(Debug)]
 pub struct Server {
@@ -35,7 +39,7 @@ impl Server {
         let (port, folder) = (services::free_port(), folder());
         let binary = services::binary("TEST_NATS_SERVER_BIN", "nats-server");
         let port_word = port.to_string();
-        let store = folder.path().join("store");
+        let store = folder.path().join(STORE);
         let store = store.to_str().expect("a plain path");
         let command = [&binary, "--addr", "127.0.0.1", "--port", &port_word, "--jetstream", "--store_dir", store];
         Server::started(port, &command, folder).await
@@ -78,6 +82,21 @@ impl Server {
     /// SIGKILL.
     pub async fn kill(&mut self) {
         self.child.take().expect("the server runs").kill().await.expect("a process of ours");
+    }
+
+    /// Copies what a server of NATS keeps, while it does not run.
+    pub fn back_up(&self) {
+        let folder = self.folder.path();
+        let _ = std::fs::remove_dir_all(folder.join(COPY));
+        let copied = std::process::Command::new("cp").args(["-a", STORE, COPY]).current_dir(folder).status();
+        assert!(copied.expect("cp is there").success());
+    }
+
+    /// Puts the copy in the place of what was kept since.
+    pub fn restore(&self) {
+        let folder = self.folder.path();
+        std::fs::remove_dir_all(folder.join(STORE)).expect("a folder of ours");
+        std::fs::rename(folder.join(COPY), folder.join(STORE)).expect("a copy was made");
     }
 
     /// SIGSTOP: connections stay, and nothing answers.

@@ -41,6 +41,11 @@ pub fn unique() -> String {
     format!("{:x}n{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A fresh id, as a server draws it.
+pub fn uuid() -> String {
+    platform_api::clock::new_id().to_string()
+}
+
 /// A port nobody listens on, below the range the system gives to outgoing connections, so that it stays free while a
 /// daemon is killed and started again.
 pub fn free_port() -> u16 {

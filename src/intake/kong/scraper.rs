@@ -1,0 +1,515 @@
+//! Kong's own counts of what it passed on, read from each of its nodes: the second proof.
+//!
+//! A node counts only its own traffic, so each is asked by itself, and each is a meter by itself. Its counts begin at zero
+//! with each start, at which it draws another `node_id`: that is the epoch. A series appears with its first request, so one
+//! that was not there at the last look of the same epoch was zero then. What a node counted between the last look and its
+//! end nobody will know; the tenants are told which time that is.
+//!
+//! A tenant that nobody uses is not woken by a meter that does not move: before a meter that has moved is told, so is the
+//! last look at which it had not.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::exposition::{self, Exposition};
+use super::health::{Health, Standing};
+use super::readings::{LastTold, Owed, Readings, USERNAME, owner_of};
+use crate::clock::Clock;
+use crate::config;
+use crate::domain::reconcile::reading::{
+    Interruption, InterruptionReason, MeterReading, READING_TEXT_BYTES_MAX, Source,
+};
+use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
+use crate::intake::text;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest exposition that is read.
+const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The `Date` header has whole seconds.
+const DATE_MICROS: i64 = MICROS_PER_SECOND;
+
+/// Looks at every node, again and again.
+pub struct Scraper<R> {
+    nodes: Vec<Node>,
+    client: reqwest::Client,
+    every: Duration,
+    skew_micros: i64,
+    clock: Clock,
+    owed: Owed<R>,
+    health: watch::Sender<Health>,
+}
+
+/// One node of Kong.
+struct Node {
+    name: String,
+    url: String,
+    watch: Watch,
+    /// What is wrong with it, if anything.
+    problem: Option<String>,
+    /// What it does not say.
+    missing: Vec<&'static str>,
+}
+
+/// One answer of a node.
+struct Answer {
+    exposition: Exposition,
+    /// How far its clock is from ours, as far as one can tell.
+    skew_micros: Option<i64>,
+}
+
+impl<R: Readings> Scraper<R> {
+    /// # Errors
+    /// When no client can be made.
+    pub fn new(kong: &config::Kong, skew_ms: u64, clock: Clock, readings: R) -> Result<Scraper<R>, reqwest::Error> {
+        // Fails when a provider is installed already, which is as good.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let client = reqwest::Client::builder()
+            .user_agent(concat!("platform-api/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
+            .build()?;
+        let node = |node: &config::KongNode| Node {
+            name: node.name.clone(),
+            url: node.metrics_url.clone(),
+            watch: Watch::new(&node.name),
+            problem: None,
+            missing: Vec::new(),
+        };
+        Ok(Scraper {
+            nodes: kong.nodes.iter().map(node).collect(),
+            client,
+            every: config::millis(kong.scrape_ms),
+            skew_micros: i64::try_from(skew_ms).unwrap_or(i64::MAX).saturating_mul(1_000),
+            clock,
+            owed: Owed::new(readings),
+            health: watch::channel(Health::unknown("proof: cumulative; not asked yet")).0,
+        })
+    }
+
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    /// Works until asked to stop.
+    pub async fn run(mut self, stopping: CancellationToken) {
+        let mut turns = tokio::time::interval(self.every);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        while stopping.run_until_cancelled(turns.tick()).await.is_some() {
+            if stopping.run_until_cancelled(self.look()).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Looks at every node once, at all of them at the same time, and tells the tenants.
+    pub async fn look(&mut self) {
+        let asked = self.nodes.iter().map(|node| ask(&self.client, &node.url, &self.clock));
+        let answers = futures_util::future::join_all(asked).await;
+        for (node, answered) in self.nodes.iter_mut().zip(answers) {
+            let problem = match answered {
+                Ok((answer, at)) => {
+                    metrics::counter!("platform_api_kong_looks_total", "source" => "metrics", "result" => "ok")
+                        .increment(1);
+                    node.missing = missing(&answer.exposition);
+                    let skew = answer.skew_micros.filter(|skew| skew.abs() > self.skew_micros + DATE_MICROS);
+                    node.watch.look(&answer.exposition, at, skew.is_some(), &mut self.owed);
+                    let lost = answer.exposition.errors > 0;
+                    let skewed = skew.map(|skew| format!("its clock is off by {} s", skew / MICROS_PER_SECOND));
+                    skewed.or_else(|| lost.then(|| "it has lost metrics (nginx_metric_errors_total)".into()))
+                }
+                Err(reason) => {
+                    let result = "failed";
+                    metrics::counter!("platform_api_kong_looks_total", "source" => "metrics", "result" => result)
+                        .increment(1);
+                    node.watch.miss();
+                    Some(reason.to_owned())
+                }
+            };
+            if node.problem != problem {
+                match &problem {
+                    Some(problem) => {
+                        tracing::warn!(node = node.name, problem, "kong's metrics are not as they should be")
+                    }
+                    None => tracing::info!(node = node.name, "kong's metrics are as they should be again"),
+                }
+            }
+            node.problem = problem;
+        }
+        self.owed.settle().await;
+        self.tell();
+    }
+
+    fn tell(&self) {
+        let problems: Vec<String> =
+            (self.nodes.iter()).filter_map(|node| Some(format!("{}: {}", node.name, node.problem.as_ref()?))).collect();
+        let mut missing: Vec<&str> = self.nodes.iter().flat_map(|node| node.missing.iter().copied()).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        let silent = self.nodes.iter().filter(|node| node.watch.missed).count();
+        let standing = match (silent, problems.len() + missing.len()) {
+            (0, 0) => Standing::Up,
+            (silent, _) if silent == self.nodes.len() => Standing::Down,
+            _ => Standing::Degraded,
+        };
+        self.health.send_replace(Health::of(standing, "cumulative", &missing, &problems));
+    }
+}
+
+/// Settings without which a node does not say what is needed.
+fn missing(exposition: &Exposition) -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    if exposition.node_id.is_none() {
+        missing.push("a Kong that says its node_id");
+    }
+    if !exposition.counts_requests {
+        missing.push("the prometheus plugin with status_code_metrics (or a first request)");
+    } else if !exposition.names_consumers {
+        missing.push("the prometheus plugin with per_consumer, and a plugin that authenticates consumers");
+    }
+    missing
+}
+
+async fn ask(client: &reqwest::Client, url: &str, clock: &Clock) -> Result<(Answer, Timestamp), &'static str> {
+    let (asked_at, started) = (clock.now(), Instant::now());
+    // What the client says of a failure quotes the address, which may hold a password.
+    let response = client.get(url).send().await.map_err(|error| match error.is_timeout() {
+        true => "it does not answer in time",
+        false => "it cannot be reached",
+    })?;
+    let at = clock.now();
+    let heard_after = i64::try_from(started.elapsed().as_micros()).unwrap_or(0);
+    if !response.status().is_success() {
+        return Err("it does not answer with its metrics");
+    }
+    let date = response.headers().get("date").and_then(|date| date.to_str().ok());
+    let date = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()).map(|date| date.timestamp().as_microsecond());
+    // Between our asking and our hearing, and anywhere within its second.
+    let middle = asked_at.0.saturating_add(heard_after / 2);
+    let skew_micros = date.map(|date| date.saturating_add(DATE_MICROS / 2).saturating_sub(middle));
+    let body = gather(response).await?;
+    let exposition = exposition::read(&String::from_utf8_lossy(&body));
+    Ok((Answer { exposition, skew_micros }, at))
+}
+
+async fn gather(mut response: reqwest::Response) -> Result<BytesMut, &'static str> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(|_| "its answer breaks off")? {
+        if body.len() + chunk.len() > BODY_BYTES_MAX {
+            return Err("its answer is too long");
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// What is known of one node's counts.
+struct Watch {
+    name: String,
+    node_id: Option<String>,
+    /// The last good look.
+    looked_at: Option<Timestamp>,
+    /// Looks have failed since.
+    missed: bool,
+    consumers: HashMap<String, Meter, ahash::RandomState>,
+}
+
+/// What one consumer's requests came to.
+#[derive(Default)]
+struct Meter {
+    routes: BTreeMap<String, i64>,
+    /// How often a count fell although the node was not started again.
+    falls: u32,
+    /// It has counted while it was nobody's.
+    strange: bool,
+    told: LastTold,
+}
+
+impl Watch {
+    fn new(name: &str) -> Watch {
+        Watch { name: name.to_owned(), node_id: None, looked_at: None, missed: false, consumers: HashMap::default() }
+    }
+
+    /// A look that failed.
+    fn miss(&mut self) {
+        self.missed = true;
+    }
+
+    /// A look that did not fail: what it says goes to the tenants whose it is.
+    fn look<R: Readings>(&mut self, exposition: &Exposition, at: Timestamp, skewed: bool, owed: &mut Owed<R>) {
+        let Some(node_id) = &exposition.node_id else { return self.miss() };
+        let restarted = self.node_id.as_ref().is_some_and(|known| known != node_id);
+        if restarted {
+            for meter in self.consumers.values_mut() {
+                (meter.routes, meter.falls) = (BTreeMap::new(), 0);
+            }
+        }
+        // Whatever appears now was zero when we last looked: in this epoch, or because this epoch had not begun.
+        let watched = self.node_id.is_some();
+        for consumer in exposition.proxied.keys() {
+            if !self.consumers.contains_key(consumer) {
+                self.consumers.insert(consumer.clone(), Meter::default());
+            }
+        }
+        let gap = self.looked_at.filter(|_| std::mem::take(&mut self.missed));
+        for (consumer, meter) in &mut self.consumers {
+            let nothing = BTreeMap::new();
+            let lost = meter.advance(exposition.proxied.get(consumer).unwrap_or(&nothing));
+            let Some(tenant) = owner_of(owed.readings(), &[(USERNAME, Some(consumer))]) else {
+                (meter.strange, meter.told) = (true, LastTold::default());
+                continue;
+            };
+            let interrupted = |source, from, reason| Interruption { source, from, until: at, reason };
+            if let (Some(from), true) = (gap, meter.told.is_some()) {
+                owed.interruption(tenant, interrupted(Source::Metrics, from, InterruptionReason::Gap));
+            }
+            if let (Some(from), true) = (self.looked_at, skewed) {
+                for source in [Source::AccessLog, Source::Limiter] {
+                    owed.interruption(tenant, interrupted(source, from, InterruptionReason::ClockSkew));
+                }
+            }
+            if let (Some(from), true) = (self.looked_at, lost) {
+                owed.interruption(tenant, interrupted(Source::Metrics, from, InterruptionReason::Gap));
+            }
+            let epoch = match meter.falls {
+                0 => node_id.clone(),
+                falls => format!("{node_id}/{falls}"),
+            };
+            let series = format!("{}/{consumer}", self.name);
+            let reading = MeterReading {
+                source: Source::Metrics,
+                series: text::shortened(&series, READING_TEXT_BYTES_MAX).into_owned(),
+                epoch: text::shortened(&epoch, READING_TEXT_BYTES_MAX).into_owned(),
+                value: meter.routes.values().fold(0, |sum, count| sum.saturating_add(*count)),
+                at,
+                from_zero: watched && !std::mem::take(&mut meter.strange),
+                lower_bound: false,
+            };
+            meter.told.tell(reading, self.looked_at, |reading| owed.reading(tenant, reading));
+        }
+        self.node_id = Some(node_id.clone());
+        self.looked_at = Some(at);
+    }
+}
+
+impl Meter {
+    /// Takes the counts of one look; true when some that were there are gone, as when Kong's memory for them is full.
+    fn advance(&mut self, routes: &BTreeMap<String, i64>) -> bool {
+        let fell = routes.iter().any(|(route, count)| self.routes.get(route).is_some_and(|known| count < known));
+        if fell {
+            self.falls = self.falls.saturating_add(1);
+            self.routes.clone_from(routes);
+            return false;
+        }
+        let gone = self.routes.keys().any(|route| !routes.contains_key(route));
+        for (route, count) in routes {
+            self.routes.insert(route.clone(), *count);
+        }
+        gone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::readings::tests::Listeners;
+    use super::*;
+    use crate::domain::ids::TenantId;
+    use serde_json::Value;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use uuid::Uuid;
+
+    const BEFORE: &str = include_str!("../../../tests/fixtures/kong/metrics-3.9.1.prom");
+    const AFTER: &str = include_str!("../../../tests/fixtures/kong/metrics-3.9.1-after-restart.prom");
+    const RECON: &str = include_str!("../../../tests/fixtures/kong/recon/metrics-scrapes.jsonl");
+    const ACME: TenantId = TenantId(Uuid::from_u128(1));
+    const GLOBEX: TenantId = TenantId(Uuid::from_u128(2));
+
+    fn listeners() -> Listeners {
+        Listeners {
+            names: vec![(USERNAME, "tenant-acme", ACME), (USERNAME, "tenant-globex", GLOBEX)],
+            ..Listeners::default()
+        }
+    }
+
+    fn text(node: &str, rows: &[(&str, &str, i64)]) -> Exposition {
+        let mut text = format!("kong_node_info{{node_id=\"{node}\",version=\"3.9.1\"}} 1\n");
+        for (consumer, route, count) in rows {
+            text.push_str(&format!(
+                "kong_http_requests_total{{service=\"s\",route=\"{route}\",code=\"200\",source=\"service\",consumer=\"{consumer}\"}} {count}\n"
+            ));
+        }
+        exposition::read(&text)
+    }
+
+    fn second(second: i64) -> Timestamp {
+        Timestamp(second * MICROS_PER_SECOND)
+    }
+
+    /// Looks at `expositions`, ten seconds apart; `None` is a look that failed.
+    async fn looked(expositions: &[Option<Exposition>]) -> Listeners {
+        let listeners = listeners();
+        let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
+        for (at, exposition) in (0..).zip(expositions) {
+            match exposition {
+                Some(exposition) => watch.look(exposition, second(at * 10), false, &mut owed),
+                None => watch.miss(),
+            }
+            owed.settle().await;
+        }
+        listeners
+    }
+
+    fn values(listeners: &Listeners, tenant: TenantId) -> Vec<(i64, i64, bool)> {
+        let heard = listeners.heard_by(tenant).readings;
+        heard.iter().map(|reading| (reading.at.0 / MICROS_PER_SECOND, reading.value, reading.from_zero)).collect()
+    }
+
+    #[tokio::test]
+    async fn only_what_moved_is_told_and_what_appears_was_zero_before() {
+        let one = |count| Some(text("n", &[("tenant-acme", "r", count), ("stranger", "r", 9)]));
+        let both = Some(text("n", &[("tenant-acme", "r", 7), ("tenant-globex", "r", 2), ("tenant-globex", "q", 1)]));
+        let listeners = looked(&[one(5), one(5), one(7), both]).await;
+        assert_eq!(values(&listeners, ACME), [(0, 5, false), (20, 7, true)]);
+        assert_eq!(values(&listeners, GLOBEX), [(30, 3, true)]);
+        assert!(listeners.heard_by(ACME).interruptions.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_counted_before_it_was_anybody_s_is_not_new() {
+        let one = |count| text("n", &[("tenant-late", "r", count)]);
+        let mut listeners = listeners();
+        let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
+        watch.look(&text("n", &[]), second(0), false, &mut owed);
+        watch.look(&one(5), second(10), false, &mut owed);
+        listeners.names.push((USERNAME, "tenant-late", ACME));
+        let mut owed = Owed::new(listeners.clone());
+        watch.look(&one(6), second(20), false, &mut owed);
+        watch.look(&one(8), second(30), false, &mut owed);
+        owed.settle().await;
+        assert_eq!(values(&listeners, ACME), [(20, 6, false), (30, 8, true)]);
+    }
+
+    #[tokio::test]
+    async fn a_meter_that_stood_still_is_told_as_it_was_last_seen_before_it_moves() {
+        let one = |count| Some(text("n", &[("tenant-acme", "r", count)]));
+        let listeners = looked(&[one(5), one(5), one(5), one(5), one(5), one(6)]).await;
+        assert_eq!(values(&listeners, ACME), [(0, 5, false), (40, 5, false), (50, 6, true)]);
+    }
+
+    #[tokio::test]
+    async fn another_node_id_is_another_epoch_even_for_those_who_did_not_call_since() {
+        let before = Some(text("n", &[("tenant-acme", "r", 5), ("tenant-globex", "r", 4)]));
+        let after = Some(text("m", &[("tenant-acme", "r", 6)]));
+        let listeners = looked(&[before, after]).await;
+        let heard = listeners.heard_by(ACME).readings;
+        assert_eq!(heard.iter().map(|reading| reading.epoch.as_str()).collect::<Vec<_>>(), ["n", "m"]);
+        assert_eq!(values(&listeners, ACME), [(0, 5, false), (10, 6, true)]);
+        assert_eq!(values(&listeners, GLOBEX), [(0, 4, false), (10, 0, true)]);
+    }
+
+    #[tokio::test]
+    async fn a_lost_interval_a_fall_and_a_series_that_is_gone_are_marked() {
+        let one = |count| Some(text("n", &[("tenant-acme", "r", count), ("tenant-acme", "q", 1)]));
+        let gone = Some(text("n", &[("tenant-acme", "r", 9)]));
+        let listeners = looked(&[one(5), None, None, one(6), one(2), gone]).await;
+        let told = listeners.heard_by(ACME);
+        let epochs: Vec<&str> = told.readings.iter().map(|reading| reading.epoch.as_str()).collect();
+        assert_eq!(epochs, ["n", "n", "n/1", "n/1"]);
+        assert_eq!(told.readings.last().map(|reading| reading.value), Some(10));
+        let marked = |from, until| Interruption {
+            source: Source::Metrics,
+            from: second(from),
+            until: second(until),
+            reason: InterruptionReason::Gap,
+        };
+        assert_eq!(told.interruptions, [marked(0, 30), marked(40, 50)]);
+    }
+
+    /// The captured run: everything that was counted up to the last look of each epoch arrives, and nothing else.
+    #[tokio::test]
+    async fn the_captured_run_adds_up() {
+        let listeners = listeners();
+        let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
+        let mut last: Vec<(Option<String>, i64)> = Vec::new();
+        for line in RECON.lines() {
+            let scrape: Value = serde_json::from_str(line).unwrap();
+            let Some(lines) = scrape["lines"].as_array() else {
+                watch.miss();
+                continue;
+            };
+            let lines: Vec<&str> = lines.iter().filter_map(Value::as_str).collect();
+            let exposition = exposition::read(&lines.join("\n"));
+            if exposition.node_id.is_none() {
+                watch.miss();
+                continue;
+            }
+            let acme: i64 = exposition.proxied.get("tenant-acme").map_or(0, |routes| routes.values().sum());
+            match last.last_mut().filter(|(node, _)| *node == exposition.node_id) {
+                Some((_, value)) => *value = acme,
+                None => last.push((exposition.node_id.clone(), acme)),
+            }
+            let at = Timestamp((scrape["scrape_at"].as_f64().unwrap() * 1e6) as i64);
+            watch.look(&exposition, at, false, &mut owed);
+        }
+        owed.settle().await;
+        assert_eq!(last.len(), 2, "{last:?}");
+        let told = listeners.heard_by(ACME).readings;
+        let mut sum = 0;
+        let mut known: HashMap<String, i64> = HashMap::new();
+        for reading in told.iter().filter(|reading| reading.from_zero) {
+            sum += reading.value - known.insert(reading.epoch.clone(), reading.value).unwrap_or(0);
+        }
+        assert_eq!(sum, last.iter().map(|(_, value)| value).sum::<i64>());
+    }
+
+    /// Answers each connection with the next of `bodies`.
+    async fn serve(bodies: Vec<(&'static str, String)>) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            for (head, body) in bodies {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request).await;
+                let length = body.len();
+                let answer = format!("HTTP/1.1 {head}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        format!("http://{address}/metrics")
+    }
+
+    #[tokio::test]
+    async fn real_nodes_are_asked_and_say_what_is_missing() {
+        let bare = "kong_node_info{node_id=\"b\",version=\"3.9.1\"} 1\n".to_owned();
+        let one = serve(vec![("200 OK", BEFORE.into()), ("200 OK", AFTER.into()), ("500 Oh", String::new())]).await;
+        let two = serve(vec![("200 OK\r\ndate: Sat, 21 Nov 2026 00:00:00 GMT", bare)]).await;
+        let node = |name: &str, url: &str| config::KongNode { name: name.into(), metrics_url: url.into() };
+        let kong = config::Kong { nodes: vec![node("one", &one), node("two", &two)], ..config::Kong::default() };
+        let listeners = listeners();
+        let mut scraper = Scraper::new(&kong, 2_000, Clock::system(), listeners.clone()).unwrap();
+        scraper.look().await;
+        let health = scraper.health().borrow().clone();
+        assert_eq!(health.standing, Standing::Degraded);
+        for said in ["cumulative", "status_code_metrics", "two: its clock is off by"] {
+            assert!(health.detail.contains(said), "{said}: {}", health.detail);
+        }
+        let first = listeners.heard_by(ACME).readings;
+        assert_eq!(first.len(), 1, "{first:?}");
+        scraper.look().await;
+        let told = listeners.heard_by(ACME).readings;
+        assert_eq!(told.last().unwrap().series, "one/tenant-acme");
+        assert_ne!(told.last().unwrap().epoch, first[0].epoch);
+        scraper.look().await;
+        let health = scraper.health().borrow().clone();
+        assert_eq!(health.standing, Standing::Down, "{}", health.detail);
+    }
+}

@@ -1,0 +1,320 @@
+//! The reconciliation: a pass compares what is due on a read connection, in a task of its own; the writer takes what it
+//! came to into the books, if they still are where the pass began.
+
+use std::sync::Arc;
+
+use ractor::ActorRef;
+use tokio::time::Instant;
+
+use super::change::replayed;
+use super::ledger::Ledger;
+use super::message::{ChangeRefused, Message, ReadFailure, Reconciliation, TreatFinding};
+use crate::domain::books::{BatchCounts, Books, Posting};
+use crate::domain::period::Window;
+use crate::domain::reconcile::finding::{Finding, Found};
+use crate::domain::reconcile::lifecycle::Change;
+use crate::domain::reconcile::pass::{Compared, Pass};
+use crate::domain::reconcile::progress::Progress;
+use crate::domain::reconcile::reading::{GatewayRequest, Interruption, InterruptionReason, Source};
+use crate::domain::reconcile::report::Overview;
+use crate::domain::reconcile::window::{self, Judged, LedgerCall, Metered};
+use crate::domain::reconcile::{Proof, Terms, Verdict, schedule};
+use crate::domain::request::Answer;
+use crate::domain::sorting::Inserted;
+use crate::domain::time::Timestamp;
+use crate::domain::usage::Totals;
+use crate::fault;
+use crate::store::database::{Connection, Store};
+use crate::store::posting::Expecting;
+use crate::store::reconciliation::Again;
+use crate::store::{StoreError, gateway, reconciliation};
+
+/// Requests, and calls, that one comparison reads at most. Beyond that a window is unproven, which is not wrong.
+const ROWS_MAX: usize = 50_000;
+/// Windows that one pass compares again at most.
+const AGAIN_MAX: usize = 12;
+/// Verdicts of earlier windows that a comparison counts together with its own: a day of five-minute windows.
+const EARLIER_MAX: usize = 3 * 288;
+/// Old requests that a pass forgets for each that it has read, and those that it forgets in any case.
+const FORGOTTEN_PER_READ: usize = 2;
+const FORGOTTEN_MIN: usize = 1_000;
+
+/// Compares what is due at `now`, and tells the keeper.
+pub(crate) fn start(store: &Store, books: &Arc<Books>, now: Timestamp, keeper: ActorRef<Message>) {
+    let (store, books) = (store.clone(), books.clone());
+    tokio::spawn(async move {
+        let started = Instant::now();
+        let result = match store.reader(books.tenant).await {
+            Ok(mut reader) => pass(&mut reader, &books, now).await,
+            Err(error) => Err(error),
+        };
+        metrics::histogram!("platform_api_reconcile_pass_seconds").record(started.elapsed().as_secs_f64());
+        // A keeper that has left meanwhile compares again when it is opened.
+        let _ = keeper.cast(Message::Reconciliation(Reconciliation::Compared { result, now }));
+    });
+}
+
+/// How the comparison stands.
+///
+/// # Errors
+/// [`ReadFailure`].
+pub(crate) async fn overview(
+    connection: &mut Connection,
+    progress: Option<Progress>,
+    now: Timestamp,
+) -> Result<Overview, ReadFailure> {
+    let last = reconciliation::last_judged(connection).await?;
+    let open = reconciliation::count_open(connection, now).await?;
+    Ok(Overview { progress, last, open })
+}
+
+/// Both books of some time, as they were read.
+struct Read {
+    requests: Vec<GatewayRequest>,
+    calls: Vec<LedgerCall>,
+}
+
+/// What a pass knows beside the two books.
+struct Around<'a> {
+    terms: &'a Terms,
+    progress: &'a Progress,
+    metered: Vec<(Timestamp, Metered)>,
+    interruptions: Vec<Interruption>,
+    routes: &'a [String],
+}
+
+/// Compares the windows that are due.
+///
+/// # Errors
+/// [`StoreError`].
+pub(crate) async fn pass(connection: &mut Connection, books: &Books, now: Timestamp) -> Result<Pass, StoreError> {
+    let (terms, progress) = (&books.comparison.terms, books.comparison.progress.unwrap_or_default());
+    let from = progress.settled_until;
+    let due = schedule::next_windows(from, now, next_activity(connection, from).await?, terms);
+    let again = reconciliation::due_again(connection, now, AGAIN_MAX).await?;
+    let again: Vec<Again> = again.into_iter().filter(|one| one.start < from).collect();
+    let routes = gateway::routes(connection).await?;
+    let mut pass = Pass { from, settled_until: due.settled_until, compared: Vec::new(), requests: 0 };
+    for one in again {
+        let window = Window { start: one.start, end: one.start.plus_micros(terms.window_micros) };
+        if one.start < now.plus_micros(-terms.keep_micros) {
+            // What the gateway said then is forgotten: there is nothing to compare with, now or later.
+            let (judged, found) = (Vec::new(), Vec::new());
+            pass.compared.push(Compared { window, judged, found, times: u32::MAX, due: Some(one.due) });
+            continue;
+        }
+        let read = read(connection, window, terms).await?;
+        let around = around(connection, window, terms, &progress, &routes).await?;
+        let earlier = earlier(connection, window.start, &progress).await?;
+        let (judged, found) = compare(window, read.as_ref(), &around, &earlier);
+        pass.requests += read.map_or(ROWS_MAX, |read| read.requests.len());
+        pass.compared.push(Compared { window, judged, found, times: one.times.saturating_add(1), due: Some(one.due) });
+    }
+    if let (Some(first), Some(last)) = (due.windows.first(), due.windows.last()) {
+        let whole = Window { start: first.start, end: last.end };
+        let all = read(connection, whole, terms).await?;
+        let around = around(connection, whole, terms, &progress, &routes).await?;
+        let mut earlier = earlier(connection, first.start, &progress).await?;
+        for window in due.windows {
+            // Too much for all of them may be little enough for each.
+            let alone = if all.is_some() { None } else { read(connection, window, terms).await? };
+            let read = all.as_ref().or(alone.as_ref());
+            let (judged, found) = compare(window, read, &around, &earlier);
+            pass.requests += alone.map_or(0, |read| read.requests.len());
+            earlier.splice(0..0, judged.iter().cloned());
+            pass.compared.push(Compared { window, judged, found, times: 1, due: None });
+            // A window of a busy tenant takes some milliseconds, and others want their turns.
+            tokio::task::yield_now().await;
+        }
+        pass.requests += all.map_or(0, |read| read.requests.len());
+    }
+    fault::point("reconcile.compared");
+    Ok(pass)
+}
+
+/// When something happened next at `since` or later, on either side.
+async fn next_activity(connection: &mut Connection, since: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+    let request = gateway::first_request(connection, since).await?;
+    let meter = gateway::first_meter(connection, since).await?;
+    let call = reconciliation::first_call(connection, since).await?;
+    Ok([request, meter, call].into_iter().flatten().min())
+}
+
+/// Both books of a window and of the time around it in which they may date the same request; `None` when it is too much.
+async fn read(connection: &mut Connection, window: Window, terms: &Terms) -> Result<Option<Read>, StoreError> {
+    let wide = widened(window, terms);
+    let requests = gateway::requests(connection, wide, ROWS_MAX).await?;
+    let calls = match requests {
+        Some(_) => reconciliation::calls(connection, wide, ROWS_MAX).await?,
+        None => None,
+    };
+    Ok(requests.zip(calls).map(|(requests, calls)| Read { requests, calls }))
+}
+
+async fn around<'a>(
+    connection: &mut Connection,
+    window: Window,
+    terms: &'a Terms,
+    progress: &'a Progress,
+    routes: &'a [String],
+) -> Result<Around<'a>, StoreError> {
+    let metered = gateway::meters(connection, window).await?;
+    let interruptions = gateway::interruptions(connection, widened(window, terms)).await?;
+    Ok(Around { terms, progress, metered, interruptions, routes })
+}
+
+async fn earlier(
+    connection: &mut Connection,
+    before: Timestamp,
+    progress: &Progress,
+) -> Result<Vec<Judged>, StoreError> {
+    match progress.since(Source::Metrics) {
+        Some(_) => reconciliation::judged(connection, before, EARLIER_MAX).await,
+        None => Ok(Vec::new()),
+    }
+}
+
+fn widened(window: Window, terms: &Terms) -> Window {
+    Window { start: window.start.plus_micros(-terms.slack_micros), end: window.end.plus_micros(terms.slack_micros) }
+}
+
+fn compare(window: Window, read: Option<&Read>, around: &Around<'_>, earlier: &[Judged]) -> (Vec<Judged>, Vec<Found>) {
+    let sources = around.progress.sources_at(window.start);
+    let Some(read) = read else { return (unproven(window, &sources), Vec::new()) };
+    let wide = widened(window, around.terms);
+    let requests: Vec<GatewayRequest> =
+        read.requests.iter().filter(|request| wide.contains(request.started_at)).cloned().collect();
+    let calls: Vec<LedgerCall> = read.calls.iter().filter(|call| wide.contains(call.occurred_at)).cloned().collect();
+    let metered: Vec<Metered> =
+        around.metered.iter().filter(|(start, _)| window.contains(*start)).map(|(_, metered)| *metered).collect();
+    let books = window::Books {
+        window,
+        requests: &requests,
+        calls: &calls,
+        metered: &metered,
+        interruptions: &around.interruptions,
+        sources: &sources,
+        limited_routes: around.routes,
+    };
+    window::compare_after(earlier, &books, around.terms)
+}
+
+/// Verdicts on a window that is too large to be compared.
+fn unproven(window: Window, sources: &[Source]) -> Vec<Judged> {
+    let of_source = |source: &Source| Judged {
+        proof: match source {
+            Source::AccessLog => Proof::Requests,
+            Source::Metrics => Proof::Cumulative,
+            Source::Limiter => Proof::Attempts,
+        },
+        window,
+        verdict: Verdict::Unproven,
+        gateway: 0,
+        ledger: 0,
+        tolerance: 0,
+        reasons: vec![InterruptionReason::Gap],
+    };
+    sources.iter().map(of_source).collect()
+}
+
+/// Takes a pass into the books. One that began before another one had ended changes nothing.
+///
+/// # Errors
+/// [`StoreError`]; the transaction is then of no use.
+pub(crate) async fn settle(ledger: &mut impl Ledger, posting: &mut Posting, pass: &Pass) -> Result<(), StoreError> {
+    let Some(database) = ledger.database() else { return Ok(()) };
+    if posting.books.comparison.progress.is_none_or(|progress| progress.settled_until != pass.from) {
+        return Ok(());
+    }
+    let mut closed = false;
+    for one in &pass.compared {
+        let known = reconciliation::findings_in(database, one.window).await?;
+        let (changes, again) = posting.judge_window(one, &known);
+        if let Some(due) = one.due {
+            reconciliation::done_again(database, one.window.start, due).await?;
+        }
+        if let Some(due) = again {
+            let again = Again { start: one.window.start, due, times: one.times };
+            reconciliation::look_again(database, again).await?;
+        }
+        closed |= changes.iter().any(|change| matches!(change, Change::Resolved(_)));
+        super::drift::fire(database, posting, one.window, &changes).await?;
+    }
+    if closed {
+        super::drift::resolve(database, posting).await?;
+    }
+    let now = posting.now();
+    posting.settle_windows(pass);
+    let next = reconciliation::next_again(database).await?;
+    posting.look_again_only_at(next);
+    let horizon = now.plus_micros(-posting.books.comparison.terms.keep_micros);
+    let forgotten = pass.requests.saturating_mul(FORGOTTEN_PER_READ).saturating_add(FORGOTTEN_MIN);
+    gateway::forget(database, horizon, forgotten).await
+}
+
+/// Does with a finding what a person asks for, unless the same request was answered before.
+///
+/// # Errors
+/// [`StoreError`]; the transaction is then of no use. The inner error is the reply.
+pub(crate) async fn treat(
+    ledger: &mut impl Ledger,
+    posting: &mut Posting,
+    change: &TreatFinding,
+) -> Result<Result<Answer<Finding>, ChangeRefused>, StoreError> {
+    if let Some(idempotency) = &change.request.idempotency
+        && let Some(answer) = replayed(ledger, idempotency).await?
+    {
+        return Ok(answer);
+    }
+    let Some(database) = ledger.database() else { return Ok(Err(ChangeRefused::UnknownFinding)) };
+    let Some(finding) = reconciliation::finding(database, change.finding).await? else {
+        return Ok(Err(ChangeRefused::UnknownFinding));
+    };
+    if !change.treatment.applies_to(finding.status) {
+        return Ok(Err(ChangeRefused::FindingClosed { status: finding.status }));
+    }
+    let adjustment = match adjust(ledger, posting, &finding, change).await? {
+        Ok(position) => position,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    let treated = posting.treat_finding(&finding, change.treatment, &change.reason, adjustment, &change.request);
+    if let (false, Some(database)) = (treated.status.is_open(), ledger.database()) {
+        super::drift::resolve(database, posting).await?;
+    }
+    if let Some(idempotency) = &change.request.idempotency {
+        let answer = (change.render)(&treated);
+        ledger.keep_request(&idempotency.key, &idempotency.body_hash, &answer, posting.now()).await?;
+    }
+    Ok(Ok(Answer::Fresh(treated)))
+}
+
+/// Books the adjusting entry, if one is asked for; answers its position in the ledger, or 0.
+async fn adjust(
+    ledger: &mut impl Ledger,
+    posting: &mut Posting,
+    finding: &Finding,
+    change: &TreatFinding,
+) -> Result<Result<i64, ChangeRefused>, StoreError> {
+    let Some(adjustment) = &change.adjustment else { return Ok(Ok(0)) };
+    let position = posting.books.next_position;
+    let event = adjustment.event(finding.id, position, &change.request.actor, &change.reason);
+    if let Err(refusal) = posting.books.admit(&event, &Totals::default(), posting.now()) {
+        return Ok(Err(ChangeRefused::AdjustmentRefused(refusal)));
+    }
+    for missing in posting.missing_for_usage(&[&event]) {
+        let counter = ledger.counter(&posting.books, &missing, position).await?;
+        posting.supply(missing.key(), counter);
+    }
+    if posting.sinks_below_zero(&event) {
+        return Ok(Err(ChangeRefused::BelowZero));
+    }
+    let identity = event.identity();
+    let inserted = ledger.insert_events(position, posting.now(), &[&event], &[identity], Expecting::Any).await?;
+    if inserted != [Inserted::New] {
+        return Err(StoreError::Wrong("an adjusting entry has the identity of another event".into()));
+    }
+    let counts = BatchCounts { attempted: 1, ..BatchCounts::default() };
+    posting.usage(&[&event], &[identity], counts, &change.request.request_id);
+    posting.resolve_fallen();
+    Ok(Ok(position))
+}
