@@ -12,13 +12,20 @@ use super::{Proof, Verdict};
 
 /// What the other proofs say about calls that the limiter did not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Others {
-    /// Each call was joined with its request, or reported: this many went past the limiter.
-    Explained(i64),
+pub(super) struct Others {
+    /// This many were found to have gone past it.
+    pub(super) explained: i64,
+    pub(super) rest: Rest,
+}
+
+/// What they say about any more of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// Each came through the gateway, by its own request.
+    Joined,
     /// The gateway says that it passed on as many as the ledger has.
     PassedOn,
-    /// Nothing.
-    Silent,
+    Unknown,
 }
 
 /// Calls that the limiter should have counted: those of requests on routes without a limiter are left out.
@@ -39,16 +46,16 @@ pub(super) fn judge(books: &Books<'_>, counts: Counts, others: Others) -> (Judge
     let mut cause = reasons.contains(&InterruptionReason::LimiterReset).then_some(Cause::LimiterReset);
     let mut verdict = Verdict::Matched;
     if reasons.is_empty() && is_short(0) {
-        match others {
+        match others.rest {
             _ if lower_bound => reasons.push(InterruptionReason::LowerBound),
-            Others::Explained(explained) if !is_short(explained) => verdict = Verdict::Drift,
-            // Every call came through the gateway, and no request went past its limiter: the counters were lost.
-            Others::Explained(_) => {
+            _ if !is_short(others.explained) => verdict = Verdict::Drift,
+            // None of these went past the limiter: its counters were lost.
+            Rest::Joined => {
                 reasons.push(InterruptionReason::LimiterReset);
                 cause = Some(Cause::LimiterReset);
             }
-            Others::PassedOn => (verdict, cause) = (Verdict::Drift, Some(Cause::FailOpen)),
-            Others::Silent => (verdict, cause) = (Verdict::Drift, Some(Cause::BypassedGateway)),
+            Rest::PassedOn => (verdict, cause) = (Verdict::Drift, Some(Cause::FailOpen)),
+            Rest::Unknown => (verdict, cause) = (Verdict::Drift, Some(Cause::BypassedGateway)),
         }
     }
     if !reasons.is_empty() {
@@ -68,7 +75,7 @@ pub(super) fn judge(books: &Books<'_>, counts: Counts, others: Others) -> (Judge
     let count = match cause {
         // What was lost is unknown: the finding is about all that can no longer be proven.
         Some(Cause::LimiterReset) => i64::max(counts.gateway, counts.ledger),
-        _ => missing.max(0),
+        _ => missing.saturating_sub(others.explained).max(0),
     };
     let found = cause.filter(|_| count > 0).map(|cause| Found {
         cause,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::attempts::{self, Others};
+use super::attempts::{self, Others, Rest};
 use super::cumulative::{self, Counts, Dated};
 use super::fail_open;
 use super::finding::{Cause, Found};
@@ -108,11 +108,13 @@ pub fn compare_after(earlier: &[Judged], books: &Books<'_>, terms: &Terms) -> (V
     });
     let by_attempt = speaks(Source::Limiter).then(|| {
         let counts = counts_of(&attempts::calls_of(books, &joined), Source::Limiter);
-        let others = match (whole, &by_count) {
-            (Some(by_request), _) => Others::Explained(past_the_limiter(by_request.found.iter().chain(&fail_open))),
-            (None, Some((judged, _))) if judged.verdict == Verdict::Matched => Others::PassedOn,
-            (None, _) => Others::Silent,
+        let found = by_request.iter().flat_map(|by_request| &by_request.found).chain(&fail_open);
+        let rest = match (whole, &by_count) {
+            (Some(_), _) => Rest::Joined,
+            (None, Some((judged, _))) if judged.verdict == Verdict::Matched => Rest::PassedOn,
+            (None, _) => Rest::Unknown,
         };
+        let others = Others { explained: past_the_limiter(found), rest };
         attempts::judge(books, counts, others)
     });
     tell(by_request, fail_open, [by_count, by_attempt])
