@@ -142,6 +142,12 @@ mod tests {
         ("alerts", "read", &[Role::Admin, Role::Reader]),
         ("audit", "read", &[Role::Admin, Role::Reader]),
         ("audit", "verify", &[Role::Admin, Role::Reader]),
+        ("gatewayLog", "report", &[Role::Reporter]),
+        ("reconciliation", "read", &[Role::Admin, Role::Reader]),
+        ("findings", "acknowledge", &[Role::Admin]),
+        ("findings", "explain", &[]),
+        ("findings", "settle", &[]),
+        ("kongSync", "read", &[]),
         ("quarantine", "read", &[Role::Admin]),
         ("quarantine", "replay", &[]),
     ];

@@ -470,7 +470,7 @@ mod tests {
             "externalIds": [
                 {"source": "litellm", "kind": "team", "id": "a"},
                 {"source": "litellm", "kind": "team", "id": "a"},
-                {"source": "kong", "kind": "crew", "id": ""},
+                {"source": "carrier", "kind": "crew", "id": ""},
             ],
             "settings": {"x": "y".repeat(SETTINGS_BYTES_MAX)},
         }))
