@@ -57,7 +57,9 @@ async fn a_deposed_owner_that_does_not_look_at_the_epoch_is_found_out() {
         let setup = fire::setup(Setup::on(Engine::Postgres).planting("epoch-unchecked"), &pager);
         Box::pin(takeovers(setup, &pager, &["intake.received", "commit.after"])).await;
     };
-    assert_eq!(invariant_broken_by("epoch-unchecked", story).await, "L3");
+    // Two owners write: which invariant is looked at first when both are broken depends on who wrote last.
+    let broken = invariant_broken_by("epoch-unchecked", story).await;
+    assert!(matches!(broken.as_str(), "L1" | "L3"), "{broken}");
 }
 
 /// The invariant by which a short fire finds the mistake; nothing when it does not.

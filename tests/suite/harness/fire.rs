@@ -42,6 +42,8 @@ pub struct Fire {
 
 /// A daemon that can be set on fire, its stream and its pager.
 pub fn setup(setup: Setup, pager: &Receiver) -> Setup {
+    // Whatever is acknowledged is looked for in the ledger, so a slow machine must not park anything in quarantine.
+    let setup = setup.with("NATS__PARK_AFTER_MS", 120_000);
     setup.with_nats().with_section(&pager.channel("pager")).with("NATS__ACK_WAIT_MS", 1_500)
 }
 

@@ -30,7 +30,7 @@ pub use daemon::{Daemon, Setup};
 pub use tenant::Tenant;
 
 /// How long anything may take that is awaited.
-pub const PATIENCE: Duration = Duration::from_secs(45);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Where the daemon keeps its books.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
