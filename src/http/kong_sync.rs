@@ -31,11 +31,19 @@ impl KongSync {
 #[oai(rename = "KongSync", rename_all = "camelCase")]
 struct KongSyncView {
     enabled: bool,
-    /// `database` or `declarative`; null while Kong has not been asked.
+    /// `database` or `declarative`; absent while Kong has not been asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
     mode: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
     last_run_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
     last_success_at: Option<String>,
     /// Why the last run failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
     error: Option<String>,
     /// Consumers of ours in Kong.
     consumers: u64,
@@ -45,6 +53,8 @@ struct KongSyncView {
     strangers: u64,
     /// Tenants whose consumer is somebody else's, or whose name is taken; the first 20.
     conflicts: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
     last_change: Option<KongChangeView>,
 }
 
