@@ -471,6 +471,7 @@ mod tests {
                 {"source": "litellm", "kind": "team", "id": "a"},
                 {"source": "litellm", "kind": "team", "id": "a"},
                 {"source": "carrier", "kind": "crew", "id": ""},
+                {"source": "kong", "kind": "crew", "id": "b"},
             ],
             "settings": {"x": "y".repeat(SETTINGS_BYTES_MAX)},
         }))
@@ -482,8 +483,8 @@ mod tests {
             "/timeZone",
             "/externalIds/1",
             "/externalIds/2/source",
-            "/externalIds/2/kind",
             "/externalIds/2/id",
+            "/externalIds/3/kind",
             "/settings",
         ];
         assert_eq!(pointers(&body.checked().unwrap_err()), expected);
