@@ -163,7 +163,7 @@ impl Mirror {
         let mut documents = Vec::with_capacity(tenants.len());
         while let Some(answer) = described.join_next().await {
             if let Ok(Ok(books)) = answer {
-                documents.push((books.tenant, self.document(&books)));
+                documents.extend(self.document(&books).map(|document| (books.tenant, document)));
             }
         }
         if !documents.is_empty() && !self.write(&documents).await {
@@ -210,11 +210,15 @@ impl Mirror {
         }
     }
 
-    fn document(&self, books: &Books) -> String {
+    /// None while a period runs whose usage is not known: it must not pass for unused. The next round asks again.
+    fn document(&self, books: &Books) -> Option<String> {
         let now = self.clock.now();
+        if !books.knows_running(now) {
+            return None;
+        }
         let suspended =
             self.directory.tenant(books.tenant).is_some_and(|tenant| tenant.lifecycle == Lifecycle::Suspended);
-        document(books, suspended, now)
+        Some(document(books, suspended, now))
     }
 }
 
