@@ -5,6 +5,7 @@
 
 mod envoy;
 mod gateway;
+mod jobs;
 mod kong_admin;
 mod nats;
 mod routes;
@@ -17,6 +18,7 @@ use serde::Deserialize;
 
 pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
 pub use gateway::{Gateway, Kong, KongNode, LimitBy};
+pub use jobs::Jobs;
 pub use kong_admin::{KongAdmin, KongMode};
 pub use nats::Nats;
 pub use routes::{QuietHours, Route};
@@ -40,6 +42,7 @@ pub struct Config {
     pub notify: Notify,
     pub reconcile: Reconcile,
     pub gateway: Gateway,
+    pub jobs: Jobs,
     pub telemetry: Telemetry,
 }
 
@@ -577,6 +580,7 @@ impl Config {
         }
         problems.extend(self.notify.route_problems());
         problems.extend(self.envoy.problems());
+        problems.extend(self.jobs.problems());
         problems.extend(self.kong.problems());
         if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }
     }

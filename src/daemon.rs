@@ -30,6 +30,7 @@ use crate::intake::kong::scraper::Scraper;
 use crate::intake::record::Recorder;
 use crate::intake::replayer::Replayer;
 use crate::intake::usage_stream::{StreamHealth, UsageStream};
+use crate::jobs::runner::Runner;
 use crate::outlet::{self, Outlets};
 use crate::store::database::Store;
 use crate::telemetry::{self, Telemetry};
@@ -77,6 +78,7 @@ pub struct Daemon {
     stream: Option<Task>,
     sources: Vec<Task>,
     replayer: Task,
+    jobs: Task,
     doors: Task,
     /// The gRPC door, if it is configured.
     envoy: Option<Task>,
@@ -113,6 +115,7 @@ impl Daemon {
         let recorder = Recorder::new(directory.clone(), clock.clone(), config.intake.clone());
         let (stream, stream_health) = open_stream(&config, &recorder, &clock);
         let (replayer, parked) = start_replayer(&recorder);
+        let (jobs, jobs_state) = start_jobs(&config, &directory, &clock);
         let (leaving, stopping) = watch::channel(false);
         let mut dependencies = vec![
             Dependency {
@@ -123,6 +126,7 @@ impl Daemon {
             },
             Dependency { name: "nats".into(), required: false, state: stream_health, detail: None },
             Dependency { name: "parked-usage".into(), required: false, state: parked, detail: None },
+            Dependency { name: "jobs".into(), required: false, state: jobs_state, detail: None },
         ];
         dependencies.extend(outlets.health.iter().map(|outlet| Dependency {
             name: outlet.name.clone(),
@@ -163,6 +167,7 @@ impl Daemon {
             stream,
             sources,
             replayer,
+            jobs,
             doors,
             envoy,
             telemetry,
@@ -186,7 +191,9 @@ impl Daemon {
             }
         };
         let sources = self.sources.into_iter().map(|source| source.end(step, "a source of the gateway's"));
-        tokio::join!(stream, self.replayer.end(step, "the replayer"), futures_util::future::join_all(sources));
+        let jobs = self.jobs.end(step, "background work");
+        let sources = futures_util::future::join_all(sources);
+        tokio::join!(stream, self.replayer.end(step, "the replayer"), sources, jobs);
         fault::point("drain.stream");
         let envoy = async {
             if let Some(envoy) = self.envoy {
@@ -315,6 +322,15 @@ fn start_replayer(recorder: &Recorder) -> (Task, watch::Receiver<State>) {
     let state = relay(replayer.waiting(), |waiting| if *waiting > 0 { State::Degraded } else { State::Up });
     let stop = CancellationToken::new();
     let handle = tokio::spawn(replayer.run(stop.clone()));
+    (Task { stop, handle }, state)
+}
+
+/// Runs what is done in the background; degraded while it cannot be looked for.
+fn start_jobs(config: &Config, directory: &Directory, clock: &Clock) -> (Task, watch::Receiver<State>) {
+    let runner = Runner::new(directory.clone(), clock.clone(), config.jobs.clone());
+    let state = relay(runner.load(), |load| if load.blind { State::Degraded } else { State::Up });
+    let stop = CancellationToken::new();
+    let handle = tokio::spawn(runner.run(stop.clone()));
     (Task { stop, handle }, state)
 }
 

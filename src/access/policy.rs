@@ -150,6 +150,9 @@ mod tests {
         ("kongSync", "read", &[]),
         ("quarantine", "read", &[Role::Admin]),
         ("quarantine", "replay", &[]),
+        ("jobs", "submit", &[Role::Admin]),
+        ("jobs", "read", &[Role::Admin]),
+        ("jobs", "cancel", &[Role::Admin]),
     ];
 
     #[test]

@@ -14,6 +14,7 @@
 //! - `grouping`: how a batch is taken apart before it is counted.
 //! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
 //! - [`adjustment`]: entries that a person makes.
+//! - [`job`]: background work that survives its worker.
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
 //! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.
 //! - [`report`]: questions about the past, and their answers.
@@ -28,6 +29,7 @@ mod books_tests;
 pub mod chain;
 mod grouping;
 pub mod ids;
+pub mod job;
 pub mod notice;
 pub mod period;
 #[cfg(test)]

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::Code;
 use super::{
-    api_keys, audit, decision, gateway, ingestion, kong_sync, probes, quarantine, quotas, reconciliation, reply,
+    api_keys, audit, decision, gateway, ingestion, jobs, kong_sync, probes, quarantine, quotas, reconciliation, reply,
     tenants, usage,
 };
 
@@ -35,6 +35,8 @@ pub(super) enum Tag {
     Audit,
     /// What was not counted, why, and another try.
     Quarantine,
+    /// Background work.
+    Jobs,
     /// Health, metrics and this document.
     Operations,
 }
@@ -50,6 +52,7 @@ type Handlers = (
     audit::Audit,
     quarantine::Quarantine,
     kong_sync::KongSync,
+    jobs::Jobs,
     probes::Probes,
 );
 
@@ -66,6 +69,7 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         audit::Audit,
         quarantine::Quarantine,
         kong_sync::KongSync,
+        jobs::Jobs,
         probes::Probes,
     );
     OpenApiService::new(handlers, "platform-api", env!("CARGO_PKG_VERSION")).description(
@@ -386,6 +390,8 @@ mod tests {
         check::<ingestion::UsageEventEnvelope>();
         check::<audit::AuditReport>();
         check::<quarantine::Replayed>();
+        check::<jobs::SubmitJob>();
+        check::<jobs::JobView>();
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
 //! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`gateway`], [`usage`], [`quotas`], [`decision`],
-//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`probes`]; [`view`]s and [`reply`] are what they speak
+//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`jobs`],
+//!    [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
 //! [`reading`] has the parsers among all this without the door around them.
@@ -24,6 +25,7 @@ mod door;
 pub mod framing;
 mod gateway;
 mod ingestion;
+mod jobs;
 mod kong_sync;
 mod operation;
 mod probes;

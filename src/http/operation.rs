@@ -138,9 +138,9 @@ const PAGE: &[&str] = &["limit", "cursor"];
 use BodyKind::{Events, Json, KongLog, LiteLlm, None as NoBody};
 use Code::{
     AdjustmentBelowZero, AdjustmentRefused, AlreadyReplayed, ApiKeyNotFound, ExternalIdTaken, FindingClosed,
-    FindingNotFound, IdempotencyKeyReused, IllegalMove, InvalidCursor, NotReady, NothingAccepted, QuarantinedNotFound,
-    ReportTooLarge, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen, TenantNotFound, TenantSaturated,
-    TenantStarting, TooManyApiKeys, TooManyEvents, ValidationFailed,
+    FindingNotFound, IdempotencyKeyReused, IllegalMove, InvalidCursor, JobFinished, JobNotFound, NotReady,
+    NothingAccepted, QuarantinedNotFound, ReportTooLarge, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen,
+    TenantNotFound, TenantSaturated, TenantStarting, TooManyApiKeys, TooManyEvents, TooManyJobs, ValidationFailed,
 };
 use Scope::{Open, Platform, TenantInPath, TenantOfCredential};
 
@@ -222,6 +222,15 @@ pub static OPERATIONS: &[Operation] = &[
         query: &["limit", "cursor", "tenantId", "reason"], codes: &[InvalidCursor, TenantNotFound, StoreUnavailable] },
     Operation { id: "replayQuarantined", method: Method::POST, path: "/v1/quarantine/{id}/replay", scope: TenantOfCredential, object: "quarantine", action: "replay", body: NoBody,
         query: &[], codes: &[QuarantinedNotFound, TenantNotFound, AlreadyReplayed, StillRefused, StoreUnavailable] },
+
+    Operation { id: "submitJob", method: Method::POST, path: "/v1/jobs", scope: TenantOfCredential, object: "jobs", action: "submit", body: Json,
+        query: &["tenantId"], codes: &[TenantNotFound, TooManyJobs, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "listJobs", method: Method::GET, path: "/v1/jobs", scope: TenantOfCredential, object: "jobs", action: "read", body: NoBody,
+        query: &["limit", "cursor", "tenantId", "state", "kind"], codes: &[InvalidCursor, TenantNotFound, StoreUnavailable] },
+    Operation { id: "getJob", method: Method::GET, path: "/v1/jobs/{jobId}", scope: TenantOfCredential, object: "jobs", action: "read", body: NoBody,
+        query: &[], codes: &[JobNotFound, TenantNotFound, StoreUnavailable] },
+    Operation { id: "cancelJob", method: Method::POST, path: "/v1/jobs/{jobId}/cancel", scope: TenantOfCredential, object: "jobs", action: "cancel", body: NoBody,
+        query: &[], codes: &[JobNotFound, JobFinished, TenantNotFound, IdempotencyKeyReused, StoreUnavailable] },
 
     Operation { id: "getKongSync", method: Method::GET, path: "/v1/gateway/kong/sync", scope: Platform, object: "kongSync", action: "read", body: NoBody, query: &[], codes: &[] },
 ];

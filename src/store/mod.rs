@@ -12,7 +12,7 @@
 //!   not in memory.
 //! - [`gateway`]: what gateways say. [`reconciliation`]: how it compares.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
-//! - [`catalogue`], [`quarantine`], [`stream`]: the control database.
+//! - [`catalogue`], [`quarantine`], [`stream`], [`job`]: the control database.
 
 pub mod audit;
 pub mod catalogue;
@@ -21,6 +21,7 @@ mod copy;
 pub mod database;
 mod failure;
 pub mod gateway;
+pub mod job;
 pub mod load;
 mod migration;
 pub mod notice;

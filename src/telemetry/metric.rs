@@ -59,6 +59,13 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Unit::Count,
         "Events in quarantine that are counted by themselves once their tenant can take them.",
     ),
+    ("platform_api_jobs", Gauge, Unit::Count, "Background jobs that are not finished, by state (waiting, running)."),
+    (
+        "platform_api_job_tries_total",
+        Counter,
+        Unit::Count,
+        "Tries of background jobs that have ended, by outcome (succeeded, failed, canceled, released).",
+    ),
     (
         "platform_api_stream_anomalies_total",
         Counter,

@@ -87,6 +87,10 @@ const ROWS: &[Row] = &[
     row("verifyAuditChain", About::OwnTenant, READERS, nothing),
     row("listQuarantine", About::OwnTenant, ADMIN, nothing),
     row("replayQuarantined", About::OwnTenant, NOBODY, nothing),
+    row("submitJob", About::OwnTenant, ADMIN, empty),
+    row("listJobs", About::OwnTenant, ADMIN, nothing),
+    row("getJob", About::OwnTenant, ADMIN, nothing),
+    row("cancelJob", About::OwnTenant, ADMIN, nothing),
     row("getKongSync", About::Platform, NOBODY, nothing),
 ];
 
@@ -118,6 +122,7 @@ impl Operation {
         };
         let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0");
         let path = path.replace("{findingId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
+        let path = path.replace("{jobId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
         api.patiently(self.method.clone(), &path, body.as_ref()).await
     }
 }

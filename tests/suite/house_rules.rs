@@ -47,6 +47,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "intake::kong::log_receiver",
             "intake::record",
             "directory::handle",
+            "directory::jobs",
+            "directory::task",
             "tenant::handle",
             "tenant::message",
             // The rows of the chain as the tenant's protocol hands them out.
@@ -61,6 +63,20 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("envoy", &["directory::handle", "tenant::handle", "domain", "config", "clock", "telemetry"]),
+    (
+        "jobs",
+        &[
+            "directory::handle",
+            "directory::jobs",
+            "directory::task",
+            "tenant::handle",
+            "tenant::housekeeping",
+            "domain",
+            "config",
+            "clock",
+            "fault",
+        ],
+    ),
     ("telemetry", &["config", "domain", "clock"]),
     ("threads", &[]),
 ];

@@ -18,6 +18,7 @@ mod faults;
 mod house_rules;
 mod ingest_http;
 mod ingest_nats;
+mod jobs;
 mod kong;
 mod kong_sync;
 mod operations;
