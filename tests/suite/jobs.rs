@@ -47,7 +47,10 @@ async fn a_tenant_s_chain_is_verified_in_the_background() {
         let records = daemon.platform.pages("/v1/audit", 100).await;
         let told = |action: &str| {
             let target = format!("job:{id}");
-            records.iter().filter(|record| record["action"] == action && record["target"] == target.as_str()).count()
+            records
+                .iter()
+                .filter(|record| record["record"]["action"] == action && record["record"]["target"] == target.as_str())
+                .count()
         };
         assert_eq!([told("job.submitted"), told("job.succeeded")], [1, 1]);
     })
