@@ -7,6 +7,7 @@ mod envoy;
 mod gateway;
 mod kong_admin;
 mod nats;
+mod rate_limits;
 mod routes;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
 pub use gateway::{Gateway, Kong, KongNode, LimitBy};
 pub use kong_admin::{KongAdmin, KongMode};
 pub use nats::Nats;
+pub use rate_limits::{Limit, RateLimits, TierLimits};
 pub use routes::{QuietHours, Route};
 
 use crate::domain::reconcile::Terms;
@@ -35,6 +37,7 @@ pub struct Config {
     pub nats: Nats,
     pub redis: Redis,
     pub auth: Auth,
+    pub rate_limits: RateLimits,
     pub envoy: Envoy,
     pub kong: KongAdmin,
     pub notify: Notify,
@@ -176,7 +179,7 @@ impl Default for Intake {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Redis {
-    /// `redis://…`; the mirror is off without it.
+    /// `redis://…`; without it no mirror, and each node limits rates for itself.
     pub url: Option<SecretString>,
     /// Prefix of the mirrored keys: `<prefix><tenantId>`.
     pub key_prefix: String,
@@ -576,6 +579,7 @@ impl Config {
             }
         }
         problems.extend(self.notify.route_problems());
+        problems.extend(self.rate_limits.problems());
         problems.extend(self.envoy.problems());
         problems.extend(self.kong.problems());
         if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }

@@ -87,6 +87,7 @@ const ROWS: &[Row] = &[
     row("verifyAuditChain", About::OwnTenant, READERS, nothing),
     row("listQuarantine", About::OwnTenant, ADMIN, nothing),
     row("replayQuarantined", About::OwnTenant, NOBODY, nothing),
+    row("getRateLimits", About::OwnTenant, ALL, nothing),
     row("getKongSync", About::Platform, NOBODY, nothing),
 ];
 

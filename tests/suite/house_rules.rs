@@ -47,6 +47,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "intake::kong::log_receiver",
             "intake::record",
             "directory::handle",
+            "rate_limit",
             "tenant::handle",
             "tenant::message",
             // The rows of the chain as the tenant's protocol hands them out.
@@ -60,7 +61,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "threads",
         ],
     ),
-    ("envoy", &["directory::handle", "tenant::handle", "domain", "config", "clock", "telemetry"]),
+    ("envoy", &["directory::handle", "rate_limit", "tenant::handle", "domain", "config", "clock", "telemetry"]),
+    ("rate_limit", &["domain", "config", "clock"]),
     ("telemetry", &["config", "domain", "clock"]),
     ("threads", &[]),
 ];
@@ -69,7 +71,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 const CRATES: &[(&str, &[&str])] = &[
     ("sqlx", &["store"]),
     ("async_nats", &["intake", "outlet"]),
-    ("redis", &["outlet", "intake"]),
+    ("redis", &["outlet", "intake", "rate_limit"]),
     ("poem", &["http"]),
     ("poem_openapi", &["http"]),
     ("tonic", &["envoy"]),

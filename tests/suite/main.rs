@@ -24,6 +24,7 @@ mod operations;
 mod planted;
 mod power_cut;
 mod quotas;
+mod rate_limits;
 mod reconciliation;
 mod redis_mirror;
 mod takeover;
