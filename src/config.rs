@@ -8,6 +8,7 @@ mod gateway;
 mod jobs;
 mod kong_admin;
 mod nats;
+mod rate_limits;
 mod routes;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub use gateway::{Gateway, Kong, KongNode, LimitBy};
 pub use jobs::Jobs;
 pub use kong_admin::{KongAdmin, KongMode};
 pub use nats::Nats;
+pub use rate_limits::{Limit, RateLimits, TierLimits};
 pub use routes::{QuietHours, Route};
 
 use crate::domain::reconcile::Terms;
@@ -37,6 +39,7 @@ pub struct Config {
     pub nats: Nats,
     pub redis: Redis,
     pub auth: Auth,
+    pub rate_limits: RateLimits,
     pub envoy: Envoy,
     pub kong: KongAdmin,
     pub notify: Notify,
@@ -179,7 +182,7 @@ impl Default for Intake {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Redis {
-    /// `redis://…`; the mirror is off without it.
+    /// `redis://…`; without it no mirror, and each node limits rates for itself.
     pub url: Option<SecretString>,
     /// Prefix of the mirrored keys: `<prefix><tenantId>`.
     pub key_prefix: String,
@@ -579,6 +582,7 @@ impl Config {
             }
         }
         problems.extend(self.notify.route_problems());
+        problems.extend(self.rate_limits.problems());
         problems.extend(self.envoy.problems());
         problems.extend(self.jobs.problems());
         problems.extend(self.kong.problems());

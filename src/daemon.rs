@@ -32,6 +32,7 @@ use crate::intake::replayer::Replayer;
 use crate::intake::usage_stream::{StreamHealth, UsageStream};
 use crate::jobs::runner::Runner;
 use crate::outlet::{self, Outlets};
+use crate::rate_limit::{Limiter, Settlement, Sharing};
 use crate::store::database::Store;
 use crate::telemetry::{self, Telemetry};
 
@@ -77,6 +78,7 @@ pub struct Daemon {
     outlets: Outlets,
     stream: Option<Task>,
     sources: Vec<Task>,
+    settlement: Task,
     replayer: Task,
     jobs: Task,
     doors: Task,
@@ -136,6 +138,8 @@ impl Daemon {
         }));
         let (sources, source_health) = open_sources(&config, &directory, &clock)?;
         dependencies.extend(source_health);
+        let (rate_limits, settlement, sharing) = open_rate_limits(&config)?;
+        dependencies.push(sharing);
         let kong = &config.gateway.kong;
         let receiver = LogReceiver::new(directory.clone(), millis(config.intake.litellm_patience_ms));
         let kong = KongDoor::new(kong, receiver);
@@ -146,9 +150,9 @@ impl Daemon {
         let address = listener.local_addr()?;
         let patience = millis(config.telemetry.shutdown_ms);
         let health = Health { dependencies, stopping };
-        let envoy = open_envoy(&config, &directory, &clock, answering, patience / STEPS).await?;
+        let envoy = open_envoy(&config, &directory, &clock, &rate_limits, answering, patience / STEPS).await?;
         let kong_sync = outlets.kong.clone();
-        let rooms = Rooms { directory: directory.clone(), gate, recorder, kong, kong_sync };
+        let rooms = Rooms { directory: directory.clone(), gate, recorder, kong, rate_limits, kong_sync };
         let api = Api::new(rooms, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
         let (answering, stopped) = (answering.to_vec(), stop.clone());
@@ -166,6 +170,7 @@ impl Daemon {
             outlets,
             stream,
             sources,
+            settlement,
             replayer,
             jobs,
             doors,
@@ -201,6 +206,7 @@ impl Daemon {
             }
         };
         tokio::join!(self.doors.end(step, "the HTTP door"), envoy);
+        self.settlement.end(step, "the rate limits").await;
         fault::point("drain.doors");
         self.outlets.stop(step).await;
         fault::point("drain.outlets");
@@ -236,17 +242,40 @@ async fn open_envoy(
     config: &Config,
     directory: &Directory,
     clock: &Clock,
+    rate_limits: &Limiter,
     answering: &[Handle],
     drain: Duration,
 ) -> anyhow::Result<Option<Task>> {
     let Some(listen) = &config.envoy.listen else { return Ok(None) };
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
     tracing::info!(address = %listener.local_addr()?, "answering Envoy");
-    let service = envoy::Service::new(directory.clone(), clock.clone(), config.envoy.clone());
+    let service = envoy::Service::new(directory.clone(), clock.clone(), config.envoy.clone(), rate_limits.clone());
     let stop = CancellationToken::new();
     let (answering, stopped) = (answering.to_vec(), stop.clone());
     let handle = tokio::spawn(async move { envoy::serve(service, listener, &answering, stopped, drain).await });
     Ok(Some(Task { stop, handle }))
+}
+
+/// How often is too often, who keeps the buckets, and how nodes count together.
+fn open_rate_limits(config: &Config) -> anyhow::Result<(Limiter, Task, Dependency)> {
+    let limiter = Limiter::new(&config.rate_limits, config.redis.url.is_some());
+    let settlement = Settlement::open(&config.rate_limits, &config.redis, limiter.clone());
+    let settlement = settlement.map_err(anyhow::Error::msg)?;
+    let stop = CancellationToken::new();
+    let task = Task { stop: stop.clone(), handle: tokio::spawn(settlement.run(stop)) };
+    let state = relay(limiter.sharing(), |sharing| match sharing {
+        Sharing::Local => State::Off,
+        Sharing::Unknown => State::Unknown,
+        Sharing::Shared => State::Up,
+        Sharing::Fallback => State::Down,
+    });
+    let detail = relay(limiter.sharing(), |sharing| match sharing {
+        Sharing::Local => "each node counts for itself".to_owned(),
+        Sharing::Unknown | Sharing::Shared => "nodes count together in Redis".to_owned(),
+        Sharing::Fallback => "each node counts for itself until Redis answers".to_owned(),
+    });
+    let sharing = Dependency { name: "rate-limits".into(), required: false, state, detail: Some(detail) };
+    Ok((limiter, task, sharing))
 }
 
 /// The usage stream, if NATS is configured, and how it is.

@@ -12,6 +12,8 @@
 //! 4. [`store`]: SQL, one body for Postgres and SQLite.
 //! 5. [`domain`]: what is decided. Pure functions of their arguments; imports nothing of ours.
 //!
+//! [`rate_limit`] stands beside the doors: how often is too often, asked by [`http`] and [`envoy`].
+//!
 //! [`daemon`] is the only room that knows everybody. [`config`], [`clock`], [`json`], [`telemetry`] and [`threads`] are the
 //! walls; [`fault`] is where the tests may end us, and is not there in a release.
 //!
@@ -34,6 +36,7 @@ pub mod intake;
 pub mod jobs;
 pub mod json;
 pub mod outlet;
+pub mod rate_limit;
 pub mod store;
 pub mod telemetry;
 pub mod tenant;

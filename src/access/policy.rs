@@ -147,6 +147,7 @@ mod tests {
         ("findings", "acknowledge", &[Role::Admin]),
         ("findings", "explain", &[]),
         ("findings", "settle", &[]),
+        ("rateLimits", "read", &[Role::Admin, Role::Reporter, Role::Reader]),
         ("kongSync", "read", &[]),
         ("quarantine", "read", &[Role::Admin]),
         ("quarantine", "replay", &[]),

@@ -197,6 +197,12 @@ impl Handle {
         self.0.index.lifecycle(tenant)
     }
 
+    /// What `read` makes of the tenant's tier, without the rest of its row.
+    #[must_use]
+    pub fn tier<T>(&self, tenant: TenantId, read: impl FnOnce(&str) -> T) -> Option<T> {
+        self.0.index.tier(tenant, read)
+    }
+
     /// The API key with this public id; revoked ones too.
     #[must_use]
     pub fn api_key(&self, id: &str) -> Option<ApiKey> {

@@ -16,6 +16,7 @@
 //! - [`adjustment`]: entries that a person makes.
 //! - [`job`]: background work that survives its worker.
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
+//! - [`rate_limit`]: how often is too often: token buckets.
 //! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.
 //! - [`report`]: questions about the past, and their answers.
 //! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
@@ -37,6 +38,7 @@ mod posting_tests;
 #[cfg(test)]
 mod properties_tests;
 pub mod quota;
+pub mod rate_limit;
 pub mod reconcile;
 pub mod report;
 pub mod request;

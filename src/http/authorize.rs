@@ -14,6 +14,7 @@ use super::door::Passage;
 use super::gateway;
 use super::operation::{Operation, Scope};
 use super::problem::{Code, Problem};
+use super::rate_limits;
 use crate::access::{Caller, Credentials, FAILURES_WINDOW, Unauthenticated};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::TenantId;
@@ -50,7 +51,7 @@ pub(super) struct Asked {
 /// Decides whether the passage may go on, and about which tenant it is.
 ///
 /// # Errors
-/// 401, 403 or 404; a denial of a caller who is known is in the audit chain when this returns.
+/// 401, 403, 404 or 429; a denial of a caller who is known is in the audit chain when this returns.
 pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Problem> {
     if passage.operation.scope == Scope::Open {
         return Ok(Admitted { caller: None, tenant: None });
@@ -62,6 +63,7 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
         return Ok(Admitted { caller: Some(caller), tenant: None });
     }
     let mut caller = authenticate(api, passage).await?;
+    rate_limits::admit(api, passage, &caller)?;
     if let Some(user) = passage.said.user.as_ref().filter(|_| caller.service) {
         caller.actor = format!("{} for user:{user}", caller.actor);
         caller.user = Some(user.clone());
@@ -127,7 +129,7 @@ fn is_platform(caller: &Caller) -> bool {
 }
 
 /// Which tenant it is about. Another tenant's is answered as one that does not exist.
-fn subject(caller: &Caller, passage: &Passage) -> Result<Option<TenantId>, Problem> {
+pub(super) fn subject(caller: &Caller, passage: &Passage) -> Result<Option<TenantId>, Problem> {
     let unknown = || Problem::new(Code::TenantNotFound);
     let own = |named: TenantId| match caller.tenant {
         Some(tenant) if tenant != named => Err(unknown()),
@@ -308,6 +310,7 @@ mod tests {
             identity: Identity { request_id: "r".into(), trace: None },
             said,
             query,
+            told: rate_limits::Told::default(),
             request,
         }
     }

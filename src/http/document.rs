@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::Code;
 use super::{
-    api_keys, audit, decision, gateway, ingestion, jobs, kong_sync, probes, quarantine, quotas, reconciliation, reply,
+    api_keys, audit, decision, gateway, ingestion, jobs, kong_sync, probes, quarantine, quotas, rate_limits, reconciliation, reply,
     tenants, usage,
 };
 
@@ -53,6 +53,7 @@ type Handlers = (
     quarantine::Quarantine,
     kong_sync::KongSync,
     jobs::Jobs,
+    rate_limits::RateLimits,
     probes::Probes,
 );
 
@@ -70,6 +71,7 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         quarantine::Quarantine,
         kong_sync::KongSync,
         jobs::Jobs,
+        rate_limits::RateLimits,
         probes::Probes,
     );
     OpenApiService::new(handlers, "platform-api", env!("CARGO_PKG_VERSION")).description(
@@ -97,6 +99,7 @@ pub fn openapi_document() -> String {
         }
     });
     document["components"]["parameters"] = common_parameters();
+    document["components"]["headers"] = rate_limits::described();
     for operation in OPERATIONS {
         complete(&mut document["paths"][operation.path][operation.method.as_str().to_lowercase()], operation);
     }
@@ -210,6 +213,19 @@ fn complete(described: &mut Value, operation: &Operation) {
             *known = error_response(status, &codes);
         }
     }
+    if operation.class().is_some() {
+        tell_limits(&mut described["responses"]);
+    }
+}
+
+/// Good answers and refusals of a limited operation tell how the caller stands.
+fn tell_limits(responses: &mut Value) {
+    let told = responses.as_object_mut().into_iter().flatten();
+    for (_, response) in told.filter(|(status, _)| status.starts_with(['2', '3']) || *status == "429") {
+        for name in ["RateLimit-Policy", "RateLimit"] {
+            response["headers"][name] = json!({"$ref": format!("#/components/headers/{name}")});
+        }
+    }
 }
 
 fn error_response(status: u16, codes: &[Code]) -> Value {
@@ -234,7 +250,7 @@ fn error_response(status: u16, codes: &[Code]) -> Value {
     let text = json!({"schema": {"type": "string"}});
     match status {
         401 => response["headers"] = json!({"WWW-Authenticate": text}),
-        503 => response["headers"] = json!({"Retry-After": {"schema": {"type": "integer"}}}),
+        429 | 503 => response["headers"] = json!({"Retry-After": {"schema": {"type": "integer"}}}),
         _ => {}
     }
     response

@@ -14,6 +14,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::operation::{self, Missed, Operation};
 use super::problem::{Code, Problem};
+use super::rate_limits::Told;
 use super::request::{self, Identity, Said, Trace};
 
 /// Longest path and query.
@@ -29,6 +30,8 @@ pub(super) struct Passage {
     pub(super) identity: Identity,
     pub(super) said: Said,
     pub(super) query: Vec<(String, String)>,
+    /// What the answer is to tell of the caller's rate limit.
+    pub(super) told: Told,
 }
 
 /// Answers `request` with what `inner` makes of it, whatever `inner` does.
@@ -55,10 +58,11 @@ where
     if let Some(trace) = identity.trace {
         follow(&span, trace);
     }
+    let told = Told::default();
     let entered = match found {
         Ok((operation, segments)) => {
             let segments = segments.map(|segment| segment.map(str::to_owned));
-            enter(request, operation, segments, identity)
+            enter(request, operation, segments, identity, told.clone())
         }
         Err(missed) => Err(missed.into()),
     };
@@ -69,7 +73,8 @@ where
         }
     };
     let answered = answered.instrument(span.clone()).await;
-    let response = finished(answered, &request_id);
+    let mut response = finished(answered, &request_id);
+    told.write(response.headers_mut());
     span.record("status", response.status().as_u16());
     measure(name, response.status(), started.elapsed());
     response
@@ -81,6 +86,7 @@ fn enter(
     operation: &'static Operation,
     segments: [Option<String>; 2],
     identity: Identity,
+    told: Told,
 ) -> Result<Passage, Problem> {
     let length = request.uri().path_and_query().map_or(0, |whole| whole.as_str().len());
     if length > URI_BYTES_MAX {
@@ -94,7 +100,7 @@ fn enter(
         _ => Said::read(request.headers())?,
     };
     let query = parameters(&request, operation)?;
-    Ok(Passage { request, operation, segments, identity, said, query })
+    Ok(Passage { request, operation, segments, identity, said, query, told })
 }
 
 /// The query's parameters: each known to the operation and given once.

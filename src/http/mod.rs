@@ -5,11 +5,11 @@
 //! 1. [`server`]: the socket, its deadlines and the cap on connections; [`framing`]: where a request ends, read strictly
 //! 2. [`door`]: its id, its address in the table of [`operation`]s, our deadline, panics, and the one envelope of
 //!    [`problem`]s
-//! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
+//! 3. [`authorize`]: who calls, not too often ([`rate_limits`]), about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
 //! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`gateway`], [`usage`], [`quotas`], [`decision`],
-//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`jobs`],
-//!    [`probes`]; [`view`]s and [`reply`] are what they speak
+//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`probes`]; [`view`]s and
+//!    [`reply`] are what they speak
 //!
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
 //! [`reading`] has the parsers among all this without the door around them.
@@ -32,6 +32,7 @@ mod probes;
 mod problem;
 mod quarantine;
 mod quotas;
+mod rate_limits;
 pub mod reading;
 mod reconciliation;
 mod reply;
@@ -69,6 +70,7 @@ use crate::config::{self, millis};
 use crate::directory;
 use crate::domain::sync::SyncStatus;
 use crate::intake::record::Recorder;
+use crate::rate_limit::Limiter;
 use crate::threads;
 use authorize::{Admitted, Ask};
 use cursor::Sealer;
@@ -81,6 +83,7 @@ pub struct Api {
     gate: Gate,
     recorder: Recorder,
     kong: KongDoor,
+    rate_limits: Limiter,
     clock: Clock,
     limits: config::Http,
     health: Health,
@@ -99,6 +102,8 @@ pub struct Rooms {
     pub recorder: Recorder,
     /// Where Kong's access log goes.
     pub kong: KongDoor,
+    /// How often is too often.
+    pub rate_limits: Limiter,
     /// How the tenants stand in Kong, if somebody keeps them there.
     pub kong_sync: Option<watch::Receiver<SyncStatus>>,
 }
@@ -107,10 +112,10 @@ impl Api {
     /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
     pub fn new(rooms: Rooms, clock: Clock, limits: config::Http, health: Health, metrics: PrometheusHandle) -> Api {
-        let Rooms { directory, gate, recorder, kong, kong_sync } = rooms;
+        let Rooms { directory, gate, recorder, kong, rate_limits, kong_sync } = rooms;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
-        Api { directory, gate, recorder, kong, clock, limits, health, metrics, sealer, kong_sync, work }
+        Api { directory, gate, recorder, kong, rate_limits, clock, limits, health, metrics, sealer, kong_sync, work }
     }
 }
 

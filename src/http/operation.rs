@@ -6,6 +6,7 @@
 use poem::http::Method;
 
 use super::problem::Code;
+use crate::domain::rate_limit::Class;
 
 /// Whose tenant an operation is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +103,20 @@ fn matches<'a>(pattern: &str, path: &'a str) -> Option<Segments<'a>> {
 }
 
 impl Operation {
+    /// What its requests are limited as, by principal. `None` for what is open, and for senders that lose what is refused:
+    /// LiteLLM's callback and Kong's log.
+    #[must_use]
+    pub fn class(&self) -> Option<Class> {
+        match (self.scope, self.body, self.object) {
+            (Scope::Open, ..) | (_, BodyKind::LiteLlm | BodyKind::KongLog, _) => None,
+            (_, BodyKind::Events, _) => Some(Class::Ingest),
+            (.., "decision") => Some(Class::Lookup),
+            _ if self.method == Method::GET => Some(Class::Read),
+            (.., "tenants" | "apiKeys") => Some(Class::Admin),
+            _ => Some(Class::Write),
+        }
+    }
+
     /// Every code this operation may end with, ascending by status.
     #[must_use]
     pub fn all_codes(&self) -> Vec<Code> {
@@ -119,6 +134,7 @@ impl Operation {
                 Code::KeysUnavailable,
             ]);
         }
+        codes.extend(self.class().map(|_| Code::RateLimited));
         if self.scope == Scope::TenantInPath {
             codes.extend([Code::TenantMismatch, Code::TenantNotFound]);
         }
@@ -232,6 +248,8 @@ pub static OPERATIONS: &[Operation] = &[
     Operation { id: "cancelJob", method: Method::POST, path: "/v1/jobs/{jobId}/cancel", scope: TenantOfCredential, object: "jobs", action: "cancel", body: NoBody,
         query: &[], codes: &[JobNotFound, JobFinished, TenantNotFound, IdempotencyKeyReused, StoreUnavailable] },
 
+    Operation { id: "getRateLimits", method: Method::GET, path: "/v1/rate-limits", scope: TenantOfCredential, object: "rateLimits", action: "read", body: NoBody,
+        query: &["tenantId"], codes: &[TenantNotFound] },
     Operation { id: "getKongSync", method: Method::GET, path: "/v1/gateway/kong/sync", scope: Platform, object: "kongSync", action: "read", body: NoBody, query: &[], codes: &[] },
 ];
 
@@ -275,6 +293,29 @@ mod tests {
             let missed = find(&method, path).unwrap_err();
             assert_eq!(missed, Missed::Method { allow: allow.into() }, "{method} {path}");
         }
+    }
+
+    #[test]
+    fn each_operation_is_limited_as_what_it_does() {
+        let class = |id: &str| OPERATIONS.iter().find(|operation| operation.id == id).unwrap().class();
+        for (id, expected) in [
+            ("getHealth", None),
+            ("recordLiteLlmUsage", None),
+            ("recordKongLogs", None),
+            ("recordUsageEvents", Some(Class::Ingest)),
+            ("decide", Some(Class::Lookup)),
+            ("getQuotas", Some(Class::Read)),
+            ("listTenants", Some(Class::Read)),
+            ("getKongSync", Some(Class::Read)),
+            ("replaceQuotas", Some(Class::Write)),
+            ("replayQuarantined", Some(Class::Write)),
+            ("createTenant", Some(Class::Admin)),
+            ("revokeApiKey", Some(Class::Admin)),
+        ] {
+            assert_eq!(class(id), expected, "{id}");
+        }
+        let limited = OPERATIONS.iter().filter(|operation| operation.all_codes().contains(&Code::RateLimited));
+        assert!(limited.clone().all(|operation| operation.class().is_some()) && limited.count() > 20);
     }
 
     #[test]

@@ -82,6 +82,7 @@ codes! {
     NothingAccepted "NO_EVENT_ACCEPTED" 422 "No event of the batch could be counted; details.rejected says why.";
     StillRefused "STILL_REFUSED" 422 "The quarantined event can still not be counted.";
     TooManyFailures "TOO_MANY_FAILURES" 429 "The credentials are not valid, and too many were tried; try again after Retry-After.";
+    RateLimited "RATE_LIMITED" 429 "These credentials have asked too often; try again after Retry-After.";
     HeadersTooLarge "HEADERS_TOO_LARGE" 431 "The request's line and headers together are longer than 32 KiB.";
     Internal "INTERNAL_ERROR" 500 "Something went wrong on our side; the request id finds it in our logs.";
     TenantStarting "TENANT_STARTING" 503 "The tenant is starting; try again after Retry-After.";

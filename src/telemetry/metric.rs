@@ -140,6 +140,27 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Unit::Count,
         "Fetches of an issuer's signing keys, by issuer and outcome.",
     ),
+    // How often is too often.
+    ("platform_api_rate_limited_total", Counter, Unit::Count, "Requests over a rate limit, by class."),
+    ("platform_api_rate_limit_buckets", Gauge, Unit::Count, "Buckets that are not full and are kept."),
+    (
+        "platform_api_rate_limit_overflows_total",
+        Counter,
+        Unit::Count,
+        "Requests judged together with others of their tenant, because there was no place for a bucket.",
+    ),
+    (
+        "platform_api_rate_limit_settlements_total",
+        Counter,
+        Unit::Count,
+        "Rounds in which this node told Redis what it has admitted, by result: ok, failed.",
+    ),
+    (
+        "platform_api_rate_limit_fallback",
+        Gauge,
+        Unit::Count,
+        "1 while each node limits rates for itself because Redis does not answer.",
+    ),
     // The gRPC door.
     (
         "platform_api_envoy_requests_total",

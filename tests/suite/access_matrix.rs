@@ -91,6 +91,7 @@ const ROWS: &[Row] = &[
     row("listJobs", About::OwnTenant, ADMIN, nothing),
     row("getJob", About::OwnTenant, ADMIN, nothing),
     row("cancelJob", About::OwnTenant, ADMIN, nothing),
+    row("getRateLimits", About::OwnTenant, ALL, nothing),
     row("getKongSync", About::Platform, NOBODY, nothing),
 ];
 

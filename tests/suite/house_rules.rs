@@ -49,6 +49,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "directory::handle",
             "directory::jobs",
             "directory::task",
+            "rate_limit",
             "tenant::handle",
             "tenant::message",
             // The rows of the chain as the tenant's protocol hands them out.
@@ -62,7 +63,6 @@ const ROOMS: &[(&str, &[&str])] = &[
             "threads",
         ],
     ),
-    ("envoy", &["directory::handle", "tenant::handle", "domain", "config", "clock", "telemetry"]),
     (
         "jobs",
         &[
@@ -77,6 +77,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "fault",
         ],
     ),
+    ("envoy", &["directory::handle", "rate_limit", "tenant::handle", "domain", "config", "clock", "telemetry"]),
+    ("rate_limit", &["domain", "config", "clock"]),
     ("telemetry", &["config", "domain", "clock"]),
     ("threads", &[]),
 ];
@@ -85,7 +87,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 const CRATES: &[(&str, &[&str])] = &[
     ("sqlx", &["store"]),
     ("async_nats", &["intake", "outlet"]),
-    ("redis", &["outlet", "intake"]),
+    ("redis", &["outlet", "intake", "rate_limit"]),
     ("poem", &["http"]),
     ("poem_openapi", &["http"]),
     ("tonic", &["envoy"]),

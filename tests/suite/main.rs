@@ -25,6 +25,7 @@ mod operations;
 mod planted;
 mod power_cut;
 mod quotas;
+mod rate_limits;
 mod reconciliation;
 mod redis_mirror;
 mod takeover;
