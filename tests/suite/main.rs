@@ -25,6 +25,8 @@ mod planted;
 mod power_cut;
 mod quotas;
 mod reconciliation;
+mod recorded_run;
 mod redis_mirror;
 mod takeover;
 mod tenants;
+mod two_books;

@@ -38,6 +38,8 @@ pub struct LogRecord {
     pub consumer: Option<Consumer>,
     /// `X-Tenant-Id` of the request. Whoever called wrote it.
     pub claimed: Option<String>,
+    /// Name of the service it went to, or its id.
+    pub service: Option<String>,
     /// As it stands in the books of the tenant whose request it is.
     pub request: GatewayRequest,
 }
@@ -95,6 +97,8 @@ struct Record<'a> {
     latencies: Option<&'a RawValue>,
     #[serde(borrow)]
     route: Option<&'a RawValue>,
+    #[serde(borrow)]
+    service: Option<&'a RawValue>,
     #[serde(borrow)]
     consumer: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -165,6 +169,7 @@ impl Record<'_> {
             _ => ServedBy::Gateway,
         };
         let route: NamedPart<'_> = part(self.route);
+        let service: NamedPart<'_> = part(self.service);
         Ok(LogRecord {
             request: GatewayRequest {
                 request_id: request_id.into_owned(),
@@ -181,6 +186,7 @@ impl Record<'_> {
                 counted: self.ai.and_then(counted),
             },
             claimed: said.tenant.map(|tenant| short(&tenant)),
+            service: said_text(service.name).or(said_text(service.id)).map(|name| short(&name)),
             consumer,
         })
     }

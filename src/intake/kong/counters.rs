@@ -5,8 +5,8 @@
 //! that a limiter counts by, the longest-lived is the meter: a minute's counter dies when its window closes, and what is
 //! read of it last is a lower bound.
 //!
-//! A counter that falls, one whose time to live rises, and a Redis with another `run_id` have each begun anew. What was
-//! counted and lost then nobody will know, so the time since the last good look is marked.
+//! A counter that falls, one whose time to live rises, one that is gone before its time, and a Redis with another `run_id`
+//! have each begun anew. What was counted and lost then nobody will know, so the time since the last good look is marked.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,13 +21,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::health::{Health, Standing};
-use super::limiter_key::{Counts, LimiterKey, Period};
-use super::readings::{CONSUMER, CUSTOM_ID, LastTold, Owed, Readings, owner_of};
+use super::limiter_key::{Counts, LimiterKey, NOBODY, Period};
+use super::readings::{CONSUMER, CUSTOM_ID, Cadence, LastTold, Owed, Readings, owner_of};
 use crate::clock::Clock;
 use crate::config::{self, LimitBy};
 use crate::domain::ids::TenantId;
 use crate::domain::reconcile::reading::{
-    Interruption, InterruptionReason, MeterReading, READING_TEXT_BYTES_MAX, Source,
+    EVERY_ROUTE, Interruption, InterruptionReason, MeterReading, READING_TEXT_BYTES_MAX, Source,
 };
 use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_SECOND, Timestamp};
 use crate::intake::text;
@@ -92,7 +92,12 @@ impl<R: Readings> Counters<R> {
     ///
     /// # Errors
     /// When the URL cannot be used.
-    pub fn open(kong: &config::Kong, clock: Clock, readings: R) -> Result<Option<Counters<R>>, String> {
+    pub fn open(
+        kong: &config::Kong,
+        reconcile: &config::Reconcile,
+        clock: Clock,
+        readings: R,
+    ) -> Result<Option<Counters<R>>, String> {
         let Some(url) = &kong.redis_url else { return Ok(None) };
         let unusable = |_| "gateway.kong.redis_url: must be a redis:// or rediss:// URL".to_owned();
         // Fails when a provider is installed already, which is as good.
@@ -109,7 +114,7 @@ impl<R: Readings> Counters<R> {
             limit_by: kong.limit_by,
             every: config::millis(kong.poll_ms),
             names_max: kong.poll_keys_max,
-            watch: Watch::new(clock.now()),
+            watch: Watch::new(clock.now(), Cadence::new(reconcile, kong.poll_ms)),
             clock,
             cursor: 0,
             consumers: HashMap::default(),
@@ -130,9 +135,16 @@ impl<R: Readings> Counters<R> {
         turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
         while stopping.run_until_cancelled(turns.tick()).await.is_some() {
             if stopping.run_until_cancelled(self.look()).await.is_none() {
-                return;
+                break;
             }
         }
+        self.hand_over().await;
+    }
+
+    /// Tells what has been seen and not been told yet.
+    pub async fn hand_over(&mut self) {
+        self.watch.hand_over(&mut self.owed);
+        self.owed.settle().await;
     }
 
     /// One poll; tells the tenants when a pass is complete.
@@ -150,7 +162,8 @@ impl<R: Readings> Counters<R> {
                 if !was_down {
                     tracing::warn!(reason, "kong's redis does not answer");
                 }
-                (self.cursor, self.watch.missed) = (0, true);
+                self.cursor = 0;
+                self.watch.miss(self.clock.now(), &mut self.owed);
                 self.health.send_replace(Health::of(Standing::Down, "attempts", &[], &[format!("redis: {reason}")]));
             }
         }
@@ -273,7 +286,9 @@ struct Watch {
     completed_at: Option<Timestamp>,
     /// When the pass that runs began.
     began_at: Timestamp,
-    missed: bool,
+    /// The last poll that failed, since the last complete pass.
+    missed_at: Option<Timestamp>,
+    cadence: Cadence,
     counters: HashMap<String, Counter, ahash::RandomState>,
     meters: HashMap<String, Meter, ahash::RandomState>,
     /// Names of this pass that are no tenant's, and such that live longer than Kong lets them.
@@ -306,14 +321,15 @@ struct Meter {
 }
 
 impl Watch {
-    fn new(since: Timestamp) -> Watch {
+    fn new(since: Timestamp, cadence: Cadence) -> Watch {
         Watch {
             run_id: String::new(),
             since,
             passes: 0,
             completed_at: None,
             began_at: since,
-            missed: false,
+            missed_at: None,
+            cadence,
             counters: HashMap::default(),
             meters: HashMap::default(),
             strange: 0,
@@ -328,10 +344,19 @@ impl Watch {
         if self.run_id != run_id {
             if !self.run_id.is_empty() {
                 self.interrupt(now, InterruptionReason::LimiterReset, owed);
-                self.counters.clear();
-                self.missed = false;
+                // What of its counters is left is seen by the pass that begins: it may have kept them.
+                self.missed_at = None;
             }
             run_id.clone_into(&mut self.run_id);
+        }
+    }
+
+    /// A poll that failed. No window is judged in the belief that nothing was counted in it: each is marked before it ends.
+    fn miss<R: Readings>(&mut self, at: Timestamp, owed: &mut Owed<R>) {
+        let before = self.missed_at.replace(at).or(self.completed_at);
+        let cadence = self.cadence;
+        if cadence.is_last(at) || before.is_none_or(|before| cadence.window(before) != cadence.window(at)) {
+            self.interrupt(at, InterruptionReason::Gap, owed);
         }
     }
 
@@ -365,10 +390,15 @@ impl Watch {
         self.immortal += usize::from(is_immortal);
         let expires = at.0.saturating_add(ttl_ms.clamp(0, 2 * kept_micros / 1_000).saturating_mul(1_000));
         let (passes, began_at) = (self.passes, self.began_at);
-        let meter_name = format!("{}/{}/{}", key.route, key.service, text::shortened(key.identifier, 128));
+        let meter_name = match (key.route, key.service) {
+            (NOBODY, NOBODY) => format!("{EVERY_ROUTE}/{}", text::shortened(key.identifier, 128)),
+            (route, service) => format!("{route}/{service}/{}", text::shortened(key.identifier, 128)),
+        };
         if let Some(known) = self.counters.get_mut(name) {
             let rose = !is_immortal && expires > known.expires.saturating_add(TTL_ROSE_MICROS);
-            if value < known.value || rose {
+            // Where there is a longer period, a minute that begins anew loses nothing.
+            let counts = self.meters.get(&known.meter).is_none_or(|meter| meter.period == known.period);
+            if counts && (value < known.value || rose) {
                 let (from, reason) = (known.seen_at, InterruptionReason::LimiterReset);
                 owed.interruption(tenant, Interruption { source: Source::Limiter, from, until: at, reason });
             }
@@ -409,17 +439,20 @@ impl Watch {
 
     /// A pass is complete: what moved is told.
     ///
-    /// Kong counts each period with a command of its own, so a minute may be seen before its day: a meter is told from the
-    /// second pass on, when its longest period is known.
+    /// Kong counts each period with a command of its own, so a minute may be seen before its day: a meter without a longer
+    /// period is told from the second pass on.
     fn complete<R: Readings>(&mut self, now: Timestamp, owed: &mut Owed<R>) {
-        if std::mem::take(&mut self.missed) {
+        if self.missed_at.take().is_some() {
             self.interrupt(now, InterruptionReason::Gap, owed);
         }
         let mut moved: Vec<&Counter> = (self.counters.values())
             .filter(|counter| counter.seen_in == self.passes)
             .filter(|counter| {
                 let meter = self.meters.get(&counter.meter);
-                meter.is_some_and(|meter| meter.period == counter.period && meter.since_pass < self.passes)
+                meter.is_some_and(|meter| {
+                    let is_known = meter.since_pass < self.passes || !meter.period.is_lower_bound();
+                    meter.period == counter.period && is_known
+                })
             })
             .collect();
         moved.sort_unstable_by(|one, other| (&one.meter, one.end).cmp(&(&other.meter, other.end)));
@@ -443,14 +476,45 @@ impl Watch {
                 continue;
             }
             let tenant = meter.tenant;
-            meter.told.tell(reading, self.completed_at, |reading| owed.reading(tenant, reading));
+            let (looked_at, cadence) = (self.completed_at, self.cadence);
+            meter.told.tell(reading, now, looked_at, &cadence, |reading| owed.reading(tenant, reading));
         }
+        self.lose(now, owed);
         let passes = self.passes;
         self.counters.retain(|_, counter| counter.seen_in == passes || counter.end > now);
         let forgotten = Timestamp(now.0.saturating_sub(FORGOTTEN_MICROS));
         self.meters.retain(|_, meter| meter.seen_at > forgotten);
         self.completed_at = Some(now);
         self.passes += 1;
+    }
+
+    /// A counter that a complete pass did not find although it had time to live: the store was emptied, or has dropped it.
+    /// It stands at zero, so that what it counts from now on is known to be new.
+    fn lose<R: Readings>(&mut self, now: Timestamp, owed: &mut Owed<R>) {
+        let (passes, cadence, looked_at) = (self.passes, self.cadence, self.completed_at);
+        let is_lost = |counter: &Counter| {
+            counter.seen_in != passes && counter.expires > now.0.saturating_add(TTL_ROSE_MICROS) && counter.end > now
+        };
+        let lost: Vec<Counter> = self.counters.extract_if(|_, counter| is_lost(counter)).map(|(_, one)| one).collect();
+        for counter in lost {
+            let known = self.meters.get_mut(&counter.meter);
+            let Some(meter) = known.filter(|meter| meter.period == counter.period) else { continue };
+            let tenant = meter.tenant;
+            let (source, from, reason) = (Source::Limiter, counter.seen_at, InterruptionReason::LimiterReset);
+            owed.interruption(tenant, Interruption { source, from, until: now, reason });
+            if let Some(last) = meter.told.newest().filter(|last| last.epoch == counter.epoch).cloned() {
+                let nothing = MeterReading { value: 0, at: now.min(Timestamp(counter.end.0 - 1)), ..last };
+                meter.told.tell(nothing, now, looked_at, &cadence, |reading| owed.reading(tenant, reading));
+            }
+        }
+    }
+
+    /// Tells what is still held, because nobody will look again.
+    fn hand_over<R: Readings>(&mut self, owed: &mut Owed<R>) {
+        for meter in self.meters.values_mut() {
+            let tenant = meter.tenant;
+            meter.told.hand_over(|reading| owed.reading(tenant, reading));
+        }
     }
 
     /// Settings without which the counters do not say what is needed; of the pass that is complete.
@@ -479,7 +543,7 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::super::readings::USERNAME;
-    use super::super::readings::tests::Listeners;
+    use super::super::readings::tests::{Listeners, cadence};
     use super::*;
     use secrecy::SecretString;
 
@@ -505,7 +569,7 @@ mod tests {
     /// Passes five seconds apart.
     async fn passed(passes: &[Pass<'_>]) -> Listeners {
         let listeners = listeners();
-        let (mut watch, mut owed) = (Watch::new(second(BEGIN)), Owed::new(listeners.clone()));
+        let (mut watch, mut owed) = (Watch::new(second(BEGIN), cadence()), Owed::new(listeners.clone()));
         for (at, (run, counters)) in (0..).zip(passes) {
             let now = second(BEGIN + at * 5);
             watch.begin(run, now, &mut owed);
@@ -514,6 +578,7 @@ mod tests {
             }
             watch.complete(now, &mut owed);
         }
+        watch.hand_over(&mut owed);
         owed.settle().await;
         listeners
     }
@@ -530,7 +595,7 @@ mod tests {
         let both: &[_] = &[(DAY, 5, 80_000), (MINUTE, 5, 40)];
         let later: &[_] = &[(DAY, 7, 79_990), (MINUTE, 7, 30)];
         let day = passed(&[("a", both), ("a", both), ("a", later)]).await;
-        assert_eq!(told(&day), [(5, 5, false, false), (10, 7, false, false)]);
+        assert_eq!(told(&day), [(0, 5, false, false), (10, 7, false, false)]);
         assert_eq!(day.heard_by(ACME).readings[0].epoch, "1795219200000");
         // The minute was seen first.
         let minute = passed(&[("a", &[]), ("a", &both[1..]), ("a", both), ("a", later)]).await;
@@ -554,7 +619,12 @@ mod tests {
         assert_eq!(reset(&passed(&[("a", steady), ("a", grown)]).await), []);
         assert_eq!(reset(&passed(&[("a", grown), ("a", &[(DAY, 5, 79_990)])]).await), [(0, 5)]);
         assert_eq!(reset(&passed(&[("a", steady), ("a", &[(DAY, 9, 86_399)])]).await), [(0, 5)]);
-        assert_eq!(reset(&passed(&[("a", steady), ("a", &[]), ("a", &[(DAY, 1, 86_399)])]).await), [(0, 10)]);
+        // It is gone before its time: that is when it was lost, whenever it comes back.
+        let gone = passed(&[("a", steady), ("a", &[]), ("a", &[(DAY, 1, 86_399)])]).await;
+        assert_eq!(reset(&gone), [(0, 5)]);
+        assert_eq!(told(&gone).iter().map(|one| one.1).collect::<Vec<_>>(), [5, 0, 1]);
+        // One that dies in its time is none that was lost.
+        assert_eq!(reset(&passed(&[("a", &[(MINUTE, 5, 4)]), ("a", &[]), ("a", &[])]).await), []);
         assert_eq!(reset(&passed(&[("a", steady), ("b", grown)]).await), [(0, 5)]);
     }
 
@@ -562,7 +632,7 @@ mod tests {
     #[tokio::test]
     async fn the_captured_run_is_told_with_its_reset() {
         let listeners = listeners();
-        let (mut watch, mut owed) = (Watch::new(second(1_795_220_880)), Owed::new(listeners.clone()));
+        let (mut watch, mut owed) = (Watch::new(second(1_795_220_880), cadence()), Owed::new(listeners.clone()));
         let mut last: HashMap<String, (i64, i64)> = HashMap::new();
         let mut polls: Vec<(f64, Vec<Vec<&str>>)> = Vec::new();
         for line in RECON.lines().filter(|line| !line.starts_with('#')) {
@@ -576,7 +646,7 @@ mod tests {
         for (at, rows) in polls {
             let now = Timestamp((at * 1e6) as i64);
             if rows.iter().any(|row| row.join(" ").contains("ERROR")) {
-                watch.missed = true;
+                watch.miss(now, &mut owed);
                 continue;
             }
             let run = if at < 1_795_221_012.0 { "first" } else { "second" };
@@ -591,6 +661,7 @@ mod tests {
             }
             watch.complete(now, &mut owed);
         }
+        watch.hand_over(&mut owed);
         owed.settle().await;
         let told = listeners.heard_by(ACME);
         assert!(told.interruptions.iter().any(|one| one.reason == InterruptionReason::LimiterReset));
@@ -663,7 +734,8 @@ mod tests {
         let listeners = listeners();
         let kong = config::Kong { redis_url: Some(SecretString::from(redis.url())), ..config::Kong::default() };
         let clock = Clock::system();
-        let mut counters = Counters::open(&kong, clock.clone(), listeners.clone()).unwrap().unwrap();
+        let mut counters =
+            Counters::open(&kong, &config::Reconcile::default(), clock.clone(), listeners.clone()).unwrap().unwrap();
         let today = clock.now().0.div_euclid(MICROS_PER_DAY) * MICROS_PER_DAY / 1_000;
         let name = format!("ratelimit:r:s:{ACME}:{today}:day");
         counters.look().await;
@@ -688,7 +760,8 @@ mod tests {
         counters.look().await;
         redis.say(&["SET", &name, "2", "EX", "86400"]).await;
         counters.look().await;
-        assert_eq!((values(&listeners), resets(&listeners)), (vec![5, 2], 1));
+        counters.hand_over().await;
+        assert_eq!((values(&listeners), resets(&listeners)), (vec![5, 5, 0, 2], 1));
 
         redis.child.take().unwrap().kill().await.unwrap();
         counters.look().await;
@@ -700,7 +773,8 @@ mod tests {
             counters.look().await;
         }
         counters.look().await;
-        assert_eq!((values(&listeners), resets(&listeners)), (vec![5, 2, 7], 2));
+        counters.hand_over().await;
+        assert_eq!((values(&listeners), resets(&listeners)), (vec![5, 5, 0, 2, 7], 2));
     }
 
     /// What is sent, as Redis itself lists it: reading, and nothing else.
@@ -711,7 +785,8 @@ mod tests {
         redis.say(&["SET", &name, "5", "EX", "80000"]).await;
         redis.say(&["CONFIG", "RESETSTAT"]).await;
         let kong = config::Kong { redis_url: Some(SecretString::from(redis.url())), ..config::Kong::default() };
-        let mut counters = Counters::open(&kong, Clock::system(), listeners()).unwrap().unwrap();
+        let mut counters =
+            Counters::open(&kong, &config::Reconcile::default(), Clock::system(), listeners()).unwrap().unwrap();
         for _ in 0..2 {
             counters.look().await;
         }
