@@ -27,6 +27,7 @@ use crate::http::{self, Api, Dependency, Health, KongDoor, Rooms, State};
 use crate::intake::kong::counters::Counters;
 use crate::intake::kong::health::{Health as SourceHealth, Standing};
 use crate::intake::kong::log_receiver::LogReceiver;
+use crate::intake::kong::presence::Presence;
 use crate::intake::kong::scraper::Scraper;
 use crate::intake::record::Recorder;
 use crate::intake::replayer::Replayer;
@@ -297,6 +298,8 @@ fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow
     if kong.log_token.is_some() {
         let detail = format!("proof: requests, as http-log posts them with {}", kong.log_token_header);
         source("kong-log", watch::channel(SourceHealth { standing: Standing::Up, detail }).1);
+        let stop = CancellationToken::new();
+        start(stop.clone(), tokio::spawn(Presence::new(clock.clone(), directory.clone()).run(stop)));
     } else {
         source("kong-log", off("proof: requests, with a reporter's key; missing: gateway.kong.log_token"));
     }

@@ -34,7 +34,7 @@ const REDIS_BACK: i64 = 1_795_221_020;
 /// What happens at an instant.
 enum Act {
     Log(Vec<Value>),
-    Call(usize, UsageEvent),
+    Call(usize, Box<UsageEvent>),
     Scrape(Option<String>),
     Poll(Vec<Key>),
     PollInVain,
@@ -132,7 +132,7 @@ fn recorded() -> Vec<(Timestamp, Act)> {
     for row in fixture("upstream-ledger.jsonl").lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
         // As it comes after the call has ended.
         let at = instant(&row["received_at"].to_string()).plus_micros(MICROS_PER_SECOND);
-        acts.push((at, Act::Call(number_of(row["tenant"].as_str().unwrap()), call(&row))));
+        acts.push((at, Act::Call(number_of(row["tenant"].as_str().unwrap()), Box::new(call(&row)))));
     }
     for line in fixture("metrics-scrapes.jsonl").lines() {
         let scrape: Value = serde_json::from_str(line).unwrap();
@@ -193,7 +193,7 @@ async fn replayed(engine: Engine, terms: Terms) -> (Stage, Vec<TenantId>) {
                 let received = stage.log(&records[..1]).await;
                 again += received.accepted;
             }
-            Act::Call(number, event) => stage.count(tenants[number], vec![event]).await,
+            Act::Call(number, event) => stage.count(tenants[number], vec![*event]).await,
             Act::Scrape(body) => stage.scrape(body, Some(at)).await,
             Act::Poll(keys) => stage.poll(&keys).await,
             Act::PollInVain => stage.poll_in_vain().await,
@@ -316,7 +316,8 @@ async fn the_recorded_log_is_matched_by_the_real_binary() {
             eventually("the run to be compared", || async {
                 let overview = tenant.api.patiently(Method::GET, &path, None).await.ok();
                 let settled: Option<Timestamp> = overview["settledUntil"].as_str().map(|at| at.parse().unwrap());
-                settled.filter(|at| *at >= until)
+                let drifts = tenant.api.pages(&format!("{path}/windows?verdict=drift"), 50).await;
+                settled.filter(|at| *at >= until && drifts.is_empty())
             })
             .await;
             for window in tenant.api.pages(&format!("{path}/windows"), 50).await {
@@ -325,8 +326,9 @@ async fn the_recorded_log_is_matched_by_the_real_binary() {
                 matched[1] += window["ledger"].as_i64().unwrap();
             }
             let found = tenant.api.pages(&format!("{path}/findings"), 50).await;
-            let told: Vec<_> =
-                found.iter().map(|one| (one["cause"].as_str().unwrap(), one["count"].as_u64())).collect();
+            // So many records of one tenant are kept in parts, between which a pass may have looked.
+            let open = found.iter().filter(|one| one["status"] == "open");
+            let told: Vec<_> = open.map(|one| (one["cause"].as_str().unwrap(), one["count"].as_u64())).collect();
             let let_through = rows(&log).filter(|row| row[7] == CONSUMERS[number].1 && row[16].is_empty());
             let let_through = let_through.filter(|row| row[10] == "upstream" || row[9].starts_with('2')).count() as u64;
             let expected: Vec<_> = [("failOpen", Some(let_through))].into_iter().filter(|_| let_through > 0).collect();

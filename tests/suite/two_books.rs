@@ -147,18 +147,43 @@ async fn a_gateway_that_is_started_again_is_unproven_and_accuses_nobody() {
     .await;
 }
 
+/// Kong drops what it could not post for a while: what has no record for that came no other way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_away_proves_nothing_of_that_time_and_accuses_nobody() {
+    on_both(|engine| async move {
+        let habits = [("busy", Habit::Plain), ("unlimited", Habit::Unlimited), ("losing", Habit::Losing)];
+        let faults = [(150, Fault::NodeAway), (330, Fault::NodeBack)];
+        let mut lab = Lab::open(engine, 11, &habits, &faults).await;
+        lab.run(9 * MINUTES).await;
+        for name in ["busy", "unlimited"] {
+            lab.stage.is_clean(lab.member(name)).await;
+            assert_eq!(lab.causes(name).await, [], "{name}");
+            let verdicts = lab.stage.verdicts(lab.member(name), Proof::Requests).await;
+            let count = |verdict| verdicts.iter().filter(|one| **one == verdict).count();
+            assert!(count(Verdict::Unproven) >= 3 && count(Verdict::Matched) >= 3, "{name}: {verdicts:?}");
+        }
+        assert_eq!(lab.causes("losing").await, [Cause::LostInLedger]);
+        lab.stage.close().await;
+    })
+    .await;
+}
+
 /// What is held back until a window ends is no proof that is lost: within a window the meters run on, and at its end they
 /// were told. A tenant whose meters move with every look costs a commit a window and source, not one a look.
 #[tokio::test(flavor = "multi_thread")]
 async fn receivers_that_die_lose_no_proof_and_a_look_costs_no_commit() {
-    let habits = [("busy", Habit::Plain), ("meters", Habit::Unlimited)];
+    let quiet = Habit::Pausing { from: 100, until: 280 };
+    let habits = [("busy", Habit::Plain), ("meters", Habit::Unlimited), ("quiet", quiet)];
     // In the middle of a window, shortly before it ends, and at once after it.
     let faults = [(150, Fault::KillReceivers), (226, Fault::KillReceivers), (295, Fault::KillReceivers)];
     let mut lab = Lab::open(Engine::Sqlite, 9, &habits, &faults).await;
     lab.run(8 * MINUTES).await;
-    for (name, proof) in [("busy", Proof::Cumulative), ("busy", Proof::Attempts), ("meters", Proof::Cumulative)] {
+    let (counts, attempts) = (Proof::Cumulative, Proof::Attempts);
+    for (name, proof) in
+        [("busy", counts), ("busy", attempts), ("meters", counts), ("quiet", counts), ("quiet", attempts)]
+    {
         let judged = lab.stage.judged(lab.member(name), proof).await;
-        assert!(judged.len() >= 7 && judged.iter().all(|one| one.verdict == Verdict::Matched), "{name}: {judged:?}");
+        assert!(judged.len() >= 4 && judged.iter().all(|one| one.verdict == Verdict::Matched), "{name}: {judged:?}");
     }
     lab.stage.close().await;
 
@@ -235,20 +260,4 @@ async fn the_same_seed_tells_the_same_story() {
         lab.stage.close().await;
     }
     assert_eq!(stories[0], stories[1]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn zz_measure() {
-    for width in [60_000_000, 1_000] {
-        for (name, habit) in [("refused", Habit::Refused), ("plain", Habit::Plain)] {
-            let mut lab = Lab::open(Engine::Sqlite, 10, &[(name, habit)], &[]).await.without_log();
-            lab.stage.terms.window_micros = width;
-            lab.stage.forget();
-            let home = lab.stage.home(lab.member(name)).await;
-            let before = home.pulse().books().version;
-            lab.run(20 * MINUTES).await;
-            eprintln!("MEASURE {width} {name}: {} commits in 20 minutes", home.pulse().books().version - before);
-            lab.stage.close().await;
-        }
-    }
 }

@@ -7,7 +7,7 @@
 //! - [`scraper`]: its own counts, from each node's `/metrics`; [`exposition`] reads them. Proof by sums.
 //! - [`counters`]: its rate limiter's counters in Redis; [`limiter_key`] reads their names. Proof that nothing went past it.
 //!
-//! The last two are tasks of their own, which hand what they read to the tenants through [`readings`]; nobody waits for them.
+//! [`presence`] knows when nobody was there to take the log. The last two are tasks of their own, which hand what they read to the tenants through [`readings`]; nobody waits for them.
 //! The readers are pure. Nothing of a request but what [`access_log`] names is ever kept.
 
 pub mod access_log;
@@ -16,5 +16,6 @@ pub mod exposition;
 pub mod health;
 pub mod limiter_key;
 pub mod log_receiver;
+pub mod presence;
 pub mod readings;
 pub mod scraper;

@@ -44,6 +44,9 @@ const HELD_MAX: usize = 16;
 /// Readings, and interruptions, that are owed to one tenant.
 const OWED_MAX: usize = 1_000;
 
+/// Tenants, each with the usernames of its consumers.
+pub type WithConsumers = Vec<(TenantId, Vec<String>)>;
+
 /// Whose a gateway's ids are, and who takes its readings.
 pub trait Readings: Clone + Send + Sync + 'static {
     /// The tenant with this id, if there is one.
@@ -55,8 +58,8 @@ pub trait Readings: Clone + Send + Sync + 'static {
     /// Usernames of consumers that belong to tenants.
     fn usernames(&self) -> Vec<(String, TenantId)>;
 
-    /// Tenants that are open, each with the usernames of its consumers: those whose books may be compared before long.
-    fn awake(&self) -> Vec<(TenantId, Vec<String>)>;
+    /// Tenants that are open: those whose books may be compared before long.
+    fn awake(&self) -> WithConsumers;
 
     /// Takes readings; false when they are to be brought again.
     fn take(
@@ -92,7 +95,7 @@ impl Readings for Directory {
         }
     }
 
-    fn awake(&self) -> Vec<(TenantId, Vec<String>)> {
+    fn awake(&self) -> WithConsumers {
         let names = |tenant: TenantId| {
             let ids = Directory::tenant(self, tenant).map(|tenant| tenant.external_ids).unwrap_or_default();
             ids.into_iter().filter(|id| id.source == SOURCE && id.kind == USERNAME).map(|id| id.id).collect()
@@ -302,7 +305,7 @@ pub(super) mod tests {
         pub(in crate::intake::kong) names: Vec<(&'static str, &'static str, TenantId)>,
         pub(in crate::intake::kong) heard: Arc<Mutex<HashMap<TenantId, Told, ahash::RandomState>>>,
         pub(in crate::intake::kong) deaf: Arc<Mutex<Vec<TenantId>>>,
-        pub(in crate::intake::kong) awake: Arc<Mutex<Vec<(TenantId, Vec<String>)>>>,
+        pub(in crate::intake::kong) awake: Arc<Mutex<WithConsumers>>,
     }
 
     impl Listeners {
@@ -326,7 +329,7 @@ pub(super) mod tests {
             ours.map(|(_, name, tenant)| ((*name).to_owned(), *tenant)).collect()
         }
 
-        fn awake(&self) -> Vec<(TenantId, Vec<String>)> {
+        fn awake(&self) -> WithConsumers {
             self.awake.lock().unwrap().clone()
         }
 

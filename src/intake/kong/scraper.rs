@@ -10,7 +10,7 @@
 //! before the first is: what stands in its ledger then came another way. And every tenant that is awake is told that a node
 //! was started again, because records of its access log may be lost with it, whoever's they were.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -36,6 +36,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// For so long after a node's start a tenant that wakes is told of it; what it then still learns about was long settled.
 const RESTART_TOLD_MICROS: i64 = MICROS_PER_HOUR;
+/// Starts of one node that are remembered for that.
+const RESTARTS_MAX: usize = 16;
 /// The `Date` header has whole seconds.
 const DATE_MICROS: i64 = MICROS_PER_SECOND;
 
@@ -248,7 +250,7 @@ struct Watch {
     missed_at: Option<Timestamp>,
     /// The last look before the node's clock went wrong.
     right_at: Option<Timestamp>,
-    restart: Option<Restart>,
+    restarts: VecDeque<Restart>,
     consumers: HashMap<String, Meter, ahash::RandomState>,
 }
 
@@ -280,7 +282,7 @@ impl Watch {
             looked_at: None,
             missed_at: None,
             right_at: None,
-            restart: None,
+            restarts: VecDeque::new(),
             consumers: HashMap::default(),
         }
     }
@@ -333,7 +335,7 @@ impl Watch {
         self.read(exposition, node_id, at, cadence, owed);
         self.tell_of_clocks(at, skewed, cadence, owed);
         if let (Some(from), true) = (self.looked_at, restarted) {
-            self.restart = Some(Restart { from, until: at, told: HashSet::default() });
+            self.restarts.push_back(Restart { from, until: at, told: HashSet::default() });
         }
         self.tell_of_restart(&awake, at, owed);
         self.node_id = Some(node_id.clone());
@@ -405,13 +407,15 @@ impl Watch {
     }
 
     fn tell_of_restart<R: Readings>(&mut self, awake: &[(TenantId, Vec<String>)], now: Timestamp, owed: &mut Owed<R>) {
-        let is_old = |restart: &Restart| now.0.saturating_sub(restart.until.0) > RESTART_TOLD_MICROS;
-        self.restart.take_if(|restart| is_old(restart));
-        let Some(restart) = &mut self.restart else { return };
-        let (source, from, until) = (Source::Metrics, restart.from, restart.until);
-        for (tenant, _) in awake.iter().filter(|(tenant, _)| restart.told.insert(*tenant)) {
-            let reason = InterruptionReason::GatewayRestarted;
-            owed.interruption(*tenant, Interruption { source, from, until, reason });
+        let surplus = self.restarts.len().saturating_sub(RESTARTS_MAX);
+        self.restarts.drain(..surplus);
+        self.restarts.retain(|restart| now.0.saturating_sub(restart.until.0) <= RESTART_TOLD_MICROS);
+        for restart in &mut self.restarts {
+            let (source, from, until) = (Source::Metrics, restart.from, restart.until);
+            for (tenant, _) in awake.iter().filter(|(tenant, _)| restart.told.insert(*tenant)) {
+                let reason = InterruptionReason::GatewayRestarted;
+                owed.interruption(*tenant, Interruption { source, from, until, reason });
+            }
         }
     }
 

@@ -69,6 +69,9 @@ pub enum Fault {
     Clock(i64),
     /// Our own receivers die between two looks, and begin anew.
     KillReceivers,
+    /// Our whole node is away, and what Kong cannot post is lost; or it is back.
+    NodeAway,
+    NodeBack,
 }
 
 pub struct Member {
@@ -104,6 +107,7 @@ pub struct Lab {
     faults: Vec<(i64, Fault)>,
     redis_is_up: bool,
     metrics_are_up: bool,
+    node_is_away: bool,
     clock_ahead: i64,
     lives: usize,
     counts: BTreeMap<(String, &'static str, bool, i64), i64>,
@@ -140,6 +144,7 @@ impl Lab {
             faults: faults.to_vec(),
             redis_is_up: true,
             metrics_are_up: true,
+            node_is_away: false,
             clock_ahead: 0,
             lives: 1,
             counts: BTreeMap::new(),
@@ -170,6 +175,9 @@ impl Lab {
             }
             self.now = self.now.plus_micros(MICROS_PER_SECOND);
             self.end_requests();
+            if self.node_is_away {
+                continue;
+            }
             self.stage.pass(self.now).await;
             if second % EVERY == EVERY - 1 {
                 self.report().await;
@@ -212,6 +220,12 @@ impl Lab {
             Fault::MetricsAway => self.metrics_are_up = false,
             Fault::MetricsBack => self.metrics_are_up = true,
             Fault::KillReceivers => self.stage.forget(),
+            Fault::NodeAway => self.node_is_away = true,
+            Fault::NodeBack => {
+                self.node_is_away = false;
+                self.log.clear();
+                self.stage.restart(self.now).await;
+            }
             Fault::Clock(seconds) => self.clock_ahead = seconds * MICROS_PER_SECOND,
         }
     }
@@ -407,10 +421,11 @@ impl Lab {
             assert!(received.rejected.is_empty(), "{received:?}");
         }
         let now = self.now;
-        let (due, later) = std::mem::take(&mut self.reports).into_iter().partition(|(_, one)| one.occurred_at <= now);
+        let (due, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.reports).into_iter().partition(|(_, one)| one.occurred_at <= now);
         self.reports = later;
         let mut by_member: BTreeMap<usize, Vec<UsageEvent>> = BTreeMap::new();
-        for (member, event) in Vec::<(usize, UsageEvent)>::from(due) {
+        for (member, event) in due {
             by_member.entry(member).or_default().push(event);
         }
         for (member, events) in by_member {
@@ -419,6 +434,7 @@ impl Lab {
     }
 
     async fn look(&mut self) {
+        self.stage.mark().await;
         let date = self.now.plus_micros(self.clock_ahead);
         let body = self.metrics_are_up.then(|| self.exposition());
         self.stage.scrape(body, Some(date)).await;

@@ -24,6 +24,7 @@ use platform_api::intake::arrival::Reporter;
 use platform_api::intake::kong::counters::Counters;
 use platform_api::intake::kong::health::Standing;
 use platform_api::intake::kong::log_receiver::{LogReceiver, Received};
+use platform_api::intake::kong::presence::Presence;
 use platform_api::intake::kong::scraper::Scraper;
 use platform_api::store::database::Store;
 use platform_api::tenant::handle::{Handle as Home, Origin};
@@ -60,6 +61,10 @@ struct Metrics {
 pub struct Stage {
     pub clock: Clock,
     pub terms: Terms,
+    store: Store,
+    /// Nothing is compared until so long after.
+    opened_at: Timestamp,
+    presence: Presence,
     engine: Engine,
     folder: TempDir,
     control: String,
@@ -86,16 +91,8 @@ impl Stage {
         };
         let clock = Clock::held_at(now);
         let store = config::Store { url: SecretString::from(url), ..config::Store::default() };
-        let settings = Settings {
-            tenants: config::Tenants { idle_ms: 86_400_000, ..config::Tenants::default() },
-            retention_micros: config::Config::default().retention_micros(),
-            routing: Arc::new(Routing::all(vec!["test".into()])),
-            reconcile: terms,
-        };
-        let (hints, mut heard) = tokio::sync::mpsc::channel(16);
-        tokio::spawn(async move { while heard.recv().await.is_some() {} });
         let store = Store::open(&store).await.unwrap();
-        let directory = directory::open(store, settings, clock.clone(), hints).await.unwrap();
+        let directory = open(store.clone(), &terms, &clock).await;
         let (redis, metrics) = (Server::redis().await, Arc::<Mutex<Metrics>>::default());
         let node = KongNode { name: "one".into(), metrics_url: serve(metrics.clone()).await };
         let mut kong = Kong { redis_url: Some(SecretString::from(redis.url("redis"))), ..Kong::default() };
@@ -104,9 +101,13 @@ impl Stage {
         let (scraper, counters) = watch(&kong, &terms, &clock, &directory);
         let receiver = LogReceiver::new(directory.clone(), PATIENCE).of_services(&kong.llm_services);
         let tenants = Vec::new();
+        let presence = Presence::new(clock.clone(), directory.clone());
         Stage {
             clock,
             terms,
+            store,
+            opened_at: now,
+            presence,
             engine,
             folder,
             control,
@@ -124,6 +125,22 @@ impl Stage {
     /// The receivers die, with all that they had in mind, and begin anew.
     pub fn forget(&mut self) {
         (self.scraper, self.counters) = watch(&self.kong, &self.terms, &self.clock, &self.directory);
+    }
+
+    /// The node ends, and is started again now.
+    pub async fn restart(&mut self, now: Timestamp) {
+        self.directory.drain(Duration::from_secs(10)).await;
+        self.clock.set(now);
+        self.opened_at = now;
+        self.directory = open(self.store.clone(), &self.terms, &self.clock).await;
+        self.receiver = LogReceiver::new(self.directory.clone(), PATIENCE).of_services(&self.kong.llm_services);
+        self.presence = Presence::new(self.clock.clone(), self.directory.clone());
+        self.forget();
+    }
+
+    /// The node marks that it is there.
+    pub async fn mark(&mut self) {
+        self.presence.look().await;
     }
 
     /// A tenant, and what Kong calls it.
@@ -148,6 +165,9 @@ impl Stage {
     /// It is `at` now, and everything that was due by then has been compared.
     pub async fn at(&self, at: Timestamp) {
         self.clock.set(at);
+        if at < self.compares_from() {
+            return;
+        }
         for tenant in &self.tenants {
             let home = self.home(*tenant).await;
             eventually("what is due to be compared", || async {
@@ -165,13 +185,18 @@ impl Stage {
             let mut next = until;
             for tenant in &self.tenants {
                 let books = self.home(*tenant).await.pulse().books();
-                next = books.comparison.next(books.latest_event_at).map_or(next, |at| at.min(next));
+                let due = books.comparison.next(books.latest_event_at).map(|at| at.max(self.compares_from()));
+                next = due.map_or(next, |at| at.min(next));
             }
             self.at(next.max(self.clock.now())).await;
             if next >= until {
                 return;
             }
         }
+    }
+
+    fn compares_from(&self) -> Timestamp {
+        self.opened_at.plus_micros(self.terms.settle_micros)
     }
 
     /// Kong posts a body of its access log.
@@ -283,14 +308,26 @@ impl Stage {
     }
 
     pub async fn close(self) {
-        drop((self.scraper, self.counters, self.receiver));
+        drop((self.scraper, self.counters, self.receiver, self.presence));
         self.directory.drain(Duration::from_secs(10)).await;
-        drop(self.directory);
+        drop((self.directory, self.store));
         if self.engine == Engine::Postgres {
             let names: Vec<String> = self.tenants.iter().map(TenantId::to_string).collect();
             database::drop_all(&services::postgres_url(), &self.control, &names).await;
         }
     }
+}
+
+async fn open(store: Store, terms: &Terms, clock: &Clock) -> Directory {
+    let settings = Settings {
+        tenants: config::Tenants { idle_ms: 86_400_000, ..config::Tenants::default() },
+        retention_micros: config::Config::default().retention_micros(),
+        routing: Arc::new(Routing::all(vec!["test".into()])),
+        reconcile: *terms,
+    };
+    let (hints, mut heard) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(async move { while heard.recv().await.is_some() {} });
+    directory::open(store, settings, clock.clone(), hints).await.unwrap()
 }
 
 fn watch(
