@@ -225,6 +225,7 @@ async fn without_an_access_log_what_is_told_has_the_weaker_name() {
         ("refused", Habit::Refused),
         ("unlimited", Habit::Unlimited),
         ("never-here", Habit::NeverHere),
+        ("doubling", Habit::Doubling),
         ("losing-slowly", Habit::LosingSlowly),
     ];
     let mut lab = Lab::open(Engine::Sqlite, 7, &habits, &[]).await.without_log();
@@ -235,6 +236,7 @@ async fn without_an_access_log_what_is_told_has_the_weaker_name() {
         assert_eq!(lab.stage.verdicts(lab.member(name), Proof::Requests).await, [], "there is no log");
     }
     assert_eq!(lab.causes("never-here").await, [Cause::Unaccounted]);
+    assert_eq!(lab.causes("doubling").await, [Cause::Unaccounted]);
     // One call a minute hides in every window, and alerts when it has added up.
     assert_eq!(lab.causes("losing-slowly").await, [Cause::LostInLedger]);
     let home = lab.stage.home(lab.member("losing-slowly")).await;

@@ -71,7 +71,15 @@ pub fn advance(
         // A limiter's counter dies with its period by nature; a count of the gateway only with the gateway.
         let by_nature = reading.from_zero && reading.source == Source::Limiter;
         let amount = increase(reading.value);
-        return (now, amount, if by_nature { None } else { interruption(known.at, restarted) });
+        let unseen = match by_nature {
+            false => interruption(known.at, restarted),
+            // Nobody saw how far the counters of the periods between had come.
+            true if reading.value > 0 && !is_of_one_window(known.at, reading.at, terms) => {
+                interruption(seen_until(known.at, terms), InterruptionReason::Gap)
+            }
+            true => None,
+        };
+        return (now, amount, unseen);
     }
     if reading.value < known.value {
         return (now, increase(reading.value), interruption(known.at, restarted));
@@ -215,6 +223,8 @@ mod tests {
             read(&[counter(0, 5, 30), counter(0, 9, 59), counter(60, 2, 62), counter(120, 1, 125)]),
             (12, vec![])
         );
+        // A period that began while nobody looked says nothing about the one before it.
+        assert_eq!(read(&[counter(0, 5, 30), counter(600, 2, 610)]).1, [(30, 610, InterruptionReason::Gap)]);
         // The old period's counter outlives it and is read beside its successor, again and again.
         let side_by_side = [
             counter(0, 5, 30),

@@ -480,6 +480,10 @@ impl Watch {
             meter.told.tell(reading, now, looked_at, &cadence, |reading| owed.reading(tenant, reading));
         }
         self.lose(now, owed);
+        for meter in self.meters.values_mut() {
+            let tenant = meter.tenant;
+            meter.told.tell_due(now, &self.cadence, |reading| owed.reading(tenant, reading));
+        }
         let passes = self.passes;
         self.counters.retain(|_, counter| counter.seen_in == passes || counter.end > now);
         let forgotten = Timestamp(now.0.saturating_sub(FORGOTTEN_MICROS));
@@ -602,6 +606,29 @@ mod tests {
         assert_eq!(told(&minute), [(10, 5, true, false), (15, 7, true, false)]);
         let alone = passed(&[("a", &[]), ("a", &both[1..]), ("a", &[(MINUTE, 5, 35)])]).await;
         assert_eq!(told(&alone), [(10, 5, true, true)]);
+    }
+
+    /// A minute's counter dies, and what was seen of it last is told with its window all the same.
+    #[tokio::test]
+    async fn a_counter_that_is_gone_is_told_when_its_window_ends() {
+        let listeners = listeners();
+        let (mut watch, mut owed) = (Watch::new(second(BEGIN), cadence()), Owed::new(listeners.clone()));
+        let mut told_by = Vec::new();
+        for at in (0..60).map(|look| look * 5) {
+            let now = second(BEGIN + at);
+            watch.begin("a", now, &mut owed);
+            // Of minute 1795220880, which ends ten seconds before the window does.
+            if (10..50).contains(&at) {
+                watch.see(MINUTE, ACME, at, (50 - at) * 1_000, now, &mut owed);
+            }
+            watch.complete(now, &mut owed);
+            owed.settle().await;
+            told_by.push((at, told(&listeners).last().map(|one| one.1)));
+        }
+        // Told at once when it is first told, then with the last look of the window in which it was seen.
+        let last = told_by.iter().find(|(_, value)| *value == Some(45)).map(|(at, _)| *at);
+        let ends = (second(BEGIN).0 / MICROS_PER_SECOND / 300 + 1) * 300 - BEGIN;
+        assert!(last.is_some_and(|at| ends - 15 <= at && at < ends), "{last:?} of {ends}: {told_by:?}");
     }
 
     #[tokio::test]

@@ -198,9 +198,17 @@ impl LastTold {
                 self.held.push(reading);
             }
         }
-        let is_over = self.held.first().is_some_and(|first| cadence.window(first.at) != cadence.window(now));
-        if is_first || began_anew || is_over || cadence.is_last(now) || self.held.len() > HELD_MAX {
+        if is_first || began_anew || self.held.len() > HELD_MAX {
             self.hand_over(&mut tell);
+        }
+        self.tell_due(now, cadence, tell);
+    }
+
+    /// Tells what is held, if its window is over, or will be by the next look; also of a meter that is not there any more.
+    pub(super) fn tell_due(&mut self, now: Timestamp, cadence: &Cadence, tell: impl FnMut(MeterReading)) {
+        let is_over = self.held.first().is_some_and(|first| cadence.window(first.at) != cadence.window(now));
+        if is_over || cadence.is_last(now) {
+            self.hand_over(tell);
         }
     }
 
