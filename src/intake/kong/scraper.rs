@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::exposition::{self, Exposition};
 use super::health::{Health, Standing};
 use super::readings::{LastTold, Owed, Readings, USERNAME, owner_of};
+use super::rounds::{self, Looker};
 use crate::clock::Clock;
 use crate::config;
 use crate::domain::reconcile::reading::{
@@ -100,14 +101,9 @@ impl<R: Readings> Scraper<R> {
     }
 
     /// Works until asked to stop.
-    pub async fn run(mut self, stopping: CancellationToken) {
-        let mut turns = tokio::time::interval(self.every);
-        turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        while stopping.run_until_cancelled(turns.tick()).await.is_some() {
-            if stopping.run_until_cancelled(self.look()).await.is_none() {
-                return;
-            }
-        }
+    pub async fn run(self, stopping: CancellationToken) {
+        let every = self.every;
+        rounds::run(self, every, stopping).await;
     }
 
     /// Looks at every node once, at all of them at the same time, and tells the tenants.
@@ -161,6 +157,12 @@ impl<R: Readings> Scraper<R> {
             _ => Standing::Degraded,
         };
         self.health.send_replace(Health::of(standing, "cumulative", &missing, &problems));
+    }
+}
+
+impl<R: Readings> Looker for Scraper<R> {
+    async fn look(&mut self) {
+        Scraper::look(self).await;
     }
 }
 
