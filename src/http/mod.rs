@@ -25,6 +25,7 @@ pub mod framing;
 mod gateway;
 mod ingestion;
 mod kong_sync;
+mod openmeter;
 mod operation;
 mod probes;
 mod problem;

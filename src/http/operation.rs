@@ -5,7 +5,7 @@
 
 use poem::http::Method;
 
-use super::problem::Code;
+use super::problem::{Code, Form};
 
 /// Whose tenant an operation is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub enum BodyKind {
     Events,
     LiteLlm,
     KongLog,
+    /// Its errors are told in OpenMeter's form, around ours.
+    OpenMeter,
 }
 
 /// One row.
@@ -102,6 +104,11 @@ fn matches<'a>(pattern: &str, path: &'a str) -> Option<Segments<'a>> {
 }
 
 impl Operation {
+    /// How its errors are written.
+    pub(super) fn problem_form(&self) -> Form {
+        if self.body == BodyKind::OpenMeter { Form::Rfc9457 } else { Form::Envelope }
+    }
+
     /// Every code this operation may end with, ascending by status.
     #[must_use]
     pub fn all_codes(&self) -> Vec<Code> {
@@ -135,7 +142,7 @@ impl Operation {
 
 const PAGE: &[&str] = &["limit", "cursor"];
 
-use BodyKind::{Events, Json, KongLog, LiteLlm, None as NoBody};
+use BodyKind::{Events, Json, KongLog, LiteLlm, None as NoBody, OpenMeter};
 use Code::{
     AdjustmentBelowZero, AdjustmentRefused, AlreadyReplayed, ApiKeyNotFound, ExternalIdTaken, FindingClosed,
     FindingNotFound, IdempotencyKeyReused, IllegalMove, InvalidCursor, NotReady, NothingAccepted, QuarantinedNotFound,
@@ -153,6 +160,8 @@ pub static OPERATIONS: &[Operation] = &[
     Operation { id: "recordUsageEvents", method: Method::POST, path: "/v1/usage/events", scope: TenantOfCredential, object: "usage", action: "report", body: Events,
         query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
     Operation { id: "recordLiteLlmUsage", method: Method::POST, path: "/v1/usage/litellm", scope: TenantOfCredential, object: "usage", action: "report", body: LiteLlm,
+        query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
+    Operation { id: "ingestOpenMeterEvents", method: Method::POST, path: "/api/v1/events", scope: TenantOfCredential, object: "usage", action: "report", body: OpenMeter,
         query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
     Operation { id: "recordKongLogs", method: Method::POST, path: "/v1/gateway/kong/logs", scope: TenantOfCredential, object: "gatewayLog", action: "report", body: KongLog,
         query: &[], codes: &[TenantNotFound, TooManyEvents, TenantStarting, TenantSaturated, TenantFrozen] },

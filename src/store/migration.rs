@@ -43,7 +43,7 @@ pub(super) static CONTROL: [Migration; 4] = [
     migration!(Both, 3, "control", "0003_stream"),
 ];
 
-pub(super) static TENANT: [Migration; 7] = [
+pub(super) static TENANT: [Migration; 8] = [
     migration!(Both, 1, "tenant", "0001_books"),
     migration!(Sqlite, 2, "tenant", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "tenant", "0002_append_only.postgres"),
@@ -51,6 +51,7 @@ pub(super) static TENANT: [Migration; 7] = [
     migration!(Sqlite, 4, "tenant", "0004_alert_subjects.sqlite"),
     migration!(Postgres, 4, "tenant", "0004_alert_subjects.postgres"),
     migration!(Both, 5, "tenant", "0005_reconciliation"),
+    migration!(Postgres, 7, "tenant", "0007_undated.postgres"),
 ];
 
 const CREATE: &str = "CREATE TABLE IF NOT EXISTS schema_version (

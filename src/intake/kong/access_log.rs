@@ -155,8 +155,9 @@ impl Record<'_> {
         let response: ResponsePart<'_> = part(self.response);
         let (said, answered) = (Headers::of(request.headers), Headers::of(response.headers));
         let request_id = said_text(request.id).ok_or_else(|| malformed("request.id: missing"))?;
-        if request_id.len() > READING_TEXT_BYTES_MAX || request_id.contains('\0') {
-            return Err(malformed("request.id: too long, or with a NUL character"));
+        // It is kept as it is, so that a record that comes again is the same one: what no store takes is no id.
+        if request_id.len() > READING_TEXT_BYTES_MAX || request_id.chars().any(char::is_control) {
+            return Err(malformed("request.id: longer than 256 bytes, or with control characters"));
         }
         let started_at = whole(self.started_at).filter(|millis| (0..=STARTED_AT_MILLIS_MAX).contains(millis));
         let started_at = started_at.ok_or_else(|| malformed("started_at: not a time in milliseconds"))?;

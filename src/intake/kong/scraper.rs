@@ -15,12 +15,13 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::exposition::{self, Exposition};
 use super::health::{Health, Standing};
 use super::readings::{Cadence, LastTold, Owed, Readings, USERNAME, owner_of};
+use super::rounds::{self, Looker};
 use crate::clock::Clock;
 use crate::config;
 use crate::domain::ids::TenantId;
@@ -117,15 +118,9 @@ impl<R: Readings> Scraper<R> {
     }
 
     /// Works until asked to stop.
-    pub async fn run(mut self, stopping: CancellationToken) {
-        let mut turns = tokio::time::interval(self.every);
-        turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        while stopping.run_until_cancelled(turns.tick()).await.is_some() {
-            if stopping.run_until_cancelled(self.look()).await.is_none() {
-                break;
-            }
-        }
-        self.hand_over().await;
+    pub async fn run(self, stopping: CancellationToken) {
+        let every = self.every;
+        rounds::run(self, every, stopping).await;
     }
 
     /// Tells what has been seen and not been told yet.
@@ -185,6 +180,16 @@ impl<R: Readings> Scraper<R> {
             _ => Standing::Degraded,
         };
         self.health.send_replace(Health::of(standing, "cumulative", &missing, &problems));
+    }
+}
+
+impl<R: Readings> Looker for Scraper<R> {
+    async fn look(&mut self) {
+        Scraper::look(self).await;
+    }
+
+    async fn hand_over(&mut self) {
+        Scraper::hand_over(self).await;
     }
 }
 
