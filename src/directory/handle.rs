@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::index::Index;
 use super::registrar::{self, Change, Edit, What, Written};
 use super::supervisor::{self, Homes};
+use super::task::{self, Task};
 use super::workflow::{self, Plan, PlannedRecord};
 use crate::clock::Clock;
 use crate::domain::chain::Entry;
@@ -361,6 +362,14 @@ impl Handle {
             Answer::Fresh(Written { key: Some(key), .. }) => Ok(key),
             _ => Err(Refused::UnknownKey),
         }
+    }
+
+    /// Makes a change of the platform's own; answers after the commit.
+    ///
+    /// # Errors
+    /// Why the change was not made, or that nothing is known of it.
+    pub async fn change<C: task::Change>(&self, change: C, request: Request) -> task::Told<C> {
+        self.register(|reply| registrar::Message::Task(Task::new(change, request, reply))).await?
     }
 
     // ---- quarantine ----

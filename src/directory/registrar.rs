@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::handle::Refused;
 use super::index::Index;
+use super::task::Task;
 use super::workflow::{self, Plan};
 use crate::clock::{self, Clock};
 use crate::domain::chain::{self, Entry, EntryOutcome, Head};
@@ -80,6 +81,8 @@ pub(super) enum Message {
         head: Head,
         awake: bool,
     },
+    /// What a resource of the platform's brings whole; see [`super::task`].
+    Task(Task),
     Unfinished {
         reply: RpcReplyPort<Result<Vec<Work>, Refused>>,
     },
@@ -228,6 +231,7 @@ impl Actor for Registrar {
             }
             Message::Retried { tenant, rows, reply } => answer(reply, state.retried(tenant, rows).await),
             Message::Remember { tenant, head, awake } => state.remember(tenant, head, awake).await,
+            Message::Task(task) => Box::pin(state.task(task)).await,
             Message::Unfinished { reply } => answer(reply, state.unfinished().await),
             Message::Probe { reply } => answer(reply, state.probe().await),
         }
@@ -477,19 +481,47 @@ impl State {
 
     async fn write_records(&mut self, entries: Vec<Entry>, beside: &Beside) -> Result<Head, StoreError> {
         let now = self.birth.clock.now();
-        let mut head = self.platform_head;
+        let head = self.platform_head;
         let Some(connection) = self.connection.as_mut() else {
             return Err(StoreError::Retryable("no connection".into()));
         };
         connection.begin().await?;
-        for entry in entries {
-            let record = chain::link(head, PLATFORM_CHAIN, entry, now, clock::random_bytes());
-            audit::append(connection, head, &record).await?;
-            head = Head { seq: record.seq, hash: record.hash };
-        }
+        let head = link(connection, head, entries, now).await?;
         beside.write(connection, now).await?;
         connection.commit().await?;
         Ok(head)
+    }
+
+    /// One transaction for a resource's change and its records.
+    async fn task(&mut self, mut task: Task) {
+        match self.write_task(&mut task).await {
+            Ok(head) => {
+                self.platform_head = head;
+                task.answer();
+            }
+            Err(refused) => task.fail(refused),
+        }
+    }
+
+    async fn write_task(&mut self, task: &mut Task) -> Result<Head, Refused> {
+        let now = self.birth.clock.now();
+        self.connection().await?;
+        let head = self.platform_head;
+        let Some(connection) = self.connection.as_mut() else {
+            return Err(Refused::Unavailable("no connection to the control database".into()));
+        };
+        let written = async {
+            let mut entries = Vec::new();
+            connection.begin().await?;
+            if !task.run(connection, &mut entries, now).await? {
+                connection.rollback().await?;
+                return Ok(head);
+            }
+            let head = link(connection, head, entries, now).await?;
+            connection.commit().await?;
+            Ok(head)
+        };
+        written.await.map_err(|error| self.doubt(&error))
     }
 
     /// Best effort: an older head only means that a restored database is noticed later.
@@ -512,6 +544,22 @@ impl State {
         let connection = self.connection().await?;
         connection.fetch("SELECT 1", &[]).await.map(|_| ()).map_err(|error| self.doubt(&error))
     }
+}
+
+/// Appends records to the platform's chain within a transaction; answers its new head.
+async fn link(
+    connection: &mut Connection,
+    head: Head,
+    entries: Vec<Entry>,
+    now: Timestamp,
+) -> Result<Head, StoreError> {
+    let mut head = head;
+    for entry in entries {
+        let record = chain::link(head, PLATFORM_CHAIN, entry, now, clock::random_bytes());
+        audit::append(connection, head, &record).await?;
+        head = Head { seq: record.seq, hash: record.hash };
+    }
+    Ok(head)
 }
 
 fn known(index: &Index, tenant: TenantId) -> Result<Tenant, Refused> {

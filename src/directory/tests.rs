@@ -7,9 +7,10 @@ use secrecy::SecretString;
 use tokio::sync::mpsc;
 
 use super::handle::{Amendment, Handle, NewKey, NewTenant, Onboarded, Refused};
-use super::{Settings, open};
+use super::{Settings, open, task};
 use crate::clock::{self, Clock};
 use crate::config;
+use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::{QuotaId, TenantId};
 use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Enforcement, Metric, Quota, Scope, Verdict};
@@ -19,7 +20,8 @@ use crate::domain::routing::Routing;
 use crate::domain::tenant::{ExternalId, Lifecycle, Role};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Amounts, Flags, Kind, Outcome, Refusal, Status, Subject, UsageEvent};
-use crate::store::database::Store;
+use crate::store::StoreError;
+use crate::store::database::{Connection, Store};
 use crate::tenant::handle::{Origin, Unavailable};
 use crate::tenant::message::QuotaDraft;
 
@@ -353,4 +355,68 @@ async fn a_tenant_that_another_node_took_over_is_yielded_and_comes_back_when_it_
     assert_eq!(counted(&first, tenant, &event("e-3", 1)).await, Outcome::Accepted);
     assert_eq!(counted(&second, tenant, &event("e-4", 1)).await, Outcome::Accepted);
     assert_eq!(counted(&second, tenant, &known).await, Outcome::Duplicate);
+}
+
+/// Says a word into the platform's chain.
+#[derive(Debug)]
+struct Say(&'static str, Arc<std::sync::Mutex<Vec<String>>>);
+
+impl task::Change for Say {
+    type Done = String;
+    type Refused = &'static str;
+
+    async fn apply(
+        &self,
+        connection: &mut Connection,
+        entries: &mut Vec<Entry>,
+        request: &Request,
+        _now: Timestamp,
+    ) -> Result<Result<String, &'static str>, StoreError> {
+        connection.fetch("SELECT head_seq FROM platform", &[]).await?;
+        if self.0.is_empty() {
+            return Ok(Err("nothing to say"));
+        }
+        entries.push(Entry {
+            actor: request.actor.clone(),
+            action: "word.said".into(),
+            target: "word".into(),
+            outcome: EntryOutcome::Success,
+            request_id: request.request_id.clone(),
+            payload: "{}".into(),
+        });
+        Ok(Ok(self.0.to_owned()))
+    }
+
+    fn publish(&self, done: &String) {
+        self.1.lock().unwrap().push(done.clone());
+    }
+
+    fn render(done: &String) -> String {
+        format!("said {done}")
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_the_platform_s_is_made_once_per_key_and_shown_after_its_commit() {
+    let node = Node::sqlite();
+    let directory = node.open().await;
+    let shown = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let said = async || {
+        let page = directory.platform_audit_page(ChainQuery { after: 0, limit: 100 }).await.unwrap();
+        page.items.iter().filter(|record| String::from_utf8_lossy(&record.link.bytes).contains("word.said")).count()
+    };
+    let request = |key: &str, body: u8| Request {
+        idempotency: Some(Idempotency { key: key.into(), body_hash: [body; 32] }),
+        ..Request::system()
+    };
+    let say = async |word: &'static str, request: Request| directory.change(Say(word, shown.clone()), request).await;
+    assert_eq!(say("", request("key", 1)).await, Err(task::Declined::Refused("nothing to say")));
+    assert_eq!((said().await, shown.lock().unwrap().len()), (0, 0));
+    assert_eq!(say("yes", request("key", 1)).await, Ok(Answer::Fresh("yes".into())));
+    assert_eq!(say("yes", request("key", 1)).await, Ok(Answer::Replayed("said yes".into())));
+    assert_eq!(say("no", request("key", 2)).await, Err(task::Declined::IdempotencyMismatch));
+    assert_eq!((said().await, shown.lock().unwrap().clone()), (1, vec!["yes".to_owned()]));
+    assert_eq!(say("again", Request::system()).await, Ok(Answer::Fresh("again".into())));
+    assert_eq!((said().await, shown.lock().unwrap().len()), (2, 2));
+    assert!(directory.platform_audit_verify().await.unwrap().broken.is_none());
 }

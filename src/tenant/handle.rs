@@ -14,6 +14,7 @@ use super::message::{
     Permits, QuotaDraft, QuotaMessage, ReadFailure, Reconciliation, ReplaceQuotas, TreatFinding, Usage,
 };
 use super::pulse::Pulse;
+use super::task::{Change, Task, Told};
 use crate::clock::Clock;
 use crate::domain::adjustment::Adjustment;
 use crate::domain::books::{Books, Cursor};
@@ -372,6 +373,15 @@ impl Handle {
         let change = Box::new(change);
         let message = |reply| Message::Reconciliation(Reconciliation::Treat { change, reply });
         self.ask(WORK_TIMEOUT, message).await
+    }
+
+    /// Makes a resource's change; answers after the commit.
+    ///
+    /// # Errors
+    /// [`Unavailable`], and inside it why the change was not made.
+    pub async fn change<C: Change>(&self, change: C, request: Request) -> Result<Told<C>, Unavailable> {
+        let now = self.heard();
+        self.ask(WORK_TIMEOUT, |reply| Message::Change(Task::new(change, request, now, reply))).await
     }
 
     /// Appends a record to the chain; with a `once` key, at most one is ever appended for that key.

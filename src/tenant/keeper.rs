@@ -89,6 +89,7 @@ impl Actor for Keeper {
             Message::Gateway(gateway) => state.gateway(gateway),
             Message::Reconciliation(reconciliation) => state.reconciliation(reconciliation, &myself),
             Message::Life(life) => state.life(life, &myself),
+            Message::Change(task) => state.queue.push(Work::Task(task)),
             Message::Written(written) => state.written(written),
         }
         state.hand_over()?;

@@ -37,6 +37,8 @@ pub enum Message {
     Gateway(Gateway),
     Reconciliation(Reconciliation),
     Life(Life),
+    /// A resource changes; see [`super::task`].
+    Change(super::task::Task),
     /// From the writer: how the unit of work ended.
     Written(super::work::Written),
 }

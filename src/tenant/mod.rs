@@ -17,6 +17,7 @@
 //! - [`keeper`], [`writer`]: the two actors. [`queue`]: what waits between them. [`work`]: what travels from one to the
 //!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
 //! - [`guess`]: whether events are taken for new before the ledger is asked.
+//! - [`task`]: a change that a resource brings whole.
 //! - [`change`], [`gateway`]: how each queued change, and what a gateway says, becomes part of a posting. [`read`]: slow reads, in tasks of their own.
 //! - [`reconcile`]: the books against a gateway's. [`drift`]: the alerts that come of it.
 //! - [`pulse`]: what the directory may see without asking.
@@ -36,6 +37,9 @@ mod reconcile;
 #[cfg(test)]
 mod reconcile_test;
 mod record;
+pub mod task;
+#[cfg(test)]
+mod task_test;
 pub mod work;
 pub mod writer;
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ractor::RpcReplyPort;
 
 use super::message::{Batch, ChangeRefused, GatewayBatch, GatewayReadings, ReplaceQuotas, TreatFinding};
+use super::task::Task;
 use crate::domain::books::Books;
 use crate::domain::chain::Entry;
 use crate::domain::notice::Attempt;
@@ -60,6 +61,8 @@ pub enum Work {
         change: Box<TreatFinding>,
         reply: RpcReplyPort<Result<Answer<Finding>, ChangeRefused>>,
     },
+    /// What a resource brings whole.
+    Task(Task),
     Roll {
         now: Timestamp,
     },
@@ -74,6 +77,7 @@ impl Work {
             Work::GatewayRequests { batch, .. } => batch.now,
             Work::GatewayReadings { readings, .. } => readings.now,
             Work::Treat { change, .. } => change.now,
+            Work::Task(task) => task.now(),
             Work::ChangeTimeZone { now, .. }
             | Work::Append { now, .. }
             | Work::Settle { now, .. }
@@ -153,6 +157,7 @@ pub enum Reply {
         reply: RpcReplyPort<Result<Answer<Finding>, ChangeRefused>>,
         answer: Result<Answer<Finding>, ChangeRefused>,
     },
+    Task(Task),
     Done {
         reply: RpcReplyPort<()>,
     },
@@ -184,6 +189,7 @@ impl Reply {
             Reply::Treated { reply, answer } => {
                 let _ = reply.send(answer);
             }
+            Reply::Task(task) => task.answer(),
             Reply::Done { reply } => {
                 let _ = reply.send(());
             }

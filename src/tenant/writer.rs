@@ -100,11 +100,11 @@ fn commit_span(unit: &Unit) -> Span {
 ///
 /// # Errors
 /// [`StoreError`] when the outcome of a commit is unknown, or nothing more can be written: the pair then ends.
-pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, unit: Unit) -> Result<Written, StoreError> {
+pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, mut unit: Unit) -> Result<Written, StoreError> {
     let mut delay = RETRY_DELAY;
     let mut attempt = 1;
     loop {
-        match transact(ledger, &unit.books, &unit.work, guess.expecting()).await {
+        match transact(ledger, &unit.books, &mut unit.work, guess.expecting()).await {
             Ok(done) => {
                 guess.learn(&done.outcomes);
                 return Ok(done.into_written(unit));
@@ -146,6 +146,10 @@ fn given_up(unit: Unit, reason: String) -> Written {
             Some(Reply::ChangeTimeZone { reply, answer: Err(ChangeRefused::RolledBack) })
         }
         Work::Treat { reply, .. } => Some(Reply::Treated { reply, answer: Err(ChangeRefused::RolledBack) }),
+        Work::Task(mut task) => {
+            task.rolled_back();
+            Some(Reply::Task(task))
+        }
         _ => None,
     });
     let rolled_back = Some(reason);
@@ -174,7 +178,7 @@ enum Changed {
 async fn transact(
     ledger: &mut impl Ledger,
     before: &Arc<Books>,
-    work: &[Work],
+    work: &mut [Work],
     expecting: Expecting,
 ) -> Result<Done, StoreError> {
     let started = Instant::now();
@@ -225,7 +229,7 @@ async fn fill(
     ledger: &mut impl Ledger,
     before: &Books,
     posting: &mut Posting,
-    work: &[Work],
+    work: &mut [Work],
     expecting: Expecting,
 ) -> Result<(Vec<Vec<Outcome>>, Vec<Changed>), StoreError> {
     change::look(ledger, posting).await?;
@@ -234,6 +238,11 @@ async fn fill(
     for piece in work {
         match piece {
             Work::Record { batch, .. } => batches.push(batch),
+            Work::Task(task) => {
+                let database = ledger.database().ok_or_else(no_database)?;
+                task.run(database, posting).await?;
+                changes.push(Changed::Done);
+            }
             Work::Replace { change, .. } => {
                 changes.push(Changed::Replaced(change::replace_quotas(ledger, posting, change).await?));
             }
@@ -274,6 +283,11 @@ async fn fill(
     Ok((outcomes, changes))
 }
 
+/// A resource's change where there is no database for it, which only a simulated day is without.
+fn no_database() -> StoreError {
+    StoreError::Wrong("there is no database for this change".into())
+}
+
 impl Done {
     /// Pairs every piece of work with its result.
     fn into_written(self, unit: Unit) -> Written {
@@ -299,6 +313,7 @@ impl Done {
                 Some(Changed::Treated(answer)) => Some(Reply::Treated { reply, answer: *answer }),
                 _ => None,
             },
+            Work::Task(task) => changes.next().map(|_| Reply::Task(task)),
             Work::Append { reply, .. } | Work::Settle { reply, .. } => changes.next().map(|_| Reply::Done { reply }),
             Work::Roll { .. } | Work::Reconcile { .. } => changes.next().and(None),
         });
@@ -313,8 +328,8 @@ async fn take_apart(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, Sto
     let mut written =
         Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false, settled, rolled_back: None };
     for piece in unit.work {
-        let whole = [piece];
-        match transact(ledger, &written.books, &whole, Expecting::Any).await {
+        let mut whole = [piece];
+        match transact(ledger, &written.books, &mut whole, Expecting::Any).await {
             Ok(done) => {
                 let [piece] = whole;
                 let one = done.into_written(Unit { books: written.books.clone(), work: vec![piece] });
