@@ -208,7 +208,7 @@ async fn a_kong_that_hangs_slows_nothing() {
         let series = "SELECT value FROM gateway_series WHERE source = 'metrics' AND series LIKE 'two/%'";
         becomes(&daemon, &acme, series, &[vec![14]]).await;
         // At least once; the windows that end meanwhile are marked, too.
-        let gap = "SELECT CASE WHEN COUNT(*) > 0 THEN 1 ELSE 0 END FROM gateway_interruption \
+        let gap = "SELECT CAST(CASE WHEN COUNT(*) > 0 THEN 1 ELSE 0 END AS BIGINT) FROM gateway_interruption \
                    WHERE source = 'metrics' AND reason = 'gap'";
         becomes(&daemon, &acme, gap, &[vec![1]]).await;
         let before = metered(&daemon, &acme).await;
@@ -273,7 +273,8 @@ async fn the_limiter_s_counters_are_read_and_never_written() {
         becomes(&daemon, &initech, metered, &[vec![8]]).await;
         // It falls: somebody has emptied it.
         put(&mut connection, 1, kept_ms).await;
-        let reset = "SELECT COUNT(*) FROM gateway_interruption WHERE source = 'limiter' AND reason = 'limiterReset'";
+        let reset = "SELECT CAST(CASE WHEN COUNT(*) > 0 THEN 1 ELSE 0 END AS BIGINT) FROM gateway_interruption \
+                     WHERE source = 'limiter' AND reason = 'limiterReset'";
         becomes(&daemon, &initech, reset, &[vec![1]]).await;
         let mut others = Database::of_tenant(&daemon, &stranger.id).await;
         assert_eq!(others.number("SELECT COUNT(*) FROM gateway_series").await, 0);
