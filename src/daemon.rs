@@ -20,12 +20,14 @@ use crate::access::{Gate, Pepper};
 use crate::clock::Clock;
 use crate::config::{Config, millis};
 use crate::directory::{self, Settings, handle::Handle as Directory};
+use crate::domain::reconcile::Terms;
 use crate::envoy;
 use crate::fault;
 use crate::http::{self, Api, Dependency, Health, KongDoor, Rooms, State};
 use crate::intake::kong::counters::Counters;
 use crate::intake::kong::health::{Health as SourceHealth, Standing};
 use crate::intake::kong::log_receiver::LogReceiver;
+use crate::intake::kong::presence::Presence;
 use crate::intake::kong::scraper::Scraper;
 use crate::intake::record::Recorder;
 use crate::intake::replayer::Replayer;
@@ -141,7 +143,8 @@ impl Daemon {
         let (rate_limits, settlement, sharing) = open_rate_limits(&config)?;
         dependencies.push(sharing);
         let kong = &config.gateway.kong;
-        let receiver = LogReceiver::new(directory.clone(), millis(config.intake.litellm_patience_ms));
+        let receiver = LogReceiver::new(directory.clone(), millis(config.intake.litellm_patience_ms))
+            .of_services(&kong.llm_services);
         let kong = KongDoor::new(kong, receiver);
 
         let listener = TcpListener::bind(&config.http.listen)
@@ -233,7 +236,7 @@ fn settings(config: &Config) -> Settings {
         tenants: config.tenants.clone(),
         retention_micros: config.retention_micros(),
         routing: Arc::new(config.notify.routing()),
-        reconcile: config.reconcile.terms(),
+        reconcile: terms(config),
     }
 }
 
@@ -293,6 +296,12 @@ fn open_stream(config: &Config, recorder: &Recorder, clock: &Clock) -> (Option<T
     (Some(Task { stop, handle }), health)
 }
 
+/// How books are compared: what a meter says is no more exact than the time between two looks at it.
+fn terms(config: &Config) -> Terms {
+    let terms = config.reconcile.terms();
+    Terms { poll_micros: terms.poll_micros.max(config.gateway.kong.look_micros()), ..terms }
+}
+
 /// What is read of the gateway, as far as it is configured, and how each source is.
 fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow::Result<(Vec<Task>, Vec<Dependency>)> {
     let kong = &config.gateway.kong;
@@ -304,7 +313,8 @@ fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow
         dependencies.push(Dependency { name: name.into(), required: false, state, detail });
     };
     let mut start = |stop: CancellationToken, handle| tasks.push(Task { stop, handle });
-    let counters = Counters::open(kong, clock.clone(), directory.clone()).map_err(anyhow::Error::msg)?;
+    let counters = Counters::open(kong, &config.reconcile, clock.clone(), directory.clone());
+    let counters = counters.map_err(anyhow::Error::msg)?;
     if let Some(counters) = counters {
         source("kong-limiter", counters.health());
         let stop = CancellationToken::new();
@@ -315,7 +325,7 @@ fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow
     if kong.nodes.is_empty() {
         source("kong-metrics", off("proof: none, would be cumulative; missing: gateway.kong.nodes"));
     } else {
-        let scraper = Scraper::new(kong, config.reconcile.skew_ms, clock.clone(), directory.clone());
+        let scraper = Scraper::new(kong, &config.reconcile, clock.clone(), directory.clone());
         let scraper = scraper.context("making a client for kong's metrics")?;
         source("kong-metrics", scraper.health());
         let stop = CancellationToken::new();
@@ -324,6 +334,8 @@ fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow
     if kong.log_token.is_some() {
         let detail = format!("proof: requests, as http-log posts them with {}", kong.log_token_header);
         source("kong-log", watch::channel(SourceHealth { standing: Standing::Up, detail }).1);
+        let stop = CancellationToken::new();
+        start(stop.clone(), tokio::spawn(Presence::new(clock.clone(), directory.clone()).run(stop)));
     } else {
         source("kong-log", off("proof: requests, with a reporter's key; missing: gateway.kong.log_token"));
     }

@@ -1,5 +1,6 @@
 //! Who is calling, and may they: every operation that is not open passes here, and what no rule allows is denied.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
         return Ok(Admitted { caller: None, tenant: None });
     }
     if passage.operation.id == gateway::LOGS
-        && let Some(caller) = api.kong.admit(passage.request.headers())?
+        && let Some(caller) = api.kong.admit(&api.gate, passage.request.headers(), source(passage))?
     {
         tracing::Span::current().record("actor", caller.actor.as_str());
         return Ok(Admitted { caller: Some(caller), tenant: None });
@@ -96,17 +97,23 @@ async fn authenticate(api: &Api, passage: &Passage) -> Result<Caller, Problem> {
     if keys.len() > 1 {
         return Err(unreadable());
     }
-    let source = passage.request.remote_addr().as_socket_addr().map(|address| address.ip());
-    let credentials = Credentials { authorization, api_key: keys.first().copied(), source };
+    let credentials = Credentials { authorization, api_key: keys.first().copied(), source: source(passage) };
     api.gate.authenticate(credentials).await.map_err(|unauthenticated| match unauthenticated {
         Unauthenticated::Missing => Problem::new(Code::AuthenticationRequired),
         Unauthenticated::Malformed => Problem::new(Code::MalformedCredentials),
         Unauthenticated::Invalid => Problem::new(Code::InvalidCredentials),
-        Unauthenticated::TooOften => {
-            Problem::new(Code::TooManyFailures).after_ms(u64::try_from(FAILURES_WINDOW.as_millis()).unwrap_or(u64::MAX))
-        }
+        Unauthenticated::TooOften => too_many_failures(),
         Unauthenticated::KeysUnavailable => Problem::new(Code::KeysUnavailable),
     })
+}
+
+/// Where the request came from.
+fn source(passage: &Passage) -> Option<IpAddr> {
+    passage.request.remote_addr().as_socket_addr().map(|address| address.ip())
+}
+
+pub(super) fn too_many_failures() -> Problem {
+    Problem::new(Code::TooManyFailures).after_ms(u64::try_from(FAILURES_WINDOW.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The tenant in question, or why the caller may not.

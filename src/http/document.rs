@@ -12,10 +12,10 @@ use poem_openapi::{OpenApiService, Tags};
 use serde_json::{Map, Value, json};
 
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
-use super::problem::Code;
+use super::problem::{Code, Form, Problem};
 use super::{
-    api_keys, audit, decision, gateway, ingestion, jobs, kong_sync, probes, quarantine, quotas, rate_limits, reconciliation, reply,
-    tenants, usage,
+    api_keys, audit, decision, gateway, ingestion, jobs, kong_sync, openmeter, probes, quarantine, quotas, rate_limits,
+    reconciliation, reply, tenants, usage,
 };
 
 /// The chapters of the document.
@@ -45,6 +45,7 @@ type Handlers = (
     tenants::Tenants,
     api_keys::ApiKeys,
     ingestion::Ingestion,
+    openmeter::OpenMeter,
     gateway::Gateway,
     usage::Usage,
     quotas::Quotas,
@@ -63,6 +64,7 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         tenants::Tenants,
         api_keys::ApiKeys,
         ingestion::Ingestion,
+        openmeter::OpenMeter,
         gateway::Gateway,
         usage::Usage,
         quotas::Quotas,
@@ -88,6 +90,7 @@ pub fn openapi_document() -> String {
     document["paths"]["/docs"] = page("getDocumentation", "This document, for people", "text/html", "string");
     document["components"]["schemas"]["Decision"] = decision::schema();
     document["components"]["schemas"]["Error"] = error_schema();
+    document["components"]["schemas"]["Problem"] = problem_schema();
     document["components"]["securitySchemes"] = json!({
         "bearer": {
             "type": "http", "scheme": "bearer",
@@ -154,6 +157,21 @@ fn error_schema() -> Value {
     })
 }
 
+fn problem_schema() -> Value {
+    json!({
+        "type": "object",
+        "description": "RFC 9457, with the envelope of every other address in `error`.",
+        "required": ["type", "title", "status", "detail", "error"],
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "error": {"$ref": "#/components/schemas/Error/properties/error"}
+        }
+    })
+}
+
 /// Bodies that are read strictly have the fields that are described, and no others.
 fn close_bodies(document: &mut Value) {
     let strict = OPERATIONS.iter().filter(|operation| operation.body == BodyKind::Json);
@@ -210,7 +228,7 @@ fn complete(described: &mut Value, operation: &Operation) {
     for (status, codes) in by_status {
         let known = &mut described["responses"][status.to_string()];
         if known.is_null() {
-            *known = error_response(status, &codes);
+            *known = error_response(status, &codes, operation.problem_form());
         }
     }
     if operation.class().is_some() {
@@ -228,22 +246,20 @@ fn tell_limits(responses: &mut Value) {
     }
 }
 
-fn error_response(status: u16, codes: &[Code]) -> Value {
+fn error_response(status: u16, codes: &[Code], form: Form) -> Value {
     let described: Vec<String> = codes.iter().map(|code| format!("`{}`: {}", code.name(), code.title())).collect();
     let examples: Map<String, Value> = codes
         .iter()
         .map(|code| {
-            let error = json!({
-                "code": code.name(), "message": code.title(), "details": {},
-                "requestId": "0199a8b2-5c00-7abc-8def-0123456789ab"
-            });
-            (code.name().to_owned(), json!({"value": {"error": error}}))
+            let problem = Problem::new(*code);
+            let example = json!({"value": problem.body("0199a8b2-5c00-7abc-8def-0123456789ab", form)});
+            (code.name().to_owned(), example)
         })
         .collect();
     let mut response = json!({
         "description": described.join("\n\n"),
-        "content": {"application/json": {
-            "schema": {"$ref": "#/components/schemas/Error"},
+        "content": {form.media(): {
+            "schema": {"$ref": format!("#/components/schemas/{}", form.schema())},
             "examples": examples
         }}
     });
@@ -353,7 +369,8 @@ mod tests {
             let operation = OPERATIONS.iter().find(|operation| described["operationId"] == operation.id).unwrap();
             for code in operation.all_codes() {
                 let response = &described["responses"][code.status().to_string()];
-                let named = response["content"]["application/json"]["examples"][code.name()].is_object();
+                let media = operation.problem_form().media();
+                let named = response["content"][media]["examples"][code.name()].is_object();
                 // Health answers 503 with its own body.
                 assert!(named || (operation.id == "getHealth" && code.status() == 503), "{} {code:?}", operation.id);
             }

@@ -13,7 +13,7 @@ use tracing::Instrument;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::operation::{self, Missed, Operation};
-use super::problem::{Code, Problem};
+use super::problem::{Code, Form, Problem};
 use super::rate_limits::Told;
 use super::request::{self, Identity, Said, Trace};
 
@@ -45,6 +45,7 @@ where
     let request_id = identity.request_id.clone();
     let found = operation::find(request.method(), request.uri().path());
     let name = found.as_ref().map_or("none", |(operation, _)| operation.id);
+    let form = found.as_ref().map_or(Form::Envelope, |(operation, _)| operation.problem_form());
     let span = tracing::info_span!(
         "request",
         otel.kind = "server",
@@ -73,7 +74,7 @@ where
         }
     };
     let answered = answered.instrument(span.clone()).await;
-    let mut response = finished(answered, &request_id);
+    let mut response = finished(answered, &request_id, form);
     told.write(response.headers_mut());
     span.record("status", response.status().as_u16());
     measure(name, response.status(), started.elapsed());
@@ -145,14 +146,14 @@ async fn guarded(
 }
 
 /// One envelope for every error, and the headers that every answer has.
-fn finished(answered: Result<Response, Problem>, request_id: &str) -> Response {
+fn finished(answered: Result<Response, Problem>, request_id: &str, form: Form) -> Response {
     let mut response = match answered {
         Ok(response) => match response.data::<Problem>() {
-            Some(problem) => problem.respond(request_id),
-            None if is_foreign(&response) => Problem::of_framework(response.status()).respond(request_id),
+            Some(problem) => problem.respond(request_id, form),
+            None if is_foreign(&response) => Problem::of_framework(response.status()).respond(request_id, form),
             None => response,
         },
-        Err(problem) => problem.respond(request_id),
+        Err(problem) => problem.respond(request_id, form),
     };
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(request_id) {

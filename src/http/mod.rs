@@ -27,6 +27,7 @@ mod gateway;
 mod ingestion;
 mod jobs;
 mod kong_sync;
+mod openmeter;
 mod operation;
 mod probes;
 mod problem;

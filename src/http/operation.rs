@@ -5,7 +5,7 @@
 
 use poem::http::Method;
 
-use super::problem::Code;
+use super::problem::{Code, Form};
 use crate::domain::rate_limit::Class;
 
 /// Whose tenant an operation is about.
@@ -29,6 +29,8 @@ pub enum BodyKind {
     Events,
     LiteLlm,
     KongLog,
+    /// Its errors are told in OpenMeter's form, around ours.
+    OpenMeter,
 }
 
 /// One row.
@@ -109,12 +111,17 @@ impl Operation {
     pub fn class(&self) -> Option<Class> {
         match (self.scope, self.body, self.object) {
             (Scope::Open, ..) | (_, BodyKind::LiteLlm | BodyKind::KongLog, _) => None,
-            (_, BodyKind::Events, _) => Some(Class::Ingest),
+            (_, BodyKind::Events | BodyKind::OpenMeter, _) => Some(Class::Ingest),
             (.., "decision") => Some(Class::Lookup),
             _ if self.method == Method::GET => Some(Class::Read),
             (.., "tenants" | "apiKeys") => Some(Class::Admin),
             _ => Some(Class::Write),
         }
+    }
+
+    /// How its errors are written.
+    pub(super) fn problem_form(&self) -> Form {
+        if self.body == BodyKind::OpenMeter { Form::Rfc9457 } else { Form::Envelope }
     }
 
     /// Every code this operation may end with, ascending by status.
@@ -151,7 +158,7 @@ impl Operation {
 
 const PAGE: &[&str] = &["limit", "cursor"];
 
-use BodyKind::{Events, Json, KongLog, LiteLlm, None as NoBody};
+use BodyKind::{Events, Json, KongLog, LiteLlm, None as NoBody, OpenMeter};
 use Code::{
     AdjustmentBelowZero, AdjustmentRefused, AlreadyReplayed, ApiKeyNotFound, ExternalIdTaken, FindingClosed,
     FindingNotFound, IdempotencyKeyReused, IllegalMove, InvalidCursor, JobFinished, JobNotFound, NotReady,
@@ -169,6 +176,8 @@ pub static OPERATIONS: &[Operation] = &[
     Operation { id: "recordUsageEvents", method: Method::POST, path: "/v1/usage/events", scope: TenantOfCredential, object: "usage", action: "report", body: Events,
         query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
     Operation { id: "recordLiteLlmUsage", method: Method::POST, path: "/v1/usage/litellm", scope: TenantOfCredential, object: "usage", action: "report", body: LiteLlm,
+        query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
+    Operation { id: "ingestOpenMeterEvents", method: Method::POST, path: "/api/v1/events", scope: TenantOfCredential, object: "usage", action: "report", body: OpenMeter,
         query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
     Operation { id: "recordKongLogs", method: Method::POST, path: "/v1/gateway/kong/logs", scope: TenantOfCredential, object: "gatewayLog", action: "report", body: KongLog,
         query: &[], codes: &[TenantNotFound, TooManyEvents, TenantStarting, TenantSaturated, TenantFrozen] },

@@ -111,6 +111,32 @@ pub struct Problem {
     pub allow: Option<String>,
 }
 
+/// How an error is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `{"error": {…}}`.
+    Envelope,
+    /// RFC 9457, around the envelope.
+    Rfc9457,
+}
+
+impl Form {
+    pub(super) fn media(self) -> &'static str {
+        match self {
+            Form::Envelope => "application/json",
+            Form::Rfc9457 => "application/problem+json",
+        }
+    }
+
+    /// Its name in the document.
+    pub(super) fn schema(self) -> &'static str {
+        match self {
+            Form::Envelope => "Error",
+            Form::Rfc9457 => "Problem",
+        }
+    }
+}
+
 /// One thing wrong with one field.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct FieldProblem {
@@ -163,18 +189,27 @@ impl Problem {
         StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
-    fn envelope(&self, request_id: &str) -> Vec<u8> {
-        let envelope = Envelope {
-            error: Inner { code: self.code.name(), message: &self.message, details: &self.details, request_id },
-        };
-        // A struct of strings and a JSON object always serializes.
-        serde_json::to_vec(&envelope).unwrap_or_default()
+    /// What is told, written in `form`.
+    pub(super) fn body<'a>(&'a self, request_id: &'a str, form: Form) -> impl Serialize + 'a {
+        let error = Inner { code: self.code.name(), message: &self.message, details: &self.details, request_id };
+        let standard = (form == Form::Rfc9457).then(|| Standard {
+            kind: "about:blank",
+            title: self.status().canonical_reason().unwrap_or_default(),
+            status: self.code.status(),
+            detail: &self.message,
+        });
+        Envelope { standard, error }
+    }
+
+    fn written(&self, request_id: &str, form: Form) -> Vec<u8> {
+        // Structs of strings and a JSON object always serialize.
+        serde_json::to_vec(&self.body(request_id, form)).unwrap_or_default()
     }
 
     /// The whole answer as bytes, the last of its connection: for what never became a request.
     #[must_use]
     pub(super) fn on_the_wire(&self, request_id: &str) -> Vec<u8> {
-        let (status, body) = (self.status(), self.envelope(request_id));
+        let (status, body) = (self.status(), self.written(request_id, Form::Envelope));
         let mut answer = format!(
             "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nx-request-id: {request_id}\r\n\
              cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n",
@@ -189,10 +224,9 @@ impl Problem {
 
     /// The whole answer.
     #[must_use]
-    pub fn respond(&self, request_id: &str) -> Response {
-        let (status, bytes) = (self.status(), self.envelope(request_id));
-        let mut response =
-            Response::builder().status(status).content_type("application/json").body(Body::from_vec(bytes));
+    pub(super) fn respond(&self, request_id: &str, form: Form) -> Response {
+        let (status, bytes) = (self.status(), self.written(request_id, form));
+        let mut response = Response::builder().status(status).content_type(form.media()).body(Body::from_vec(bytes));
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if status == StatusCode::UNAUTHORIZED {
@@ -238,7 +272,19 @@ fn challenge(code: Code) -> HeaderValue {
 
 #[derive(Serialize)]
 struct Envelope<'a> {
+    #[serde(flatten)]
+    standard: Option<Standard<'a>>,
     error: Inner<'a>,
+}
+
+/// The members that RFC 9457 names.
+#[derive(Serialize)]
+struct Standard<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
 }
 
 #[derive(Serialize)]
@@ -360,7 +406,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     async fn told(problem: Problem) -> (Response, Value) {
-        let mut response = problem.respond("req-1");
+        let mut response = problem.respond("req-1", Form::Envelope);
         let bytes = response.take_body().into_vec().await.unwrap();
         (response, serde_json::from_slice(&bytes).unwrap())
     }
@@ -381,6 +427,16 @@ mod tests {
             assert_eq!(response.header("www-authenticate").is_some(), code.status() == 401, "{}", code.name());
             assert_eq!(response.header("retry-after").is_some(), code.status() == 503, "{}", code.name());
         }
+    }
+
+    #[tokio::test]
+    async fn the_standard_s_form_is_put_around_the_envelope() {
+        let mut response = Problem::new(Code::NothingAccepted).saying("why").respond("req-1", Form::Rfc9457);
+        assert_eq!(response.content_type(), Some("application/problem+json"));
+        let body: Value = serde_json::from_slice(&response.take_body().into_vec().await.unwrap()).unwrap();
+        let error = json!({"code": "NO_EVENT_ACCEPTED", "message": "why", "details": {}, "requestId": "req-1"});
+        let (kind, title) = ("about:blank", "Unprocessable Entity");
+        assert_eq!(body, json!({"type": kind, "title": title, "status": 422, "detail": "why", "error": error}));
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ pub mod cloudevents;
 pub mod envelope;
 pub mod kong;
 pub mod litellm;
+mod openmeter;
 pub mod quarantine;
 pub mod record;
 pub mod replayer;

@@ -44,7 +44,7 @@ pub(super) static CONTROL: [Migration; 5] = [
     migration!(Both, 7, "control", "0007_jobs"),
 ];
 
-pub(super) static TENANT: [Migration; 8] = [
+pub(super) static TENANT: [Migration; 9] = [
     migration!(Both, 1, "tenant", "0001_books"),
     migration!(Sqlite, 2, "tenant", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "tenant", "0002_append_only.postgres"),
@@ -52,6 +52,7 @@ pub(super) static TENANT: [Migration; 8] = [
     migration!(Sqlite, 4, "tenant", "0004_alert_subjects.sqlite"),
     migration!(Postgres, 4, "tenant", "0004_alert_subjects.postgres"),
     migration!(Both, 5, "tenant", "0005_reconciliation"),
+    migration!(Postgres, 7, "tenant", "0007_undated.postgres"),
     migration!(Both, 11, "tenant", "0011_request_age"),
 ];
 

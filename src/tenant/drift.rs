@@ -96,6 +96,7 @@ fn summary(run: &Run) -> String {
     let what = match run.cause {
         Cause::LostInLedger => "passed the gateway and are missing in the ledger",
         Cause::BypassedGateway => "are in the ledger and did not come through the gateway",
+        Cause::Unaccounted => "are in the ledger and were not counted by the gateway: they came another way, or twice",
         Cause::TenantMismatch => "were made with one tenant's credential in another's name",
         Cause::Duplicate => "are in the ledger more than once",
         Cause::Mispriced => "have other amounts in the ledger than at the gateway, or no price",
