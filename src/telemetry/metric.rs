@@ -59,6 +59,7 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Unit::Count,
         "Events in quarantine that are counted by themselves once their tenant can take them.",
     ),
+    ("platform_api_parked_events_max", Gauge, Unit::Count, "How many of those there may be: intake.parked_events_max."),
     (
         "platform_api_stream_anomalies_total",
         Counter,
