@@ -165,6 +165,8 @@ pub struct Intake {
     pub patience_ms: u64,
     /// How long LiteLLM's callback, which does not come back, waits.
     pub litellm_patience_ms: u64,
+    /// Events that may wait in quarantine for tenants that cannot take them, for all tenants of the platform together.
+    pub parked_events_max: u64,
 }
 
 impl Default for Intake {
@@ -175,6 +177,7 @@ impl Default for Intake {
             event_bytes_max: 8 * 1024 * 1024,
             patience_ms: 250,
             litellm_patience_ms: 10_000,
+            parked_events_max: 1_000_000,
         }
     }
 }
@@ -511,6 +514,10 @@ impl Config {
             "intake.batch_events_max: must be from 1 to 100000",
         );
         check(
+            (1..=1_000_000_000).contains(&self.intake.parked_events_max),
+            "intake.parked_events_max: must be from 1 to 1000000000",
+        );
+        check(
             self.nats.pull_messages > 0 && self.nats.pull_messages <= self.nats.ack_pending_max,
             "nats.pull_messages: must be above zero and not above nats.ack_pending_max",
         );
@@ -637,9 +644,10 @@ mod tests {
         config.http.listen = "nowhere".into();
         config.store.url = SecretString::from("mysql://root:secret@db");
         config.tenants.open_max = 0;
+        config.intake.parked_events_max = 0;
         config.auth.bootstrap_key = Some(SecretString::from("short"));
         let problems = config.validated().unwrap_err().problems;
-        for key in ["http.listen", "store.url", "tenants.open_max", "auth.bootstrap_key"] {
+        for key in ["http.listen", "store.url", "tenants.open_max", "intake.parked_events_max", "auth.bootstrap_key"] {
             assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key}: {problems:?}");
         }
         assert!(

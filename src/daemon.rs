@@ -118,8 +118,8 @@ impl Daemon {
 
         let recorder = Recorder::new(directory.clone(), clock.clone(), config.intake.clone());
         let (stream, stream_health) = open_stream(&config, &recorder, &clock);
-        let (replayer, parked) = start_replayer(&recorder);
         let (jobs, jobs_state) = start_jobs(&config, &directory, &clock);
+        let (replayer, parked, parked_detail) = start_replayer(&recorder);
         let (leaving, stopping) = watch::channel(false);
         let mut dependencies = vec![
             Dependency {
@@ -129,8 +129,8 @@ impl Daemon {
                 detail: None,
             },
             Dependency { name: "nats".into(), required: false, state: stream_health, detail: None },
-            Dependency { name: "parked-usage".into(), required: false, state: parked, detail: None },
             Dependency { name: "jobs".into(), required: false, state: jobs_state, detail: None },
+            Dependency { name: "parked-usage".into(), required: false, state: parked, detail: Some(parked_detail) },
         ];
         dependencies.extend(outlets.health.iter().map(|outlet| Dependency {
             name: outlet.name.clone(),
@@ -357,13 +357,23 @@ fn source_state(health: &SourceHealth) -> State {
     }
 }
 
-/// Brings parked events back; degraded while some are waiting.
-fn start_replayer(recorder: &Recorder) -> (Task, watch::Receiver<State>) {
+/// Brings parked events back; degraded while some are waiting, down while no more can be parked.
+fn start_replayer(recorder: &Recorder) -> (Task, watch::Receiver<State>, watch::Receiver<String>) {
     let replayer = Replayer::new(recorder.clone());
-    let state = relay(replayer.waiting(), |waiting| if *waiting > 0 { State::Degraded } else { State::Up });
+    let state = relay(recorder.parked_events(), |parked| match parked.events {
+        _ if parked.full => State::Down,
+        Some(0) | None => State::Up,
+        Some(_) => State::Degraded,
+    });
+    let detail = relay(recorder.parked_events(), |parked| {
+        let (events, events_max) = (parked.events.unwrap_or(0), parked.events_max);
+        let word =
+            if parked.full { "no more is parked, the stream holds what comes" } else { "there is room for more" };
+        format!("{events} events of at most {events_max} (intake.parked_events_max); {word}")
+    });
     let stop = CancellationToken::new();
     let handle = tokio::spawn(replayer.run(stop.clone()));
-    (Task { stop, handle }, state)
+    (Task { stop, handle }, state, detail)
 }
 
 /// Runs what is done in the background; degraded while it cannot be looked for.

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 pub use super::arrival::Reporter;
 use super::arrival::{self, Arrival, Format, Item, Limits, Parsed, Unreadable};
 use super::attribution::{attribute, name_user};
 pub use super::body::{BodyShape, RecordError};
+use super::parking::{Parked, Parking, Room};
 use super::tally::{Tally, is_from_litellm};
 use super::{quarantine, text};
 use crate::clock::Clock;
@@ -43,6 +44,7 @@ pub struct Recorder {
     intake: Arc<config::Intake>,
     /// Told when something was kept that is to be brought back.
     parked: Arc<Notify>,
+    parking: Arc<Parking>,
 }
 
 /// What became of one item; durable when it is told.
@@ -128,7 +130,8 @@ impl From<NotNow> for ReplayError {
 impl Recorder {
     #[must_use]
     pub fn new(directory: Directory, clock: Clock, intake: config::Intake) -> Recorder {
-        Recorder { directory, clock, intake: Arc::new(intake), parked: Arc::new(Notify::new()) }
+        let parking = Arc::new(Parking::new(intake.parked_events_max));
+        Recorder { directory, clock, intake: Arc::new(intake), parked: Arc::new(Notify::new()), parking }
     }
 
     /// What one body may hold.
@@ -390,6 +393,39 @@ impl Recorder {
         self.parked.notified().await;
     }
 
+    /// How much is parked, of how much may be.
+    #[must_use]
+    pub fn parked_events(&self) -> watch::Receiver<Parked> {
+        self.parking.follow()
+    }
+
+    /// May anything be parked now?
+    pub(super) fn may_park(&self) -> bool {
+        !self.parking.is_full()
+    }
+
+    /// Room to park as many of `asked` events as may be; held until they are durable.
+    pub(super) async fn room_to_park(&self, asked: usize) -> Room<'_> {
+        if !self.parking.is_counted()
+            && let Err(error) = self.count_parked().await
+        {
+            tracing::debug!(%error, "parked events could not be counted");
+        }
+        self.parking.room(asked)
+    }
+
+    /// How many rows wait for whom; what is known of the parking is corrected.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub(super) async fn count_parked(&self) -> Result<Vec<(TenantId, i64)>, Refused> {
+        let before = self.parking.before();
+        let census = self.directory.waiting_census().await?;
+        let waiting: i64 = census.iter().map(|(_, rows)| *rows).sum();
+        self.parking.counted(before, u64::try_from(waiting).unwrap_or(0));
+        Ok(census)
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
     }
@@ -422,6 +458,11 @@ pub(super) struct Rejection {
 }
 
 impl Rejection {
+    /// Does it wait for nothing but its tenant?
+    pub(super) fn is_parked(&self) -> bool {
+        Refusal::WAITING.contains(&self.problem.reason)
+    }
+
     /// Refused by, or for the sake of, a known tenant.
     pub(super) fn of(reason: Refusal, tenant: TenantId) -> Rejection {
         Rejection { problem: text::unreadable(reason, explanation(reason)), tenant: Some(tenant) }

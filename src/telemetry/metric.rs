@@ -66,6 +66,7 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Unit::Count,
         "Tries of background jobs that have ended, by outcome (succeeded, failed, canceled, released).",
     ),
+    ("platform_api_parked_events_max", Gauge, Unit::Count, "How many of those there may be: intake.parked_events_max."),
     (
         "platform_api_stream_anomalies_total",
         Counter,
