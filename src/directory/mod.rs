@@ -15,6 +15,7 @@
 
 pub mod handle;
 mod index;
+pub mod noted;
 mod registrar;
 pub mod slot;
 mod supervisor;

@@ -14,8 +14,8 @@ use serde_json::{Map, Value, json};
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::Code;
 use super::{
-    api_keys, audit, decision, gateway, ingestion, kong_sync, probes, quarantine, quotas, reconciliation, reply,
-    tenants, usage,
+    alerts, api_keys, audit, channels, decision, gateway, ingestion, kong_sync, probes, quarantine, quotas,
+    reconciliation, reply, tenants, usage,
 };
 
 /// The chapters of the document.
@@ -46,6 +46,8 @@ type Handlers = (
     gateway::Gateway,
     usage::Usage,
     quotas::Quotas,
+    alerts::Alerts,
+    channels::Channels,
     reconciliation::Reconciliation,
     audit::Audit,
     quarantine::Quarantine,
@@ -62,6 +64,8 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         gateway::Gateway,
         usage::Usage,
         quotas::Quotas,
+        alerts::Alerts,
+        channels::Channels,
         reconciliation::Reconciliation,
         audit::Audit,
         quarantine::Quarantine,

@@ -7,16 +7,18 @@
 //!    [`problem`]s
 //! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
-//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`gateway`], [`usage`], [`quotas`], [`decision`],
+//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`gateway`], [`usage`], [`quotas`], [`alerts`], [`channels`], [`decision`],
 //!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
 //! [`reading`] has the parsers among all this without the door around them.
 
+mod alerts;
 mod api_keys;
 mod audit;
 mod authorize;
 mod body;
+mod channels;
 mod cursor;
 mod decision;
 mod document;
@@ -67,6 +69,7 @@ use crate::config::{self, millis};
 use crate::directory;
 use crate::domain::sync::SyncStatus;
 use crate::intake::record::Recorder;
+use crate::outlet::bench::Bench;
 use crate::threads;
 use authorize::{Admitted, Ask};
 use cursor::Sealer;
@@ -86,6 +89,7 @@ pub struct Api {
     sealer: Sealer,
     /// How the tenants stand in Kong, if somebody keeps them there.
     kong_sync: Option<watch::Receiver<SyncStatus>>,
+    channels: Bench,
     /// Where everything is done but answering.
     work: Handle,
 }
@@ -99,16 +103,18 @@ pub struct Rooms {
     pub kong: KongDoor,
     /// How the tenants stand in Kong, if somebody keeps them there.
     pub kong_sync: Option<watch::Receiver<SyncStatus>>,
+    /// Where alerts go to.
+    pub channels: Bench,
 }
 
 impl Api {
     /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
     pub fn new(rooms: Rooms, clock: Clock, limits: config::Http, health: Health, metrics: PrometheusHandle) -> Api {
-        let Rooms { directory, gate, recorder, kong, kong_sync } = rooms;
+        let Rooms { directory, gate, recorder, kong, kong_sync, channels } = rooms;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
-        Api { directory, gate, recorder, kong, clock, limits, health, metrics, sealer, kong_sync, work }
+        Api { directory, gate, recorder, kong, clock, limits, health, metrics, sealer, kong_sync, channels, work }
     }
 }
 

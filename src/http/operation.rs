@@ -137,10 +137,10 @@ const PAGE: &[&str] = &["limit", "cursor"];
 
 use BodyKind::{Events, Json, KongLog, LiteLlm, None as NoBody};
 use Code::{
-    AdjustmentBelowZero, AdjustmentRefused, AlreadyReplayed, ApiKeyNotFound, ExternalIdTaken, FindingClosed,
-    FindingNotFound, IdempotencyKeyReused, IllegalMove, InvalidCursor, NotReady, NothingAccepted, QuarantinedNotFound,
-    ReportTooLarge, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen, TenantNotFound, TenantSaturated,
-    TenantStarting, TooManyApiKeys, TooManyEvents, ValidationFailed,
+    AdjustmentBelowZero, AdjustmentRefused, AlertNotFound, AlertOver, AlreadyReplayed, ApiKeyNotFound, ChannelNotFound,
+    ExternalIdTaken, FindingClosed, FindingNotFound, IdempotencyKeyReused, IllegalMove, InvalidCursor, NotReady,
+    NothingAccepted, QuarantinedNotFound, ReportTooLarge, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen,
+    TenantNotFound, TenantSaturated, TenantStarting, TestedTooOften, TooManyApiKeys, TooManyEvents, ValidationFailed,
 };
 use Scope::{Open, Platform, TenantInPath, TenantOfCredential};
 
@@ -197,6 +197,10 @@ pub static OPERATIONS: &[Operation] = &[
         query: &[], codes: &[ValidationFailed, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
     Operation { id: "listAlerts", method: Method::GET, path: "/v1/quotas/{tenantId}/alerts", scope: TenantInPath, object: "alerts", action: "read", body: NoBody,
         query: PAGE, codes: &[InvalidCursor, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "acknowledgeAlert", method: Method::POST, path: "/v1/quotas/{tenantId}/alerts/{alertId}/acknowledge", scope: TenantInPath, object: "alerts", action: "acknowledge", body: NoBody,
+        query: &[], codes: &[AlertNotFound, AlertOver, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "listDeliveries", method: Method::GET, path: "/v1/quotas/{tenantId}/deliveries", scope: TenantInPath, object: "alerts", action: "read", body: NoBody,
+        query: &["from", "to", "channel", "outcome", "limit", "cursor"], codes: &[InvalidCursor, ValidationFailed, TenantStarting, TenantFrozen, StoreUnavailable] },
 
     Operation { id: "getReconciliation", method: Method::GET, path: "/v1/reconciliation/{tenantId}", scope: TenantInPath, object: "reconciliation", action: "read", body: NoBody,
         query: &[], codes: &[TenantStarting, TenantFrozen, StoreUnavailable] },
@@ -222,6 +226,11 @@ pub static OPERATIONS: &[Operation] = &[
         query: &["limit", "cursor", "tenantId", "reason"], codes: &[InvalidCursor, TenantNotFound, StoreUnavailable] },
     Operation { id: "replayQuarantined", method: Method::POST, path: "/v1/quarantine/{id}/replay", scope: TenantOfCredential, object: "quarantine", action: "replay", body: NoBody,
         query: &[], codes: &[QuarantinedNotFound, TenantNotFound, AlreadyReplayed, StillRefused, StoreUnavailable] },
+
+    Operation { id: "listNotificationChannels", method: Method::GET, path: "/v1/notification-channels", scope: Platform, object: "channels", action: "read", body: NoBody,
+        query: &[], codes: &[] },
+    Operation { id: "testNotificationChannel", method: Method::POST, path: "/v1/notification-channels/{channel}/test", scope: Platform, object: "channels", action: "test", body: NoBody,
+        query: &[], codes: &[ChannelNotFound, TestedTooOften, IdempotencyKeyReused, StoreUnavailable] },
 
     Operation { id: "getKongSync", method: Method::GET, path: "/v1/gateway/kong/sync", scope: Platform, object: "kongSync", action: "read", body: NoBody, query: &[], codes: &[] },
 ];

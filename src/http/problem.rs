@@ -9,8 +9,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::directory::handle::{Absent, Refused};
+use crate::tenant::acknowledge::NotAcknowledged;
 use crate::tenant::handle::Unavailable;
 use crate::tenant::message::{ChangeRefused, ReadFailure};
+use crate::tenant::task;
 
 macro_rules! codes {
     ($($variant:ident $name:literal $status:literal $title:literal;)*) => {
@@ -57,6 +59,8 @@ codes! {
     TenantNotFound "TENANT_NOT_FOUND" 404 "There is no such tenant.";
     ApiKeyNotFound "API_KEY_NOT_FOUND" 404 "There is no such API key.";
     QuarantinedNotFound "QUARANTINED_NOT_FOUND" 404 "There is no such event in quarantine.";
+    ChannelNotFound "CHANNEL_NOT_FOUND" 404 "There is no such notification channel.";
+    AlertNotFound "ALERT_NOT_FOUND" 404 "There is no such alert.";
     FindingNotFound "FINDING_NOT_FOUND" 404 "There is no such finding.";
     MethodNotAllowed "METHOD_NOT_ALLOWED" 405 "The address does not know this method; see the Allow header.";
     NotAcceptable "NOT_ACCEPTABLE" 406 "The answer is JSON, which the Accept header excludes.";
@@ -67,6 +71,7 @@ codes! {
     TooManyApiKeys "TOO_MANY_API_KEYS" 409 "The tenant has as many API keys as it may have; revoke one first.";
     AlreadyReplayed "ALREADY_REPLAYED" 409 "The quarantined event was counted on an earlier try.";
     FindingClosed "FINDING_CLOSED" 409 "The finding has been dealt with, or has resolved itself; details.status says how.";
+    AlertOver "ALERT_OVER" 409 "What the alert tells is over; details.resolvedAt says since when.";
     PayloadTooLarge "PAYLOAD_TOO_LARGE" 413 "The body is longer than this address takes.";
     TooManyEvents "TOO_MANY_EVENTS" 413 "The batch has more events than this address takes; split it.";
     UriTooLong "URI_TOO_LONG" 414 "The address is longer than 8 KiB.";
@@ -78,6 +83,7 @@ codes! {
     ReportTooLarge "REPORT_TOO_LARGE" 422 "The report has too many rows: ask for a shorter time, a coarser granularity or fewer dimensions.";
     NothingAccepted "NO_EVENT_ACCEPTED" 422 "No event of the batch could be counted; details.rejected says why.";
     StillRefused "STILL_REFUSED" 422 "The quarantined event can still not be counted.";
+    TestedTooOften "TESTED_TOO_OFTEN" 429 "The channel was tested just now; try again after Retry-After.";
     TooManyFailures "TOO_MANY_FAILURES" 429 "The credentials are not valid, and too many were tried; try again after Retry-After.";
     HeadersTooLarge "HEADERS_TOO_LARGE" 431 "The request's line and headers together are longer than 32 KiB.";
     Internal "INTERNAL_ERROR" 500 "Something went wrong on our side; the request id finds it in our logs.";
@@ -334,6 +340,19 @@ impl From<ChangeRefused> for Problem {
             }
             ChangeRefused::BelowZero => Problem::new(Code::AdjustmentBelowZero),
             ChangeRefused::RolledBack => Problem::new(Code::StoreUnavailable),
+        }
+    }
+}
+
+impl From<task::Declined<NotAcknowledged>> for Problem {
+    fn from(declined: task::Declined<NotAcknowledged>) -> Problem {
+        match declined {
+            task::Declined::Refused(NotAcknowledged::Unknown) => Problem::new(Code::AlertNotFound),
+            task::Declined::Refused(NotAcknowledged::Over { at }) => {
+                Problem::new(Code::AlertOver).with("resolvedAt", json!(at))
+            }
+            task::Declined::IdempotencyMismatch => Problem::new(Code::IdempotencyKeyReused),
+            task::Declined::RolledBack => Problem::new(Code::StoreUnavailable),
         }
     }
 }
