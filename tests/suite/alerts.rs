@@ -199,9 +199,14 @@ fn pagerduty(name: &str, receiver: &Receiver) -> String {
     )
 }
 
+/// What PagerDuty was told, and about which incident. What was taken and not yet noted when the daemon died may be told
+/// again at once, under the same key.
 fn actions(receiver: &Receiver) -> Vec<(String, String)> {
     let text = |one: &Received, name: &str| one.body[name].as_str().unwrap_or_default().to_owned();
-    receiver.taken().iter().map(|one| (text(one, "event_action"), text(one, "dedup_key"))).collect()
+    let mut told: Vec<_> =
+        receiver.taken().iter().map(|one| (text(one, "event_action"), text(one, "dedup_key"))).collect();
+    told.dedup();
+    told
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -224,6 +229,11 @@ async fn an_acknowledgement_reaches_pagerduty_whoever_dies_and_the_history_shows
         let path = format!("/v1/quotas/{}/alerts/{id}/acknowledge", tenant.id);
         let acknowledged = tenant.api.call(Method::POST, &path, None).await.ok();
         assert!(!acknowledged["acknowledgedBy"].as_str().unwrap().is_empty(), "{acknowledged}");
+        eventually("a refused acknowledgement", || async {
+            let refused = receiver.received().into_iter().filter(|one| one.body["event_action"] == "acknowledge");
+            (refused.count() > 0).then_some(())
+        })
+        .await;
         daemon.kill().await;
         daemon.restart().await;
         eventually("the acknowledgement", || async { (actions(&receiver).len() >= 2).then_some(()) }).await;
@@ -233,9 +243,7 @@ async fn an_acknowledgement_reaches_pagerduty_whoever_dies_and_the_history_shows
 
         tenant.put_quotas(json!([token_quota(1_000_000, "month")])).await;
         eventually("the resolution", || async { (actions(&receiver).len() >= 3).then_some(()) }).await;
-        // What was taken and not yet noted when the daemon died may be told again, under the same key.
-        let mut told = actions(&receiver);
-        told.dedup();
+        let told = actions(&receiver);
         let words: Vec<&str> = told.iter().map(|(action, _)| action.as_str()).collect();
         assert_eq!(words, ["trigger", "acknowledge", "resolve"]);
         assert!(told.iter().all(|(_, key)| *key == id), "{told:?}");
@@ -289,7 +297,8 @@ async fn a_channel_is_shown_without_its_secrets_and_tried_without_leaving_anythi
 
         hook.will_answer(&[302]);
         let keyed = [("idempotency-key", "try-the-hook")];
-        let post = || daemon.platform.raw(Method::POST, &path("hook"), &keyed, Vec::new());
+        let hooked = path("hook");
+        let post = || daemon.platform.raw(Method::POST, &hooked, &keyed, Vec::new());
         let first = post().await;
         let first = first.ok();
         assert_eq!((&first["outcome"], hook.strayed()), (&json!("failed"), 0), "{first}");
