@@ -314,6 +314,10 @@ pub enum Channel {
         port: Option<u16>,
         #[serde(default)]
         tls: EmailTls,
+        /// PEM certificates of the authorities to trust besides the system's, for a relay of one's own.
+        ca_file: Option<PathBuf>,
+        #[serde(default)]
+        allow_private_addresses: bool,
         user: Option<String>,
         password: Option<SecretString>,
         from: String,

@@ -154,8 +154,8 @@ impl Daemon {
         let patience = millis(config.telemetry.shutdown_ms);
         let health = Health { dependencies, stopping };
         let envoy = open_envoy(&config, &directory, &clock, &rate_limits, answering, patience / STEPS).await?;
-        let kong_sync = outlets.kong.clone();
-        let rooms = Rooms { directory: directory.clone(), gate, recorder, kong, rate_limits, kong_sync };
+        let (kong_sync, channels) = (outlets.kong.clone(), outlets.bench.clone());
+        let rooms = Rooms { directory: directory.clone(), gate, recorder, kong, rate_limits, kong_sync, channels };
         let api = Api::new(rooms, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
         let (answering, stopped) = (answering.to_vec(), stop.clone());

@@ -17,6 +17,7 @@
 pub mod handle;
 mod index;
 pub mod jobs;
+pub mod noted;
 mod registrar;
 pub mod slot;
 mod supervisor;

@@ -14,8 +14,8 @@ use serde_json::{Map, Value, json};
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::{Code, Form, Problem};
 use super::{
-    api_keys, audit, decision, gateway, ingestion, jobs, kong_sync, openmeter, probes, quarantine, quotas, rate_limits,
-    reconciliation, reply, tenants, usage,
+    alerts, api_keys, audit, channels, decision, gateway, ingestion, jobs, kong_sync, openmeter, probes, quarantine,
+    quotas, rate_limits, reconciliation, reply, tenants, usage,
 };
 
 /// The chapters of the document.
@@ -49,6 +49,8 @@ type Handlers = (
     gateway::Gateway,
     usage::Usage,
     quotas::Quotas,
+    alerts::Alerts,
+    channels::Channels,
     reconciliation::Reconciliation,
     audit::Audit,
     quarantine::Quarantine,
@@ -68,6 +70,8 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         gateway::Gateway,
         usage::Usage,
         quotas::Quotas,
+        alerts::Alerts,
+        channels::Channels,
         reconciliation::Reconciliation,
         audit::Audit,
         quarantine::Quarantine,

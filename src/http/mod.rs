@@ -7,17 +7,19 @@
 //!    [`problem`]s
 //! 3. [`authorize`]: who calls, not too often ([`rate_limits`]), about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
-//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`gateway`], [`usage`], [`quotas`], [`decision`],
-//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`probes`]; [`view`]s and
-//!    [`reply`] are what they speak
+//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`],
+//!    [`channels`], [`decision`], [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`],
+//!    [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
 //! [`reading`] has the parsers among all this without the door around them.
 
+mod alerts;
 mod api_keys;
 mod audit;
 mod authorize;
 mod body;
+mod channels;
 mod cursor;
 mod decision;
 mod document;
@@ -71,6 +73,7 @@ use crate::config::{self, millis};
 use crate::directory;
 use crate::domain::sync::SyncStatus;
 use crate::intake::record::Recorder;
+use crate::outlet::bench::Bench;
 use crate::rate_limit::Limiter;
 use crate::threads;
 use authorize::{Admitted, Ask};
@@ -92,6 +95,7 @@ pub struct Api {
     sealer: Sealer,
     /// How the tenants stand in Kong, if somebody keeps them there.
     kong_sync: Option<watch::Receiver<SyncStatus>>,
+    channels: Bench,
     /// Where everything is done but answering.
     work: Handle,
 }
@@ -107,16 +111,32 @@ pub struct Rooms {
     pub rate_limits: Limiter,
     /// How the tenants stand in Kong, if somebody keeps them there.
     pub kong_sync: Option<watch::Receiver<SyncStatus>>,
+    /// Where alerts go to.
+    pub channels: Bench,
 }
 
 impl Api {
     /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
     pub fn new(rooms: Rooms, clock: Clock, limits: config::Http, health: Health, metrics: PrometheusHandle) -> Api {
-        let Rooms { directory, gate, recorder, kong, rate_limits, kong_sync } = rooms;
+        let Rooms { directory, gate, recorder, kong, rate_limits, kong_sync, channels } = rooms;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
-        Api { directory, gate, recorder, kong, rate_limits, clock, limits, health, metrics, sealer, kong_sync, work }
+        Api {
+            directory,
+            gate,
+            recorder,
+            kong,
+            rate_limits,
+            clock,
+            limits,
+            health,
+            metrics,
+            sealer,
+            kong_sync,
+            channels,
+            work,
+        }
     }
 }
 

@@ -160,10 +160,11 @@ const PAGE: &[&str] = &["limit", "cursor"];
 
 use BodyKind::{Events, Json, KongLog, LiteLlm, None as NoBody, OpenMeter};
 use Code::{
-    AdjustmentBelowZero, AdjustmentRefused, AlreadyReplayed, ApiKeyNotFound, ExternalIdTaken, FindingClosed,
-    FindingNotFound, IdempotencyKeyReused, IllegalMove, InvalidCursor, JobFinished, JobNotFound, NotReady,
-    NothingAccepted, QuarantinedNotFound, ReportTooLarge, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen,
-    TenantNotFound, TenantSaturated, TenantStarting, TooManyApiKeys, TooManyEvents, TooManyJobs, ValidationFailed,
+    AdjustmentBelowZero, AdjustmentRefused, AlertNotFound, AlertOver, AlreadyReplayed, ApiKeyNotFound, ChannelNotFound,
+    ExternalIdTaken, FindingClosed, FindingNotFound, IdempotencyKeyReused, IllegalMove, InvalidCursor, JobFinished,
+    JobNotFound, NotReady, NothingAccepted, QuarantinedNotFound, ReportTooLarge, SlugTaken, StillRefused,
+    StoreUnavailable, TenantFrozen, TenantNotFound, TenantSaturated, TenantStarting, TestedTooOften, TooManyApiKeys,
+    TooManyEvents, TooManyJobs, ValidationFailed,
 };
 use Scope::{Open, Platform, TenantInPath, TenantOfCredential};
 
@@ -222,6 +223,10 @@ pub static OPERATIONS: &[Operation] = &[
         query: &[], codes: &[ValidationFailed, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
     Operation { id: "listAlerts", method: Method::GET, path: "/v1/quotas/{tenantId}/alerts", scope: TenantInPath, object: "alerts", action: "read", body: NoBody,
         query: PAGE, codes: &[InvalidCursor, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "acknowledgeAlert", method: Method::POST, path: "/v1/quotas/{tenantId}/alerts/{alertId}/acknowledge", scope: TenantInPath, object: "alerts", action: "acknowledge", body: NoBody,
+        query: &[], codes: &[AlertNotFound, AlertOver, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "listDeliveries", method: Method::GET, path: "/v1/quotas/{tenantId}/deliveries", scope: TenantInPath, object: "alerts", action: "read", body: NoBody,
+        query: &["from", "to", "channel", "outcome", "limit", "cursor"], codes: &[InvalidCursor, ValidationFailed, TenantStarting, TenantFrozen, StoreUnavailable] },
 
     Operation { id: "getReconciliation", method: Method::GET, path: "/v1/reconciliation/{tenantId}", scope: TenantInPath, object: "reconciliation", action: "read", body: NoBody,
         query: &[], codes: &[TenantStarting, TenantFrozen, StoreUnavailable] },
@@ -259,6 +264,11 @@ pub static OPERATIONS: &[Operation] = &[
 
     Operation { id: "getRateLimits", method: Method::GET, path: "/v1/rate-limits", scope: TenantOfCredential, object: "rateLimits", action: "read", body: NoBody,
         query: &["tenantId"], codes: &[TenantNotFound] },
+    Operation { id: "listNotificationChannels", method: Method::GET, path: "/v1/notification-channels", scope: Platform, object: "channels", action: "read", body: NoBody,
+        query: &[], codes: &[] },
+    Operation { id: "testNotificationChannel", method: Method::POST, path: "/v1/notification-channels/{channel}/test", scope: Platform, object: "channels", action: "test", body: NoBody,
+        query: &[], codes: &[ChannelNotFound, TestedTooOften, IdempotencyKeyReused, StoreUnavailable] },
+
     Operation { id: "getKongSync", method: Method::GET, path: "/v1/gateway/kong/sync", scope: Platform, object: "kongSync", action: "read", body: NoBody, query: &[], codes: &[] },
 ];
 

@@ -9,8 +9,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::directory::handle::{Absent, Refused};
+use crate::tenant::acknowledge::NotAcknowledged;
 use crate::tenant::handle::Unavailable;
 use crate::tenant::message::{ChangeRefused, ReadFailure};
+use crate::tenant::task;
 
 macro_rules! codes {
     ($($variant:ident $name:literal $status:literal $title:literal;)*) => {
@@ -57,6 +59,8 @@ codes! {
     TenantNotFound "TENANT_NOT_FOUND" 404 "There is no such tenant.";
     ApiKeyNotFound "API_KEY_NOT_FOUND" 404 "There is no such API key.";
     QuarantinedNotFound "QUARANTINED_NOT_FOUND" 404 "There is no such event in quarantine.";
+    ChannelNotFound "CHANNEL_NOT_FOUND" 404 "There is no such notification channel.";
+    AlertNotFound "ALERT_NOT_FOUND" 404 "There is no such alert.";
     FindingNotFound "FINDING_NOT_FOUND" 404 "There is no such finding.";
     JobNotFound "JOB_NOT_FOUND" 404 "There is no such job.";
     MethodNotAllowed "METHOD_NOT_ALLOWED" 405 "The address does not know this method; see the Allow header.";
@@ -70,6 +74,7 @@ codes! {
     FindingClosed "FINDING_CLOSED" 409 "The finding has been dealt with, or has resolved itself; details.status says how.";
     JobFinished "JOB_FINISHED" 409 "The job has ended already; details.state says how.";
     TooManyJobs "TOO_MANY_JOBS" 409 "There are as many unfinished jobs as there may be; wait until some have ended.";
+    AlertOver "ALERT_OVER" 409 "What the alert tells is over; details.resolvedAt says since when.";
     PayloadTooLarge "PAYLOAD_TOO_LARGE" 413 "The body is longer than this address takes.";
     TooManyEvents "TOO_MANY_EVENTS" 413 "The batch has more events than this address takes; split it.";
     UriTooLong "URI_TOO_LONG" 414 "The address is longer than 8 KiB.";
@@ -81,6 +86,7 @@ codes! {
     ReportTooLarge "REPORT_TOO_LARGE" 422 "The report has too many rows: ask for a shorter time, a coarser granularity or fewer dimensions.";
     NothingAccepted "NO_EVENT_ACCEPTED" 422 "No event of the batch could be counted; details.rejected says why.";
     StillRefused "STILL_REFUSED" 422 "The quarantined event can still not be counted.";
+    TestedTooOften "TESTED_TOO_OFTEN" 429 "The channel was tested just now; try again after Retry-After.";
     TooManyFailures "TOO_MANY_FAILURES" 429 "The credentials are not valid, and too many were tried; try again after Retry-After.";
     RateLimited "RATE_LIMITED" 429 "These credentials have asked too often; try again after Retry-After.";
     HeadersTooLarge "HEADERS_TOO_LARGE" 431 "The request's line and headers together are longer than 32 KiB.";
@@ -384,6 +390,19 @@ impl From<ChangeRefused> for Problem {
             }
             ChangeRefused::BelowZero => Problem::new(Code::AdjustmentBelowZero),
             ChangeRefused::RolledBack => Problem::new(Code::StoreUnavailable),
+        }
+    }
+}
+
+impl From<task::Declined<NotAcknowledged>> for Problem {
+    fn from(declined: task::Declined<NotAcknowledged>) -> Problem {
+        match declined {
+            task::Declined::Refused(NotAcknowledged::Unknown) => Problem::new(Code::AlertNotFound),
+            task::Declined::Refused(NotAcknowledged::Over { at }) => {
+                Problem::new(Code::AlertOver).with("resolvedAt", json!(at))
+            }
+            task::Declined::IdempotencyMismatch => Problem::new(Code::IdempotencyKeyReused),
+            task::Declined::RolledBack => Problem::new(Code::StoreUnavailable),
         }
     }
 }

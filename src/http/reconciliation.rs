@@ -223,12 +223,12 @@ fn render(finding: &Finding) -> String {
 }
 
 /// A word of a closed set in the query.
-fn word<T>(name: &str, text: Option<&str>, known: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Problem> {
+pub(super) fn word<T>(name: &str, text: Option<&str>, known: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Problem> {
     let Some(text) = text else { return Ok(None) };
     known(text).map(Some).ok_or_else(|| Problem::parameter(name, "is none of the words known here"))
 }
 
-fn between(from: Option<&str>, to: Option<&str>) -> Result<Window, Problem> {
+pub(super) fn between(from: Option<&str>, to: Option<&str>) -> Result<Window, Problem> {
     let start = from.map_or(Ok(Timestamp(0)), |text| parse_instant("from", text))?;
     let end = to.map_or(Ok(Timestamp::MAX), |text| parse_instant("to", text))?;
     if start < end { Ok(Window { start, end }) } else { Err(Problem::field("?to", "must be after from")) }

@@ -23,6 +23,7 @@
 //! - [`reconcile`]: the books against a gateway's. [`drift`]: the alerts that come of it.
 //! - [`pulse`]: what the directory may see without asking.
 
+pub mod acknowledge;
 mod change;
 mod drift;
 mod gateway;

@@ -13,7 +13,7 @@ use crate::domain::books::{BatchCounts, Books, Posting};
 use crate::domain::period::Window;
 use crate::domain::reconcile::finding::{Finding, Found};
 use crate::domain::reconcile::lifecycle::{self, Change};
-use crate::domain::reconcile::pass::{Compared, Pass};
+use crate::domain::reconcile::pass::{Compared, Pass, Treatment};
 use crate::domain::reconcile::progress::Progress;
 use crate::domain::reconcile::reading::{GatewayRequest, Interruption, InterruptionReason, Source};
 use crate::domain::reconcile::report::Overview;
@@ -299,6 +299,9 @@ pub(crate) async fn treat(
         Err(refused) => return Ok(Err(refused)),
     };
     let treated = posting.treat_finding(&finding, change.treatment, &change.reason, adjustment, &change.request);
+    if change.treatment == Treatment::Acknowledge {
+        super::drift::acknowledge(posting, &treated, &change.request);
+    }
     if let (false, Some(database)) = (treated.status.is_open(), ledger.database()) {
         super::drift::resolve(database, posting).await?;
     }

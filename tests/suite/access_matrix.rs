@@ -73,11 +73,15 @@ const ROWS: &[Row] = &[
     row("getQuotas", About::PathTenant, ALL, nothing),
     row("replaceQuotas", About::PathTenant, ADMIN, empty),
     row("listAlerts", About::PathTenant, READERS, nothing),
+    row("acknowledgeAlert", About::PathTenant, ADMIN, nothing),
+    row("listDeliveries", About::PathTenant, READERS, nothing),
     row("decide", About::PathTenant, ALL, nothing),
     row("recordUsageEvents", About::OwnTenant, REPORTERS, empty),
     row("recordLiteLlmUsage", About::OwnTenant, REPORTERS, empty),
     row("ingestOpenMeterEvents", About::OwnTenant, REPORTERS, empty),
     row("recordKongLogs", About::OwnTenant, REPORTER, empty),
+    row("listNotificationChannels", About::Platform, NOBODY, nothing),
+    row("testNotificationChannel", About::Platform, NOBODY, nothing),
     row("getReconciliation", About::PathTenant, READERS, nothing),
     row("listComparedWindows", About::PathTenant, READERS, nothing),
     row("listFindings", About::PathTenant, READERS, nothing),
@@ -126,6 +130,8 @@ impl Operation {
         let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0");
         let path = path.replace("{findingId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
         let path = path.replace("{jobId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
+        let path =
+            path.replace("{alertId}", "0199a8b2-5c00-7abc-8def-0123456789ab").replace("{channel}", "nosuchchannel");
         api.patiently(self.method.clone(), &path, body.as_ref()).await
     }
 }

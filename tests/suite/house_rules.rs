@@ -46,12 +46,18 @@ const ROOMS: &[(&str, &[&str])] = &[
             "intake::cloudevents",
             "intake::kong::log_receiver",
             "intake::record",
+            // The channels, to be seen and tried.
+            "outlet::bench",
             "directory::handle",
             "directory::jobs",
             "directory::task",
             "rate_limit",
+            "directory::noted",
+            "directory::task",
+            "tenant::acknowledge",
             "tenant::handle",
             "tenant::message",
+            "tenant::task",
             // The rows of the chain as the tenant's protocol hands them out.
             "store::audit::StoredRecord",
             "domain",
