@@ -252,10 +252,8 @@ impl Holder {
             Ok(Err(Failure::Stopped)) => stopped,
             Err(_) => Ending::Failed("the work panicked".into()),
         };
-        // What another try goes on from is kept before this one ends.
-        if matches!(ending, Ending::Failed(_) | Ending::Released)
-            && self.sign(id, lease, &desk).await == Some(Why::Lost)
-        {
+        // How far it came, and what another try goes on from, is kept before this one ends.
+        if self.sign(id, lease, &desk).await == Some(Why::Lost) {
             return None;
         }
         Some(ending)
