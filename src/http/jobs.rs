@@ -280,7 +280,7 @@ impl JobView {
             attempts: job.attempts,
             attempts_max: draft.attempts_max,
             run_at: instant(draft.run_at),
-            every_seconds: (draft.every_micros > 0).then(|| draft.every_micros / 1_000_000),
+            every_seconds: (draft.every_micros > 0).then_some(draft.every_micros / 1_000_000),
             cancel_requested: job.cancel_requested,
             progress: ProgressView {
                 done: job.progress.done,
