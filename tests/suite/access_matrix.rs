@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use platform_api::domain::time::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -298,17 +299,25 @@ async fn nothing_of_one_tenant_shows_in_any_answer_to_another() {
         let broken = json!([{"eventId": canary, "occurredAt": "never", "payload": {}}]);
         acme.api.post("/v1/usage/events", &broken).await;
         eventually("Acme's alert", || async { (!acme.alerts().await.is_empty()).then_some(()) }).await;
-        // Calls that Kong has seen and Acme's ledger has not, and one that claims to be Globex's.
-        let minute = |ago: i64| (now().0 / 60_000_000 - ago) * 60_000 + 30_000;
-        let record = |id: &str, ago: i64| {
-            let claimed = if id == "later" { &globex.id } else { &acme.id };
+        // Calls that Kong has seen: one of them is in Acme's ledger, one is not, and one claims to be Globex's.
+        let minute = |ago: i64| Timestamp((now().0 / 60_000_000 - ago) * 60_000_000 + 30_000_000);
+        let (early, in_between, late) = (minute(4), minute(3), minute(2));
+        let joined = json!({"eventId": format!("{canary}-event"), "occurredAt": in_between.to_string(),
+            "correlationId": format!("{canary}-joined"), "payload": {"source": "suite", "usage": {"tokens": 104_729}}});
+        acme.api.post("/v1/usage/events", &joined).await.ok();
+        let record = |id: &str, at: Timestamp, claimed: &str| {
             json!({"request": {"id": format!("{canary}-{id}"), "headers": {"x-tenant-id": claimed}},
                 "response": {"status": 200, "headers": {"x-litellm-call-id": format!("{canary}-call-{id}")}},
-                "route": {"name": format!("{canary}-route")}, "latencies": {"request": 104_729}, "source": "upstream",
-                "consumer": {"username": format!("{canary}-consumer")}, "started_at": minute(ago)})
+                "route": {"name": format!("{canary}-route")}, "latencies": {"request": 900}, "source": "upstream",
+                "consumer": {"username": format!("{canary}-consumer")}, "started_at": at.0 / 1_000})
         };
-        let records = json!([record("early", 4), record("lost", 3), record("later", 2)]);
-        assert_eq!(daemon.platform.post("/v1/gateway/kong/logs", &records).await.ok()["accepted"], 3);
+        let records = json!([
+            record("early", early, &acme.id),
+            record("joined", in_between, &acme.id),
+            record("lost", in_between, &acme.id),
+            record("claimed", late, &globex.id)
+        ]);
+        assert_eq!(daemon.platform.post("/v1/gateway/kong/logs", &records).await.ok()["accepted"], 4);
         let found = format!("/v1/reconciliation/{}/findings", acme.id);
         eventually("Acme's finding", || async {
             acme.api.patiently(Method::GET, &found, None).await.text.contains(&canary).then_some(())
