@@ -7,6 +7,7 @@ mod envoy;
 mod gateway;
 mod kong_admin;
 mod nats;
+mod organization;
 mod routes;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
 pub use gateway::{Gateway, Kong, KongNode, LimitBy};
 pub use kong_admin::{KongAdmin, KongMode};
 pub use nats::Nats;
+pub use organization::Organization;
 pub use routes::{QuietHours, Route};
 
 use crate::domain::reconcile::Terms;
@@ -31,6 +33,7 @@ pub struct Config {
     pub http: Http,
     pub store: Store,
     pub tenants: Tenants,
+    pub organization: Organization,
     pub intake: Intake,
     pub nats: Nats,
     pub redis: Redis,
@@ -576,6 +579,7 @@ impl Config {
             }
         }
         problems.extend(self.notify.route_problems());
+        problems.extend(self.organization.problems());
         problems.extend(self.envoy.problems());
         problems.extend(self.kong.problems());
         if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }

@@ -144,7 +144,8 @@ impl Daemon {
         let health = Health { dependencies, stopping };
         let envoy = open_envoy(&config, &directory, &clock, answering, patience / STEPS).await?;
         let kong_sync = outlets.kong.clone();
-        let rooms = Rooms { directory: directory.clone(), gate, recorder, kong, kong_sync };
+        let people = config.organization.limits();
+        let rooms = Rooms { directory: directory.clone(), gate, recorder, kong, kong_sync, people };
         let api = Api::new(rooms, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
         let (answering, stopped) = (answering.to_vec(), stop.clone());

@@ -24,6 +24,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::clock::Clock;
 use crate::config::{self, millis};
 use crate::directory::handle::{Absent, Handle as Directory};
+use crate::domain::organization::Revoked;
 use crate::domain::tenant::Lifecycle;
 use question::{Answer, Question};
 use wire::{RateLimitRequest, RateLimitResponse};
@@ -106,9 +107,19 @@ impl Parts {
 
     async fn ask(&self, question: &Question) -> Answer {
         let suspended = self.directory.lifecycle(question.tenant) == Some(Lifecycle::Suspended);
+        let suspended = suspended.then_some(Revoked::Tenant);
+        let is_key_revoked = || self.directory.is_key_revoked(question.tenant, &question.subject.api_key);
         match self.directory.find(question.tenant).await {
             Ok(handle) => match handle.decide(&question.subject) {
-                Ok(decided) => Answer::Judged { decision: decided.decision, suspended },
+                Ok(decided) => {
+                    let key = || is_key_revoked().then_some(Revoked::ApiKey);
+                    let revoked = suspended.or(decided.revoked).or_else(key);
+                    if let Some(revoked) = revoked {
+                        let counted = "platform_api_refused_after_revocation_total";
+                        metrics::counter!(counted, "kind" => revoked.name()).increment(1);
+                    }
+                    Answer::Judged { decision: decided.decision, revoked: revoked.is_some() }
+                }
                 Err(_) => Answer::Unavailable,
             },
             Err(Absent::Unknown) => Answer::Unknown,

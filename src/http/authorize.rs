@@ -14,9 +14,10 @@ use super::door::Passage;
 use super::gateway;
 use super::operation::{Operation, Scope};
 use super::problem::{Code, Problem};
-use crate::access::{Caller, Credentials, FAILURES_WINDOW, Unauthenticated};
+use crate::access::{Caller, Credentials, FAILURES_WINDOW, Unauthenticated, count_revoked};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::TenantId;
+use crate::domain::organization::Revoked;
 use crate::domain::request::{self, Idempotency};
 use crate::domain::tenant::{Role, Tenant};
 use crate::tenant;
@@ -68,8 +69,14 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
     }
     let span = tracing::Span::current();
     span.record("actor", caller.actor.as_str());
-    let allows = |caller: &Caller| api.gate.allows(caller, passage.operation.object, passage.operation.action);
-    match judge(&caller, passage, allows) {
+    let (object, action) = (passage.operation.object, passage.operation.action);
+    let allows = |caller: &Caller| api.gate.allows(caller, object, action);
+    let mut judged = judge(&caller, passage, allows);
+    if judged.as_ref().is_err_and(|problem| problem.code == Code::Forbidden) && caller.api_key.is_some() {
+        Box::pin(api.gate.widen(&mut caller)).await.map_err(|away| unauthenticated(&away))?;
+        judged = judge(&caller, passage, allows);
+    }
+    match judged {
         Ok(tenant) => {
             if let Some(tenant) = tenant {
                 span.record("tenant", tracing::field::display(tenant));
@@ -77,6 +84,11 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
             Ok(Admitted { caller: Some(caller), tenant })
         }
         Err(problem) => {
+            match problem.code {
+                Code::TenantSuspended => count_revoked(Revoked::Tenant),
+                Code::Forbidden if api.gate.is_withheld(&caller, object, action) => count_revoked(Revoked::Group),
+                _ => {}
+            }
             Box::pin(record_denial(api, &caller, passage, problem.code)).await;
             Err(problem)
         }
@@ -96,7 +108,11 @@ async fn authenticate(api: &Api, passage: &Passage) -> Result<Caller, Problem> {
     }
     let source = passage.request.remote_addr().as_socket_addr().map(|address| address.ip());
     let credentials = Credentials { authorization, api_key: keys.first().copied(), source };
-    api.gate.authenticate(credentials).await.map_err(|unauthenticated| match unauthenticated {
+    api.gate.authenticate(credentials).await.map_err(|reason| unauthenticated(&reason))
+}
+
+fn unauthenticated(reason: &Unauthenticated) -> Problem {
+    match reason {
         Unauthenticated::Missing => Problem::new(Code::AuthenticationRequired),
         Unauthenticated::Malformed => Problem::new(Code::MalformedCredentials),
         Unauthenticated::Invalid => Problem::new(Code::InvalidCredentials),
@@ -104,7 +120,8 @@ async fn authenticate(api: &Api, passage: &Passage) -> Result<Caller, Problem> {
             Problem::new(Code::TooManyFailures).after_ms(u64::try_from(FAILURES_WINDOW.as_millis()).unwrap_or(u64::MAX))
         }
         Unauthenticated::KeysUnavailable => Problem::new(Code::KeysUnavailable),
-    })
+        Unauthenticated::TenantAway(absent) => Problem::from(*absent),
+    }
 }
 
 /// The tenant in question, or why the caller may not.
@@ -293,6 +310,8 @@ mod tests {
             user: None,
             service: false,
             suspended: false,
+            api_key: None,
+            withheld: Vec::new(),
         }
     }
 

@@ -14,6 +14,8 @@ use super::authorize::Ask;
 use super::problem::{FieldProblem, Problem};
 use super::reply;
 use super::view::{Amount, ScopeView, instant};
+use crate::access::count_revoked;
+use crate::domain::organization::Revoked;
 use crate::domain::quota::{Decision, Level, Standing, Verdict};
 use crate::domain::tenant::Lifecycle;
 use crate::domain::time::Timestamp;
@@ -24,8 +26,14 @@ pub(super) async fn answer(ask: &Ask) -> Result<Response, Problem> {
     let subject = subject(&ask.query)?;
     // A tenant's own credential was refused at the door if it is suspended; the platform's was not.
     let suspended = ask.is_platform() && ask.row()?.lifecycle == Lifecycle::Suspended;
-    let hash = hash_of(&subject, suspended);
     let decided = ask.handle().await?.decide(&subject)?;
+    let key_revoked =
+        || ask.api.directory.is_key_revoked(ask.tenant().ok()?, &subject.api_key).then_some(Revoked::ApiKey);
+    let revoked = suspended.then_some(Revoked::Tenant).or(decided.revoked).or_else(key_revoked);
+    if let Some(revoked) = revoked {
+        count_revoked(revoked);
+    }
+    let hash = hash_of(&subject, revoked);
     let limits = &ask.api.limits;
     let freshness = Freshness {
         now: ask.api.clock.now(),
@@ -37,7 +45,7 @@ pub(super) async fn answer(ask: &Ask) -> Result<Response, Problem> {
     let mut response = if known.is_some_and(|known| is_known(known, &tag)) {
         Response::builder().status(StatusCode::NOT_MODIFIED).finish()
     } else {
-        let view = DecisionView::of(&decided.decision, suspended, freshness);
+        let view = DecisionView::of(&decided.decision, revoked, freshness);
         reply::json(StatusCode::OK, serde_json::to_vec(&view).unwrap_or_default())
     };
     let headers = response.headers_mut();
@@ -73,8 +81,8 @@ fn subject(query: &[(String, String)]) -> Result<Subject, Problem> {
 
 /// Tells answers to different questions apart. Fixed keys, so that a tag survives a restart; a machine that hashes
 /// differently costs one answer in full.
-fn hash_of(subject: &Subject, suspended: bool) -> u64 {
-    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((subject, suspended))
+fn hash_of(subject: &Subject, revoked: Option<Revoked>) -> u64 {
+    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((subject, revoked.map(code_of)))
 }
 
 /// Changes with the books, the question, and the period of the quotas that shaped the answer.
@@ -142,18 +150,27 @@ struct QuotaReason {
     reset_at: Option<String>,
 }
 
-const TENANT_SUSPENDED: &str = "TENANT_SUSPENDED";
+/// Why it is denied whatever the quotas say.
+fn code_of(revoked: Revoked) -> &'static str {
+    match revoked {
+        Revoked::User => "USER_DEACTIVATED",
+        Revoked::Group => "GROUP_DEACTIVATED",
+        Revoked::ApiKey => "API_KEY_REVOKED",
+        Revoked::Tenant => "TENANT_SUSPENDED",
+    }
+}
+
 const LIMIT_REACHED: &str = "LIMIT_REACHED";
 const THRESHOLD_REACHED: &str = "THRESHOLD_REACHED";
 
 impl DecisionView {
-    fn of(decision: &Decision, suspended: bool, freshness: Freshness) -> DecisionView {
+    fn of(decision: &Decision, revoked: Option<Revoked>, freshness: Freshness) -> DecisionView {
         let tightest = decision.tightest.as_ref();
         let reset_at = tightest.and_then(|standing| standing.reset_at);
-        let suspension = suspended.then_some(Reason { code: TENANT_SUSPENDED, quota: None });
+        let revocation = revoked.map(|revoked| Reason { code: code_of(revoked), quota: None });
         DecisionView {
-            decision: if suspended { Verdict::Deny.name() } else { decision.verdict.name() },
-            reasons: suspension.into_iter().chain(decision.reasons.iter().map(Reason::of)).collect(),
+            decision: if revoked.is_some() { Verdict::Deny.name() } else { decision.verdict.name() },
+            reasons: revocation.into_iter().chain(decision.reasons.iter().map(Reason::of)).collect(),
             remaining: tightest.map(|standing| Amount::new(standing.quota.metric, standing.remaining)),
             reset_at: reset_at.map(instant),
             refresh_after: instant(freshness.until(freshness.refresh_ms, reset_at)),
@@ -227,6 +244,8 @@ pub(super) fn schema() -> Value {
     });
     let instant = json!({"type": "string", "format": "date-time"});
     let maybe_instant = json!({"type": "string", "format": "date-time", "nullable": true});
+    let revoked = [Revoked::Tenant, Revoked::User, Revoked::Group, Revoked::ApiKey].map(code_of);
+    let codes: Vec<&str> = revoked.into_iter().chain([LIMIT_REACHED, THRESHOLD_REACHED]).collect();
     json!({
         "type": "object",
         "title": "Decision",
@@ -234,13 +253,13 @@ pub(super) fn schema() -> Value {
         "properties": {
             "decision": {"type": "string", "enum": ["allow", "warn", "deny"]},
             "reasons": {
-                "description": "The matching quotas that are not ok, tightest first, and a suspension before them.",
+                "description": "The matching quotas that are not ok, tightest first; before them, who or what is no longer admitted.",
                 "type": "array",
                 "items": {
                     "type": "object",
                     "required": ["code"],
                     "properties": {
-                        "code": {"type": "string", "enum": [TENANT_SUSPENDED, LIMIT_REACHED, THRESHOLD_REACHED]},
+                        "code": {"type": "string", "enum": codes},
                         "quotaId": {"type": "string"},
                         "scope": {"$ref": "#/components/schemas/Scope"},
                         "metric": {"type": "string"},
@@ -294,14 +313,14 @@ mod tests {
         Standing { quota, used, remaining, level, period_start, reset_at }
     }
 
-    fn told(decision: &Decision, suspended: bool) -> Value {
+    fn told(decision: &Decision, revoked: Option<Revoked>) -> Value {
         let freshness = Freshness { now: Timestamp(1_000_000), refresh_ms: 1_000, valid_ms: 5_000 };
-        serde_json::to_value(DecisionView::of(decision, suspended, freshness)).unwrap()
+        serde_json::to_value(DecisionView::of(decision, revoked, freshness)).unwrap()
     }
 
     #[test]
     fn a_decision_says_why_and_never_outlives_its_period() {
-        let told = told(&judge(vec![standing(600_000_000)], 3), false);
+        let told = told(&judge(vec![standing(600_000_000)], 3), None);
         assert_eq!(told["decision"], "warn");
         assert_eq!(told["remaining"], "0.4");
         assert_eq!(told["reasons"][0]["code"], THRESHOLD_REACHED);
@@ -313,13 +332,13 @@ mod tests {
     #[test]
     fn without_quotas_everything_is_allowed_and_a_suspension_denies_all_the_same() {
         let free = judge(Vec::new(), 3);
-        let open = told(&free, false);
+        let open = told(&free, None);
         assert_eq!(
             (&open["decision"], &open["remaining"], &open["resetAt"]),
             (&json!("allow"), &Value::Null, &Value::Null)
         );
         assert_eq!(open["validUntil"], "1970-01-01T00:00:06.000Z");
-        let suspended = told(&free, true);
+        let suspended = told(&free, Some(Revoked::Tenant));
         assert_eq!(
             (&suspended["decision"], &suspended["reasons"]),
             (&json!("deny"), &json!([{"code": "TENANT_SUSPENDED"}]))
@@ -328,7 +347,7 @@ mod tests {
 
     #[test]
     fn the_tag_changes_with_whatever_the_answer_depends_on() {
-        let question = hash_of(&Subject::default(), false);
+        let question = hash_of(&Subject::default(), None);
         let tag = |used, version, question| etag(9, &judge(vec![standing(used)], version), question);
         let base = tag(1, 3, question);
         assert!(base.starts_with("\"9-3-"));
@@ -338,9 +357,9 @@ mod tests {
         for other in [
             tag(2, 3, question),
             tag(1, 4, question),
-            tag(1, 3, hash_of(&user, false)),
-            tag(1, 3, hash_of(&model, false)),
-            tag(1, 3, hash_of(&Subject::default(), true)),
+            tag(1, 3, hash_of(&user, None)),
+            tag(1, 3, hash_of(&model, None)),
+            tag(1, 3, hash_of(&Subject::default(), Some(Revoked::Tenant))),
         ] {
             assert_ne!(base, other);
         }

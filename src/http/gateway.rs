@@ -59,6 +59,8 @@ impl KongDoor {
             user: None,
             service: false,
             suspended: false,
+            api_key: None,
+            withheld: Vec::new(),
         }))
     }
 }

@@ -8,8 +8,10 @@
 //! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
 //! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`gateway`], [`usage`], [`quotas`], [`decision`],
-//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`probes`]; [`view`]s and [`reply`] are what they speak
+//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`users`], [`groups`], [`role_assignments`],
+//!    [`platform_admins`], [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
+//! [`people`] has what the resources of an organization share; [`precondition`] reads `If-Match`.
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
 //! [`reading`] has the parsers among all this without the door around them.
 
@@ -23,9 +25,13 @@ mod document;
 mod door;
 pub mod framing;
 mod gateway;
+mod groups;
 mod ingestion;
 mod kong_sync;
 mod operation;
+mod people;
+mod platform_admins;
+mod precondition;
 mod probes;
 mod problem;
 mod quarantine;
@@ -34,10 +40,12 @@ pub mod reading;
 mod reconciliation;
 mod reply;
 mod request;
+mod role_assignments;
 mod server;
 mod settlement;
 mod tenants;
 mod usage;
+mod users;
 mod view;
 
 use std::io;
@@ -65,6 +73,7 @@ use crate::access::Gate;
 use crate::clock::Clock;
 use crate::config::{self, millis};
 use crate::directory;
+use crate::domain::organization::Limits;
 use crate::domain::sync::SyncStatus;
 use crate::intake::record::Recorder;
 use crate::threads;
@@ -86,6 +95,8 @@ pub struct Api {
     sealer: Sealer,
     /// How the tenants stand in Kong, if somebody keeps them there.
     kong_sync: Option<watch::Receiver<SyncStatus>>,
+    /// How many people a tenant may have.
+    people: Limits,
     /// Where everything is done but answering.
     work: Handle,
 }
@@ -99,16 +110,18 @@ pub struct Rooms {
     pub kong: KongDoor,
     /// How the tenants stand in Kong, if somebody keeps them there.
     pub kong_sync: Option<watch::Receiver<SyncStatus>>,
+    /// How many people a tenant may have.
+    pub people: Limits,
 }
 
 impl Api {
     /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
     pub fn new(rooms: Rooms, clock: Clock, limits: config::Http, health: Health, metrics: PrometheusHandle) -> Api {
-        let Rooms { directory, gate, recorder, kong, kong_sync } = rooms;
+        let Rooms { directory, gate, recorder, kong, kong_sync, people } = rooms;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
-        Api { directory, gate, recorder, kong, clock, limits, health, metrics, sealer, kong_sync, work }
+        Api { directory, gate, recorder, kong, clock, limits, health, metrics, sealer, kong_sync, people, work }
     }
 }
 

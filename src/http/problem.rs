@@ -9,8 +9,12 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::directory::handle::{Absent, Refused};
+use crate::directory::platform_admin;
+use crate::directory::task::Declined as PlatformDeclined;
+use crate::domain::organization::{Flaw, Refusal};
 use crate::tenant::handle::Unavailable;
 use crate::tenant::message::{ChangeRefused, ReadFailure};
+use crate::tenant::task::Declined;
 
 macro_rules! codes {
     ($($variant:ident $name:literal $status:literal $title:literal;)*) => {
@@ -58,6 +62,11 @@ codes! {
     ApiKeyNotFound "API_KEY_NOT_FOUND" 404 "There is no such API key.";
     QuarantinedNotFound "QUARANTINED_NOT_FOUND" 404 "There is no such event in quarantine.";
     FindingNotFound "FINDING_NOT_FOUND" 404 "There is no such finding.";
+    UserNotFound "USER_NOT_FOUND" 404 "There is no such user.";
+    GroupNotFound "GROUP_NOT_FOUND" 404 "There is no such group.";
+    MemberNotFound "MEMBER_NOT_FOUND" 404 "The group has no such member of its own.";
+    RoleAssignmentNotFound "ROLE_ASSIGNMENT_NOT_FOUND" 404 "There is no such role assignment.";
+    PlatformAdminNotFound "PLATFORM_ADMIN_NOT_FOUND" 404 "There is no such administrator of the platform.";
     MethodNotAllowed "METHOD_NOT_ALLOWED" 405 "The address does not know this method; see the Allow header.";
     NotAcceptable "NOT_ACCEPTABLE" 406 "The answer is JSON, which the Accept header excludes.";
     RequestTimeout "REQUEST_TIMEOUT" 408 "The request did not arrive in time.";
@@ -67,6 +76,11 @@ codes! {
     TooManyApiKeys "TOO_MANY_API_KEYS" 409 "The tenant has as many API keys as it may have; revoke one first.";
     AlreadyReplayed "ALREADY_REPLAYED" 409 "The quarantined event was counted on an earlier try.";
     FindingClosed "FINDING_CLOSED" 409 "The finding has been dealt with, or has resolved itself; details.status says how.";
+    IdentityTaken "IDENTITY_TAKEN" 409 "Another one has this name, external id or subject; details.pointer says which.";
+    MembershipRefused "MEMBERSHIP_REFUSED" 409 "A group would be a member of itself, or groups would be nested more than 8 deep; details.reason says which.";
+    RoleAlreadyAssigned "ROLE_ALREADY_ASSIGNED" 409 "The holder has this role already.";
+    OrganizationFull "ORGANIZATION_FULL" 409 "There are as many as there may be; details says of what, and how many.";
+    PreconditionFailed "PRECONDITION_FAILED" 412 "It has changed since the version in If-Match; read it again.";
     PayloadTooLarge "PAYLOAD_TOO_LARGE" 413 "The body is longer than this address takes.";
     TooManyEvents "TOO_MANY_EVENTS" 413 "The batch has more events than this address takes; split it.";
     UriTooLong "URI_TOO_LONG" 414 "The address is longer than 8 KiB.";
@@ -78,6 +92,7 @@ codes! {
     ReportTooLarge "REPORT_TOO_LARGE" 422 "The report has too many rows: ask for a shorter time, a coarser granularity or fewer dimensions.";
     NothingAccepted "NO_EVENT_ACCEPTED" 422 "No event of the batch could be counted; details.rejected says why.";
     StillRefused "STILL_REFUSED" 422 "The quarantined event can still not be counted.";
+    PreconditionRequired "PRECONDITION_REQUIRED" 428 "If-Match is required: the ETag that was read, or * for whichever version there is.";
     TooManyFailures "TOO_MANY_FAILURES" 429 "The credentials are not valid, and too many were tried; try again after Retry-After.";
     HeadersTooLarge "HEADERS_TOO_LARGE" 431 "The request's line and headers together are longer than 32 KiB.";
     Internal "INTERNAL_ERROR" 500 "Something went wrong on our side; the request id finds it in our logs.";
@@ -148,6 +163,13 @@ impl Problem {
     #[must_use]
     pub fn field(pointer: impl Into<String>, message: impl Into<String>) -> Problem {
         Problem::fields(vec![FieldProblem { pointer: pointer.into(), message: message.into() }])
+    }
+
+    /// What the domain finds wrong with a document.
+    #[must_use]
+    pub fn flaws(flaws: Vec<Flaw>) -> Problem {
+        let field = |Flaw { pointer, message }| FieldProblem { pointer, message };
+        Problem::fields(flaws.into_iter().map(field).collect())
     }
 
     #[must_use]
@@ -334,6 +356,62 @@ impl From<ChangeRefused> for Problem {
             }
             ChangeRefused::BelowZero => Problem::new(Code::AdjustmentBelowZero),
             ChangeRefused::RolledBack => Problem::new(Code::StoreUnavailable),
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Problem {
+        let membership = |reason: &str, index: usize| {
+            let pointer = json!(format!("/members/{index}"));
+            Problem::new(Code::MembershipRefused).with("reason", json!(reason)).with("pointer", pointer)
+        };
+        match refusal {
+            Refusal::UnknownUser => Problem::new(Code::UserNotFound),
+            Refusal::UnknownGroup => Problem::new(Code::GroupNotFound),
+            Refusal::UnknownMember => Problem::new(Code::MemberNotFound),
+            Refusal::UnknownAssignment => Problem::new(Code::RoleAssignmentNotFound),
+            Refusal::Stale => Problem::new(Code::PreconditionFailed),
+            Refusal::Flawed(flaws) => Problem::flaws(flaws),
+            Refusal::Taken { pointer } => Problem::new(Code::IdentityTaken).with("pointer", json!(pointer)),
+            Refusal::Full { what, most } => {
+                Problem::new(Code::OrganizationFull).with("of", json!(what)).with("most", json!(most))
+            }
+            Refusal::Cycle { index } => membership("cycle", index),
+            Refusal::TooDeep { index } => membership("depth", index),
+            Refusal::AlreadyAssigned => Problem::new(Code::RoleAlreadyAssigned),
+        }
+    }
+}
+
+impl From<platform_admin::Refusal> for Problem {
+    fn from(refusal: platform_admin::Refusal) -> Problem {
+        match refusal {
+            platform_admin::Refusal::Unknown => Problem::new(Code::PlatformAdminNotFound),
+            platform_admin::Refusal::IsOne => Problem::new(Code::IdentityTaken).with("pointer", json!("/subject")),
+            platform_admin::Refusal::TooMany => Problem::new(Code::OrganizationFull)
+                .with("of", json!("platform administrators"))
+                .with("most", json!(platform_admin::PLATFORM_ADMINS_MAX)),
+        }
+    }
+}
+
+impl<R: Into<Problem>> From<Declined<R>> for Problem {
+    fn from(declined: Declined<R>) -> Problem {
+        match declined {
+            Declined::Refused(refused) => refused.into(),
+            Declined::IdempotencyMismatch => Problem::new(Code::IdempotencyKeyReused),
+            Declined::RolledBack => Problem::new(Code::StoreUnavailable),
+        }
+    }
+}
+
+impl<R: Into<Problem>> From<PlatformDeclined<R>> for Problem {
+    fn from(declined: PlatformDeclined<R>) -> Problem {
+        match declined {
+            PlatformDeclined::Refused(refused) => refused.into(),
+            PlatformDeclined::IdempotencyMismatch => Problem::new(Code::IdempotencyKeyReused),
+            PlatformDeclined::Unavailable(reason) => Problem::from(Refused::Unavailable(reason)),
         }
     }
 }

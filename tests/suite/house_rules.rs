@@ -49,6 +49,11 @@ const ROOMS: &[(&str, &[&str])] = &[
             "directory::handle",
             "tenant::handle",
             "tenant::message",
+            // Changes that a resource brings whole.
+            "directory::platform_admin",
+            "directory::task",
+            "tenant::organization",
+            "tenant::task",
             // The rows of the chain as the tenant's protocol hands them out.
             "store::audit::StoredRecord",
             "domain",

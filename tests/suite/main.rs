@@ -21,6 +21,7 @@ mod ingest_nats;
 mod kong;
 mod kong_sync;
 mod operations;
+mod organization;
 mod planted;
 mod power_cut;
 mod quotas;
