@@ -281,7 +281,7 @@ pub(super) struct SubjectPair {
 
 impl SubjectPair {
     fn all(given: Option<Vec<SubjectPair>>) -> Vec<IssuedSubject> {
-        let one = |SubjectPair { issuer, subject }| IssuedSubject { issuer, subject };
+        let one = |SubjectPair { issuer, subject }| IssuedSubject { issuer: issuer.into(), subject: subject.into() };
         given.unwrap_or_default().into_iter().map(one).collect()
     }
 }
@@ -440,7 +440,8 @@ impl UserView {
     fn of(user: &User) -> UserView {
         let User { id, profile, version, created_at, updated_at } = user;
         let email = |one: &Email| EmailView { value: one.value.clone(), kind: one.kind.clone(), primary: one.primary };
-        let subject = |one: &IssuedSubject| SubjectPair { issuer: one.issuer.clone(), subject: one.subject.clone() };
+        let subject =
+            |one: &IssuedSubject| SubjectPair { issuer: one.issuer.to_string(), subject: one.subject.to_string() };
         UserView {
             id: id.to_string(),
             user_name: profile.user_name.clone(),

@@ -112,7 +112,7 @@ fn user_at(row: &Row) -> Result<User, StoreError> {
 
 fn subject_at(row: &Row) -> Result<(UserId, IssuedSubject), StoreError> {
     let owner = row.parsed(0, |text| text.parse().ok())?;
-    Ok((owner, IssuedSubject { issuer: row.text(1)?, subject: row.text(2)? }))
+    Ok((owner, IssuedSubject { issuer: row.text(1)?.into(), subject: row.text(2)?.into() }))
 }
 
 fn group_at(row: &Row) -> Result<Group, StoreError> {
@@ -192,7 +192,7 @@ pub async fn update_user(connection: &mut Connection, user: &User) -> Result<(),
 async fn insert_subjects(connection: &mut Connection, user: &User) -> Result<(), StoreError> {
     for (ordinal, one) in (0_i64..).zip(&user.profile.subjects) {
         let values =
-            [one.issuer.clone().into(), one.subject.clone().into(), user.id.to_string().into(), ordinal.into()];
+            [one.issuer.as_ref().into(), one.subject.as_ref().into(), user.id.to_string().into(), ordinal.into()];
         connection.execute(INSERT_SUBJECT, &values).await?;
     }
     Ok(())

@@ -32,10 +32,22 @@ pub enum Attribute {
     Many(Vec<Scalar>),
 }
 
-/// Named values, at most [`ATTRIBUTES_MAX`].
+/// Named values, at most [`ATTRIBUTES_MAX`], sorted by name. A list: most people have few, and a tree takes room for many.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Attributes(pub BTreeMap<String, Attribute>);
+#[serde(from = "BTreeMap<String, Attribute>", into = "BTreeMap<String, Attribute>")]
+pub struct Attributes(Vec<(String, Attribute)>);
+
+impl From<BTreeMap<String, Attribute>> for Attributes {
+    fn from(named: BTreeMap<String, Attribute>) -> Attributes {
+        Attributes(named.into_iter().collect())
+    }
+}
+
+impl From<Attributes> for BTreeMap<String, Attribute> {
+    fn from(attributes: Attributes) -> BTreeMap<String, Attribute> {
+        attributes.0.into_iter().collect()
+    }
+}
 
 /// An RFC 7396 merge patch of attributes: `None` takes one away.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -56,7 +68,7 @@ impl Attributes {
                 None => flaws.push(flaw(&name, "must be a scalar or a list of scalars, not null")),
             }
         }
-        if flaws.is_empty() { Ok(Attributes(attributes)) } else { Err(flaws) }
+        if flaws.is_empty() { Ok(attributes.into()) } else { Err(flaws) }
     }
 
     /// What is too much of it.
@@ -89,14 +101,21 @@ impl Attributes {
 
     #[must_use]
     pub fn patched(&self, patch: &AttributesPatch) -> Attributes {
-        let mut attributes = self.0.clone();
+        let mut attributes = BTreeMap::from(self.clone());
         for (name, attribute) in &patch.0 {
             match attribute {
                 Some(attribute) => drop(attributes.insert(name.clone(), attribute.clone())),
                 None => drop(attributes.remove(name)),
             }
         }
-        Attributes(attributes)
+        attributes.into()
+    }
+
+    /// The value of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Attribute> {
+        let found = self.0.binary_search_by(|(known, _)| known.as_str().cmp(name)).ok()?;
+        self.0.get(found).map(|(_, attribute)| attribute)
     }
 
     /// As a JSON object.
@@ -167,6 +186,8 @@ mod tests {
         assert_eq!(Value::Object(attributes.object()), object);
         let stored = serde_json::to_string(&attributes).unwrap();
         assert_eq!(serde_json::from_str::<Attributes>(&stored).unwrap(), attributes);
+        assert_eq!(attributes.get("level"), Some(&Attribute::One(Scalar::Whole(3))));
+        assert_eq!(attributes.get("leve"), None);
         assert!(attributes.flaws().is_empty());
     }
 

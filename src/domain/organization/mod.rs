@@ -173,7 +173,7 @@ impl Organization {
     /// The one that an issuer's tokens call `subject`.
     #[must_use]
     pub fn user_of_subject(&self, issuer: &str, subject: &str) -> Option<&Arc<User>> {
-        let order = |known: &IssuedSubject| (known.subject.as_str(), known.issuer.as_str()).cmp(&(subject, issuer));
+        let order = |known: &IssuedSubject| (known.subject.as_ref(), known.issuer.as_ref()).cmp(&(subject, issuer));
         self.user(*self.subjects.find(order)?)
     }
 
@@ -426,8 +426,9 @@ impl Organization {
     /// What a gateway calls a user: its id, its external id, its name, or a token's subject. Several may be meant.
     fn called<'a>(&'a self, label: &'a str) -> impl Iterator<Item = &'a Arc<User>> + 'a {
         let by_id = label.parse().ok().and_then(|id| self.user(id));
-        let from = self.subjects.from(move |known| known.subject.as_str() < label);
-        let by_subject = from.take_while(move |(known, _)| known.subject == label).filter_map(|(_, id)| self.user(*id));
+        let from = self.subjects.from(move |known| known.subject.as_ref() < label);
+        let by_subject =
+            from.take_while(move |(known, _)| known.subject.as_ref() == label).filter_map(|(_, id)| self.user(*id));
         let by_name = [by_id, self.user_of_external_id(label), self.user_named(label)];
         by_name.into_iter().flatten().chain(by_subject)
     }

@@ -73,12 +73,20 @@ impl<K: Ord + Clone, V: Clone> Shelf<K, V> {
         match leaf.binary_search_by(|(known, _)| known.cmp(&key)) {
             Ok(found) => leaf.get_mut(found).map(|(_, old)| std::mem::replace(old, value)),
             Err(place) => {
-                leaf.insert(place, (key, value));
                 self.len += 1;
-                if leaf.len() > LEAF_MAX {
-                    let upper = leaf.split_off(LEAF_MAX / 2);
-                    self.leaves.insert(at + 1, Arc::new(upper));
+                if leaf.len() < LEAF_MAX {
+                    leaf.insert(place, (key, value));
+                    return None;
                 }
+                // What grows at its end, as ids do, leaves full leaves behind.
+                let cut = if place == LEAF_MAX { LEAF_MAX } else { LEAF_MAX / 2 };
+                let mut upper = leaf.split_off(cut);
+                if place < cut {
+                    leaf.insert(place, (key, value));
+                } else {
+                    upper.insert(place - cut, (key, value));
+                }
+                self.leaves.insert(at + 1, Arc::new(upper));
                 None
             }
         }

@@ -1,5 +1,7 @@
 //! A person of a tenant.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::attributes::{Attributes, AttributesPatch};
@@ -61,8 +63,8 @@ pub struct Email {
 /// A subject is only unique at its issuer. Sorted by subject first: a gateway names the subject alone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IssuedSubject {
-    pub subject: String,
-    pub issuer: String,
+    pub subject: Arc<str>,
+    pub issuer: Arc<str>,
 }
 
 /// What to change of a profile; `None` leaves it.

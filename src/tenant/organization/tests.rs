@@ -113,7 +113,7 @@ impl Home {
 fn full(name: &str) -> user::Profile {
     let attributes = serde_json::json!({"level": 3, "sites": ["Köln", "Graz"], "cleared": true});
     let email = |value: String, primary| Email { value, kind: Some("work".into()), primary };
-    let subject = |issuer: &str| IssuedSubject { issuer: issuer.into(), subject: format!("subject of {name}") };
+    let subject = |issuer: &str| IssuedSubject { issuer: issuer.into(), subject: format!("subject of {name}").into() };
     user::Profile {
         user_name: name.into(),
         display_name: format!("{name} the First"),
