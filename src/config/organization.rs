@@ -4,7 +4,8 @@ use serde::Deserialize;
 
 use crate::domain::organization::Limits;
 
-/// What one tenant's organization may hold. All of it is in memory while the tenant is open: about a kilobyte a user.
+/// What one tenant's organization may hold. All of it is in memory while the tenant is open: measured, 2.2 kB a user with
+/// two addresses, two subjects and three attributes.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Organization {

@@ -72,7 +72,8 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
     let (object, action) = (passage.operation.object, passage.operation.action);
     let allows = |caller: &Caller| api.gate.allows(caller, object, action);
     let mut judged = judge(&caller, passage, allows);
-    if judged.as_ref().is_err_and(|problem| problem.code == Code::Forbidden) && caller.api_key.is_some() {
+    let may_widen = caller.api_key.is_some() && passage.operation.scope != Scope::Platform;
+    if may_widen && judged.as_ref().is_err_and(|problem| problem.code == Code::Forbidden) {
         Box::pin(api.gate.widen(&mut caller)).await.map_err(|away| unauthenticated(&away))?;
         judged = judge(&caller, passage, allows);
     }

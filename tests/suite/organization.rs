@@ -278,7 +278,7 @@ async fn lists_are_filtered_and_paged() {
         }
     }
     let of_bert = acme.api.pages(&format!("/v1/groups?user={}", ids[2]), 5).await;
-    assert_eq!(of_bert.iter().map(id_of).collect::<Vec<_>>(), [team.clone()]);
+    assert_eq!(of_bert.iter().map(id_of).collect::<Vec<_>>(), std::slice::from_ref(&team));
     let role = gives(&acme, "reader", "user", &ids[0]).await;
     gives(&acme, "analyst", "group", &team).await;
     let of_anna = acme.api.pages(&format!("/v1/role-assignments?userId={}", ids[0]), 5).await;
@@ -407,7 +407,7 @@ async fn people_who_administer_the_platform_come_and_go() {
             daemon.restart().await;
             assert_eq!(root.get("/v1/tenants").await.status, 200);
             let listed = root.pages("/v1/platform-admins", 1).await;
-            assert_eq!(listed, [appointed.body.clone()]);
+            assert_eq!(listed, std::slice::from_ref(&appointed.body));
             let path = format!("/v1/platform-admins/{}", id_of(&appointed.body));
             assert_eq!(root.get(&path).await.ok(), appointed.body);
             root.delete(&path).await.ok();
@@ -416,4 +416,38 @@ async fn people_who_administer_the_platform_come_and_go() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_organization_holds_as_many_as_the_operator_says() {
+    let settings = ["USERS", "GROUPS", "MEMBERS", "ROLE_ASSIGNMENTS"];
+    let setup = settings
+        .iter()
+        .fold(Setup::on(Engine::Sqlite), |setup, what| setup.with(&format!("ORGANIZATION__{what}_MAX"), 2));
+    let daemon = setup.start().await;
+    let acme = daemon.onboard("Acme").await;
+    let (jane, joe) = (user(&acme, "jane").await, user(&acme, "joe").await);
+    let (team, all) = (group(&acme, "Team").await, group(&acme, "All").await);
+    for id in [&jane, &joe] {
+        joins(&acme, &team, "user", id).await.ok();
+        gives(&acme, "reader", "user", id).await;
+    }
+    for (path, body, of) in [
+        ("/v1/users".to_owned(), json!({"userName": "one more"}), "users"),
+        ("/v1/groups".to_owned(), json!({"displayName": "one more"}), "groups"),
+        (format!("/v1/groups/{all}/members"), json!({"members": [{"type": "group", "id": team}]}), "members"),
+        (
+            "/v1/role-assignments".to_owned(),
+            json!({"role": "admin", "holder": {"type": "user", "id": jane}}),
+            "role assignments",
+        ),
+    ] {
+        let answer = acme.api.post(&path, &body).await;
+        answer.refused(409, "ORGANIZATION_FULL");
+        assert_eq!(answer.body["error"]["details"], json!({"most": 2, "of": of}), "{path}");
+    }
+    // Whoever goes makes room.
+    change(&acme.api, Method::DELETE, &format!("/v1/users/{joe}"), "*", Value::Null).await.ok();
+    user(&acme, "one more").await;
+    assert_eq!(joins(&acme, &all, "group", &team).await.ok()["version"], 2);
 }

@@ -341,7 +341,7 @@ proptest! {
             prop_assert_eq!(id(organization.user_named(&name.to_lowercase())), by(&|profile| profile.user_name == name));
             let known = by(&|profile| profile.external_id.as_deref() == Some(&external));
             prop_assert_eq!(id(organization.user_of_external_id(&external)), known);
-            prop_assert_eq!(id(organization.user_of_subject("i", &of)), by(&|profile| profile.subjects[0].subject == of));
+            prop_assert_eq!(id(organization.user_of_subject("i", &of)), by(&|profile| *profile.subjects[0].subject == *of));
         }
     }
 }

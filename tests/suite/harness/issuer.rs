@@ -1,17 +1,16 @@
 //! An identity provider: its keys, served, and tokens that they have signed.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use platform_api::clock::Clock;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 const AUDIENCE: &str = "urn:suite";
 /// How long a token is good: longer than any test.
-const SECONDS: u64 = 3_600;
+const SECONDS: i64 = 3_600;
 
 pub struct Issuer {
     pub url: String,
@@ -50,7 +49,7 @@ impl Issuer {
 
     /// A token of `subject`, with more claims.
     pub fn token(&self, subject: &str, more: Value) -> String {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        let now = Clock::system().now().0 / 1_000_000;
         let header = json!({"alg": "EdDSA", "typ": "at+jwt", "kid": "suite"});
         let mut claims = json!({"iss": self.url, "aud": AUDIENCE, "sub": subject, "iat": now, "exp": now + SECONDS});
         for (name, value) in more.as_object().expect("claims") {
