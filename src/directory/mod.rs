@@ -6,6 +6,7 @@
 //! - [`slot`]: what a tenant's place may be, as a pure state machine.
 //! - [`registrar`]: the actor that owns the control database's write connection: the only writer of the catalogue.
 //! - [`task`]: a change that a resource of the platform's brings whole. [`platform_admin`]: who administers the platform.
+//! - [`jobs`]: background work, as far as it is durable.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
 //! - [`workflow`]: changes that touch the control database and a tenant's; each step may be done again, and whatever a
 //!   crash left unfinished is finished at the next start.
@@ -15,6 +16,8 @@
 
 pub mod handle;
 mod index;
+pub mod jobs;
+pub mod noted;
 pub mod platform_admin;
 mod registrar;
 pub mod slot;
@@ -25,7 +28,7 @@ mod workflow;
 use std::sync::Arc;
 
 use ractor::Actor;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
 use crate::config;
@@ -76,7 +79,15 @@ pub async fn open(
     let (supervisor, _) = Actor::spawn(None, supervisor::Supervisor, birth)
         .await
         .map_err(|error| StoreError::Wrong(format!("the supervisor did not start: {error}")))?;
-    let handle = handle::Handle::new(handle::Parts { store, index, homes, registrar, supervisor, clock });
+    let handle = handle::Handle::new(handle::Parts {
+        store,
+        index,
+        homes,
+        registrar,
+        supervisor,
+        clock,
+        job_bell: Notify::new(),
+    });
     workflow::resume(&handle).await;
     for tenant in awake {
         handle.wake(tenant);

@@ -36,15 +36,8 @@ pub(super) struct Appoint {
     pub(super) render: fn(&PlatformAdmin) -> String,
 }
 
-/// Who came or went, and the answer that is kept for the idempotency key.
-#[derive(Debug, Clone)]
-pub struct Appointed {
-    pub admin: PlatformAdmin,
-    answer: String,
-}
-
 impl Change for Appoint {
-    type Done = Appointed;
+    type Done = PlatformAdmin;
     type Refused = Refusal;
 
     async fn apply(
@@ -53,7 +46,7 @@ impl Change for Appoint {
         entries: &mut Vec<Entry>,
         request: &Request,
         now: Timestamp,
-    ) -> Result<Result<Appointed, Refusal>, StoreError> {
+    ) -> Result<Result<PlatformAdmin, Refusal>, StoreError> {
         if self.index.platform_admin_of(&self.issuer, &self.subject).is_some() {
             return Ok(Err(Refusal::IsOne));
         }
@@ -64,15 +57,15 @@ impl Change for Appoint {
         let admin = PlatformAdmin { id: self.id, issuer, subject, name, created_at: now };
         platform_admin::insert(connection, &admin).await?;
         entries.push(entry(request, "platformAdmin.appointed", self.id));
-        Ok(Ok(Appointed { answer: (self.render)(&admin), admin }))
+        Ok(Ok(admin))
     }
 
-    fn publish(&self, done: &Appointed) {
-        self.index.put_platform_admin(done.admin.clone());
+    fn publish(&self, done: &PlatformAdmin) {
+        self.index.put_platform_admin(done.clone());
     }
 
-    fn render(done: &Appointed) -> String {
-        done.answer.clone()
+    fn render(&self, done: &PlatformAdmin) -> String {
+        (self.render)(done)
     }
 }
 
@@ -84,7 +77,7 @@ pub(super) struct Dismiss {
 }
 
 impl Change for Dismiss {
-    type Done = Appointed;
+    type Done = PlatformAdmin;
     type Refused = Refusal;
 
     async fn apply(
@@ -93,19 +86,19 @@ impl Change for Dismiss {
         entries: &mut Vec<Entry>,
         request: &Request,
         _now: Timestamp,
-    ) -> Result<Result<Appointed, Refusal>, StoreError> {
+    ) -> Result<Result<PlatformAdmin, Refusal>, StoreError> {
         let Some(admin) = self.index.platform_admin(self.id) else { return Ok(Err(Refusal::Unknown)) };
         platform_admin::delete(connection, self.id).await?;
         entries.push(entry(request, "platformAdmin.dismissed", self.id));
-        Ok(Ok(Appointed { answer: (self.render)(&admin), admin }))
+        Ok(Ok(admin))
     }
 
-    fn publish(&self, done: &Appointed) {
-        self.index.remove_platform_admin(done.admin.id);
+    fn publish(&self, done: &PlatformAdmin) {
+        self.index.remove_platform_admin(done.id);
     }
 
-    fn render(done: &Appointed) -> String {
-        done.answer.clone()
+    fn render(&self, done: &PlatformAdmin) -> String {
+        (self.render)(done)
     }
 }
 

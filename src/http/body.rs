@@ -40,7 +40,7 @@ pub(super) async fn receive(
         BodyKind::None => return Ok(Bytes::new()),
         BodyKind::Json => (limits.body_bytes_max, JSON),
         BodyKind::Patch => (limits.body_bytes_max, PATCH),
-        BodyKind::Events => (limits.events_body_bytes_max, EVENTS),
+        BodyKind::Events | BodyKind::OpenMeter => (limits.events_body_bytes_max, EVENTS),
         BodyKind::LiteLlm => (limits.litellm_body_bytes_max, LINES),
         BodyKind::KongLog => (limits.gateway_log_body_bytes_max, LINES),
     };

@@ -23,7 +23,7 @@ use crate::domain::organization::group::{Group, Member, Profile, ProfilePatch};
 use crate::domain::organization::{Flaw, Organization};
 use crate::domain::request::Answer;
 use crate::json::objects;
-use crate::tenant::organization::{AddMembers, CreateGroup, DeleteGroup, EditGroup, GroupEdit, Made, RemoveMember};
+use crate::tenant::organization::{AddMembers, CreateGroup, DeleteGroup, EditGroup, GroupEdit, RemoveMember};
 
 /// Members that one request may add.
 const MEMBERS_MAX: usize = 1_000;
@@ -178,7 +178,7 @@ impl Groups {
         let expected = precondition::required(&ask)?;
         let change = DeleteGroup { id: id(&group, Code::GroupNotFound)?, expected, render };
         let answer = home(&ask).await?.change(change, ask.change()).await??;
-        Ok(Reply::of(answer, |done| GroupView::of(&done.made)))
+        Ok(Reply::of(answer, |done| GroupView::of(&done)))
     }
 
     /// Page through a group's members
@@ -278,12 +278,12 @@ async fn change(ask: &Ask, group: &str, edit: GroupEdit) -> Result<Reply<GroupVi
     Ok(reply(home(ask).await?.change(change, ask.change()).await??))
 }
 
-fn reply<const STATUS: u16>(answer: Answer<Made<Group>>) -> Reply<GroupView, STATUS> {
+fn reply<const STATUS: u16>(answer: Answer<Arc<Group>>) -> Reply<GroupView, STATUS> {
     let version = match &answer {
-        Answer::Fresh(done) => Some(done.made.version),
+        Answer::Fresh(done) => Some(done.version),
         Answer::Replayed(_) => None,
     };
-    let reply = Reply::of(answer, |done| GroupView::of(&done.made));
+    let reply = Reply::of(answer, |done| GroupView::of(&done));
     match version {
         Some(version) => reply.tagged(version),
         None => reply,

@@ -5,20 +5,23 @@
 //! 1. [`server`]: the socket, its deadlines and the cap on connections; [`framing`]: where a request ends, read strictly
 //! 2. [`door`]: its id, its address in the table of [`operation`]s, our deadline, panics, and the one envelope of
 //!    [`problem`]s
-//! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
+//! 3. [`authorize`]: who calls, not too often ([`rate_limits`]), about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
-//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`gateway`], [`usage`], [`quotas`], [`decision`],
-//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`users`], [`groups`], [`role_assignments`],
-//!    [`platform_admins`], [`probes`]; [`view`]s and [`reply`] are what they speak
+//! 5. one handler: [`tenants`], [`api_keys`], [`users`], [`groups`], [`role_assignments`], [`platform_admins`],
+//!    [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`], [`channels`], [`decision`],
+//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`probes`]; [`view`]s and
+//!    [`reply`] are what they speak
 //!
 //! [`people`] has what the resources of an organization share; [`precondition`] reads `If-Match`.
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
 //! [`reading`] has the parsers among all this without the door around them.
 
+mod alerts;
 mod api_keys;
 mod audit;
 mod authorize;
 mod body;
+mod channels;
 mod cursor;
 mod decision;
 mod document;
@@ -27,7 +30,9 @@ pub mod framing;
 mod gateway;
 mod groups;
 mod ingestion;
+mod jobs;
 mod kong_sync;
+mod openmeter;
 mod operation;
 mod people;
 mod platform_admins;
@@ -36,6 +41,7 @@ mod probes;
 mod problem;
 mod quarantine;
 mod quotas;
+mod rate_limits;
 pub mod reading;
 mod reconciliation;
 mod reply;
@@ -76,6 +82,8 @@ use crate::directory;
 use crate::domain::organization::Limits;
 use crate::domain::sync::SyncStatus;
 use crate::intake::record::Recorder;
+use crate::outlet::bench::Bench;
+use crate::rate_limit::Limiter;
 use crate::threads;
 use authorize::{Admitted, Ask};
 use cursor::Sealer;
@@ -88,6 +96,7 @@ pub struct Api {
     gate: Gate,
     recorder: Recorder,
     kong: KongDoor,
+    rate_limits: Limiter,
     clock: Clock,
     limits: config::Http,
     health: Health,
@@ -97,6 +106,7 @@ pub struct Api {
     kong_sync: Option<watch::Receiver<SyncStatus>>,
     /// How many people a tenant may have.
     people: Limits,
+    channels: Bench,
     /// Where everything is done but answering.
     work: Handle,
 }
@@ -108,20 +118,39 @@ pub struct Rooms {
     pub recorder: Recorder,
     /// Where Kong's access log goes.
     pub kong: KongDoor,
+    /// How often is too often.
+    pub rate_limits: Limiter,
     /// How the tenants stand in Kong, if somebody keeps them there.
     pub kong_sync: Option<watch::Receiver<SyncStatus>>,
     /// How many people a tenant may have.
     pub people: Limits,
+    /// Where alerts go to.
+    pub channels: Bench,
 }
 
 impl Api {
     /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
     pub fn new(rooms: Rooms, clock: Clock, limits: config::Http, health: Health, metrics: PrometheusHandle) -> Api {
-        let Rooms { directory, gate, recorder, kong, kong_sync, people } = rooms;
+        let Rooms { directory, gate, recorder, kong, rate_limits, kong_sync, people, channels } = rooms;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
-        Api { directory, gate, recorder, kong, clock, limits, health, metrics, sealer, kong_sync, people, work }
+        Api {
+            directory,
+            gate,
+            recorder,
+            kong,
+            rate_limits,
+            clock,
+            limits,
+            health,
+            metrics,
+            sealer,
+            kong_sync,
+            people,
+            channels,
+            work,
+        }
     }
 }
 

@@ -34,7 +34,7 @@ impl PlatformAdmins {
         let name = name.unwrap_or_else(|| subject.clone());
         let directory = &ask.api.directory;
         let answer = directory.appoint_platform_admin(issuer, subject, name, ask.change(), render).await?;
-        Ok(Reply::of(answer, |done| PlatformAdminView::of(&done.admin)))
+        Ok(Reply::of(answer, |done| PlatformAdminView::of(&done)))
     }
 
     /// Page through the people who administer the platform, oldest first
@@ -84,7 +84,7 @@ impl PlatformAdmins {
     ) -> Result<Reply<PlatformAdminView>, Problem> {
         let admin = id(&admin, Code::PlatformAdminNotFound)?;
         let answer = ask.api.directory.dismiss_platform_admin(admin, ask.change(), render).await?;
-        Ok(Reply::of(answer, |done| PlatformAdminView::of(&done.admin)))
+        Ok(Reply::of(answer, |done| PlatformAdminView::of(&done)))
     }
 }
 

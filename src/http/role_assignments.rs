@@ -48,7 +48,7 @@ impl RoleAssignments {
         let id = RoleAssignmentId(clock::new_id());
         let change = AssignRole { id, role: role.name().to_owned(), holder, limits: ask.api.people, render };
         match handle.change(change, ask.change()).await? {
-            Ok(answer) => Ok(Reply::of(answer, |done| RoleAssignmentView::of(&done.made))),
+            Ok(answer) => Ok(Reply::of(answer, |done| RoleAssignmentView::of(&done))),
             Err(Declined::Refused(Refusal::UnknownUser | Refusal::UnknownGroup)) => Err(unknown()),
             Err(declined) => Err(declined.into()),
         }
@@ -132,7 +132,7 @@ impl RoleAssignments {
         let handle = home(&ask).await?;
         let change = UnassignRole { id: id(&assignment, Code::RoleAssignmentNotFound)?, render };
         let answer = handle.change(change, ask.change()).await??;
-        Ok(Reply::of(answer, |done| RoleAssignmentView::of(&done.made)))
+        Ok(Reply::of(answer, |done| RoleAssignmentView::of(&done)))
     }
 }
 

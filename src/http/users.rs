@@ -23,7 +23,7 @@ use crate::domain::organization::group::Member;
 use crate::domain::organization::user::{Email, IssuedSubject, Profile, ProfilePatch, User};
 use crate::domain::organization::{Flaw, Organization};
 use crate::domain::request::Answer;
-use crate::tenant::organization::{CreateUser, DeleteUser, EditUser, Made, UserEdit};
+use crate::tenant::organization::{CreateUser, DeleteUser, EditUser, UserEdit};
 
 pub(super) struct Users;
 
@@ -179,7 +179,7 @@ impl Users {
         let expected = precondition::required(&ask)?;
         let change = DeleteUser { id: id(&user, Code::UserNotFound)?, expected, render };
         let answer = home(&ask).await?.change(change, ask.change()).await??;
-        Ok(Reply::of(answer, |done| UserView::of(&done.made)))
+        Ok(Reply::of(answer, |done| UserView::of(&done)))
     }
 }
 
@@ -190,12 +190,12 @@ async fn change(ask: &Ask, user: &str, edit: UserEdit) -> Result<Reply<UserView>
     Ok(reply(home(ask).await?.change(change, ask.change()).await??))
 }
 
-fn reply<const STATUS: u16>(answer: Answer<Made<User>>) -> Reply<UserView, STATUS> {
+fn reply<const STATUS: u16>(answer: Answer<Arc<User>>) -> Reply<UserView, STATUS> {
     let version = match &answer {
-        Answer::Fresh(done) => Some(done.made.version),
+        Answer::Fresh(done) => Some(done.version),
         Answer::Replayed(_) => None,
     };
-    let reply = Reply::of(answer, |done| UserView::of(&done.made));
+    let reply = Reply::of(answer, |done| UserView::of(&done));
     match version {
         Some(version) => reply.tagged(version),
         None => reply,

@@ -13,7 +13,7 @@
 //! - [`organization`]: who the tenant's people are. [`platform_admin`]: who administers the platform.
 //! - [`gateway`]: what gateways say. [`reconciliation`]: how it compares.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
-//! - [`catalogue`], [`quarantine`], [`stream`]: the control database.
+//! - [`catalogue`], [`quarantine`], [`stream`], [`job`]: the control database.
 
 pub mod audit;
 pub mod catalogue;
@@ -22,6 +22,7 @@ mod copy;
 pub mod database;
 mod failure;
 pub mod gateway;
+pub mod job;
 pub mod load;
 mod migration;
 pub mod notice;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{Made, action_of, organization, record};
+use super::{action_of, organization, record};
 use crate::domain::books::Posting;
 use crate::domain::ids::GroupId;
 use crate::domain::organization::group::{Group, Member, Profile, ProfilePatch};
@@ -24,7 +24,7 @@ pub struct CreateGroup {
 }
 
 impl Change for CreateGroup {
-    type Done = Made<Group>;
+    type Done = Arc<Group>;
     type Refused = Refusal;
 
     async fn apply(
@@ -32,7 +32,7 @@ impl Change for CreateGroup {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Made<Group>, Refusal>, StoreError> {
+    ) -> Result<Result<Arc<Group>, Refusal>, StoreError> {
         let now = posting.now();
         let group = Group { id: self.id, profile: self.profile.clone(), version: 1, created_at: now, updated_at: now };
         let group = match organization(posting).put_group(group, &self.limits) {
@@ -42,11 +42,11 @@ impl Change for CreateGroup {
         rows::insert_group(database, &group).await?;
         let payload = json!({ "active": group.profile.active });
         record(posting, request, "group.created", target(group.id), payload);
-        Ok(Ok(Made::new(group, self.render)))
+        Ok(Ok(group))
     }
 
-    fn render(done: &Made<Group>) -> String {
-        done.answer.clone()
+    fn render(&self, done: &Arc<Group>) -> String {
+        (self.render)(done)
     }
 }
 
@@ -77,7 +77,7 @@ pub struct EditGroup {
 }
 
 impl Change for EditGroup {
-    type Done = Made<Group>;
+    type Done = Arc<Group>;
     type Refused = Refusal;
 
     async fn apply(
@@ -85,7 +85,7 @@ impl Change for EditGroup {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Made<Group>, Refusal>, StoreError> {
+    ) -> Result<Result<Arc<Group>, Refusal>, StoreError> {
         let before = match found(posting, self.id, &self.expected) {
             Ok(before) => before,
             Err(refusal) => return Ok(Err(refusal)),
@@ -93,7 +93,7 @@ impl Change for EditGroup {
         let profile = self.edit.of(&before.profile);
         let changed = before.profile.changed(&profile);
         if changed.is_empty() {
-            return Ok(Ok(Made::new(before, self.render)));
+            return Ok(Ok(before));
         }
         let group = Group { profile, ..next(&before, posting) };
         let group = match organization(posting).put_group(group, &self.limits) {
@@ -104,11 +104,11 @@ impl Change for EditGroup {
         let action = action_of(&changed, group.profile.active, "group");
         let payload = json!({ "fields": changed, "version": group.version });
         record(posting, request, &action, target(group.id), payload);
-        Ok(Ok(Made::new(group, self.render)))
+        Ok(Ok(group))
     }
 
-    fn render(done: &Made<Group>) -> String {
-        done.answer.clone()
+    fn render(&self, done: &Arc<Group>) -> String {
+        (self.render)(done)
     }
 }
 
@@ -121,7 +121,7 @@ pub struct DeleteGroup {
 }
 
 impl Change for DeleteGroup {
-    type Done = Made<Group>;
+    type Done = Arc<Group>;
     type Refused = Refusal;
 
     async fn apply(
@@ -129,7 +129,7 @@ impl Change for DeleteGroup {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Made<Group>, Refusal>, StoreError> {
+    ) -> Result<Result<Arc<Group>, Refusal>, StoreError> {
         if let Err(refusal) = found(posting, self.id, &self.expected) {
             return Ok(Err(refusal));
         }
@@ -139,11 +139,11 @@ impl Change for DeleteGroup {
         };
         rows::delete_group(database, self.id).await?;
         record(posting, request, "group.deleted", target(self.id), json!({ "version": group.version }));
-        Ok(Ok(Made::new(group, self.render)))
+        Ok(Ok(group))
     }
 
-    fn render(done: &Made<Group>) -> String {
-        done.answer.clone()
+    fn render(&self, done: &Arc<Group>) -> String {
+        (self.render)(done)
     }
 }
 
@@ -158,7 +158,7 @@ pub struct AddMembers {
 }
 
 impl Change for AddMembers {
-    type Done = Made<Group>;
+    type Done = Arc<Group>;
     type Refused = Refusal;
 
     async fn apply(
@@ -166,7 +166,7 @@ impl Change for AddMembers {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Made<Group>, Refusal>, StoreError> {
+    ) -> Result<Result<Arc<Group>, Refusal>, StoreError> {
         let before = match found(posting, self.group, &self.expected) {
             Ok(before) => before,
             Err(refusal) => return Ok(Err(refusal)),
@@ -176,17 +176,17 @@ impl Change for AddMembers {
             Err(refusal) => return Ok(Err(refusal)),
         };
         if joined.is_empty() {
-            return Ok(Ok(Made::new(before, self.render)));
+            return Ok(Ok(before));
         }
         rows::insert_members(database, self.group, &joined, posting.now()).await?;
         let payload = json!({ "members": joined.iter().map(named).collect::<Vec<_>>() });
         let noted = ("group.membersAdded", payload);
         let group = stepped(database, posting, request, &before, noted, &self.limits).await?;
-        Ok(Ok(Made::new(group, self.render)))
+        Ok(Ok(group))
     }
 
-    fn render(done: &Made<Group>) -> String {
-        done.answer.clone()
+    fn render(&self, done: &Arc<Group>) -> String {
+        (self.render)(done)
     }
 }
 
@@ -201,7 +201,7 @@ pub struct RemoveMember {
 }
 
 impl Change for RemoveMember {
-    type Done = Made<Group>;
+    type Done = Arc<Group>;
     type Refused = Refusal;
 
     async fn apply(
@@ -209,7 +209,7 @@ impl Change for RemoveMember {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Made<Group>, Refusal>, StoreError> {
+    ) -> Result<Result<Arc<Group>, Refusal>, StoreError> {
         let before = match found(posting, self.group, &self.expected) {
             Ok(before) => before,
             Err(refusal) => return Ok(Err(refusal)),
@@ -221,11 +221,11 @@ impl Change for RemoveMember {
         let payload = json!({ "members": [named(&self.member)] });
         let noted = ("group.memberRemoved", payload);
         let group = stepped(database, posting, request, &before, noted, &self.limits).await?;
-        Ok(Ok(Made::new(group, self.render)))
+        Ok(Ok(group))
     }
 
-    fn render(done: &Made<Group>) -> String {
-        done.answer.clone()
+    fn render(&self, done: &Arc<Group>) -> String {
+        (self.render)(done)
     }
 }
 

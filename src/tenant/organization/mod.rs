@@ -21,20 +21,6 @@ use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::organization::Organization;
 use crate::domain::request::Request;
 
-/// What was made, changed or taken away, and the answer that is kept for an idempotency key.
-#[derive(Debug, Clone)]
-pub struct Made<T> {
-    pub made: Arc<T>,
-    answer: String,
-}
-
-impl<T> Made<T> {
-    fn new(made: Arc<T>, render: fn(&T) -> String) -> Made<T> {
-        let answer = render(&made);
-        Made { made, answer }
-    }
-}
-
 /// The organization as the posting will leave it.
 fn organization(posting: &mut Posting) -> &mut Organization {
     Arc::make_mut(&mut posting.books.organization)

@@ -1,8 +1,10 @@
 //! Roles, given and taken back.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
-use super::{Made, organization, record};
+use super::{organization, record};
 use crate::domain::books::Posting;
 use crate::domain::ids::RoleAssignmentId;
 use crate::domain::organization::role::{Holder, RoleAssignment};
@@ -23,7 +25,7 @@ pub struct AssignRole {
 }
 
 impl Change for AssignRole {
-    type Done = Made<RoleAssignment>;
+    type Done = Arc<RoleAssignment>;
     type Refused = Refusal;
 
     async fn apply(
@@ -31,7 +33,7 @@ impl Change for AssignRole {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Made<RoleAssignment>, Refusal>, StoreError> {
+    ) -> Result<Result<Arc<RoleAssignment>, Refusal>, StoreError> {
         let (role, holder) = (self.role.clone(), self.holder.clone());
         let assignment = RoleAssignment { id: self.id, role, holder, created_at: posting.now() };
         let assignment = match organization(posting).assign(assignment, &self.limits) {
@@ -40,11 +42,11 @@ impl Change for AssignRole {
         };
         rows::insert_assignment(database, &assignment).await?;
         note(posting, request, "role.assigned", &assignment);
-        Ok(Ok(Made::new(assignment, self.render)))
+        Ok(Ok(assignment))
     }
 
-    fn render(done: &Made<RoleAssignment>) -> String {
-        done.answer.clone()
+    fn render(&self, done: &Arc<RoleAssignment>) -> String {
+        (self.render)(done)
     }
 }
 
@@ -56,7 +58,7 @@ pub struct UnassignRole {
 }
 
 impl Change for UnassignRole {
-    type Done = Made<RoleAssignment>;
+    type Done = Arc<RoleAssignment>;
     type Refused = Refusal;
 
     async fn apply(
@@ -64,18 +66,18 @@ impl Change for UnassignRole {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Made<RoleAssignment>, Refusal>, StoreError> {
+    ) -> Result<Result<Arc<RoleAssignment>, Refusal>, StoreError> {
         let assignment = match organization(posting).unassign(self.id) {
             Ok(assignment) => assignment,
             Err(refusal) => return Ok(Err(refusal)),
         };
         rows::delete_assignment(database, self.id).await?;
         note(posting, request, "role.unassigned", &assignment);
-        Ok(Ok(Made::new(assignment, self.render)))
+        Ok(Ok(assignment))
     }
 
-    fn render(done: &Made<RoleAssignment>) -> String {
-        done.answer.clone()
+    fn render(&self, done: &Arc<RoleAssignment>) -> String {
+        (self.render)(done)
     }
 }
 

@@ -89,7 +89,7 @@ impl Home {
     }
 
     async fn user(&mut self, name: &str) -> UserId {
-        self.done(create(full(name))).await.made.id
+        self.done(create(full(name))).await.id
     }
 
     async fn group(&mut self, name: &str) -> GroupId {
@@ -173,7 +173,7 @@ async fn people_are_read_again_as_they_were_left(house: &House) {
         limits: LIMITS,
         render: |_| String::new(),
     };
-    assert_eq!(home.done(replaced).await.made.version, 2);
+    assert_eq!(home.done(replaced).await.version, 2);
     // The subjects that Ada gave up are free for Bob.
     let taken_over = user::ProfilePatch { subjects: Some(full("Ada").subjects), ..user::ProfilePatch::default() };
     home.done(patch(bob, Expected::Any, taken_over)).await;
@@ -202,7 +202,7 @@ async fn a_change_meant_for_another_version_is_not_made(house: &House) {
     assert_eq!(home.refused(delete(ada, Expected::OneOf(vec![1]))).await, Refusal::Stale);
     // What changes nothing is no new version.
     let head = home.books.head;
-    assert_eq!(home.done(patch(ada, Expected::OneOf(vec![2]), named("A"))).await.made.version, 2);
+    assert_eq!(home.done(patch(ada, Expected::OneOf(vec![2]), named("A"))).await.version, 2);
     assert_eq!(home.books.head, head);
     let group = home.group("G").await;
     home.joins(group, &[Member::User(ada)]).await;
@@ -267,7 +267,7 @@ async fn whoever_goes_leaves_nothing_behind(house: &House) {
 async fn a_person_is_made_once_per_key(house: &House) {
     let mut home = Home::new(house).await;
     let first = match home.told(create(full("Ada")), Some("key")).await {
-        Ok(Answer::Fresh(done)) => done.made.id,
+        Ok(Answer::Fresh(done)) => done.id,
         other => panic!("{other:?}"),
     };
     let again = home.told(create(full("Ada")), Some("key")).await;
@@ -278,7 +278,7 @@ async fn a_person_is_made_once_per_key(house: &House) {
 async fn what_is_recorded_names_no_value(house: &House) {
     let mut home = Home::new(house).await;
     let canary = "c4n4ry";
-    let ada = home.done(create(full(canary))).await.made.id;
+    let ada = home.done(create(full(canary))).await.id;
     let group = home.group(canary).await;
     home.joins(group, &[Member::User(ada)]).await;
     let other = user::ProfilePatch { active: Some(false), ..user::ProfilePatch::default() };

@@ -1,8 +1,10 @@
 //! Users.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
-use super::{Made, action_of, organization, record};
+use super::{action_of, organization, record};
 use crate::domain::books::Posting;
 use crate::domain::ids::UserId;
 use crate::domain::organization::user::{Profile, ProfilePatch, User};
@@ -22,7 +24,7 @@ pub struct CreateUser {
 }
 
 impl Change for CreateUser {
-    type Done = Made<User>;
+    type Done = Arc<User>;
     type Refused = Refusal;
 
     async fn apply(
@@ -30,7 +32,7 @@ impl Change for CreateUser {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Made<User>, Refusal>, StoreError> {
+    ) -> Result<Result<Arc<User>, Refusal>, StoreError> {
         let now = posting.now();
         let user = User { id: self.id, profile: self.profile.clone(), version: 1, created_at: now, updated_at: now };
         let user = match organization(posting).put_user(user, &self.limits) {
@@ -39,11 +41,11 @@ impl Change for CreateUser {
         };
         rows::insert_user(database, &user).await?;
         record(posting, request, "user.created", format!("user:{}", user.id), json!({ "active": user.profile.active }));
-        Ok(Ok(Made::new(user, self.render)))
+        Ok(Ok(user))
     }
 
-    fn render(done: &Made<User>) -> String {
-        done.answer.clone()
+    fn render(&self, done: &Arc<User>) -> String {
+        (self.render)(done)
     }
 }
 
@@ -74,7 +76,7 @@ pub struct EditUser {
 }
 
 impl Change for EditUser {
-    type Done = Made<User>;
+    type Done = Arc<User>;
     type Refused = Refusal;
 
     async fn apply(
@@ -82,7 +84,7 @@ impl Change for EditUser {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Made<User>, Refusal>, StoreError> {
+    ) -> Result<Result<Arc<User>, Refusal>, StoreError> {
         let Some(before) = posting.books.organization.user(self.id).cloned() else {
             return Ok(Err(Refusal::UnknownUser));
         };
@@ -92,7 +94,7 @@ impl Change for EditUser {
         let profile = self.edit.of(&before.profile);
         let changed = before.profile.changed(&profile);
         if changed.is_empty() {
-            return Ok(Ok(Made::new(before, self.render)));
+            return Ok(Ok(before));
         }
         let user = User { profile, version: before.version + 1, updated_at: posting.now(), ..before.as_ref().clone() };
         let user = match organization(posting).put_user(user, &self.limits) {
@@ -103,11 +105,11 @@ impl Change for EditUser {
         let action = action_of(&changed, user.profile.active, "user");
         let payload = json!({ "fields": changed, "version": user.version });
         record(posting, request, &action, format!("user:{}", user.id), payload);
-        Ok(Ok(Made::new(user, self.render)))
+        Ok(Ok(user))
     }
 
-    fn render(done: &Made<User>) -> String {
-        done.answer.clone()
+    fn render(&self, done: &Arc<User>) -> String {
+        (self.render)(done)
     }
 }
 
@@ -120,7 +122,7 @@ pub struct DeleteUser {
 }
 
 impl Change for DeleteUser {
-    type Done = Made<User>;
+    type Done = Arc<User>;
     type Refused = Refusal;
 
     async fn apply(
@@ -128,7 +130,7 @@ impl Change for DeleteUser {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Made<User>, Refusal>, StoreError> {
+    ) -> Result<Result<Arc<User>, Refusal>, StoreError> {
         match posting.books.organization.user(self.id) {
             Some(user) if !self.expected.is(user.version) => return Ok(Err(Refusal::Stale)),
             _ => {}
@@ -139,10 +141,10 @@ impl Change for DeleteUser {
         };
         rows::delete_user(database, self.id).await?;
         record(posting, request, "user.deleted", format!("user:{}", self.id), json!({ "version": user.version }));
-        Ok(Ok(Made::new(user, self.render)))
+        Ok(Ok(user))
     }
 
-    fn render(done: &Made<User>) -> String {
-        done.answer.clone()
+    fn render(&self, done: &Arc<User>) -> String {
+        (self.render)(done)
     }
 }

@@ -10,6 +10,7 @@ pub mod events;
 pub mod fire;
 pub mod issuer;
 pub mod kong;
+pub mod lab;
 pub mod load;
 pub mod oracle;
 pub mod process;
@@ -17,6 +18,7 @@ pub mod proxy;
 pub mod receiver;
 pub mod servers;
 pub mod services;
+pub mod stage;
 pub mod tenant;
 pub mod tmpfs;
 
