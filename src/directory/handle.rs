@@ -8,16 +8,14 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::index::Index;
-use super::platform_admin::{self, Appoint, Dismiss};
 use super::registrar::{self, Change, Edit, What, Written};
 use super::supervisor::{self, Homes};
 use super::task::{self, Task};
 use super::workflow::{self, Plan, PlannedRecord};
 use crate::clock::Clock;
 use crate::domain::chain::Entry;
-use crate::domain::ids::{PlatformAdminId, TenantId};
+use crate::domain::ids::TenantId;
 use crate::domain::period;
-use crate::domain::platform_admin::PlatformAdmin;
 use crate::domain::report::{ChainQuery, ChainReport, Page, Quarantined, Retried};
 use crate::domain::request::{Answer, Request};
 use crate::domain::stream::Checkpoint;
@@ -381,53 +379,9 @@ impl Handle {
         self.0.index.is_key_revoked(tenant, id)
     }
 
-    // ---- who administers the platform ----
-
-    /// Does this subject of this issuer administer the platform?
-    #[must_use]
-    pub fn is_platform_admin(&self, issuer: &str, subject: &str) -> bool {
-        self.0.index.platform_admin_of(issuer, subject).is_some()
-    }
-
-    #[must_use]
-    pub fn platform_admin(&self, id: PlatformAdminId) -> Option<PlatformAdmin> {
-        self.0.index.platform_admin(id)
-    }
-
-    /// In the order of their ids, after `after`.
-    #[must_use]
-    pub fn platform_admins(&self, after: Option<PlatformAdminId>, limit: usize) -> Vec<PlatformAdmin> {
-        self.0.index.platform_admins(after, limit)
-    }
-
-    /// Lets somebody administer the platform, from the next request on.
-    ///
-    /// # Errors
-    /// Why not, or that nothing is known of it.
-    pub async fn appoint_platform_admin(
-        &self,
-        issuer: String,
-        subject: String,
-        name: String,
-        request: Request,
-        render: fn(&PlatformAdmin) -> String,
-    ) -> Result<Answer<PlatformAdmin>, task::Declined<platform_admin::Refusal>> {
-        let id = PlatformAdminId(crate::clock::new_id());
-        let appoint = Appoint { index: self.0.index.clone(), id, issuer, subject, name, render };
-        self.change(appoint, request).await
-    }
-
-    /// Lets somebody administer the platform no longer, from the next request on.
-    ///
-    /// # Errors
-    /// Why not, or that nothing is known of it.
-    pub async fn dismiss_platform_admin(
-        &self,
-        id: PlatformAdminId,
-        request: Request,
-        render: fn(&PlatformAdmin) -> String,
-    ) -> Result<Answer<PlatformAdmin>, task::Declined<platform_admin::Refusal>> {
-        self.change(Dismiss { index: self.0.index.clone(), id, render }, request).await
+    /// The catalogue in memory, for the resources that bring their changes whole.
+    pub(super) fn index(&self) -> &Arc<Index> {
+        &self.0.index
     }
 
     /// Makes a change of the platform's own; answers after the commit.

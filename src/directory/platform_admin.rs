@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::handle::Handle;
 use super::index::Index;
-use super::task::Change;
+use super::task::{Change, Declined};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::PlatformAdminId;
 use crate::domain::platform_admin::PlatformAdmin;
-use crate::domain::request::Request;
+use crate::domain::request::{Answer, Request};
 use crate::domain::time::Timestamp;
 use crate::store::database::Connection;
 use crate::store::{StoreError, platform_admin};
@@ -26,14 +27,64 @@ pub enum Refusal {
     TooMany,
 }
 
+/// Who administers the platform, answered from memory, and changes to it.
+impl Handle {
+    /// Does this subject of this issuer administer the platform?
+    #[must_use]
+    pub fn is_platform_admin(&self, issuer: &str, subject: &str) -> bool {
+        self.index().platform_admin_of(issuer, subject).is_some()
+    }
+
+    #[must_use]
+    pub fn platform_admin(&self, id: PlatformAdminId) -> Option<PlatformAdmin> {
+        self.index().platform_admin(id)
+    }
+
+    /// In the order of their ids, after `after`.
+    #[must_use]
+    pub fn platform_admins(&self, after: Option<PlatformAdminId>, limit: usize) -> Vec<PlatformAdmin> {
+        self.index().platform_admins(after, limit)
+    }
+
+    /// Lets somebody administer the platform, from the next request on.
+    ///
+    /// # Errors
+    /// Why not, or that nothing is known of it.
+    pub async fn appoint_platform_admin(
+        &self,
+        issuer: String,
+        subject: String,
+        name: String,
+        request: Request,
+        render: fn(&PlatformAdmin) -> String,
+    ) -> Result<Answer<PlatformAdmin>, Declined<Refusal>> {
+        let id = PlatformAdminId(crate::clock::new_id());
+        let appoint = Appoint { index: self.index().clone(), id, issuer, subject, name, render };
+        self.change(appoint, request).await
+    }
+
+    /// Lets somebody administer the platform no longer, from the next request on.
+    ///
+    /// # Errors
+    /// Why not, or that nothing is known of it.
+    pub async fn dismiss_platform_admin(
+        &self,
+        id: PlatformAdminId,
+        request: Request,
+        render: fn(&PlatformAdmin) -> String,
+    ) -> Result<Answer<PlatformAdmin>, Declined<Refusal>> {
+        self.change(Dismiss { index: self.index().clone(), id, render }, request).await
+    }
+}
+
 #[derive(Debug)]
-pub(super) struct Appoint {
-    pub(super) index: Arc<Index>,
-    pub(super) id: PlatformAdminId,
-    pub(super) issuer: String,
-    pub(super) subject: String,
-    pub(super) name: String,
-    pub(super) render: fn(&PlatformAdmin) -> String,
+struct Appoint {
+    index: Arc<Index>,
+    id: PlatformAdminId,
+    issuer: String,
+    subject: String,
+    name: String,
+    render: fn(&PlatformAdmin) -> String,
 }
 
 impl Change for Appoint {
@@ -70,10 +121,10 @@ impl Change for Appoint {
 }
 
 #[derive(Debug)]
-pub(super) struct Dismiss {
-    pub(super) index: Arc<Index>,
-    pub(super) id: PlatformAdminId,
-    pub(super) render: fn(&PlatformAdmin) -> String,
+struct Dismiss {
+    index: Arc<Index>,
+    id: PlatformAdminId,
+    render: fn(&PlatformAdmin) -> String,
 }
 
 impl Change for Dismiss {
