@@ -8,6 +8,7 @@ mod gateway;
 mod jobs;
 mod kong_admin;
 mod nats;
+mod organization;
 mod rate_limits;
 mod routes;
 
@@ -22,6 +23,7 @@ pub use gateway::{Gateway, Kong, KongNode, LimitBy};
 pub use jobs::Jobs;
 pub use kong_admin::{KongAdmin, KongMode};
 pub use nats::Nats;
+pub use organization::Organization;
 pub use rate_limits::{Limit, RateLimits, TierLimits};
 pub use routes::{QuietHours, Route};
 
@@ -35,6 +37,7 @@ pub struct Config {
     pub http: Http,
     pub store: Store,
     pub tenants: Tenants,
+    pub organization: Organization,
     pub intake: Intake,
     pub nats: Nats,
     pub redis: Redis,
@@ -593,6 +596,7 @@ impl Config {
             }
         }
         problems.extend(self.notify.route_problems());
+        problems.extend(self.organization.problems());
         problems.extend(self.rate_limits.problems());
         problems.extend(self.envoy.problems());
         problems.extend(self.jobs.problems());

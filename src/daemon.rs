@@ -155,7 +155,9 @@ impl Daemon {
         let health = Health { dependencies, stopping };
         let envoy = open_envoy(&config, &directory, &clock, &rate_limits, answering, patience / STEPS).await?;
         let (kong_sync, channels) = (outlets.kong.clone(), outlets.bench.clone());
-        let rooms = Rooms { directory: directory.clone(), gate, recorder, kong, rate_limits, kong_sync, channels };
+        let people = config.organization.limits();
+        let rooms =
+            Rooms { directory: directory.clone(), gate, recorder, kong, rate_limits, kong_sync, people, channels };
         let api = Api::new(rooms, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
         let (answering, stopped) = (answering.to_vec(), stop.clone());

@@ -189,6 +189,41 @@ async fn a_revoked_key_and_a_tenant_that_is_not_served_are_refused_at_once() {
     assert_eq!(house.bearer(&token).await, Err(Unauthenticated::Invalid));
 }
 
+#[tokio::test]
+async fn a_person_has_the_roles_of_its_token_and_those_its_tenant_gave_it() {
+    use crate::domain::ids::{RoleAssignmentId, UserId};
+    use crate::domain::organization::role::Holder;
+    use crate::domain::organization::user::{IssuedSubject, Profile, ProfilePatch};
+    use crate::domain::organization::{Expected, Limits};
+    use crate::tenant::organization::{AssignRole, CreateUser, EditUser, UserEdit};
+
+    let house = House::new().await;
+    let limits = Limits { users: 9, groups: 9, members: 9, role_assignments: 9 };
+    let tenant = house.directory.find(house.tenant).await.unwrap();
+    let id = UserId(crate::clock::new_id());
+    // The same subject of another issuer is somebody else.
+    for (id, issuer) in [(id, house.issuer.url.as_str()), (UserId(crate::clock::new_id()), "https://elsewhere")] {
+        let subjects = vec![IssuedSubject { issuer: issuer.into(), subject: "jane".into() }];
+        let profile = Profile { subjects, ..Profile::named(issuer) };
+        let create = CreateUser { id, profile, limits, render: |_| String::new() };
+        tenant.change(create, Request::system()).await.unwrap().unwrap();
+    }
+    let token = house.token(&house.tenant.to_string(), &["reader"]);
+    assert_eq!(house.bearer(&token).await.unwrap().roles, [Role::Reader]);
+    for role in ["developer", "platformAdmin", "one that nobody knows"] {
+        let (assignment, holder) = (RoleAssignmentId(crate::clock::new_id()), Holder::User(id));
+        let assign = AssignRole { id: assignment, role: role.into(), holder, limits, render: |_| String::new() };
+        tenant.change(assign, Request::system()).await.unwrap().unwrap();
+    }
+    let jane = house.bearer(&token).await.unwrap();
+    assert_eq!((jane.roles, jane.tenant), (vec![Role::Reader, Role::Developer], Some(house.tenant)));
+
+    let edit = UserEdit::Patch(ProfilePatch { active: Some(false), ..ProfilePatch::default() });
+    let shut_out = EditUser { id, edit, expected: Expected::Any, limits, render: |_| String::new() };
+    tenant.change(shut_out, Request::system()).await.unwrap().unwrap();
+    assert_eq!(house.bearer(&token).await, Err(Unauthenticated::Invalid), "although the token is remembered");
+}
+
 /// Prints what a caller costs; `cargo test --lib -- --ignored --nocapture cost_of_a_caller`.
 #[tokio::test]
 #[ignore = "a measurement, not a check"]

@@ -19,6 +19,7 @@ mod keyring;
 mod openid_test;
 pub mod pepper;
 pub mod policy;
+mod standing;
 pub mod token;
 
 use std::net::IpAddr;
@@ -31,11 +32,14 @@ pub use pepper::Pepper;
 pub use token::TOKEN_BYTES_MAX;
 
 use failures::Failures;
+use standing::Standing;
 
 use crate::clock::Clock;
 use crate::config;
 use crate::directory;
+use crate::directory::handle::Absent;
 use crate::domain::ids::TenantId;
+use crate::domain::organization::Revoked;
 use crate::domain::tenant::{ApiKey, Lifecycle, Role};
 
 /// Whoever is behind a request.
@@ -53,6 +57,10 @@ pub struct Caller {
     pub service: bool,
     /// Its tenant is suspended: the door decides what may still be done.
     pub suspended: bool,
+    /// The key it came with, by its public id.
+    pub api_key: Option<String>,
+    /// Roles it would have if no group of its were deactivated.
+    pub withheld: Vec<Role>,
 }
 
 /// The credentials of one request, as they came. Never printed.
@@ -82,6 +90,9 @@ pub enum Unauthenticated {
     /// The issuer's keys are out of reach: the token may be valid.
     #[error("the credentials cannot be checked now")]
     KeysUnavailable,
+    /// Whether its tenant still knows the caller cannot be told now.
+    #[error("the caller's tenant cannot be asked now: {0}")]
+    TenantAway(Absent),
 }
 
 /// Why there is no gate. The daemon does not start without one.
@@ -157,6 +168,25 @@ impl Gate {
         !caller.actor.is_empty() && caller.roles.iter().any(|role| self.shared.policy.allows(*role, object, action))
     }
 
+    /// Lets a caller's key do what its tenant has allowed it besides the key's own role. Asked when that role does not
+    /// suffice, so that a request that it does suffice for needs no tenant.
+    ///
+    /// # Errors
+    /// [`Unauthenticated::TenantAway`].
+    pub async fn widen(&self, caller: &mut Caller) -> Result<(), Unauthenticated> {
+        let (Some(tenant), Some(key)) = (caller.tenant, &caller.api_key) else { return Ok(()) };
+        let people = standing::people_of(&self.shared.directory, tenant).await.map_err(Unauthenticated::TenantAway)?;
+        let standing = Standing::of_key(&people, key);
+        caller.roles.extend(standing.roles);
+        Ok(())
+    }
+
+    /// Is a denial of this caller what the deactivation of a group has brought about?
+    #[must_use]
+    pub fn is_withheld(&self, caller: &Caller, object: &str, action: &str) -> bool {
+        caller.withheld.iter().any(|role| self.shared.policy.allows(*role, object, action))
+    }
+
     /// Every rule of the policy.
     #[must_use]
     pub fn policy_rows(&self) -> &[policy::Rule] {
@@ -182,6 +212,9 @@ enum Refusal {
     KeyRevoked,
     /// The tenant is not served: unknown, pending or archived.
     Tenant,
+    /// The tenant's books know the person, who was deactivated.
+    UserDeactivated,
+    TenantAway(Absent),
     Token(token::Refusal),
 }
 
@@ -195,6 +228,8 @@ impl Refusal {
             Refusal::KeyWrong => "key_wrong",
             Refusal::KeyRevoked => "key_revoked",
             Refusal::Tenant => "tenant",
+            Refusal::UserDeactivated => "user_deactivated",
+            Refusal::TenantAway(_) => "tenant_away",
             Refusal::Token(refusal) => refusal.name(),
         }
     }
@@ -206,6 +241,7 @@ impl From<Refusal> for Unauthenticated {
             Refusal::Missing => Unauthenticated::Missing,
             Refusal::Malformed => Unauthenticated::Malformed,
             Refusal::Token(token::Refusal::KeysUnavailable) => Unauthenticated::KeysUnavailable,
+            Refusal::TenantAway(absent) => Unauthenticated::TenantAway(absent),
             _ => Unauthenticated::Invalid,
         }
     }
@@ -261,6 +297,7 @@ impl Shared {
         let matches = pepper::same(&hash, &expected);
         let key = known.filter(|_| matches).ok_or(Refusal::KeyWrong)?;
         if key.revoked_at.is_some() {
+            count_revoked(Revoked::ApiKey);
             return Err(Refusal::KeyRevoked);
         }
         let suspended = self.is_suspended(key.tenant)?;
@@ -269,15 +306,44 @@ impl Shared {
 
     async fn by_token(&self, text: &str) -> Result<Caller, Refusal> {
         let identity = self.tokens.verify(text).await.map_err(Refusal::Token)?;
-        let suspended = identity.tenant.map_or(Ok(false), |tenant| self.is_suspended(tenant))?;
+        let mut roles = identity.roles.clone();
+        let (mut suspended, mut withheld) = (false, Vec::new());
+        match identity.tenant {
+            None if roles.is_empty() && !self.directory.is_platform_admin(&identity.issuer, &identity.subject) => {
+                return Err(Refusal::Token(token::Refusal::Claims));
+            }
+            None => roles = vec![Role::PlatformAdmin],
+            Some(tenant) => {
+                suspended = self.is_suspended(tenant)?;
+                let standing = if suspended { Standing::default() } else { self.standing(tenant, &identity).await? };
+                roles.extend(standing.roles);
+                withheld = standing.withheld;
+            }
+        }
         Ok(Caller {
             actor: format!("user:{}", identity.subject),
-            roles: identity.roles.clone(),
+            roles,
             tenant: identity.tenant,
             user: identity.user.clone(),
             service: false,
             suspended,
+            api_key: None,
+            withheld,
         })
+    }
+
+    /// What the tenant's books say of whom a token speaks of. They know nobody who is deactivated.
+    async fn standing(&self, tenant: TenantId, identity: &token::Identity) -> Result<Standing, Refusal> {
+        let people = standing::people_of(&self.directory, tenant).await.map_err(|absent| match absent {
+            Absent::Unknown => Refusal::Tenant,
+            away => Refusal::TenantAway(away),
+        })?;
+        let standing = Standing::of_subject(&people, &identity.issuer, &identity.subject);
+        if standing.is_deactivated {
+            count_revoked(Revoked::User);
+            return Err(Refusal::UserDeactivated);
+        }
+        Ok(standing)
     }
 
     /// Whether a served tenant is suspended; a tenant that is not served has no callers.
@@ -285,7 +351,11 @@ impl Shared {
         match self.directory.lifecycle(tenant) {
             Some(Lifecycle::Active) => Ok(false),
             Some(Lifecycle::Suspended) => Ok(true),
-            Some(Lifecycle::Pending | Lifecycle::Archived) | None => Err(Refusal::Tenant),
+            Some(Lifecycle::Archived) => {
+                count_revoked(Revoked::Tenant);
+                Err(Refusal::Tenant)
+            }
+            Some(Lifecycle::Pending) | None => Err(Refusal::Tenant),
         }
     }
 }
@@ -314,6 +384,11 @@ fn visible(text: &str) -> Result<&str, Refusal> {
     if is_word { Ok(text) } else { Err(Refusal::Malformed) }
 }
 
+/// Counts a request that is refused because somebody or something is no longer admitted.
+pub fn count_revoked(revoked: Revoked) {
+    metrics::counter!("platform_api_refused_after_revocation_total", "kind" => revoked.name()).increment(1);
+}
+
 fn platform() -> Caller {
     Caller {
         actor: "platform".into(),
@@ -322,6 +397,8 @@ fn platform() -> Caller {
         user: None,
         service: true,
         suspended: false,
+        api_key: None,
+        withheld: Vec::new(),
     }
 }
 
@@ -335,6 +412,8 @@ fn of_key(key: ApiKey, suspended: bool) -> Caller {
         user: None,
         service: true,
         suspended,
+        api_key: Some(key.id),
+        withheld: Vec::new(),
     }
 }
 

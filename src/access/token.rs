@@ -76,9 +76,10 @@ impl Refusal {
 /// Who a verified token speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
+    pub issuer: String,
     pub subject: String,
     pub user: Option<String>,
-    /// `None` only for a platform administrator.
+    /// `None`: to be let in only as a platform administrator.
     pub tenant: Option<TenantId>,
     pub roles: Vec<Role>,
 }
@@ -327,11 +328,10 @@ fn identity(claims: &Map<String, Value>, header: &Header, settings: &config::Iss
     match tenant {
         // A token that names a tenant is confined to it, whatever role its issuer lets the tenant's people have.
         Some(_) => roles.retain(|role| *role != Role::PlatformAdmin),
-        // Without a tenant there is only the platform, and that is for its administrators.
-        None if !roles.contains(&Role::PlatformAdmin) => return Err(Refusal::Claims),
-        None => {}
+        // Without a tenant there is only the platform.
+        None => roles.retain(|role| *role == Role::PlatformAdmin),
     }
-    Ok(Identity { subject: subject.to_owned(), user, tenant, roles })
+    Ok(Identity { issuer: settings.issuer.clone(), subject: subject.to_owned(), user, tenant, roles })
 }
 
 fn is_not_for_access(claims: &Map<String, Value>) -> bool {

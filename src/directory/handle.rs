@@ -37,7 +37,7 @@ const FIND_TIMEOUT: Duration = Duration::from_secs(2);
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Why a tenant cannot be spoken to.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Absent {
     /// No such tenant, or one that is not served (pending, archived). Indistinguishable on purpose.
     #[error("no such tenant")]
@@ -371,6 +371,17 @@ impl Handle {
             Answer::Fresh(Written { key: Some(key), .. }) => Ok(key),
             _ => Err(Refused::UnknownKey),
         }
+    }
+
+    /// Was this key of the tenant's revoked? A label that names no key of ours is none.
+    #[must_use]
+    pub fn is_key_revoked(&self, tenant: TenantId, id: &str) -> bool {
+        self.0.index.is_key_revoked(tenant, id)
+    }
+
+    /// The catalogue in memory, for the resources that bring their changes whole.
+    pub(super) fn index(&self) -> &Arc<Index> {
+        &self.0.index
     }
 
     /// Makes a change of the platform's own; answers after the commit.

@@ -5,7 +5,8 @@ use std::ops::Bound;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::domain::chain::Head;
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{PlatformAdminId, TenantId};
+use crate::domain::platform_admin::PlatformAdmin;
 use crate::domain::report::Page;
 use crate::domain::tenant::{ApiKey, ExternalId, Lifecycle, Tenant};
 
@@ -20,6 +21,7 @@ struct Tables {
     external_ids: HashMap<ExternalId, TenantId>,
     keys: HashMap<String, ApiKey>,
     keys_of: HashMap<TenantId, Vec<String>>,
+    platform_admins: BTreeMap<PlatformAdminId, PlatformAdmin>,
 }
 
 impl Index {
@@ -33,13 +35,14 @@ impl Index {
     }
 
     /// Replaces everything by what the control database holds.
-    pub(super) fn load(&self, tenants: Vec<(Tenant, Head)>, keys: Vec<ApiKey>) {
+    pub(super) fn load(&self, tenants: Vec<(Tenant, Head)>, keys: Vec<ApiKey>, admins: Vec<PlatformAdmin>) {
         let mut tables = Tables::default();
         for (tenant, head) in tenants {
             tables.heads.insert(tenant.id, head);
             tables.put(tenant);
         }
         keys.into_iter().for_each(|key| tables.put_key(key));
+        tables.platform_admins = admins.into_iter().map(|admin| (admin.id, admin)).collect();
         *self.write() = tables;
     }
 
@@ -91,6 +94,42 @@ impl Index {
 
     pub(super) fn key(&self, id: &str) -> Option<ApiKey> {
         self.read().keys.get(id).cloned()
+    }
+
+    /// Is this a key of the tenant's that was revoked?
+    pub(super) fn is_key_revoked(&self, tenant: TenantId, id: &str) -> bool {
+        let tables = self.read();
+        tables.keys.get(id).is_some_and(|key| key.tenant == tenant && key.revoked_at.is_some())
+    }
+
+    pub(super) fn put_platform_admin(&self, admin: PlatformAdmin) {
+        self.write().platform_admins.insert(admin.id, admin);
+    }
+
+    pub(super) fn remove_platform_admin(&self, id: PlatformAdminId) {
+        self.write().platform_admins.remove(&id);
+    }
+
+    pub(super) fn platform_admin(&self, id: PlatformAdminId) -> Option<PlatformAdmin> {
+        self.read().platform_admins.get(&id).cloned()
+    }
+
+    /// The one whom an issuer's tokens call `subject`. They are few, so they are looked through.
+    pub(super) fn platform_admin_of(&self, issuer: &str, subject: &str) -> Option<PlatformAdminId> {
+        let tables = self.read();
+        let mut all = tables.platform_admins.values();
+        all.find(|admin| admin.issuer == issuer && admin.subject == subject).map(|admin| admin.id)
+    }
+
+    pub(super) fn platform_admin_count(&self) -> usize {
+        self.read().platform_admins.len()
+    }
+
+    /// In the order of their ids, after `after`.
+    pub(super) fn platform_admins(&self, after: Option<PlatformAdminId>, limit: usize) -> Vec<PlatformAdmin> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let tables = self.read();
+        tables.platform_admins.range((from, Bound::Unbounded)).take(limit).map(|(_, admin)| admin.clone()).collect()
     }
 
     /// The tenant's keys, oldest first.

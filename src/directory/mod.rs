@@ -5,7 +5,7 @@
 //!   holds up nobody, restarts failed ones with a doubling delay, asks idle ones to rest, and drains them all at the end.
 //! - [`slot`]: what a tenant's place may be, as a pure state machine.
 //! - [`registrar`]: the actor that owns the control database's write connection: the only writer of the catalogue.
-//! - [`task`]: a change that a resource of the platform's brings whole.
+//! - [`task`]: a change that a resource of the platform's brings whole. [`platform_admin`]: who administers the platform.
 //! - [`jobs`]: background work, as far as it is durable.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
 //! - [`workflow`]: changes that touch the control database and a tenant's; each step may be done again, and whatever a
@@ -18,6 +18,7 @@ pub mod handle;
 mod index;
 pub mod jobs;
 pub mod noted;
+pub mod platform_admin;
 mod registrar;
 pub mod slot;
 mod supervisor;

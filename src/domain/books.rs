@@ -18,6 +18,7 @@ use super::chain::{self, Entry, EntryOutcome, Head, Record};
 use super::grouping::{ByScope, Windows, group, starts_and_subjects};
 use super::ids::{AlertId, QuotaId, TenantId};
 use super::notice::{Alert, AlertSubject, Attempt, Delivery, Event, Firing, QuotaThreshold};
+use super::organization::Organization;
 use super::period::{self, PeriodKind, Window};
 use super::quota::{self, Decision, Quota, Standing};
 use super::reconcile::progress::{Comparison, GatewayRows};
@@ -94,6 +95,8 @@ pub struct Books {
     pub head: Head,
     /// How far these books are compared with a gateway's.
     pub comparison: Comparison,
+    /// Who the tenant's people are.
+    pub organization: Arc<Organization>,
 }
 
 /// What has to be read before [`Posting::usage`] or [`Posting::replace_quotas`] may go on.
@@ -133,6 +136,7 @@ impl Books {
             next_position: 1,
             head: Head::EMPTY,
             comparison: Comparison::default(),
+            organization: Arc::default(),
         }
     }
 

@@ -59,6 +59,23 @@ uuid_id! {
     JobId
 }
 
+uuid_id! {
+    /// A person of one tenant.
+    UserId
+}
+uuid_id! {
+    /// A group of one tenant.
+    GroupId
+}
+uuid_id! {
+    /// A role that was given to somebody of one tenant.
+    RoleAssignmentId
+}
+uuid_id! {
+    /// A person who administers the platform.
+    PlatformAdminId
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,7 @@
 //! - [`usage`]: one usage event, its identity, and sums of events.
 //! - [`period`]: calendar windows in a tenant's time zone; they tile time.
 //! - [`quota`]: limits, standings and decisions.
+//! - [`organization`]: a tenant's users and groups, who is in which, and who has which role.
 //! - [`notice`]: what deserves an alert, once.
 //! - [`chain`]: the audit chain: canonical bytes, link, verify.
 //! - [`books`]: a tenant's [`books::Books`], and the [`books::Posting`] that moves them from one commit to the next.
@@ -20,6 +21,7 @@
 //! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.
 //! - [`report`]: questions about the past, and their answers.
 //! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
+//! - [`platform_admin`]: people who administer the platform.
 //! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
 
 pub mod adjustment;
@@ -32,7 +34,9 @@ mod grouping;
 pub mod ids;
 pub mod job;
 pub mod notice;
+pub mod organization;
 pub mod period;
+pub mod platform_admin;
 #[cfg(test)]
 mod posting_tests;
 #[cfg(test)]

@@ -83,19 +83,26 @@ pub struct Tenant {
 pub enum Role {
     /// Everything on the platform.
     PlatformAdmin,
-    /// Everything within one tenant.
+    /// Everything within one tenant: the tenant's administrator.
     Admin,
-    /// Reports usage, asks for decisions.
+    /// Builds on the platform: reads quotas, usage and alerts, asks for decisions.
+    Developer,
+    /// Looks at figures: usage, alerts and reconciliation.
+    Analyst,
+    /// A service: reports usage, asks for decisions.
     Reporter,
     /// Reads.
     Reader,
 }
 
 impl Role {
-    pub const ALL: [Role; 4] = [Role::PlatformAdmin, Role::Admin, Role::Reporter, Role::Reader];
+    pub const ALL: [Role; 6] =
+        [Role::PlatformAdmin, Role::Admin, Role::Developer, Role::Analyst, Role::Reporter, Role::Reader];
     /// The roles each tenant is provisioned with, and what they are for.
-    pub const OF_A_TENANT: [(Role, &'static str); 3] = [
-        (Role::Admin, "manages quotas and API keys, reads everything of the tenant"),
+    pub const OF_A_TENANT: [(Role, &'static str); 5] = [
+        (Role::Admin, "manages people, quotas and API keys, reads everything of the tenant"),
+        (Role::Developer, "reads usage, quotas and alerts, asks for decisions"),
+        (Role::Analyst, "reads usage, quotas, alerts and reconciliation"),
         (Role::Reporter, "reports usage and asks for decisions"),
         (Role::Reader, "reads usage, quotas, alerts and the audit chain"),
     ];
@@ -105,6 +112,8 @@ impl Role {
         match self {
             Role::PlatformAdmin => "platformAdmin",
             Role::Admin => "admin",
+            Role::Developer => "developer",
+            Role::Analyst => "analyst",
             Role::Reporter => "reporter",
             Role::Reader => "reader",
         }
@@ -137,7 +146,7 @@ mod tests {
     #[test]
     fn words_of_a_tenant_are_those_of_its_documents() {
         assert_eq!(Lifecycle::ALL.map(Lifecycle::name), ["pending", "active", "suspended", "archived"]);
-        assert_eq!(Role::ALL.map(Role::name), ["platformAdmin", "admin", "reporter", "reader"]);
+        assert_eq!(Role::ALL.map(Role::name), ["platformAdmin", "admin", "developer", "analyst", "reporter", "reader"]);
         for lifecycle in Lifecycle::ALL {
             assert_eq!(Lifecycle::from_name(lifecycle.name()), Some(lifecycle));
             assert_eq!(serde_json::to_value(lifecycle).unwrap(), lifecycle.name());

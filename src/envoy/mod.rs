@@ -26,6 +26,7 @@ use crate::clock::Clock;
 use crate::config::{self, millis};
 use crate::directory::handle::{Absent, Handle as Directory};
 use crate::domain::ids::TenantId;
+use crate::domain::organization::Revoked;
 use crate::domain::tenant::Lifecycle;
 use crate::rate_limit::{Limiter, Traffic};
 use question::{Answer, Question};
@@ -137,9 +138,19 @@ impl Parts {
 
     async fn ask(&self, question: &Question) -> Answer {
         let suspended = self.directory.lifecycle(question.tenant) == Some(Lifecycle::Suspended);
+        let suspended = suspended.then_some(Revoked::Tenant);
+        let is_key_revoked = || self.directory.is_key_revoked(question.tenant, &question.subject.api_key);
         match self.directory.find(question.tenant).await {
             Ok(handle) => match handle.decide(&question.subject) {
-                Ok(decided) => Answer::Judged { decision: decided.decision, suspended, refusal: None },
+                Ok(decided) => {
+                    let key = || is_key_revoked().then_some(Revoked::ApiKey);
+                    let revoked = suspended.or(decided.revoked).or_else(key);
+                    if let Some(revoked) = revoked {
+                        let counted = "platform_api_refused_after_revocation_total";
+                        metrics::counter!(counted, "kind" => revoked.name()).increment(1);
+                    }
+                    Answer::Judged { decision: decided.decision, revoked: revoked.is_some(), refusal: None }
+                }
                 Err(_) => Answer::Unavailable,
             },
             Err(Absent::Unknown) => Answer::Unknown,

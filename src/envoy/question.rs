@@ -28,7 +28,8 @@ pub(super) struct Question {
 pub(super) enum Answer {
     Judged {
         decision: Decision,
-        suspended: bool,
+        /// The tenant, the user, the group or the key is no longer admitted, whatever the quotas say.
+        revoked: bool,
         /// The limit that the tenant's traffic is over.
         refusal: Option<Box<Refusal>>,
     },
@@ -42,8 +43,8 @@ impl Answer {
     /// Whether the request may pass as far as this answer knows.
     pub(super) fn passes(&self, on_unknown: OnUnknown) -> bool {
         match self {
-            Answer::Judged { decision, suspended, refusal } => {
-                !suspended && refusal.is_none() && decision.verdict != Verdict::Deny
+            Answer::Judged { decision, revoked, refusal } => {
+                !revoked && refusal.is_none() && decision.verdict != Verdict::Deny
             }
             Answer::Unknown => on_unknown != OnUnknown::Deny,
             Answer::Unavailable => false,
@@ -130,7 +131,7 @@ impl Word {
 
 fn word(answer: &Answer) -> Word {
     match answer {
-        Answer::Judged { suspended: true, .. } | Answer::Judged { refusal: Some(_), .. } => Word::Deny,
+        Answer::Judged { revoked: true, .. } | Answer::Judged { refusal: Some(_), .. } => Word::Deny,
         Answer::Judged { decision, .. } => match decision.verdict {
             Verdict::Allow => Word::Allow,
             Verdict::Warn => Word::Warn,
@@ -141,12 +142,12 @@ fn word(answer: &Answer) -> Word {
 }
 
 fn status(answer: &Answer, on_unknown: OnUnknown, now: Timestamp) -> DescriptorStatus {
-    if let Answer::Judged { refusal: Some(refusal), suspended: false, .. } = answer {
+    if let Answer::Judged { refusal: Some(refusal), revoked: false, .. } = answer {
         return refused(refusal);
     }
     let (code, tightest) = match answer {
-        // A suspension ends when a person ends it: there is no time to tell.
-        Answer::Judged { suspended: true, .. } => (Code::OverLimit, None),
+        // It ends when a person ends it: there is no time to tell.
+        Answer::Judged { revoked: true, .. } => (Code::OverLimit, None),
         Answer::Judged { decision, .. } => {
             let denied = decision.verdict == Verdict::Deny;
             (if denied { Code::OverLimit } else { Code::Ok }, decision.tightest.as_ref())
@@ -251,7 +252,7 @@ mod tests {
         let (level, remaining) = (level(&quota, used), (quota.limit - used).max(0));
         let reset_at = Some(Timestamp(3_000_001));
         let standing = Standing { quota, used, remaining, level, period_start: Timestamp(0), reset_at };
-        Answer::Judged { decision: judge(vec![standing], 1), suspended: false, refusal: None }
+        Answer::Judged { decision: judge(vec![standing], 1), revoked: false, refusal: None }
     }
 
     fn told(answers: &[Answer], on_unknown: OnUnknown) -> Option<(&'static str, Code)> {
@@ -360,7 +361,7 @@ mod tests {
     #[test]
     fn a_suspended_tenant_is_denied_whatever_its_quotas_say() {
         let Answer::Judged { decision, .. } = judged(0, Enforcement::Alert) else { panic!("judged") };
-        let answers = [Answer::Judged { decision, suspended: true, refusal: None }];
+        let answers = [Answer::Judged { decision, revoked: true, refusal: None }];
         let (word, response) = response(&answers, OnUnknown::Allow, Timestamp(0)).unwrap();
         assert_eq!((word, response.overall_code()), ("deny", Code::OverLimit));
         assert_eq!((response.response_headers_to_add.len(), &response.statuses[0].current_limit), (1, &None));

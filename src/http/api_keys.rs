@@ -102,7 +102,7 @@ fn render_without_key(key: &ApiKey) -> String {
 pub(super) struct CreateApiKey {
     /// What it is for: 1 to 100 characters.
     name: String,
-    /// `admin`, `reporter` or `reader`.
+    /// `admin`, `developer`, `analyst`, `reporter` or `reader`.
     role: String,
 }
 
@@ -119,7 +119,7 @@ impl CreateApiKey {
         }
         let role = Role::from_name(&self.role).filter(|role| *role != Role::PlatformAdmin);
         if role.is_none() {
-            wrong("/role", "must be admin, reporter or reader");
+            wrong("/role", "must be admin, developer, analyst, reporter or reader");
         }
         match role {
             Some(role) if problems.is_empty() => Ok((self.name, role)),

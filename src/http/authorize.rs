@@ -16,9 +16,10 @@ use super::gateway;
 use super::operation::{Operation, Scope};
 use super::problem::{Code, Problem};
 use super::rate_limits;
-use crate::access::{Caller, Credentials, FAILURES_WINDOW, Unauthenticated};
+use crate::access::{Caller, Credentials, FAILURES_WINDOW, Unauthenticated, count_revoked};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::TenantId;
+use crate::domain::organization::Revoked;
 use crate::domain::request::{self, Idempotency};
 use crate::domain::tenant::{Role, Tenant};
 use crate::tenant;
@@ -71,8 +72,15 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
     }
     let span = tracing::Span::current();
     span.record("actor", caller.actor.as_str());
-    let allows = |caller: &Caller| api.gate.allows(caller, passage.operation.object, passage.operation.action);
-    match judge(&caller, passage, allows) {
+    let (object, action) = (passage.operation.object, passage.operation.action);
+    let allows = |caller: &Caller| api.gate.allows(caller, object, action);
+    let mut judged = judge(&caller, passage, allows);
+    let may_widen = caller.api_key.is_some() && passage.operation.scope != Scope::Platform;
+    if may_widen && judged.as_ref().is_err_and(|problem| problem.code == Code::Forbidden) {
+        Box::pin(api.gate.widen(&mut caller)).await.map_err(|away| unauthenticated(&away))?;
+        judged = judge(&caller, passage, allows);
+    }
+    match judged {
         Ok(tenant) => {
             if let Some(tenant) = tenant {
                 span.record("tenant", tracing::field::display(tenant));
@@ -80,6 +88,11 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
             Ok(Admitted { caller: Some(caller), tenant })
         }
         Err(problem) => {
+            match problem.code {
+                Code::TenantSuspended => count_revoked(Revoked::Tenant),
+                Code::Forbidden if api.gate.is_withheld(&caller, object, action) => count_revoked(Revoked::Group),
+                _ => {}
+            }
             Box::pin(record_denial(api, &caller, passage, problem.code)).await;
             Err(problem)
         }
@@ -98,13 +111,18 @@ async fn authenticate(api: &Api, passage: &Passage) -> Result<Caller, Problem> {
         return Err(unreadable());
     }
     let credentials = Credentials { authorization, api_key: keys.first().copied(), source: source(passage) };
-    api.gate.authenticate(credentials).await.map_err(|unauthenticated| match unauthenticated {
+    api.gate.authenticate(credentials).await.map_err(|reason| unauthenticated(&reason))
+}
+
+fn unauthenticated(reason: &Unauthenticated) -> Problem {
+    match reason {
         Unauthenticated::Missing => Problem::new(Code::AuthenticationRequired),
         Unauthenticated::Malformed => Problem::new(Code::MalformedCredentials),
         Unauthenticated::Invalid => Problem::new(Code::InvalidCredentials),
         Unauthenticated::TooOften => too_many_failures(),
         Unauthenticated::KeysUnavailable => Problem::new(Code::KeysUnavailable),
-    })
+        Unauthenticated::TenantAway(absent) => Problem::from(*absent),
+    }
 }
 
 /// Where the request came from.
@@ -302,6 +320,8 @@ mod tests {
             user: None,
             service: false,
             suspended: false,
+            api_key: None,
+            withheld: Vec::new(),
         }
     }
 

@@ -39,6 +39,7 @@ pub(super) async fn receive(
     let (bytes_max, media) = match kind {
         BodyKind::None => return Ok(Bytes::new()),
         BodyKind::Json => (limits.body_bytes_max, JSON),
+        BodyKind::Patch => (limits.body_bytes_max, PATCH),
         BodyKind::Events | BodyKind::OpenMeter => (limits.events_body_bytes_max, EVENTS),
         BodyKind::LiteLlm => (limits.litellm_body_bytes_max, LINES),
         BodyKind::KongLog => (limits.gateway_log_body_bytes_max, LINES),
@@ -53,6 +54,7 @@ pub(super) async fn receive(
 }
 
 const JSON: &[&str] = &["application/json"];
+const PATCH: &[&str] = &["application/merge-patch+json", "application/json"];
 const EVENTS: &[&str] = &["application/json", "application/cloudevents+json", "application/cloudevents-batch+json"];
 const LINES: &[&str] = &["application/json", "application/x-ndjson", "application/ndjson", "application/jsonl"];
 
@@ -261,6 +263,13 @@ pub(super) fn present<'de, D: Deserializer<'de>, T: de::Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
+}
+
+/// For fields of a merge patch (RFC 7396): absent is `None`, `null` takes the field away.
+pub(super) fn nullable<'de, D: Deserializer<'de>, T: de::Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    <Option<T> as de::Deserialize>::deserialize(deserializer).map(Some)
 }
 
 /// As [`present`], for an array of objects.

@@ -18,7 +18,9 @@ use super::problem::{FieldProblem, Problem};
 use super::rate_limits::tier_of;
 use super::reply;
 use super::view::{Amount, ScopeView, instant};
+use crate::access::count_revoked;
 use crate::config;
+use crate::domain::organization::Revoked;
 use crate::domain::quota::{Decision, Level, Standing, Verdict};
 use crate::domain::tenant::Lifecycle;
 use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
@@ -30,9 +32,15 @@ pub(super) async fn answer(ask: &Ask) -> Result<Response, Problem> {
     let subject = subject(&ask.query)?;
     // A tenant's own credential was refused at the door if it is suspended; the platform's was not.
     let suspended = ask.is_platform() && ask.row()?.lifecycle == Lifecycle::Suspended;
-    let hash = hash_of(&subject, suspended);
     let decided = ask.handle().await?.decide(&subject)?;
-    let denied = suspended || decided.decision.verdict == Verdict::Deny;
+    let key_revoked =
+        || ask.api.directory.is_key_revoked(ask.tenant().ok()?, &subject.api_key).then_some(Revoked::ApiKey);
+    let revoked = suspended.then_some(Revoked::Tenant).or(decided.revoked).or_else(key_revoked);
+    if let Some(revoked) = revoked {
+        count_revoked(revoked);
+    }
+    let hash = hash_of(&subject, revoked);
+    let denied = revoked.is_some() || decided.decision.verdict == Verdict::Deny;
     // What is denied anyway costs no token.
     let traffic = if denied { Traffic::Unlimited } else { judge_traffic(ask, &subject) };
     let freshness = Freshness::of(&ask.api.limits, traffic, ask.api.clock.now());
@@ -43,7 +51,7 @@ pub(super) async fn answer(ask: &Ask) -> Result<Response, Problem> {
     let mut response = if !refused && known.is_some_and(|known| is_known(known, &tag)) {
         Response::builder().status(StatusCode::NOT_MODIFIED).finish()
     } else {
-        let view = DecisionView::of(&decided.decision, suspended, freshness);
+        let view = DecisionView::of(&decided.decision, revoked, freshness);
         reply::json(StatusCode::OK, serde_json::to_vec(&view).unwrap_or_default())
     };
     let headers = response.headers_mut();
@@ -90,8 +98,8 @@ fn subject(query: &[(String, String)]) -> Result<Subject, Problem> {
 
 /// Tells answers to different questions apart. Fixed keys, so that a tag survives a restart; a machine that hashes
 /// differently costs one answer in full.
-fn hash_of(subject: &Subject, suspended: bool) -> u64 {
-    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((subject, suspended))
+fn hash_of(subject: &Subject, revoked: Option<Revoked>) -> u64 {
+    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((subject, revoked.map(code_of)))
 }
 
 /// Changes with the books, the question, and the period of the quotas that shaped the answer.
@@ -192,20 +200,29 @@ struct QuotaReason {
     reset_at: Option<String>,
 }
 
-const TENANT_SUSPENDED: &str = "TENANT_SUSPENDED";
+/// Why it is denied whatever the quotas say.
+fn code_of(revoked: Revoked) -> &'static str {
+    match revoked {
+        Revoked::User => "USER_DEACTIVATED",
+        Revoked::Group => "GROUP_DEACTIVATED",
+        Revoked::ApiKey => "API_KEY_REVOKED",
+        Revoked::Tenant => "TENANT_SUSPENDED",
+    }
+}
+
 const RATE_LIMITED: &str = "RATE_LIMITED";
 const LIMIT_REACHED: &str = "LIMIT_REACHED";
 const THRESHOLD_REACHED: &str = "THRESHOLD_REACHED";
 
 impl DecisionView {
-    fn of(decision: &Decision, suspended: bool, freshness: Freshness) -> DecisionView {
+    fn of(decision: &Decision, revoked: Option<Revoked>, freshness: Freshness) -> DecisionView {
         let tightest = decision.tightest.as_ref();
         let passes = freshness.refusal.map(|(_, passes)| passes);
         let reset_at = passes.or(tightest.and_then(|standing| standing.reset_at));
-        let suspension = suspended.then_some(Reason { code: TENANT_SUSPENDED, quota: None, rate_limit: None });
+        let revocation = revoked.map(|revoked| Reason { code: code_of(revoked), quota: None, rate_limit: None });
         let refusal = freshness.refusal.map(|(refusal, passes)| Reason::of_refusal(refusal, passes));
-        let reasons = suspension.into_iter().chain(refusal).chain(decision.reasons.iter().map(Reason::of));
-        let denied = suspended || passes.is_some();
+        let reasons = revocation.into_iter().chain(refusal).chain(decision.reasons.iter().map(Reason::of));
+        let denied = revoked.is_some() || passes.is_some();
         DecisionView {
             decision: if denied { Verdict::Deny.name() } else { decision.verdict.name() },
             reasons: reasons.collect(),
@@ -294,6 +311,8 @@ pub(super) fn schema() -> Value {
     });
     let instant = json!({"type": "string", "format": "date-time"});
     let maybe_instant = json!({"type": "string", "format": "date-time", "nullable": true});
+    let revoked = [Revoked::Tenant, Revoked::User, Revoked::Group, Revoked::ApiKey].map(code_of);
+    let codes: Vec<&str> = revoked.into_iter().chain([RATE_LIMITED, LIMIT_REACHED, THRESHOLD_REACHED]).collect();
     json!({
         "type": "object",
         "title": "Decision",
@@ -301,13 +320,13 @@ pub(super) fn schema() -> Value {
         "properties": {
             "decision": {"type": "string", "enum": ["allow", "warn", "deny"]},
             "reasons": {
-                "description": "The matching quotas that are not ok, tightest first; before them a suspension, or the limit that the traffic is over.",
+                "description": "The matching quotas that are not ok, tightest first; before them who or what is no longer admitted, or the limit that the traffic is over.",
                 "type": "array",
                 "items": {
                     "type": "object",
                     "required": ["code"],
                     "properties": {
-                        "code": {"type": "string", "enum": [TENANT_SUSPENDED, RATE_LIMITED, LIMIT_REACHED, THRESHOLD_REACHED]},
+                        "code": {"type": "string", "enum": codes},
                         "quotaId": {"type": "string"},
                         "scope": {"$ref": "#/components/schemas/Scope"},
                         "metric": {"type": "string"},
@@ -372,26 +391,26 @@ mod tests {
         Standing { quota, used, remaining, level, period_start, reset_at }
     }
 
-    fn told(decision: &Decision, suspended: bool) -> Value {
-        limited(decision, suspended, Traffic::Unlimited)
+    fn told(decision: &Decision, revoked: Option<Revoked>) -> Value {
+        limited(decision, revoked, Traffic::Unlimited)
     }
 
-    fn limited(decision: &Decision, suspended: bool, traffic: Traffic) -> Value {
+    fn limited(decision: &Decision, revoked: Option<Revoked>, traffic: Traffic) -> Value {
         let freshness = Freshness::of(&config::Http::default(), traffic, Timestamp(1_000_000));
-        serde_json::to_value(DecisionView::of(decision, suspended, freshness)).unwrap()
+        serde_json::to_value(DecisionView::of(decision, revoked, freshness)).unwrap()
     }
 
     #[test]
     fn limited_traffic_is_answered_for_one_request() {
         let free = judge(Vec::new(), 3);
-        let told = limited(&free, false, Traffic::Admitted);
+        let told = limited(&free, None, Traffic::Admitted);
         assert_eq!((&told["decision"], &told["reasons"]), (&json!("allow"), &json!([])));
         assert_eq!(told["refreshAfter"], "1970-01-01T00:00:01.000Z");
         assert_eq!(told["validUntil"], "1970-01-01T00:00:06.000Z");
 
         let policy = Policy::new(30, 60, 5).unwrap();
         let refusal = Refusal { class: Class::ApiKeyTraffic, policy, wait: 1_500_000_001 };
-        let told = limited(&judge(vec![standing(600_000_000)], 3), false, Traffic::Refused(refusal));
+        let told = limited(&judge(vec![standing(600_000_000)], 3), None, Traffic::Refused(refusal));
         assert_eq!(told["decision"], "deny");
         let reason = json!({"code": "RATE_LIMITED", "rateLimit": {
             "class": "apiKeyTraffic", "quota": 30, "windowSeconds": 60, "burst": 5,
@@ -405,7 +424,7 @@ mod tests {
 
     #[test]
     fn a_decision_says_why_and_never_outlives_its_period() {
-        let told = told(&judge(vec![standing(600_000_000)], 3), false);
+        let told = told(&judge(vec![standing(600_000_000)], 3), None);
         assert_eq!(told["decision"], "warn");
         assert_eq!(told["remaining"], "0.4");
         assert_eq!(told["reasons"][0]["code"], THRESHOLD_REACHED);
@@ -417,13 +436,13 @@ mod tests {
     #[test]
     fn without_quotas_everything_is_allowed_and_a_suspension_denies_all_the_same() {
         let free = judge(Vec::new(), 3);
-        let open = told(&free, false);
+        let open = told(&free, None);
         assert_eq!(
             (&open["decision"], &open["remaining"], &open["resetAt"]),
             (&json!("allow"), &Value::Null, &Value::Null)
         );
         assert_eq!(open["validUntil"], "1970-01-01T00:00:06.000Z");
-        let suspended = told(&free, true);
+        let suspended = told(&free, Some(Revoked::Tenant));
         assert_eq!(
             (&suspended["decision"], &suspended["reasons"]),
             (&json!("deny"), &json!([{"code": "TENANT_SUSPENDED"}]))
@@ -432,7 +451,7 @@ mod tests {
 
     #[test]
     fn the_tag_changes_with_whatever_the_answer_depends_on() {
-        let question = hash_of(&Subject::default(), false);
+        let question = hash_of(&Subject::default(), None);
         let tag = |used, version, question| etag(9, &judge(vec![standing(used)], version), question);
         let base = tag(1, 3, question);
         assert!(base.starts_with("\"9-3-"));
@@ -442,9 +461,9 @@ mod tests {
         for other in [
             tag(2, 3, question),
             tag(1, 4, question),
-            tag(1, 3, hash_of(&user, false)),
-            tag(1, 3, hash_of(&model, false)),
-            tag(1, 3, hash_of(&Subject::default(), true)),
+            tag(1, 3, hash_of(&user, None)),
+            tag(1, 3, hash_of(&model, None)),
+            tag(1, 3, hash_of(&Subject::default(), Some(Revoked::Tenant))),
         ] {
             assert_ne!(base, other);
         }

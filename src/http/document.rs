@@ -14,8 +14,9 @@ use serde_json::{Map, Value, json};
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::{Code, Form, Problem};
 use super::{
-    alerts, api_keys, audit, channels, decision, gateway, ingestion, jobs, kong_sync, openmeter, probes, quarantine,
-    quotas, rate_limits, reconciliation, reply, tenants, usage,
+    alerts, api_keys, audit, channels, decision, gateway, groups, ingestion, jobs, kong_sync, openmeter,
+    platform_admins, probes, quarantine, quotas, rate_limits, reconciliation, reply, role_assignments, tenants, usage,
+    users,
 };
 
 /// The chapters of the document.
@@ -25,6 +26,8 @@ pub(super) enum Tag {
     Tenants,
     /// A tenant's credentials.
     ApiKeys,
+    /// A tenant's people, the groups they are in, and the roles they have.
+    Organization,
     /// Events coming in; reports and the ledger going out.
     Usage,
     /// Limits, how they stand, decisions for gateways, alerts.
@@ -43,7 +46,14 @@ pub(super) enum Tag {
 
 type Handlers = (
     tenants::Tenants,
-    api_keys::ApiKeys,
+    // A longer tuple than this one must be made of others: who may come.
+    (
+        api_keys::ApiKeys,
+        users::Users,
+        groups::Groups,
+        role_assignments::RoleAssignments,
+        platform_admins::PlatformAdmins,
+    ),
     ingestion::Ingestion,
     openmeter::OpenMeter,
     gateway::Gateway,
@@ -64,7 +74,13 @@ type Handlers = (
 pub(super) fn service() -> OpenApiService<Handlers, ()> {
     let handlers = (
         tenants::Tenants,
-        api_keys::ApiKeys,
+        (
+            api_keys::ApiKeys,
+            users::Users,
+            groups::Groups,
+            role_assignments::RoleAssignments,
+            platform_admins::PlatformAdmins,
+        ),
         ingestion::Ingestion,
         openmeter::OpenMeter,
         gateway::Gateway,
@@ -84,6 +100,27 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         "The governance plane of a multi-tenant LLM platform: counts every token once, judges quotas, answers gateways, and can prove all of it.\n\nTimes are RFC 3339 in UTC, money is a decimal string of US dollars, lists are `{items, nextCursor}`. Every error is `{\"error\": {\"code\", \"message\", \"details\", \"requestId\"}}` with a stable code.",
     )
 }
+
+/// Fields of merge patches that `null` takes away, which the framework cannot tell from those that may be absent.
+const NULLABLE: &[(&str, &[&str])] = &[
+    ("UserPatch", &["displayName", "givenName", "familyName", "externalId", "attributes"]),
+    ("GroupPatch", &["externalId", "description", "attributes"]),
+];
+
+/// Operations whose answer has an ETag.
+const TAGGED: &[&str] = &[
+    "createUser",
+    "getUser",
+    "replaceUser",
+    "patchUser",
+    "createGroup",
+    "getGroup",
+    "replaceGroup",
+    "patchGroup",
+    "listGroupMembers",
+    "addGroupMembers",
+    "removeGroupMember",
+];
 
 /// The whole document, pretty and the same in every build.
 #[must_use]
@@ -111,6 +148,11 @@ pub fn openapi_document() -> String {
         complete(&mut document["paths"][operation.path][operation.method.as_str().to_lowercase()], operation);
     }
     close_bodies(&mut document);
+    for (schema, fields) in NULLABLE {
+        for field in *fields {
+            document["components"]["schemas"][schema]["properties"][field]["nullable"] = Value::Bool(true);
+        }
+    }
     serde_json::to_string_pretty(&document).unwrap_or_default() + "\n"
 }
 
@@ -178,7 +220,7 @@ fn problem_schema() -> Value {
 
 /// Bodies that are read strictly have the fields that are described, and no others.
 fn close_bodies(document: &mut Value) {
-    let strict = OPERATIONS.iter().filter(|operation| operation.body == BodyKind::Json);
+    let strict = OPERATIONS.iter().filter(|operation| matches!(operation.body, BodyKind::Json | BodyKind::Patch));
     let mut open: Vec<String> = strict
         .flat_map(|operation| {
             let path = &document["paths"][operation.path];
@@ -218,13 +260,25 @@ fn complete(described: &mut Value, operation: &Operation) {
     if operation.scope != Scope::Open {
         parameters.extend(["TenantId", "UserId"]);
     }
-    let reads_keys = matches!(operation.body, BodyKind::None | BodyKind::Json);
+    let reads_keys = matches!(operation.body, BodyKind::None | BodyKind::Json | BodyKind::Patch);
     if operation.method != poem::http::Method::GET && reads_keys {
         parameters.push("IdempotencyKey");
     }
     let mut all = described["parameters"].as_array().cloned().unwrap_or_default();
     all.extend(parameters.iter().map(|name| json!({"$ref": format!("#/components/parameters/{name}")})));
     described["parameters"] = Value::Array(all);
+    if operation.body == BodyKind::Patch {
+        let content = &mut described["requestBody"]["content"];
+        content["application/merge-patch+json"] = content["application/json"].clone();
+    }
+    if TAGGED.contains(&operation.id) {
+        let tag = json!({"description": "What `If-Match` of a change takes.", "schema": {"type": "string"}});
+        for status in ["200", "201"] {
+            if described["responses"][status].is_object() {
+                described["responses"][status]["headers"]["ETag"] = tag.clone();
+            }
+        }
+    }
     let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
     for code in operation.all_codes() {
         by_status.entry(code.status()).or_default().push(code);

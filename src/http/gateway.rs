@@ -67,6 +67,8 @@ impl KongDoor {
             user: None,
             service: false,
             suspended: false,
+            api_key: None,
+            withheld: Vec::new(),
         }))
     }
 }

@@ -7,10 +7,12 @@
 //!    [`problem`]s
 //! 3. [`authorize`]: who calls, not too often ([`rate_limits`]), about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
-//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`],
-//!    [`channels`], [`decision`], [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`],
-//!    [`probes`]; [`view`]s and [`reply`] are what they speak
+//! 5. one handler: [`tenants`], [`api_keys`], [`users`], [`groups`], [`role_assignments`], [`platform_admins`],
+//!    [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`], [`channels`], [`decision`],
+//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`probes`]; [`view`]s and
+//!    [`reply`] are what they speak
 //!
+//! [`people`] has what the resources of an organization share; [`precondition`] reads `If-Match`.
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
 //! [`reading`] has the parsers among all this without the door around them.
 
@@ -26,11 +28,15 @@ mod document;
 mod door;
 pub mod framing;
 mod gateway;
+mod groups;
 mod ingestion;
 mod jobs;
 mod kong_sync;
 mod openmeter;
 mod operation;
+mod people;
+mod platform_admins;
+mod precondition;
 mod probes;
 mod problem;
 mod quarantine;
@@ -40,10 +46,12 @@ pub mod reading;
 mod reconciliation;
 mod reply;
 mod request;
+mod role_assignments;
 mod server;
 mod settlement;
 mod tenants;
 mod usage;
+mod users;
 mod view;
 
 use std::io;
@@ -71,6 +79,7 @@ use crate::access::Gate;
 use crate::clock::Clock;
 use crate::config::{self, millis};
 use crate::directory;
+use crate::domain::organization::Limits;
 use crate::domain::sync::SyncStatus;
 use crate::intake::record::Recorder;
 use crate::outlet::bench::Bench;
@@ -95,6 +104,8 @@ pub struct Api {
     sealer: Sealer,
     /// How the tenants stand in Kong, if somebody keeps them there.
     kong_sync: Option<watch::Receiver<SyncStatus>>,
+    /// How many people a tenant may have.
+    people: Limits,
     channels: Bench,
     /// Where everything is done but answering.
     work: Handle,
@@ -111,6 +122,8 @@ pub struct Rooms {
     pub rate_limits: Limiter,
     /// How the tenants stand in Kong, if somebody keeps them there.
     pub kong_sync: Option<watch::Receiver<SyncStatus>>,
+    /// How many people a tenant may have.
+    pub people: Limits,
     /// Where alerts go to.
     pub channels: Bench,
 }
@@ -119,7 +132,7 @@ impl Api {
     /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
     pub fn new(rooms: Rooms, clock: Clock, limits: config::Http, health: Health, metrics: PrometheusHandle) -> Api {
-        let Rooms { directory, gate, recorder, kong, rate_limits, kong_sync, channels } = rooms;
+        let Rooms { directory, gate, recorder, kong, rate_limits, kong_sync, people, channels } = rooms;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
         Api {
@@ -134,6 +147,7 @@ impl Api {
             metrics,
             sealer,
             kong_sync,
+            people,
             channels,
             work,
         }

@@ -26,6 +26,8 @@ pub enum Scope {
 pub enum BodyKind {
     None,
     Json,
+    /// An RFC 7396 merge patch.
+    Patch,
     Events,
     LiteLlm,
     KongLog,
@@ -139,6 +141,9 @@ impl Operation {
                 Code::Forbidden,
                 Code::TenantSuspended,
                 Code::KeysUnavailable,
+                // Whether the books of its tenant still know the caller.
+                Code::TenantStarting,
+                Code::TenantFrozen,
             ]);
         }
         codes.extend(self.class().map(|_| Code::RateLimited));
@@ -158,13 +163,15 @@ impl Operation {
 
 const PAGE: &[&str] = &["limit", "cursor"];
 
-use BodyKind::{Events, Json, KongLog, LiteLlm, None as NoBody, OpenMeter};
+use BodyKind::{Events, Json, KongLog, LiteLlm, None as NoBody, OpenMeter, Patch};
 use Code::{
     AdjustmentBelowZero, AdjustmentRefused, AlertNotFound, AlertOver, AlreadyReplayed, ApiKeyNotFound, ChannelNotFound,
-    ExternalIdTaken, FindingClosed, FindingNotFound, IdempotencyKeyReused, IllegalMove, InvalidCursor, JobFinished,
-    JobNotFound, NotReady, NothingAccepted, QuarantinedNotFound, ReportTooLarge, SlugTaken, StillRefused,
-    StoreUnavailable, TenantFrozen, TenantNotFound, TenantSaturated, TenantStarting, TestedTooOften, TooManyApiKeys,
-    TooManyEvents, TooManyJobs, ValidationFailed,
+    ExternalIdTaken, FindingClosed, FindingNotFound, GroupNotFound, IdempotencyKeyReused, IdentityTaken, IllegalMove,
+    InvalidCursor, JobFinished, JobNotFound, MemberNotFound, MembershipRefused, NotReady, NothingAccepted,
+    OrganizationFull, PlatformAdminNotFound, PreconditionFailed, PreconditionRequired, QuarantinedNotFound,
+    ReportTooLarge, RoleAlreadyAssigned, RoleAssignmentNotFound, SlugTaken, StillRefused, StoreUnavailable,
+    TenantFrozen, TenantMismatch, TenantNotFound, TenantSaturated, TenantStarting, TestedTooOften, TooManyApiKeys,
+    TooManyEvents, TooManyJobs, UserNotFound, ValidationFailed,
 };
 use Scope::{Open, Platform, TenantInPath, TenantOfCredential};
 
@@ -242,6 +249,54 @@ pub static OPERATIONS: &[Operation] = &[
         query: &[], codes: &[FindingNotFound, FindingClosed, ValidationFailed, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
     Operation { id: "settleFinding", method: Method::POST, path: "/v1/reconciliation/{tenantId}/findings/{findingId}/settle", scope: TenantInPath, object: "findings", action: "settle", body: Json,
         query: &[], codes: &[FindingNotFound, FindingClosed, ValidationFailed, AdjustmentRefused, AdjustmentBelowZero, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
+
+    Operation { id: "createUser", method: Method::POST, path: "/v1/users", scope: TenantOfCredential, object: "users", action: "create", body: Json,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, IdentityTaken, OrganizationFull, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "listUsers", method: Method::GET, path: "/v1/users", scope: TenantOfCredential, object: "users", action: "read", body: NoBody,
+        query: &["limit", "cursor", "tenantId", "userName", "externalId", "active", "group", "prefix"], codes: &[TenantMismatch, TenantNotFound, InvalidCursor] },
+    Operation { id: "getUser", method: Method::GET, path: "/v1/users/{id}", scope: TenantOfCredential, object: "users", action: "read", body: NoBody,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, UserNotFound] },
+    Operation { id: "replaceUser", method: Method::PUT, path: "/v1/users/{id}", scope: TenantOfCredential, object: "users", action: "change", body: Json,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, UserNotFound, IdentityTaken, PreconditionFailed, PreconditionRequired, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "patchUser", method: Method::PATCH, path: "/v1/users/{id}", scope: TenantOfCredential, object: "users", action: "change", body: Patch,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, UserNotFound, IdentityTaken, PreconditionFailed, PreconditionRequired, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "deleteUser", method: Method::DELETE, path: "/v1/users/{id}", scope: TenantOfCredential, object: "users", action: "delete", body: NoBody,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, UserNotFound, PreconditionFailed, PreconditionRequired, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "createGroup", method: Method::POST, path: "/v1/groups", scope: TenantOfCredential, object: "groups", action: "create", body: Json,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, IdentityTaken, OrganizationFull, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "listGroups", method: Method::GET, path: "/v1/groups", scope: TenantOfCredential, object: "groups", action: "read", body: NoBody,
+        query: &["limit", "cursor", "tenantId", "displayName", "externalId", "active", "user", "prefix"], codes: &[TenantMismatch, TenantNotFound, InvalidCursor] },
+    Operation { id: "getGroup", method: Method::GET, path: "/v1/groups/{id}", scope: TenantOfCredential, object: "groups", action: "read", body: NoBody,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, GroupNotFound] },
+    Operation { id: "replaceGroup", method: Method::PUT, path: "/v1/groups/{id}", scope: TenantOfCredential, object: "groups", action: "change", body: Json,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, GroupNotFound, IdentityTaken, PreconditionFailed, PreconditionRequired, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "patchGroup", method: Method::PATCH, path: "/v1/groups/{id}", scope: TenantOfCredential, object: "groups", action: "change", body: Patch,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, GroupNotFound, IdentityTaken, PreconditionFailed, PreconditionRequired, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "deleteGroup", method: Method::DELETE, path: "/v1/groups/{id}", scope: TenantOfCredential, object: "groups", action: "delete", body: NoBody,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, GroupNotFound, PreconditionFailed, PreconditionRequired, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "listGroupMembers", method: Method::GET, path: "/v1/groups/{id}/members", scope: TenantOfCredential, object: "groups", action: "read", body: NoBody,
+        query: &["limit", "cursor", "tenantId"], codes: &[TenantMismatch, TenantNotFound, GroupNotFound, InvalidCursor] },
+    Operation { id: "addGroupMembers", method: Method::POST, path: "/v1/groups/{id}/members", scope: TenantOfCredential, object: "groups", action: "change", body: Json,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, GroupNotFound, MembershipRefused, OrganizationFull, PreconditionFailed, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "removeGroupMember", method: Method::DELETE, path: "/v1/groups/{id}/members/{memberId}", scope: TenantOfCredential, object: "groups", action: "change", body: NoBody,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, GroupNotFound, MemberNotFound, PreconditionFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "createRoleAssignment", method: Method::POST, path: "/v1/role-assignments", scope: TenantOfCredential, object: "roleAssignments", action: "create", body: Json,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, RoleAlreadyAssigned, OrganizationFull, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "listRoleAssignments", method: Method::GET, path: "/v1/role-assignments", scope: TenantOfCredential, object: "roleAssignments", action: "read", body: NoBody,
+        query: &["limit", "cursor", "tenantId", "role", "userId", "groupId", "apiKeyId"], codes: &[TenantMismatch, TenantNotFound, InvalidCursor] },
+    Operation { id: "getRoleAssignment", method: Method::GET, path: "/v1/role-assignments/{id}", scope: TenantOfCredential, object: "roleAssignments", action: "read", body: NoBody,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, RoleAssignmentNotFound] },
+    Operation { id: "deleteRoleAssignment", method: Method::DELETE, path: "/v1/role-assignments/{id}", scope: TenantOfCredential, object: "roleAssignments", action: "delete", body: NoBody,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, RoleAssignmentNotFound, IdempotencyKeyReused, StoreUnavailable] },
+
+    Operation { id: "createPlatformAdmin", method: Method::POST, path: "/v1/platform-admins", scope: Platform, object: "platformAdmins", action: "create", body: Json,
+        query: &[], codes: &[IdentityTaken, OrganizationFull, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "listPlatformAdmins", method: Method::GET, path: "/v1/platform-admins", scope: Platform, object: "platformAdmins", action: "read", body: NoBody,
+        query: &["limit", "cursor"], codes: &[InvalidCursor] },
+    Operation { id: "getPlatformAdmin", method: Method::GET, path: "/v1/platform-admins/{id}", scope: Platform, object: "platformAdmins", action: "read", body: NoBody,
+        query: &[], codes: &[PlatformAdminNotFound] },
+    Operation { id: "deletePlatformAdmin", method: Method::DELETE, path: "/v1/platform-admins/{id}", scope: Platform, object: "platformAdmins", action: "delete", body: NoBody,
+        query: &[], codes: &[PlatformAdminNotFound, IdempotencyKeyReused, StoreUnavailable] },
 
     Operation { id: "listAuditRecords", method: Method::GET, path: "/v1/audit", scope: TenantOfCredential, object: "audit", action: "read", body: NoBody,
         query: &["limit", "cursor", "tenantId"], codes: &[InvalidCursor, TenantNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },

@@ -9,10 +9,13 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::directory::handle::{Absent, Refused};
+use crate::directory::platform_admin;
+use crate::directory::task::Declined as PlatformDeclined;
+use crate::domain::organization::{Flaw, Refusal};
 use crate::tenant::acknowledge::NotAcknowledged;
 use crate::tenant::handle::Unavailable;
 use crate::tenant::message::{ChangeRefused, ReadFailure};
-use crate::tenant::task;
+use crate::tenant::task::Declined;
 
 macro_rules! codes {
     ($($variant:ident $name:literal $status:literal $title:literal;)*) => {
@@ -62,6 +65,11 @@ codes! {
     ChannelNotFound "CHANNEL_NOT_FOUND" 404 "There is no such notification channel.";
     AlertNotFound "ALERT_NOT_FOUND" 404 "There is no such alert.";
     FindingNotFound "FINDING_NOT_FOUND" 404 "There is no such finding.";
+    UserNotFound "USER_NOT_FOUND" 404 "There is no such user.";
+    GroupNotFound "GROUP_NOT_FOUND" 404 "There is no such group.";
+    MemberNotFound "MEMBER_NOT_FOUND" 404 "The group has no such member of its own.";
+    RoleAssignmentNotFound "ROLE_ASSIGNMENT_NOT_FOUND" 404 "There is no such role assignment.";
+    PlatformAdminNotFound "PLATFORM_ADMIN_NOT_FOUND" 404 "There is no such administrator of the platform.";
     JobNotFound "JOB_NOT_FOUND" 404 "There is no such job.";
     MethodNotAllowed "METHOD_NOT_ALLOWED" 405 "The address does not know this method; see the Allow header.";
     NotAcceptable "NOT_ACCEPTABLE" 406 "The answer is JSON, which the Accept header excludes.";
@@ -75,6 +83,11 @@ codes! {
     JobFinished "JOB_FINISHED" 409 "The job has ended already; details.state says how.";
     TooManyJobs "TOO_MANY_JOBS" 409 "There are as many unfinished jobs as there may be; wait until some have ended.";
     AlertOver "ALERT_OVER" 409 "What the alert tells is over; details.resolvedAt says since when.";
+    IdentityTaken "IDENTITY_TAKEN" 409 "Another one has this name, external id or subject; details.pointer says which.";
+    MembershipRefused "MEMBERSHIP_REFUSED" 409 "A group would be a member of itself, or groups would be nested more than 8 deep; details.reason says which.";
+    RoleAlreadyAssigned "ROLE_ALREADY_ASSIGNED" 409 "The holder has this role already.";
+    OrganizationFull "ORGANIZATION_FULL" 409 "There are as many as there may be; details says of what, and how many.";
+    PreconditionFailed "PRECONDITION_FAILED" 412 "It has changed since the version in If-Match; read it again.";
     PayloadTooLarge "PAYLOAD_TOO_LARGE" 413 "The body is longer than this address takes.";
     TooManyEvents "TOO_MANY_EVENTS" 413 "The batch has more events than this address takes; split it.";
     UriTooLong "URI_TOO_LONG" 414 "The address is longer than 8 KiB.";
@@ -87,6 +100,7 @@ codes! {
     NothingAccepted "NO_EVENT_ACCEPTED" 422 "No event of the batch could be counted; details.rejected says why.";
     StillRefused "STILL_REFUSED" 422 "The quarantined event can still not be counted.";
     TestedTooOften "TESTED_TOO_OFTEN" 429 "The channel was tested just now; try again after Retry-After.";
+    PreconditionRequired "PRECONDITION_REQUIRED" 428 "If-Match is required: the ETag that was read, or * for whichever version there is.";
     TooManyFailures "TOO_MANY_FAILURES" 429 "The credentials are not valid, and too many were tried; try again after Retry-After.";
     RateLimited "RATE_LIMITED" 429 "These credentials have asked too often; try again after Retry-After.";
     HeadersTooLarge "HEADERS_TOO_LARGE" 431 "The request's line and headers together are longer than 32 KiB.";
@@ -184,6 +198,13 @@ impl Problem {
     #[must_use]
     pub fn field(pointer: impl Into<String>, message: impl Into<String>) -> Problem {
         Problem::fields(vec![FieldProblem { pointer: pointer.into(), message: message.into() }])
+    }
+
+    /// What the domain finds wrong with a document.
+    #[must_use]
+    pub fn flaws(flaws: Vec<Flaw>) -> Problem {
+        let field = |Flaw { pointer, message }| FieldProblem { pointer, message };
+        Problem::fields(flaws.into_iter().map(field).collect())
     }
 
     #[must_use]
@@ -394,15 +415,67 @@ impl From<ChangeRefused> for Problem {
     }
 }
 
-impl From<task::Declined<NotAcknowledged>> for Problem {
-    fn from(declined: task::Declined<NotAcknowledged>) -> Problem {
-        match declined {
-            task::Declined::Refused(NotAcknowledged::Unknown) => Problem::new(Code::AlertNotFound),
-            task::Declined::Refused(NotAcknowledged::Over { at }) => {
-                Problem::new(Code::AlertOver).with("resolvedAt", json!(at))
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Problem {
+        let membership = |reason: &str, index: usize| {
+            let pointer = json!(format!("/members/{index}"));
+            Problem::new(Code::MembershipRefused).with("reason", json!(reason)).with("pointer", pointer)
+        };
+        match refusal {
+            Refusal::UnknownUser => Problem::new(Code::UserNotFound),
+            Refusal::UnknownGroup => Problem::new(Code::GroupNotFound),
+            Refusal::UnknownMember => Problem::new(Code::MemberNotFound),
+            Refusal::UnknownAssignment => Problem::new(Code::RoleAssignmentNotFound),
+            Refusal::Stale => Problem::new(Code::PreconditionFailed),
+            Refusal::Flawed(flaws) => Problem::flaws(flaws),
+            Refusal::Taken { pointer } => Problem::new(Code::IdentityTaken).with("pointer", json!(pointer)),
+            Refusal::Full { what, most } => {
+                Problem::new(Code::OrganizationFull).with("of", json!(what)).with("most", json!(most))
             }
-            task::Declined::IdempotencyMismatch => Problem::new(Code::IdempotencyKeyReused),
-            task::Declined::RolledBack => Problem::new(Code::StoreUnavailable),
+            Refusal::Cycle { index } => membership("cycle", index),
+            Refusal::TooDeep { index } => membership("depth", index),
+            Refusal::AlreadyAssigned => Problem::new(Code::RoleAlreadyAssigned),
+        }
+    }
+}
+
+impl From<platform_admin::Refusal> for Problem {
+    fn from(refusal: platform_admin::Refusal) -> Problem {
+        match refusal {
+            platform_admin::Refusal::Unknown => Problem::new(Code::PlatformAdminNotFound),
+            platform_admin::Refusal::IsOne => Problem::new(Code::IdentityTaken).with("pointer", json!("/subject")),
+            platform_admin::Refusal::TooMany => Problem::new(Code::OrganizationFull)
+                .with("of", json!("platform administrators"))
+                .with("most", json!(platform_admin::PLATFORM_ADMINS_MAX)),
+        }
+    }
+}
+
+impl<R: Into<Problem>> From<Declined<R>> for Problem {
+    fn from(declined: Declined<R>) -> Problem {
+        match declined {
+            Declined::Refused(refused) => refused.into(),
+            Declined::IdempotencyMismatch => Problem::new(Code::IdempotencyKeyReused),
+            Declined::RolledBack => Problem::new(Code::StoreUnavailable),
+        }
+    }
+}
+
+impl<R: Into<Problem>> From<PlatformDeclined<R>> for Problem {
+    fn from(declined: PlatformDeclined<R>) -> Problem {
+        match declined {
+            PlatformDeclined::Refused(refused) => refused.into(),
+            PlatformDeclined::IdempotencyMismatch => Problem::new(Code::IdempotencyKeyReused),
+            PlatformDeclined::Unavailable(reason) => Problem::from(Refused::Unavailable(reason)),
+        }
+    }
+}
+
+impl From<NotAcknowledged> for Problem {
+    fn from(refused: NotAcknowledged) -> Problem {
+        match refused {
+            NotAcknowledged::Unknown => Problem::new(Code::AlertNotFound),
+            NotAcknowledged::Over { at } => Problem::new(Code::AlertOver).with("resolvedAt", json!(at)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Answers: serialized straight from their view, described in the document by the view's schema.
 
-use poem::http::{HeaderName, HeaderValue, StatusCode};
+use poem::http::{HeaderName, HeaderValue, StatusCode, header};
 use poem::{Body, IntoResponse, Response};
 use poem_openapi::ApiResponse;
 use poem_openapi::registry::{MetaMediaType, MetaResponse, MetaResponses, Registry};
@@ -14,7 +14,10 @@ use crate::domain::request::Answer;
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// A JSON answer with the status `STATUS`.
-pub(super) struct Reply<T, const STATUS: u16 = 200>(Content<T>);
+pub(super) struct Reply<T, const STATUS: u16 = 200> {
+    content: Content<T>,
+    tag: Option<HeaderValue>,
+}
 
 enum Content<T> {
     Fresh(T),
@@ -24,15 +27,20 @@ enum Content<T> {
 
 impl<T, const STATUS: u16> Reply<T, STATUS> {
     pub(super) fn new(view: T) -> Self {
-        Reply(Content::Fresh(view))
+        Reply { content: Content::Fresh(view), tag: None }
     }
 
     /// The stored answer, or a view of the fresh one.
     pub(super) fn of<D>(answer: Answer<D>, view: impl FnOnce(D) -> T) -> Self {
         match answer {
             Answer::Fresh(done) => Reply::new(view(done)),
-            Answer::Replayed(json) => Reply(Content::Stored(json)),
+            Answer::Replayed(json) => Reply { content: Content::Stored(json), tag: None },
         }
+    }
+
+    /// With the ETag of this version.
+    pub(super) fn tagged(self, version: i64) -> Self {
+        Reply { tag: HeaderValue::from_str(&super::precondition::tag(version)).ok(), ..self }
     }
 }
 
@@ -44,7 +52,7 @@ pub(super) fn json(status: StatusCode, bytes: Vec<u8>) -> Response {
 impl<T: Serialize + Send, const STATUS: u16> IntoResponse for Reply<T, STATUS> {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(STATUS).unwrap_or(StatusCode::OK);
-        match self.0 {
+        let mut response = match self.content {
             Content::Stored(text) => {
                 let mut response = json(status, text.into_bytes());
                 response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
@@ -57,7 +65,11 @@ impl<T: Serialize + Send, const STATUS: u16> IntoResponse for Reply<T, STATUS> {
                     poem::Error::from(Problem::new(Code::Internal)).into_response()
                 }
             },
+        };
+        if let Some(tag) = self.tag {
+            response.headers_mut().insert(header::ETAG, tag);
         }
+        response
     }
 }
 

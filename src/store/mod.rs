@@ -10,6 +10,7 @@
 //!   fills a table the fast way, `migration` brings a schema up to date, `failure` sorts what the drivers report into [`StoreError`].
 //! - [`load`]: a tenant's books, read by a new owner. [`posting`]: the hot transaction. [`quota`]: a counter that is
 //!   not in memory.
+//! - [`organization`]: who the tenant's people are. [`platform_admin`]: who administers the platform.
 //! - [`gateway`]: what gateways say. [`reconciliation`]: how it compares.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
 //! - [`catalogue`], [`quarantine`], [`stream`], [`job`]: the control database.
@@ -25,7 +26,9 @@ pub mod job;
 pub mod load;
 mod migration;
 pub mod notice;
+pub mod organization;
 mod place;
+pub mod platform_admin;
 pub mod posting;
 pub mod quarantine;
 pub mod quota;

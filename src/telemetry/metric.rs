@@ -136,6 +136,12 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Callers that could not be authenticated, by kind.",
     ),
     (
+        "platform_api_refused_after_revocation_total",
+        Counter,
+        Unit::Count,
+        "Requests and decisions refused because a user, group, API key or tenant is no longer admitted, by kind.",
+    ),
+    (
         "platform_api_issuer_key_fetches_total",
         Counter,
         Unit::Count,

@@ -21,6 +21,7 @@ use crate::domain::books::{Books, Cursor};
 use crate::domain::chain::Entry;
 use crate::domain::ids::{FindingId, TenantId};
 use crate::domain::notice::{Attempt, Delivery, Firing};
+use crate::domain::organization::Organization;
 use crate::domain::quota::Standing;
 use crate::domain::reconcile::finding::Finding;
 use crate::domain::reconcile::pass::Treatment;
@@ -258,18 +259,35 @@ impl Handle {
     pub fn decide(&self, subject: &Subject) -> Result<Decided, Unavailable> {
         let now = self.heard();
         let books = self.committed(now)?;
-        Ok(Decided { decision: books.decide(subject, now), epoch: books.epoch })
+        let revoked = books.organization.revoked(&subject.user, &subject.group);
+        Ok(Decided { decision: books.decide(subject, now), revoked, epoch: books.epoch })
+    }
+
+    /// The tenant's people, as of the last commit. Answered here, as [`decide`](Handle::decide) is.
+    ///
+    /// # Errors
+    /// [`Unavailable::ComeBack`].
+    pub fn organization(&self) -> Result<Arc<Organization>, Unavailable> {
+        self.heard();
+        self.vouched()?;
+        Ok(self.pulse.books().organization.clone())
     }
 
     /// The books of the last commit, while there is a keeper who vouches for them. One that is still starting does: it was
     /// born with the books it has published. When the clock was set back into a period that they do not know, nobody is
     /// told that nothing was used there: a sweep is about to have it read.
     fn committed(&self, now: Timestamp) -> Result<Arc<Books>, Unavailable> {
-        if let ActorStatus::Draining | ActorStatus::Stopping | ActorStatus::Stopped = self.actor.get_status() {
-            return Err(Unavailable::ComeBack);
-        }
+        self.vouched()?;
         let books = self.pulse.books();
         if books.knows_running(now) { Ok(books) } else { Err(Unavailable::ComeBack) }
+    }
+
+    /// Is there a keeper who vouches for what is published?
+    fn vouched(&self) -> Result<(), Unavailable> {
+        match self.actor.get_status() {
+            ActorStatus::Draining | ActorStatus::Stopping | ActorStatus::Stopped => Err(Unavailable::ComeBack),
+            _ => Ok(()),
+        }
     }
 
     /// Replaces the set of quotas; answers how the new ones stand.

@@ -13,6 +13,7 @@ use crate::domain::books::{Books, Cursor};
 use crate::domain::chain::Entry;
 use crate::domain::ids::FindingId;
 use crate::domain::notice::{Attempt, Delivery, Firing};
+use crate::domain::organization::Revoked;
 use crate::domain::quota::{Decision, Quota, Standing};
 use crate::domain::reconcile::finding::{Finding, Status};
 use crate::domain::reconcile::pass::{Pass, Treatment};
@@ -261,6 +262,8 @@ pub struct TreatFinding {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decided {
     pub decision: Decision,
+    /// The user or the group was deactivated: to be denied, whatever the quotas say.
+    pub revoked: Option<Revoked>,
     pub epoch: i64,
 }
 

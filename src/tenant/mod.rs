@@ -17,7 +17,7 @@
 //! - [`keeper`], [`writer`]: the two actors. [`queue`]: what waits between them. [`work`]: what travels from one to the
 //!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
 //! - [`guess`]: whether events are taken for new before the ledger is asked.
-//! - [`task`]: a change that a resource brings whole.
+//! - [`task`]: a change that a resource brings whole. [`organization`]: those to the tenant's people.
 //! - [`housekeeping`]: what need not be kept for ever.
 //! - [`change`], [`gateway`]: how each queued change, and what a gateway says, becomes part of a posting. [`read`]: slow reads, in tasks of their own.
 //! - [`reconcile`]: the books against a gateway's. [`drift`]: the alerts that come of it.
@@ -33,6 +33,7 @@ pub mod housekeeping;
 pub(crate) mod keeper;
 pub mod ledger;
 pub mod message;
+pub mod organization;
 pub mod pulse;
 pub mod queue;
 mod read;

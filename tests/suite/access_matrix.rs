@@ -41,7 +41,10 @@ const ADMIN: &[&str] = &["admin"];
 const READERS: &[&str] = &["admin", "reader"];
 const REPORTERS: &[&str] = &["admin", "reporter"];
 const REPORTER: &[&str] = &["reporter"];
-const ALL: &[&str] = &["admin", "reporter", "reader"];
+const FIGURES: &[&str] = &["admin", "reader", "developer", "analyst"];
+const PROOFS: &[&str] = &["admin", "reader", "analyst"];
+const GATEWAYS: &[&str] = &["admin", "reporter", "reader", "developer"];
+const ALL: &[&str] = &["admin", "reporter", "reader", "developer", "analyst"];
 
 fn nothing() -> Option<Value> {
     None
@@ -69,24 +72,24 @@ const ROWS: &[Row] = &[
     row("createApiKey", About::PathTenant, ADMIN, empty),
     row("listApiKeys", About::PathTenant, ADMIN, nothing),
     row("revokeApiKey", About::PathTenant, ADMIN, nothing),
-    row("reportUsage", About::PathTenant, READERS, nothing),
-    row("listUsageEvents", About::PathTenant, READERS, nothing),
+    row("reportUsage", About::PathTenant, FIGURES, nothing),
+    row("listUsageEvents", About::PathTenant, FIGURES, nothing),
     row("getQuotas", About::PathTenant, ALL, nothing),
     row("replaceQuotas", About::PathTenant, ADMIN, empty),
-    row("listAlerts", About::PathTenant, READERS, nothing),
+    row("listAlerts", About::PathTenant, FIGURES, nothing),
     row("acknowledgeAlert", About::PathTenant, ADMIN, nothing),
-    row("listDeliveries", About::PathTenant, READERS, nothing),
-    row("decide", About::PathTenant, ALL, nothing),
+    row("listDeliveries", About::PathTenant, FIGURES, nothing),
+    row("decide", About::PathTenant, GATEWAYS, nothing),
     row("recordUsageEvents", About::OwnTenant, REPORTERS, empty),
     row("recordLiteLlmUsage", About::OwnTenant, REPORTERS, empty),
     row("ingestOpenMeterEvents", About::OwnTenant, REPORTERS, empty),
     row("recordKongLogs", About::OwnTenant, REPORTER, empty),
     row("listNotificationChannels", About::Platform, NOBODY, nothing),
     row("testNotificationChannel", About::Platform, NOBODY, nothing),
-    row("getReconciliation", About::PathTenant, READERS, nothing),
-    row("listComparedWindows", About::PathTenant, READERS, nothing),
-    row("listFindings", About::PathTenant, READERS, nothing),
-    row("getFinding", About::PathTenant, READERS, nothing),
+    row("getReconciliation", About::PathTenant, PROOFS, nothing),
+    row("listComparedWindows", About::PathTenant, PROOFS, nothing),
+    row("listFindings", About::PathTenant, PROOFS, nothing),
+    row("getFinding", About::PathTenant, PROOFS, nothing),
     row("acknowledgeFinding", About::PathTenant, ADMIN, empty),
     row("explainFinding", About::PathTenant, NOBODY, empty),
     row("settleFinding", About::PathTenant, NOBODY, empty),
@@ -94,11 +97,34 @@ const ROWS: &[Row] = &[
     row("verifyAuditChain", About::OwnTenant, READERS, nothing),
     row("listQuarantine", About::OwnTenant, ADMIN, nothing),
     row("replayQuarantined", About::OwnTenant, NOBODY, nothing),
+    row("createUser", About::OwnTenant, ADMIN, empty),
+    row("listUsers", About::OwnTenant, ADMIN, nothing),
+    row("getUser", About::OwnTenant, ADMIN, nothing),
+    row("replaceUser", About::OwnTenant, ADMIN, empty),
+    row("patchUser", About::OwnTenant, ADMIN, empty),
+    row("deleteUser", About::OwnTenant, ADMIN, nothing),
+    row("createGroup", About::OwnTenant, ADMIN, empty),
+    row("listGroups", About::OwnTenant, READERS, nothing),
+    row("getGroup", About::OwnTenant, READERS, nothing),
+    row("replaceGroup", About::OwnTenant, ADMIN, empty),
+    row("patchGroup", About::OwnTenant, ADMIN, empty),
+    row("deleteGroup", About::OwnTenant, ADMIN, nothing),
+    row("listGroupMembers", About::OwnTenant, READERS, nothing),
+    row("addGroupMembers", About::OwnTenant, ADMIN, empty),
+    row("removeGroupMember", About::OwnTenant, ADMIN, nothing),
+    row("createRoleAssignment", About::OwnTenant, ADMIN, empty),
+    row("listRoleAssignments", About::OwnTenant, READERS, nothing),
+    row("getRoleAssignment", About::OwnTenant, READERS, nothing),
+    row("deleteRoleAssignment", About::OwnTenant, ADMIN, nothing),
+    row("createPlatformAdmin", About::Platform, NOBODY, empty),
+    row("listPlatformAdmins", About::Platform, NOBODY, nothing),
+    row("getPlatformAdmin", About::Platform, NOBODY, nothing),
+    row("deletePlatformAdmin", About::Platform, NOBODY, nothing),
     row("submitJob", About::OwnTenant, ADMIN, empty),
     row("listJobs", About::OwnTenant, ADMIN, nothing),
     row("getJob", About::OwnTenant, ADMIN, nothing),
     row("cancelJob", About::OwnTenant, ADMIN, nothing),
-    row("getRateLimits", About::OwnTenant, ALL, nothing),
+    row("getRateLimits", About::OwnTenant, GATEWAYS, nothing),
     row("getKongSync", About::Platform, NOBODY, nothing),
 ];
 
@@ -129,6 +155,7 @@ impl Operation {
             false => self.path.replace("{id}", tenant),
         };
         let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0");
+        let path = path.replace("{memberId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
         let path = path.replace("{findingId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
         let path = path.replace("{jobId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
         let path =
@@ -162,7 +189,7 @@ async fn each_operation_is_open_to_exactly_those_who_may() {
         acme.api.delete(&format!("/v1/tenants/{}/api-keys/{revoked_id}", acme.id)).await.ok();
         let anonymous = daemon.platform.anonymous();
         let mut keys = vec![("admin", acme.api.clone())];
-        for role in ["reporter", "reader"] {
+        for role in ["reporter", "reader", "developer", "analyst"] {
             keys.push((role, acme.issue_key(role).await.1));
         }
         let nowhere = "0199a8b2-5c00-7abc-8def-0123456789ab";

@@ -23,6 +23,9 @@
 //! | a head that does not end; a body that does not | 408 `REQUEST_TIMEOUT`, closed | `a_request_that_never_ends`; `http/body` |
 //! | two ways to tell the length, a folded header, `Host` missing or twice, bare LF or CR, no HTTP | 400 `BAD_REQUEST`, closed | `bytes_on_the_wire_that_are_no_request`, `http/framing`, fuzz `framing` |
 //! | `X-Forwarded-*`, `X-Consumer-*` and their like | not believed, by nobody read | `headers_that_anybody_can_write` |
+//! | a change meant for another version, or for none that is named | 412 `PRECONDITION_FAILED`, 428 `PRECONDITION_REQUIRED` | `organization`, `http/precondition` |
+//! | groups in a circle, nested too deep; a name that is taken | 409, with the reason or the pointer | `organization`, `domain/organization` |
+//! | a token that speaks of somebody who was deactivated | 401 `INVALID_CREDENTIALS`, as a revoked key | `organization` |
 //! | `Idempotency-Key` malformed; used with another body | 400 `INVALID_HEADER`; 422 `IDEMPOTENCY_KEY_REUSED` | `an_idempotency_key_means_one_change` |
 //! | a cursor that was not made here, for this list and tenant; `limit` out of range; unknown parameters | 400 `INVALID_CURSOR`, `INVALID_PARAMETER` | `pages_and_reports_that_cannot_be`, `http/cursor`, fuzz `query` |
 //! | a batch with bad events | 200 and each one named; 422 `NO_EVENT_ACCEPTED` when none is good | `ingest_http`, `events_that_cannot_be_counted_say_why` |
@@ -33,7 +36,7 @@
 //! | answers that a cache could keep | `Cache-Control: no-store` | `every_answer_carries_a_request_id_and_no_advice_to_keep_it` |
 //!
 //! No part of this program yet: tokens without a signature to check (introspection), tenants' own webhook addresses and
-//! policies, conditional writes, downloads as CSV.
+//! policies, downloads as CSV.
 
 use std::time::Duration;
 

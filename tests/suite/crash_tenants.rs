@@ -92,7 +92,7 @@ async fn created(daemon: &mut Daemon, round: usize, point: &str) -> Tenant {
     Tenant::holds(&tenant.verify().await);
     recorded(daemon, &tenant.id, "tenant.created", 1).await;
     let mut database = Database::of_tenant(daemon, &tenant.id).await;
-    assert_eq!(database.number("SELECT COUNT(*) FROM role").await, 3, "{point}");
+    assert_eq!(database.number("SELECT COUNT(*) FROM role").await, 5, "{point}");
     tenant
 }
 

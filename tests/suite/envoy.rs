@@ -182,6 +182,35 @@ async fn envoy_hears_what_the_books_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_deactivated_is_denied_whatever_the_quotas_say() {
+    let (daemon, envoy) = open(Setup::on(Engine::Sqlite)).await;
+    let acme = daemon.onboard("Acme").await;
+    for (path, body) in [
+        ("/v1/users", json!({"userName": "ada", "active": false})),
+        ("/v1/users", json!({"userName": "bob"})),
+        ("/v1/groups", json!({"displayName": "shut", "active": false})),
+    ] {
+        assert_eq!(acme.api.post(path, &body).await.status, 201, "{body}");
+    }
+    let (key, _) = acme.issue_key("reporter").await;
+    let decision = async |name: &str, value: &str| {
+        let told = envoy.ask(&[&[("tenant_id", &acme.id), (name, value)]]).await.expect("an answer");
+        told.header("x-platform-api-decision").to_owned()
+    };
+    assert_eq!(decision("api_key_id", &key).await, "allow");
+    acme.api.delete(&format!("/v1/tenants/{}/api-keys/{key}", acme.id)).await.ok();
+    for (name, value, expected) in [
+        ("user_id", "Ada", "deny"),
+        ("user_id", "bob", "allow"),
+        ("user_id", "nobody we know", "allow"),
+        ("group_id", "shut", "deny"),
+        ("api_key_id", key.as_str(), "deny"),
+    ] {
+        assert_eq!(decision(name, value).await, expected, "{name} {value}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_that_is_not_ours_is_answered_as_the_operator_wants() {
     for (setting, code) in [("allow", OK), ("deny", OVER_LIMIT)] {
         let (_daemon, envoy) = open(Setup::on(Engine::Sqlite).with("ENVOY__ON_UNKNOWN", setting)).await;

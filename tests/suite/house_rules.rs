@@ -53,10 +53,12 @@ const ROOMS: &[(&str, &[&str])] = &[
             "directory::task",
             "rate_limit",
             "directory::noted",
+            "directory::platform_admin",
             "directory::task",
             "tenant::acknowledge",
             "tenant::handle",
             "tenant::message",
+            "tenant::organization",
             "tenant::task",
             // The rows of the chain as the tenant's protocol hands them out.
             "store::audit::StoredRecord",

@@ -24,6 +24,7 @@ mod kong;
 mod kong_sources;
 mod kong_sync;
 mod operations;
+mod organization;
 mod planted;
 mod power_cut;
 mod quotas;

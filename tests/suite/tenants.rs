@@ -28,7 +28,7 @@ async fn a_tenant_is_onboarded_with_its_own_database_roles_key_and_first_records
 
         let mut database = Database::of_tenant(&daemon, &tenant.id).await;
         let roles = database.words("SELECT name FROM role ORDER BY name").await;
-        assert_eq!(roles, [["admin"], ["reader"], ["reporter"]]);
+        assert_eq!(roles, [["admin"], ["analyst"], ["developer"], ["reader"], ["reporter"]]);
         let records = database.words("SELECT action FROM audit_record ORDER BY seq").await;
         assert!(!records.is_empty(), "the first records");
         crate::harness::Tenant::holds(&tenant.verify().await);

@@ -389,7 +389,7 @@ async fn a_failed_statement_cannot_be_committed(house: &House) {
     assert!(matches!(connection.commit().await, Err(StoreError::Wrong(_))));
     let roles = connection.fetch("SELECT name FROM role ORDER BY name", &[]).await.unwrap();
     let names: Vec<String> = roles.iter().map(|row| row.text(0).unwrap()).collect();
-    assert_eq!(names, ["admin", "reader", "reporter"]);
+    assert_eq!(names, ["admin", "analyst", "developer", "reader", "reporter"]);
     assert!(commit(&mut connection, &books, &[event("a", "ada", NOW, 1)], NOW).await.is_ok());
 }
 

@@ -8,6 +8,7 @@ pub mod database;
 pub mod disk;
 pub mod events;
 pub mod fire;
+pub mod issuer;
 pub mod kong;
 pub mod lab;
 pub mod load;
