@@ -4,6 +4,7 @@
 //! Secrets are [`SecretString`]: no Debug or error output shows them.
 
 mod envoy;
+mod flagsmith;
 mod gateway;
 mod kong_admin;
 mod nats;
@@ -16,6 +17,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
+pub use flagsmith::Flagsmith;
 pub use gateway::{Gateway, Kong, KongNode, LimitBy};
 pub use kong_admin::{KongAdmin, KongMode};
 pub use nats::Nats;
@@ -37,6 +39,7 @@ pub struct Config {
     pub auth: Auth,
     pub envoy: Envoy,
     pub kong: KongAdmin,
+    pub flagsmith: Flagsmith,
     pub notify: Notify,
     pub reconcile: Reconcile,
     pub gateway: Gateway,
@@ -578,6 +581,7 @@ impl Config {
         problems.extend(self.notify.route_problems());
         problems.extend(self.envoy.problems());
         problems.extend(self.kong.problems());
+        problems.extend(self.flagsmith.problems());
         if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }
     }
 

@@ -20,9 +20,11 @@ use crate::access::{Gate, Pepper};
 use crate::clock::Clock;
 use crate::config::{Config, millis};
 use crate::directory::{self, Settings, handle::Handle as Directory};
+use crate::domain::flag::FlagSource;
 use crate::envoy;
 use crate::fault;
 use crate::http::{self, Api, Dependency, Health, KongDoor, Rooms, State};
+use crate::intake::flagsmith::Flagsmith;
 use crate::intake::kong::counters::Counters;
 use crate::intake::kong::health::{Health as SourceHealth, Standing};
 use crate::intake::kong::log_receiver::LogReceiver;
@@ -130,8 +132,10 @@ impl Daemon {
             state: relay(outlet.state.clone(), outlet_state),
             detail: None,
         }));
-        let (sources, source_health) = open_sources(&config, &directory, &clock)?;
+        let (mut sources, source_health) = open_sources(&config, &directory, &clock)?;
         dependencies.extend(source_health);
+        let (flags, fetching) = open_flags(&config, &directory, &clock, &mut dependencies).await?;
+        sources.extend(fetching);
         let kong = &config.gateway.kong;
         let receiver = LogReceiver::new(directory.clone(), millis(config.intake.litellm_patience_ms));
         let kong = KongDoor::new(kong, receiver);
@@ -144,7 +148,7 @@ impl Daemon {
         let health = Health { dependencies, stopping };
         let envoy = open_envoy(&config, &directory, &clock, answering, patience / STEPS).await?;
         let kong_sync = outlets.kong.clone();
-        let rooms = Rooms { directory: directory.clone(), gate, recorder, kong, kong_sync };
+        let rooms = Rooms { directory: directory.clone(), gate, recorder, kong, flags, kong_sync };
         let api = Api::new(rooms, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
         let (answering, stopped) = (answering.to_vec(), stop.clone());
@@ -292,6 +296,27 @@ fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow
         source("kong-log", off("proof: requests, with a reporter's key; missing: gateway.kong.log_token"));
     }
     Ok((tasks, dependencies))
+}
+
+/// Where the platform's feature flags come from, and what fetches them, if anything must.
+async fn open_flags(
+    config: &Config,
+    directory: &Directory,
+    clock: &Clock,
+    dependencies: &mut Vec<Dependency>,
+) -> anyhow::Result<(Arc<dyn FlagSource>, Option<Task>)> {
+    let opened = Flagsmith::open(&config.flagsmith, directory.clone(), clock.clone()).await;
+    let Some(flagsmith) = opened.map_err(anyhow::Error::msg)? else {
+        return Ok((Arc::new(directory.stored_flags()), None));
+    };
+    let health = flagsmith.health();
+    let detail = Some(relay(health.clone(), |health| health.detail.clone()));
+    let state = relay(health, source_state);
+    dependencies.push(Dependency { name: "flagsmith".into(), required: false, state, detail });
+    let source = flagsmith.source();
+    let stop = CancellationToken::new();
+    let handle = tokio::spawn(flagsmith.run(stop.clone()));
+    Ok((source, Some(Task { stop, handle })))
 }
 
 /// A source that is not configured.

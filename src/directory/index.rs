@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::domain::chain::Head;
+use crate::domain::flag::FlagSet;
 use crate::domain::ids::TenantId;
 use crate::domain::report::Page;
 use crate::domain::tenant::{ApiKey, ExternalId, Lifecycle, Tenant};
@@ -20,6 +21,7 @@ struct Tables {
     external_ids: HashMap<ExternalId, TenantId>,
     keys: HashMap<String, ApiKey>,
     keys_of: HashMap<TenantId, Vec<String>>,
+    flags: Arc<FlagSet>,
 }
 
 impl Index {
@@ -34,13 +36,22 @@ impl Index {
 
     /// Replaces everything by what the control database holds.
     pub(super) fn load(&self, tenants: Vec<(Tenant, Head)>, keys: Vec<ApiKey>) {
-        let mut tables = Tables::default();
+        let mut tables = Tables { flags: self.flags(), ..Tables::default() };
         for (tenant, head) in tenants {
             tables.heads.insert(tenant.id, head);
             tables.put(tenant);
         }
         keys.into_iter().for_each(|key| tables.put_key(key));
         *self.write() = tables;
+    }
+
+    /// The platform's feature flags.
+    pub(super) fn flags(&self) -> Arc<FlagSet> {
+        self.read().flags.clone()
+    }
+
+    pub(super) fn put_flags(&self, flags: FlagSet) {
+        self.write().flags = Arc::new(flags);
     }
 
     pub(super) fn put(&self, tenant: Tenant) {

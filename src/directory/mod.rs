@@ -5,7 +5,8 @@
 //!   holds up nobody, restarts failed ones with a doubling delay, asks idle ones to rest, and drains them all at the end.
 //! - [`slot`]: what a tenant's place may be, as a pure state machine.
 //! - [`registrar`]: the actor that owns the control database's write connection: the only writer of the catalogue.
-//! - [`task`]: a change that a resource of the platform's brings whole.
+//! - [`task`]: a change that a resource of the platform's brings whole. [`flag`]: the platform's feature flags, and counts
+//!   of what was served.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
 //! - [`workflow`]: changes that touch the control database and a tenant's; each step may be done again, and whatever a
 //!   crash left unfinished is finished at the next start.
@@ -13,6 +14,7 @@
 //! A tenant that is not served (pending, archived) and one that does not exist look the same from outside. A tenant whose
 //! database is missing, swapped, corrupt or behind is frozen: answered with "unavailable", never created anew.
 
+pub mod flag;
 pub mod handle;
 mod index;
 mod registrar;
@@ -75,7 +77,15 @@ pub async fn open(
     let (supervisor, _) = Actor::spawn(None, supervisor::Supervisor, birth)
         .await
         .map_err(|error| StoreError::Wrong(format!("the supervisor did not start: {error}")))?;
-    let handle = handle::Handle::new(handle::Parts { store, index, homes, registrar, supervisor, clock });
+    let handle = handle::Handle::new(handle::Parts {
+        store,
+        index,
+        homes,
+        registrar,
+        supervisor,
+        clock,
+        exposures: flag::Exposures::default(),
+    });
     workflow::resume(&handle).await;
     for tenant in awake {
         handle.wake(tenant);

@@ -17,6 +17,7 @@
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
 //! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.
 //! - [`report`]: questions about the past, and their answers.
+//! - [`flag`]: feature flags: what each says to whom.
 //! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
 //! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
 
@@ -26,6 +27,7 @@ pub mod books;
 #[cfg(test)]
 mod books_tests;
 pub mod chain;
+pub mod flag;
 mod grouping;
 pub mod ids;
 pub mod notice;

@@ -14,8 +14,8 @@ use serde_json::{Map, Value, json};
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::Code;
 use super::{
-    api_keys, audit, decision, gateway, ingestion, kong_sync, probes, quarantine, quotas, reconciliation, reply,
-    tenants, usage,
+    api_keys, audit, decision, features, flags, gateway, ingestion, kong_sync, ofrep, probes, quarantine, quotas,
+    reconciliation, reply, tenants, usage,
 };
 
 /// The chapters of the document.
@@ -33,6 +33,8 @@ pub(super) enum Tag {
     Reconciliation,
     /// The chain of everything that was done or denied.
     Audit,
+    /// Feature flags: what each says to whom, and OpenFeature's remote evaluation.
+    Features,
     /// What was not counted, why, and another try.
     Quarantine,
     /// Health, metrics and this document.
@@ -49,6 +51,7 @@ type Handlers = (
     reconciliation::Reconciliation,
     audit::Audit,
     quarantine::Quarantine,
+    flags::Flags,
     kong_sync::KongSync,
     probes::Probes,
 );
@@ -65,6 +68,7 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         reconciliation::Reconciliation,
         audit::Audit,
         quarantine::Quarantine,
+        flags::Flags,
         kong_sync::KongSync,
         probes::Probes,
     );
@@ -78,6 +82,10 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
 pub fn openapi_document() -> String {
     let mut document: Value = serde_json::from_str(&service().spec()).unwrap_or_default();
     document["paths"]["/v1/quotas/{tenantId}/decision"] = decision::described();
+    document["paths"]["/v1/features"] = features::described();
+    for (path, described) in ofrep::described() {
+        document["paths"][path] = described;
+    }
     document["paths"]["/openapi.json"] = page("getDocument", "This document", "application/json", "object");
     document["paths"]["/docs"] = page("getDocumentation", "This document, for people", "text/html", "string");
     document["components"]["schemas"]["Decision"] = decision::schema();
@@ -96,6 +104,7 @@ pub fn openapi_document() -> String {
     for operation in OPERATIONS {
         complete(&mut document["paths"][operation.path][operation.method.as_str().to_lowercase()], operation);
     }
+    ofrep::describe_failures(&mut document);
     close_bodies(&mut document);
     serde_json::to_string_pretty(&document).unwrap_or_default() + "\n"
 }
@@ -384,6 +393,8 @@ mod tests {
         check::<reconciliation::ReconciliationView>();
         check::<ingestion::Recorded>();
         check::<ingestion::UsageEventEnvelope>();
+        check::<flags::FlagBody>();
+        check::<flags::FlagView>();
         check::<audit::AuditReport>();
         check::<quarantine::Replayed>();
     }

@@ -8,7 +8,7 @@
 //! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
 //! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`gateway`], [`usage`], [`quotas`], [`decision`],
-//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`probes`]; [`view`]s and [`reply`] are what they speak
+//!    [`reconciliation`], [`audit`], [`quarantine`], [`flags`], [`features`], [`ofrep`], [`kong_sync`], [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
 //! [`reading`] has the parsers among all this without the door around them.
@@ -21,10 +21,13 @@ mod cursor;
 mod decision;
 mod document;
 mod door;
+mod features;
+mod flags;
 pub mod framing;
 mod gateway;
 mod ingestion;
 mod kong_sync;
+mod ofrep;
 mod operation;
 mod probes;
 mod problem;
@@ -65,6 +68,7 @@ use crate::access::Gate;
 use crate::clock::Clock;
 use crate::config::{self, millis};
 use crate::directory;
+use crate::domain::flag::FlagSource;
 use crate::domain::sync::SyncStatus;
 use crate::intake::record::Recorder;
 use crate::threads;
@@ -84,6 +88,8 @@ pub struct Api {
     health: Health,
     metrics: PrometheusHandle,
     sealer: Sealer,
+    /// Where the platform's feature flags come from.
+    flags: Arc<dyn FlagSource>,
     /// How the tenants stand in Kong, if somebody keeps them there.
     kong_sync: Option<watch::Receiver<SyncStatus>>,
     /// Where everything is done but answering.
@@ -97,6 +103,8 @@ pub struct Rooms {
     pub recorder: Recorder,
     /// Where Kong's access log goes.
     pub kong: KongDoor,
+    /// Where the platform's feature flags come from.
+    pub flags: Arc<dyn FlagSource>,
     /// How the tenants stand in Kong, if somebody keeps them there.
     pub kong_sync: Option<watch::Receiver<SyncStatus>>,
 }
@@ -105,10 +113,10 @@ impl Api {
     /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
     pub fn new(rooms: Rooms, clock: Clock, limits: config::Http, health: Health, metrics: PrometheusHandle) -> Api {
-        let Rooms { directory, gate, recorder, kong, kong_sync } = rooms;
+        let Rooms { directory, gate, recorder, kong, flags, kong_sync } = rooms;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
-        Api { directory, gate, recorder, kong, clock, limits, health, metrics, sealer, kong_sync, work }
+        Api { directory, gate, recorder, kong, clock, limits, health, metrics, sealer, flags, kong_sync, work }
     }
 }
 
@@ -184,6 +192,8 @@ async fn hand_over(handlers: Arc<BoxEndpoint<'static>>, ask: Ask, mut request: R
     match ask.operation.id {
         "getDocument" => document::serve_document(),
         "getDocumentation" => document::serve_documentation(),
+        "getFeatures" => or_problem(features::answer(&ask).await),
+        "evaluateFlag" | "evaluateFlags" => or_problem(ofrep::answer(&ask, request.uri().path()).await),
         _ => {
             if *request.method() == Method::HEAD {
                 request.set_method(Method::GET);
@@ -192,4 +202,9 @@ async fn hand_over(handlers: Arc<BoxEndpoint<'static>>, ask: Ask, mut request: R
             handlers.get_response(request).await
         }
     }
+}
+
+/// Carries a problem as the framework would: the door writes it.
+fn or_problem(answered: Result<Response, Problem>) -> Response {
+    answered.unwrap_or_else(|problem| poem::Error::from(problem).into_response())
 }

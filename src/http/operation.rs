@@ -28,6 +28,8 @@ pub enum BodyKind {
     Events,
     LiteLlm,
     KongLog,
+    /// The context that feature flags are evaluated for.
+    Evaluation,
 }
 
 /// One row.
@@ -135,12 +137,13 @@ impl Operation {
 
 const PAGE: &[&str] = &["limit", "cursor"];
 
-use BodyKind::{Events, Json, KongLog, LiteLlm, None as NoBody};
+use BodyKind::{Evaluation, Events, Json, KongLog, LiteLlm, None as NoBody};
 use Code::{
     AdjustmentBelowZero, AdjustmentRefused, AlreadyReplayed, ApiKeyNotFound, ExternalIdTaken, FindingClosed,
-    FindingNotFound, IdempotencyKeyReused, IllegalMove, InvalidCursor, NotReady, NothingAccepted, QuarantinedNotFound,
+    FindingNotFound, FlagNotFound, FlagNotOverridable, FlagsKeptElsewhere, IdempotencyKeyReused, IllegalMove,
+    InvalidCursor, NotReady, NothingAccepted, PreconditionFailed, PreconditionRequired, QuarantinedNotFound,
     ReportTooLarge, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen, TenantNotFound, TenantSaturated,
-    TenantStarting, TooManyApiKeys, TooManyEvents, ValidationFailed,
+    TenantStarting, TooManyApiKeys, TooManyEvents, TooManyFlags, ValidationFailed,
 };
 use Scope::{Open, Platform, TenantInPath, TenantOfCredential};
 
@@ -222,6 +225,23 @@ pub static OPERATIONS: &[Operation] = &[
         query: &["limit", "cursor", "tenantId", "reason"], codes: &[InvalidCursor, TenantNotFound, StoreUnavailable] },
     Operation { id: "replayQuarantined", method: Method::POST, path: "/v1/quarantine/{id}/replay", scope: TenantOfCredential, object: "quarantine", action: "replay", body: NoBody,
         query: &[], codes: &[QuarantinedNotFound, TenantNotFound, AlreadyReplayed, StillRefused, StoreUnavailable] },
+
+    Operation { id: "getFeatures", method: Method::GET, path: "/v1/features", scope: TenantOfCredential, object: "features", action: "evaluate", body: NoBody,
+        query: &[], codes: &[TenantNotFound, TenantStarting, TenantFrozen] },
+    Operation { id: "evaluateFlag", method: Method::POST, path: "/ofrep/v1/evaluate/flags/{key}", scope: TenantOfCredential, object: "features", action: "evaluate", body: Evaluation,
+        query: &[], codes: &[FlagNotFound, TenantNotFound, TenantStarting, TenantFrozen] },
+    Operation { id: "evaluateFlags", method: Method::POST, path: "/ofrep/v1/evaluate/flags", scope: TenantOfCredential, object: "features", action: "evaluate", body: Evaluation,
+        query: &["flagConfigEtag", "flagConfigLastModified"], codes: &[TenantNotFound, TenantStarting, TenantFrozen] },
+    Operation { id: "listFlags", method: Method::GET, path: "/v1/flags", scope: TenantOfCredential, object: "flags", action: "read", body: NoBody,
+        query: &["limit", "cursor", "tenantId"], codes: &[InvalidCursor, TenantNotFound, TenantStarting, TenantFrozen] },
+    Operation { id: "getFlag", method: Method::GET, path: "/v1/flags/{key}", scope: TenantOfCredential, object: "flags", action: "read", body: NoBody,
+        query: &["tenantId"], codes: &[FlagNotFound, TenantNotFound, TenantStarting, TenantFrozen] },
+    Operation { id: "getFlagExposures", method: Method::GET, path: "/v1/flags/{key}/exposures", scope: TenantOfCredential, object: "flags", action: "read", body: NoBody,
+        query: &["tenantId"], codes: &[FlagNotFound, TenantNotFound, TenantStarting, TenantFrozen] },
+    Operation { id: "putFlag", method: Method::PUT, path: "/v1/flags/{key}", scope: TenantOfCredential, object: "flags", action: "put", body: Json,
+        query: &["tenantId"], codes: &[FlagNotOverridable, FlagsKeptElsewhere, TooManyFlags, PreconditionFailed, PreconditionRequired, ValidationFailed, IdempotencyKeyReused, TenantNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "deleteFlag", method: Method::DELETE, path: "/v1/flags/{key}", scope: TenantOfCredential, object: "flags", action: "delete", body: NoBody,
+        query: &["tenantId"], codes: &[FlagNotFound, FlagsKeptElsewhere, PreconditionFailed, PreconditionRequired, IdempotencyKeyReused, TenantNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },
 
     Operation { id: "getKongSync", method: Method::GET, path: "/v1/gateway/kong/sync", scope: Platform, object: "kongSync", action: "read", body: NoBody, query: &[], codes: &[] },
 ];

@@ -58,6 +58,7 @@ codes! {
     ApiKeyNotFound "API_KEY_NOT_FOUND" 404 "There is no such API key.";
     QuarantinedNotFound "QUARANTINED_NOT_FOUND" 404 "There is no such event in quarantine.";
     FindingNotFound "FINDING_NOT_FOUND" 404 "There is no such finding.";
+    FlagNotFound "FLAG_NOT_FOUND" 404 "There is no such feature flag.";
     MethodNotAllowed "METHOD_NOT_ALLOWED" 405 "The address does not know this method; see the Allow header.";
     NotAcceptable "NOT_ACCEPTABLE" 406 "The answer is JSON, which the Accept header excludes.";
     RequestTimeout "REQUEST_TIMEOUT" 408 "The request did not arrive in time.";
@@ -67,6 +68,10 @@ codes! {
     TooManyApiKeys "TOO_MANY_API_KEYS" 409 "The tenant has as many API keys as it may have; revoke one first.";
     AlreadyReplayed "ALREADY_REPLAYED" 409 "The quarantined event was counted on an earlier try.";
     FindingClosed "FINDING_CLOSED" 409 "The finding has been dealt with, or has resolved itself; details.status says how.";
+    TooManyFlags "TOO_MANY_FLAGS" 409 "There are as many feature flags as there may be; delete one first.";
+    FlagNotOverridable "FLAG_NOT_OVERRIDABLE" 409 "The platform has a feature flag of this key that tenants may not override.";
+    FlagsKeptElsewhere "FLAGS_KEPT_ELSEWHERE" 409 "The platform's feature flags are kept in another service; change them there.";
+    PreconditionFailed "PRECONDITION_FAILED" 412 "It has changed since the version in If-Match; read it again.";
     PayloadTooLarge "PAYLOAD_TOO_LARGE" 413 "The body is longer than this address takes.";
     TooManyEvents "TOO_MANY_EVENTS" 413 "The batch has more events than this address takes; split it.";
     UriTooLong "URI_TOO_LONG" 414 "The address is longer than 8 KiB.";
@@ -78,6 +83,7 @@ codes! {
     ReportTooLarge "REPORT_TOO_LARGE" 422 "The report has too many rows: ask for a shorter time, a coarser granularity or fewer dimensions.";
     NothingAccepted "NO_EVENT_ACCEPTED" 422 "No event of the batch could be counted; details.rejected says why.";
     StillRefused "STILL_REFUSED" 422 "The quarantined event can still not be counted.";
+    PreconditionRequired "PRECONDITION_REQUIRED" 428 "If-Match is required: the ETag that was read, or * for whichever version there is.";
     TooManyFailures "TOO_MANY_FAILURES" 429 "The credentials are not valid, and too many were tried; try again after Retry-After.";
     HeadersTooLarge "HEADERS_TOO_LARGE" 431 "The request's line and headers together are longer than 32 KiB.";
     Internal "INTERNAL_ERROR" 500 "Something went wrong on our side; the request id finds it in our logs.";

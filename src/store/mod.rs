@@ -10,6 +10,7 @@
 //!   fills a table the fast way, `migration` brings a schema up to date, `failure` sorts what the drivers report into [`StoreError`].
 //! - [`load`]: a tenant's books, read by a new owner. [`posting`]: the hot transaction. [`quota`]: a counter that is
 //!   not in memory.
+//! - [`flag`]: feature flags, the same table in the control database and in each tenant's.
 //! - [`gateway`]: what gateways say. [`reconciliation`]: how it compares.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
 //! - [`catalogue`], [`quarantine`], [`stream`]: the control database.
@@ -20,6 +21,7 @@ mod connection;
 mod copy;
 pub mod database;
 mod failure;
+pub mod flag;
 pub mod gateway;
 pub mod load;
 mod migration;

@@ -17,13 +17,14 @@
 //! - [`keeper`], [`writer`]: the two actors. [`queue`]: what waits between them. [`work`]: what travels from one to the
 //!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
 //! - [`guess`]: whether events are taken for new before the ledger is asked.
-//! - [`task`]: a change that a resource brings whole.
+//! - [`task`]: a change that a resource brings whole. [`flag`]: feature flags.
 //! - [`change`], [`gateway`]: how each queued change, and what a gateway says, becomes part of a posting. [`read`]: slow reads, in tasks of their own.
 //! - [`reconcile`]: the books against a gateway's. [`drift`]: the alerts that come of it.
 //! - [`pulse`]: what the directory may see without asking.
 
 mod change;
 mod drift;
+pub mod flag;
 mod gateway;
 pub mod guess;
 pub mod handle;

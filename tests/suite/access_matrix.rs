@@ -87,6 +87,14 @@ const ROWS: &[Row] = &[
     row("verifyAuditChain", About::OwnTenant, READERS, nothing),
     row("listQuarantine", About::OwnTenant, ADMIN, nothing),
     row("replayQuarantined", About::OwnTenant, NOBODY, nothing),
+    row("getFeatures", About::OwnTenant, ALL, nothing),
+    row("evaluateFlag", About::OwnTenant, ALL, empty),
+    row("evaluateFlags", About::OwnTenant, ALL, empty),
+    row("listFlags", About::OwnTenant, READERS, nothing),
+    row("getFlag", About::OwnTenant, READERS, nothing),
+    row("getFlagExposures", About::OwnTenant, READERS, nothing),
+    row("putFlag", About::OwnTenant, ADMIN, empty),
+    row("deleteFlag", About::OwnTenant, ADMIN, nothing),
     row("getKongSync", About::Platform, NOBODY, nothing),
 ];
 
@@ -116,7 +124,7 @@ impl Operation {
             true => self.path.replace("{id}", "0199a8b2-5c00-7abc-8def-0123456789ab"),
             false => self.path.replace("{id}", tenant),
         };
-        let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0");
+        let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0").replace("{key}", "nosuchflag");
         let path = path.replace("{findingId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
         api.patiently(self.method.clone(), &path, body.as_ref()).await
     }
