@@ -18,6 +18,13 @@ use crate::plant::{Plant, Setup, StoreKind, Tenant, call};
 use crate::{Rate, Surroundings};
 
 const OURS: &str = "platform-api";
+const LIMITED: &str = "platform-api, limited";
+/// Limits that no run reaches.
+const LIMITS: &str = "[rate_limits.tiers.limited]
+lookup = { quota = 100000000, burst = 10000000 }
+tenant_traffic = { quota = 100000000, burst = 10000000 }
+api_key_traffic = { quota = 100000000, burst = 10000000 }
+";
 /// More events a second than any flood has reached.
 const FLOOD_PER_SECOND_MAX: u64 = 150_000;
 /// All of its events are made before, and kept in memory.
@@ -49,6 +56,9 @@ pub(crate) struct Decide {
     /// Beside a flood of events for the same tenant over HTTP, nginx's turns too.
     #[arg(long)]
     while_ingesting: bool,
+    /// By turns with a tenant whose traffic, keys and look-ups are limited, at a rate that is never reached.
+    #[arg(long)]
+    limited: bool,
     /// Leave nginx out.
     #[arg(long)]
     alone: bool,
@@ -67,7 +77,7 @@ pub(crate) async fn run(decide: &Decide, surroundings: &Surroundings) -> anyhow:
         "a flood lasts {FLOOD_SECONDS_MAX} s at most"
     );
     let issuer = Issuer::start().await?;
-    let setup = Setup { toml: issuer.settings(), ..Setup::of(decide.store) };
+    let setup = Setup { toml: issuer.settings() + LIMITS, ..Setup::of(decide.store) };
     let mut plant = Plant::start(setup, surroundings).await?;
     let outcome = measured(&mut plant, decide, &issuer).await;
     plant.finish(outcome).await?.print();
@@ -98,6 +108,7 @@ async fn measured(plant: &mut Plant, decide: &Decide, issuer: &Issuer) -> anyhow
     plant.onboard(1).await?;
     let tenant = plant.tenants.first().context("a tenant")?.clone();
     let (question, answer) = question(plant, decide, issuer, &tenant).await?;
+    let limited = if decide.limited { Some(limited(plant, decide, issuer).await?) } else { None };
     let ours =
         Server { name: OURS, address: plant.address.clone(), request: Arc::new(question), processes: plant.daemon() };
     let nginx = if decide.alone { None } else { Nginx::start(plant.folder(), &answer).await? };
@@ -107,7 +118,7 @@ async fn measured(plant: &mut Plant, decide: &Decide, issuer: &Issuer) -> anyhow
         request: ours.request.clone(),
         processes: Group::Named(vec!["nginx: worker".into()]),
     });
-    let servers: Vec<Server> = [ours].into_iter().chain(theirs).collect();
+    let servers: Vec<Server> = [ours].into_iter().chain(limited).chain(theirs).collect();
 
     eprintln!("{decide:?}; an answer has {} bytes", answer.len());
     let mut grid = Grid::new(&[
@@ -131,6 +142,17 @@ async fn measured(plant: &mut Plant, decide: &Decide, issuer: &Issuer) -> anyhow
     Ok(grid)
 }
 
+/// The same daemon, asked about a second tenant, which has limits.
+async fn limited(plant: &mut Plant, decide: &Decide, issuer: &Issuer) -> anyhow::Result<Server> {
+    plant.onboard(1).await?;
+    let tenant = plant.tenants.last().context("a tenant")?.clone();
+    let mut link = Link::to(&plant.address).await?;
+    let address = format!("/v1/tenants/{}", tenant.id);
+    call(&mut link, "PATCH", &address, &plant.key, Some(&json!({"tier": "limited"}))).await?;
+    let (question, _) = question(plant, decide, issuer, &tenant).await?;
+    Ok(Server { name: LIMITED, address: plant.address.clone(), request: Arc::new(question), processes: plant.daemon() })
+}
+
 /// What every connection sends, and the answer that nginx is to give.
 async fn question(
     plant: &Plant,
@@ -142,7 +164,7 @@ async fn question(
     let keys = format!("/v1/tenants/{}/api-keys", tenant.id);
     let body = json!({"name": "gateway", "role": "reporter"});
     let issued = call(&mut link, "POST", &keys, &tenant.key, Some(&body)).await?;
-    let path = format!("/v1/quotas/{}/decision?userId=alice&model=gpt-4o", tenant.id);
+    let path = format!("/v1/quotas/{}/decision?userId=alice&apiKeyId=k1&model=gpt-4o", tenant.id);
     let credential = match decide.key {
         Credential::ApiKey => format!("X-API-Key: {}", issued["key"].as_str().context("a key")?),
         Credential::Jwt => format!("Authorization: Bearer {}", issuer.token(&tenant.id)?),
@@ -213,7 +235,7 @@ fn row(name: &str, rate: Rate, round: &Round, nginx: f64) -> Vec<String> {
     let latencies = &round.answered.latencies;
     let each = |seconds: f64| format!("{:.1}", seconds * 1e6 / latencies.count().max(1) as f64);
     // Beside a flood the daemon's CPU is the flood's too.
-    let server = if round.flood > 0 && name == OURS { "-".into() } else { each(round.server_cpu) };
+    let server = if round.flood > 0 && name.starts_with(OURS) { "-".into() } else { each(round.server_cpu) };
     let mut cells = vec![name.to_owned(), rate.to_string(), format!("{:.0}", round.per_second())];
     cells.extend([0.5, 0.99, 0.999, 1.0].map(|share| latencies.at(share).to_string()));
     cells.extend([server, each(round.answered.cpu), round.flood.to_string()]);

@@ -47,6 +47,14 @@ impl Clock {
     }
 }
 
+/// Nanoseconds on a clock that is never set back, from somewhere in the past: for measuring how long, not when.
+#[must_use]
+#[allow(clippy::disallowed_methods, reason = "the one place that reads the system's clock")]
+pub fn ticks() -> i64 {
+    static BEGAN: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
+    i64::try_from(BEGAN.elapsed().as_nanos()).unwrap_or(i64::MAX)
+}
+
 /// Random bytes from the operating system.
 ///
 /// # Panics

@@ -6,8 +6,10 @@
 mod envoy;
 mod flagsmith;
 mod gateway;
+mod jobs;
 mod kong_admin;
 mod nats;
+mod rate_limits;
 mod routes;
 
 use std::path::{Path, PathBuf};
@@ -19,8 +21,10 @@ use serde::Deserialize;
 pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
 pub use flagsmith::Flagsmith;
 pub use gateway::{Gateway, Kong, KongNode, LimitBy};
+pub use jobs::Jobs;
 pub use kong_admin::{KongAdmin, KongMode};
 pub use nats::Nats;
+pub use rate_limits::{Limit, RateLimits, TierLimits};
 pub use routes::{QuietHours, Route};
 
 use crate::domain::reconcile::Terms;
@@ -37,12 +41,14 @@ pub struct Config {
     pub nats: Nats,
     pub redis: Redis,
     pub auth: Auth,
+    pub rate_limits: RateLimits,
     pub envoy: Envoy,
     pub kong: KongAdmin,
     pub flagsmith: Flagsmith,
     pub notify: Notify,
     pub reconcile: Reconcile,
     pub gateway: Gateway,
+    pub jobs: Jobs,
     pub telemetry: Telemetry,
 }
 
@@ -162,6 +168,8 @@ pub struct Intake {
     pub patience_ms: u64,
     /// How long LiteLLM's callback, which does not come back, waits.
     pub litellm_patience_ms: u64,
+    /// Events that may wait in quarantine for tenants that cannot take them, for all tenants of the platform together.
+    pub parked_events_max: u64,
 }
 
 impl Default for Intake {
@@ -172,6 +180,7 @@ impl Default for Intake {
             event_bytes_max: 8 * 1024 * 1024,
             patience_ms: 250,
             litellm_patience_ms: 10_000,
+            parked_events_max: 1_000_000,
         }
     }
 }
@@ -179,7 +188,7 @@ impl Default for Intake {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Redis {
-    /// `redis://…`; the mirror is off without it.
+    /// `redis://…`; without it no mirror, and each node limits rates for itself.
     pub url: Option<SecretString>,
     /// Prefix of the mirrored keys: `<prefix><tenantId>`.
     pub key_prefix: String,
@@ -308,6 +317,10 @@ pub enum Channel {
         port: Option<u16>,
         #[serde(default)]
         tls: EmailTls,
+        /// PEM certificates of the authorities to trust besides the system's, for a relay of one's own.
+        ca_file: Option<PathBuf>,
+        #[serde(default)]
+        allow_private_addresses: bool,
         user: Option<String>,
         password: Option<SecretString>,
         from: String,
@@ -508,6 +521,10 @@ impl Config {
             "intake.batch_events_max: must be from 1 to 100000",
         );
         check(
+            (1..=1_000_000_000).contains(&self.intake.parked_events_max),
+            "intake.parked_events_max: must be from 1 to 1000000000",
+        );
+        check(
             self.nats.pull_messages > 0 && self.nats.pull_messages <= self.nats.ack_pending_max,
             "nats.pull_messages: must be above zero and not above nats.ack_pending_max",
         );
@@ -579,7 +596,9 @@ impl Config {
             }
         }
         problems.extend(self.notify.route_problems());
+        problems.extend(self.rate_limits.problems());
         problems.extend(self.envoy.problems());
+        problems.extend(self.jobs.problems());
         problems.extend(self.kong.problems());
         problems.extend(self.flagsmith.problems());
         if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }
@@ -633,9 +652,10 @@ mod tests {
         config.http.listen = "nowhere".into();
         config.store.url = SecretString::from("mysql://root:secret@db");
         config.tenants.open_max = 0;
+        config.intake.parked_events_max = 0;
         config.auth.bootstrap_key = Some(SecretString::from("short"));
         let problems = config.validated().unwrap_err().problems;
-        for key in ["http.listen", "store.url", "tenants.open_max", "auth.bootstrap_key"] {
+        for key in ["http.listen", "store.url", "tenants.open_max", "intake.parked_events_max", "auth.bootstrap_key"] {
             assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key}: {problems:?}");
         }
         assert!(

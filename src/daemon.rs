@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::config::{Config, millis};
 use crate::directory::{self, Settings, handle::Handle as Directory};
 use crate::domain::flag::FlagSource;
+use crate::domain::reconcile::Terms;
 use crate::envoy;
 use crate::fault;
 use crate::http::{self, Api, Dependency, Health, KongDoor, Rooms, State};
@@ -28,11 +29,14 @@ use crate::intake::flagsmith::Flagsmith;
 use crate::intake::kong::counters::Counters;
 use crate::intake::kong::health::{Health as SourceHealth, Standing};
 use crate::intake::kong::log_receiver::LogReceiver;
+use crate::intake::kong::presence::Presence;
 use crate::intake::kong::scraper::Scraper;
 use crate::intake::record::Recorder;
 use crate::intake::replayer::Replayer;
 use crate::intake::usage_stream::{StreamHealth, UsageStream};
+use crate::jobs::runner::Runner;
 use crate::outlet::{self, Outlets};
+use crate::rate_limit::{Limiter, Settlement, Sharing};
 use crate::store::database::Store;
 use crate::telemetry::{self, Telemetry};
 
@@ -78,7 +82,9 @@ pub struct Daemon {
     outlets: Outlets,
     stream: Option<Task>,
     sources: Vec<Task>,
+    settlement: Task,
     replayer: Task,
+    jobs: Task,
     doors: Task,
     /// The gRPC door, if it is configured.
     envoy: Option<Task>,
@@ -114,7 +120,8 @@ impl Daemon {
 
         let recorder = Recorder::new(directory.clone(), clock.clone(), config.intake.clone());
         let (stream, stream_health) = open_stream(&config, &recorder, &clock);
-        let (replayer, parked) = start_replayer(&recorder);
+        let (jobs, jobs_state) = start_jobs(&config, &directory, &clock);
+        let (replayer, parked, parked_detail) = start_replayer(&recorder);
         let (leaving, stopping) = watch::channel(false);
         let mut dependencies = vec![
             Dependency {
@@ -124,7 +131,8 @@ impl Daemon {
                 detail: None,
             },
             Dependency { name: "nats".into(), required: false, state: stream_health, detail: None },
-            Dependency { name: "parked-usage".into(), required: false, state: parked, detail: None },
+            Dependency { name: "jobs".into(), required: false, state: jobs_state, detail: None },
+            Dependency { name: "parked-usage".into(), required: false, state: parked, detail: Some(parked_detail) },
         ];
         dependencies.extend(outlets.health.iter().map(|outlet| Dependency {
             name: outlet.name.clone(),
@@ -136,8 +144,11 @@ impl Daemon {
         dependencies.extend(source_health);
         let (flags, fetching) = open_flags(&config, &directory, &clock, &mut dependencies).await?;
         sources.extend(fetching);
+        let (rate_limits, settlement, sharing) = open_rate_limits(&config)?;
+        dependencies.push(sharing);
         let kong = &config.gateway.kong;
-        let receiver = LogReceiver::new(directory.clone(), millis(config.intake.litellm_patience_ms));
+        let receiver = LogReceiver::new(directory.clone(), millis(config.intake.litellm_patience_ms))
+            .of_services(&kong.llm_services);
         let kong = KongDoor::new(kong, receiver);
 
         let listener = TcpListener::bind(&config.http.listen)
@@ -146,9 +157,10 @@ impl Daemon {
         let address = listener.local_addr()?;
         let patience = millis(config.telemetry.shutdown_ms);
         let health = Health { dependencies, stopping };
-        let envoy = open_envoy(&config, &directory, &clock, answering, patience / STEPS).await?;
-        let kong_sync = outlets.kong.clone();
-        let rooms = Rooms { directory: directory.clone(), gate, recorder, kong, flags, kong_sync };
+        let envoy = open_envoy(&config, &directory, &clock, &rate_limits, answering, patience / STEPS).await?;
+        let (kong_sync, channels) = (outlets.kong.clone(), outlets.bench.clone());
+        let rooms =
+            Rooms { directory: directory.clone(), gate, recorder, kong, flags, rate_limits, kong_sync, channels };
         let api = Api::new(rooms, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
         let (answering, stopped) = (answering.to_vec(), stop.clone());
@@ -166,7 +178,9 @@ impl Daemon {
             outlets,
             stream,
             sources,
+            settlement,
             replayer,
+            jobs,
             doors,
             envoy,
             telemetry,
@@ -190,7 +204,9 @@ impl Daemon {
             }
         };
         let sources = self.sources.into_iter().map(|source| source.end(step, "a source of the gateway's"));
-        tokio::join!(stream, self.replayer.end(step, "the replayer"), futures_util::future::join_all(sources));
+        let jobs = self.jobs.end(step, "background work");
+        let sources = futures_util::future::join_all(sources);
+        tokio::join!(stream, self.replayer.end(step, "the replayer"), sources, jobs);
         fault::point("drain.stream");
         let envoy = async {
             if let Some(envoy) = self.envoy {
@@ -198,6 +214,7 @@ impl Daemon {
             }
         };
         tokio::join!(self.doors.end(step, "the HTTP door"), envoy);
+        self.settlement.end(step, "the rate limits").await;
         fault::point("drain.doors");
         self.outlets.stop(step).await;
         fault::point("drain.outlets");
@@ -224,7 +241,7 @@ fn settings(config: &Config) -> Settings {
         tenants: config.tenants.clone(),
         retention_micros: config.retention_micros(),
         routing: Arc::new(config.notify.routing()),
-        reconcile: config.reconcile.terms(),
+        reconcile: terms(config),
     }
 }
 
@@ -233,17 +250,40 @@ async fn open_envoy(
     config: &Config,
     directory: &Directory,
     clock: &Clock,
+    rate_limits: &Limiter,
     answering: &[Handle],
     drain: Duration,
 ) -> anyhow::Result<Option<Task>> {
     let Some(listen) = &config.envoy.listen else { return Ok(None) };
     let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
     tracing::info!(address = %listener.local_addr()?, "answering Envoy");
-    let service = envoy::Service::new(directory.clone(), clock.clone(), config.envoy.clone());
+    let service = envoy::Service::new(directory.clone(), clock.clone(), config.envoy.clone(), rate_limits.clone());
     let stop = CancellationToken::new();
     let (answering, stopped) = (answering.to_vec(), stop.clone());
     let handle = tokio::spawn(async move { envoy::serve(service, listener, &answering, stopped, drain).await });
     Ok(Some(Task { stop, handle }))
+}
+
+/// How often is too often, who keeps the buckets, and how nodes count together.
+fn open_rate_limits(config: &Config) -> anyhow::Result<(Limiter, Task, Dependency)> {
+    let limiter = Limiter::new(&config.rate_limits, config.redis.url.is_some());
+    let settlement = Settlement::open(&config.rate_limits, &config.redis, limiter.clone());
+    let settlement = settlement.map_err(anyhow::Error::msg)?;
+    let stop = CancellationToken::new();
+    let task = Task { stop: stop.clone(), handle: tokio::spawn(settlement.run(stop)) };
+    let state = relay(limiter.sharing(), |sharing| match sharing {
+        Sharing::Local => State::Off,
+        Sharing::Unknown => State::Unknown,
+        Sharing::Shared => State::Up,
+        Sharing::Fallback => State::Down,
+    });
+    let detail = relay(limiter.sharing(), |sharing| match sharing {
+        Sharing::Local => "each node counts for itself".to_owned(),
+        Sharing::Unknown | Sharing::Shared => "nodes count together in Redis".to_owned(),
+        Sharing::Fallback => "each node counts for itself until Redis answers".to_owned(),
+    });
+    let sharing = Dependency { name: "rate-limits".into(), required: false, state, detail: Some(detail) };
+    Ok((limiter, task, sharing))
 }
 
 /// The usage stream, if NATS is configured, and how it is.
@@ -261,6 +301,12 @@ fn open_stream(config: &Config, recorder: &Recorder, clock: &Clock) -> (Option<T
     (Some(Task { stop, handle }), health)
 }
 
+/// How books are compared: what a meter says is no more exact than the time between two looks at it.
+fn terms(config: &Config) -> Terms {
+    let terms = config.reconcile.terms();
+    Terms { poll_micros: terms.poll_micros.max(config.gateway.kong.look_micros()), ..terms }
+}
+
 /// What is read of the gateway, as far as it is configured, and how each source is.
 fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow::Result<(Vec<Task>, Vec<Dependency>)> {
     let kong = &config.gateway.kong;
@@ -272,7 +318,8 @@ fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow
         dependencies.push(Dependency { name: name.into(), required: false, state, detail });
     };
     let mut start = |stop: CancellationToken, handle| tasks.push(Task { stop, handle });
-    let counters = Counters::open(kong, clock.clone(), directory.clone()).map_err(anyhow::Error::msg)?;
+    let counters = Counters::open(kong, &config.reconcile, clock.clone(), directory.clone());
+    let counters = counters.map_err(anyhow::Error::msg)?;
     if let Some(counters) = counters {
         source("kong-limiter", counters.health());
         let stop = CancellationToken::new();
@@ -283,7 +330,7 @@ fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow
     if kong.nodes.is_empty() {
         source("kong-metrics", off("proof: none, would be cumulative; missing: gateway.kong.nodes"));
     } else {
-        let scraper = Scraper::new(kong, config.reconcile.skew_ms, clock.clone(), directory.clone());
+        let scraper = Scraper::new(kong, &config.reconcile, clock.clone(), directory.clone());
         let scraper = scraper.context("making a client for kong's metrics")?;
         source("kong-metrics", scraper.health());
         let stop = CancellationToken::new();
@@ -292,6 +339,8 @@ fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow
     if kong.log_token.is_some() {
         let detail = format!("proof: requests, as http-log posts them with {}", kong.log_token_header);
         source("kong-log", watch::channel(SourceHealth { standing: Standing::Up, detail }).1);
+        let stop = CancellationToken::new();
+        start(stop.clone(), tokio::spawn(Presence::new(clock.clone(), directory.clone()).run(stop)));
     } else {
         source("kong-log", off("proof: requests, with a reporter's key; missing: gateway.kong.log_token"));
     }
@@ -334,12 +383,31 @@ fn source_state(health: &SourceHealth) -> State {
     }
 }
 
-/// Brings parked events back; degraded while some are waiting.
-fn start_replayer(recorder: &Recorder) -> (Task, watch::Receiver<State>) {
+/// Brings parked events back; degraded while some are waiting, down while no more can be parked.
+fn start_replayer(recorder: &Recorder) -> (Task, watch::Receiver<State>, watch::Receiver<String>) {
     let replayer = Replayer::new(recorder.clone());
-    let state = relay(replayer.waiting(), |waiting| if *waiting > 0 { State::Degraded } else { State::Up });
+    let state = relay(recorder.parked_events(), |parked| match parked.events {
+        _ if parked.full => State::Down,
+        Some(0) | None => State::Up,
+        Some(_) => State::Degraded,
+    });
+    let detail = relay(recorder.parked_events(), |parked| {
+        let (events, events_max) = (parked.events.unwrap_or(0), parked.events_max);
+        let word =
+            if parked.full { "no more is parked, the stream holds what comes" } else { "there is room for more" };
+        format!("{events} events of at most {events_max} (intake.parked_events_max); {word}")
+    });
     let stop = CancellationToken::new();
     let handle = tokio::spawn(replayer.run(stop.clone()));
+    (Task { stop, handle }, state, detail)
+}
+
+/// Runs what is done in the background; degraded while it cannot be looked for.
+fn start_jobs(config: &Config, directory: &Directory, clock: &Clock) -> (Task, watch::Receiver<State>) {
+    let runner = Runner::new(directory.clone(), clock.clone(), config.jobs.clone());
+    let state = relay(runner.load(), |load| if load.blind { State::Degraded } else { State::Up });
+    let stop = CancellationToken::new();
+    let handle = tokio::spawn(runner.run(stop.clone()));
     (Task { stop, handle }, state)
 }
 

@@ -5,11 +5,14 @@
 //! 1. **Doors**: [`http`] (requests, behind the lock of [`access`]), [`envoy`] (a gateway's questions over gRPC),
 //!    [`intake`] (usage events, over NATS and HTTP), [`outlet`] (alerts, mirrored standings and Kong's consumers, only after
 //!    a commit).
+//!    Beside them, [`jobs`]: background work that survives its worker.
 //! 2. [`directory`]: who is home. Finds a tenant, opens, restarts, rests and drains it; keeps the catalogue.
 //! 3. [`tenant`]: one pair of actors per tenant. The keeper answers from memory and never awaits IO; the writer runs one
 //!    transaction at a time.
 //! 4. [`store`]: SQL, one body for Postgres and SQLite.
 //! 5. [`domain`]: what is decided. Pure functions of their arguments; imports nothing of ours.
+//!
+//! [`rate_limit`] stands beside the doors: how often is too often, asked by [`http`] and [`envoy`].
 //!
 //! [`daemon`] is the only room that knows everybody. [`config`], [`clock`], [`json`], [`telemetry`] and [`threads`] are the
 //! walls; [`fault`] is where the tests may end us, and is not there in a release.
@@ -30,8 +33,10 @@ pub mod envoy;
 pub mod fault;
 pub mod http;
 pub mod intake;
+pub mod jobs;
 pub mod json;
 pub mod outlet;
+pub mod rate_limit;
 pub mod store;
 pub mod telemetry;
 pub mod tenant;

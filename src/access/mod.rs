@@ -145,6 +145,12 @@ impl Gate {
         })
     }
 
+    /// Counts a credential of a door's own that did not hold; is it one too many?
+    #[must_use]
+    pub fn is_one_too_many(&self, source: Option<IpAddr>, credential: &str) -> bool {
+        source.is_some_and(|source| self.shared.failures.is_one_too_many(source, credential))
+    }
+
     /// May this caller do `action` to `object`? Nobody may what the policy does not name.
     #[must_use]
     pub fn allows(&self, caller: &Caller, object: &str, action: &str) -> bool {

@@ -140,6 +140,9 @@ mod tests {
         ("quotas", "replace", &[Role::Admin]),
         ("decision", "read", &[Role::Admin, Role::Reader, Role::Reporter]),
         ("alerts", "read", &[Role::Admin, Role::Reader]),
+        ("alerts", "acknowledge", &[Role::Admin]),
+        ("channels", "read", &[]),
+        ("channels", "test", &[]),
         ("audit", "read", &[Role::Admin, Role::Reader]),
         ("audit", "verify", &[Role::Admin, Role::Reader]),
         ("gatewayLog", "report", &[Role::Reporter]),
@@ -151,9 +154,13 @@ mod tests {
         ("flags", "read", &[Role::Admin, Role::Reader]),
         ("flags", "put", &[Role::Admin]),
         ("flags", "delete", &[Role::Admin]),
+        ("rateLimits", "read", &[Role::Admin, Role::Reporter, Role::Reader]),
         ("kongSync", "read", &[]),
         ("quarantine", "read", &[Role::Admin]),
         ("quarantine", "replay", &[]),
+        ("jobs", "submit", &[Role::Admin]),
+        ("jobs", "read", &[Role::Admin]),
+        ("jobs", "cancel", &[Role::Admin]),
     ];
 
     #[test]

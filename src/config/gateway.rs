@@ -26,6 +26,9 @@ pub struct Kong {
     pub nodes: Vec<KongNode>,
     /// Time between two scrapes.
     pub scrape_ms: u64,
+    /// Kong's services that lead to the models' proxy: what goes to any other one is not held against the ledger. All of them
+    /// do, while none is named.
+    pub llm_services: Vec<String>,
     /// What http-log's header must hold; without it the log needs a key of ours.
     pub log_token: Option<SecretString>,
     /// The name of that header.
@@ -41,6 +44,7 @@ impl Default for Kong {
             limit_by: LimitBy::Header,
             nodes: Vec::new(),
             scrape_ms: 15_000,
+            llm_services: Vec::new(),
             log_token: None,
             log_token_header: "X-Ingest-Token".into(),
         }
@@ -48,11 +52,23 @@ impl Default for Kong {
 }
 
 impl Kong {
+    /// The longest time between two looks at a meter of any source that is configured, in microseconds; 0 without one.
+    #[must_use]
+    pub fn look_micros(&self) -> i64 {
+        let scrape = if self.nodes.is_empty() { 0 } else { self.scrape_ms };
+        let poll = if self.redis_url.is_some() { self.poll_ms } else { 0 };
+        i64::try_from(scrape.max(poll)).unwrap_or(i64::MAX).saturating_mul(1_000)
+    }
+
     pub(super) fn check(&self, check: &mut impl FnMut(bool, &str)) {
         let sensible = |millis: u64| (1_000..=3_600_000).contains(&millis);
         check(sensible(self.poll_ms), "gateway.kong.poll_ms: must be from 1000 to 3600000");
         check(sensible(self.scrape_ms), "gateway.kong.scrape_ms: must be from 1000 to 3600000");
         check(self.poll_keys_max > 0, "gateway.kong.poll_keys_max: must be above zero");
+        check(
+            self.llm_services.iter().all(|service| !service.trim().is_empty()),
+            "gateway.kong.llm_services: must be names of services",
+        );
         if let Some(url) = &self.redis_url {
             let known = ["redis://", "rediss://"].iter().any(|scheme| url.expose_secret().starts_with(scheme));
             check(known, "gateway.kong.redis_url: must begin with redis:// or rediss://");
@@ -96,4 +112,19 @@ pub struct KongNode {
     pub name: String,
     /// `http://…:8100/metrics` of its Status API.
     pub metrics_url: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_source_that_is_configured_says_how_far_apart_looks_are() {
+        let mut kong = Kong { scrape_ms: 60_000, poll_ms: 5_000, ..Kong::default() };
+        assert_eq!(kong.look_micros(), 0);
+        kong.redis_url = Some(SecretString::from("redis://127.0.0.1/"));
+        assert_eq!(kong.look_micros(), 5_000_000);
+        kong.nodes.push(KongNode { name: "one".into(), metrics_url: "http://127.0.0.1:8100/metrics".into() });
+        assert_eq!(kong.look_micros(), 60_000_000);
+    }
 }

@@ -200,7 +200,7 @@ impl Change for PutPlatformFlag {
         self.index.put_flags(self.index.flags().with(done.flag.clone()));
     }
 
-    fn render(done: &Written) -> String {
+    fn render(&self, done: &Written) -> String {
         done.answer.clone()
     }
 }
@@ -238,7 +238,7 @@ impl Change for DeletePlatformFlag {
         self.index.put_flags(self.index.flags().without(&self.key));
     }
 
-    fn render(done: &Written) -> String {
+    fn render(&self, done: &Written) -> String {
         done.answer.clone()
     }
 }
@@ -265,7 +265,7 @@ impl Change for KeepDocument {
         Ok(Ok(()))
     }
 
-    fn render((): &()) -> String {
+    fn render(&self, (): &()) -> String {
         "{}".into()
     }
 }

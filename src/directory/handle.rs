@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{ActorRef, RpcReplyPort};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::index::Index;
@@ -22,7 +23,7 @@ use crate::domain::tenant::{ApiKey, ExternalId, Lifecycle, Role, Tenant};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Refusal;
 use crate::store::audit::StoredRecord;
-use crate::store::database::Store;
+use crate::store::database::{Reader, Store};
 use crate::store::{StoreError, audit, quarantine, stream};
 use crate::tenant;
 
@@ -130,6 +131,8 @@ pub(super) struct Parts {
     pub(super) supervisor: ActorRef<supervisor::Message>,
     pub(super) clock: Clock,
     pub(super) exposures: super::flag::Exposures,
+    /// Rings when there may be background work.
+    pub(super) job_bell: Notify,
 }
 
 impl std::fmt::Debug for Handle {
@@ -203,6 +206,12 @@ impl Handle {
     #[must_use]
     pub fn lifecycle(&self, tenant: TenantId) -> Option<Lifecycle> {
         self.0.index.lifecycle(tenant)
+    }
+
+    /// What `read` makes of the tenant's tier, without the rest of its row.
+    #[must_use]
+    pub fn tier<T>(&self, tenant: TenantId, read: impl FnOnce(&str) -> T) -> Option<T> {
+        self.0.index.tier(tenant, read)
     }
 
     /// The API key with this public id; revoked ones too.
@@ -407,7 +416,7 @@ impl Handle {
         before: Option<Uuid>,
         limit: usize,
     ) -> Result<Page<Quarantined, Uuid>, Refused> {
-        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        let mut reader = self.control_reader().await?;
         quarantine::page(&mut reader, tenant, reason, before, limit).await.map_err(unavailable)
     }
 
@@ -416,7 +425,7 @@ impl Handle {
     /// # Errors
     /// [`Refused::Unavailable`].
     pub async fn quarantined_one(&self, id: Uuid) -> Result<Option<Quarantined>, Refused> {
-        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        let mut reader = self.control_reader().await?;
         quarantine::one(&mut reader, id).await.map_err(unavailable)
     }
 
@@ -433,7 +442,7 @@ impl Handle {
     /// # Errors
     /// [`Refused::Unavailable`].
     pub async fn waiting_census(&self) -> Result<Vec<(TenantId, i64)>, Refused> {
-        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        let mut reader = self.control_reader().await?;
         quarantine::waiting_census(&mut reader).await.map_err(unavailable)
     }
 
@@ -442,7 +451,7 @@ impl Handle {
     /// # Errors
     /// [`Refused::Unavailable`].
     pub async fn waiting(&self, tenant: TenantId, limit: usize, bytes_max: i64) -> Result<Vec<Quarantined>, Refused> {
-        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        let mut reader = self.control_reader().await?;
         quarantine::waiting(&mut reader, tenant, limit, bytes_max).await.map_err(unavailable)
     }
 
@@ -461,7 +470,7 @@ impl Handle {
     /// # Errors
     /// [`Refused::Unavailable`].
     pub async fn checkpoint(&self, name: &str) -> Result<Option<Checkpoint>, Refused> {
-        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        let mut reader = self.control_reader().await?;
         stream::checkpoint(&mut reader, name).await.map_err(unavailable)
     }
 
@@ -486,7 +495,7 @@ impl Handle {
     /// # Errors
     /// [`Refused::Unavailable`].
     pub async fn platform_audit_page(&self, query: ChainQuery) -> Result<Page<StoredRecord>, Refused> {
-        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        let mut reader = self.control_reader().await?;
         audit::page(&mut reader, query).await.map_err(unavailable)
     }
 
@@ -495,7 +504,7 @@ impl Handle {
     /// # Errors
     /// [`Refused::Unavailable`].
     pub async fn platform_audit_verify(&self) -> Result<ChainReport, Refused> {
-        let mut reader = self.0.store.control_reader().await.map_err(unavailable)?;
+        let mut reader = self.control_reader().await?;
         audit::verify(&mut reader, registrar::PLATFORM_CHAIN).await.map_err(unavailable)
     }
 
@@ -527,6 +536,17 @@ impl Handle {
 
     pub(super) async fn create_database(&self, tenant: TenantId, time_zone: &str) -> Result<(), StoreError> {
         self.0.store.create_tenant(tenant, time_zone, self.0.clock.now()).await
+    }
+
+    /// Rings when there may be background work to look for. A hint: whoever waits for it looks now and then anyway.
+    #[must_use]
+    pub fn job_bell(&self) -> &Notify {
+        &self.0.job_bell
+    }
+
+    /// A connection to read the control database with.
+    pub(super) async fn control_reader(&self) -> Result<Reader, Refused> {
+        self.0.store.control_reader().await.map_err(unavailable)
     }
 
     pub(super) async fn register<T: Send + 'static>(
@@ -566,7 +586,7 @@ impl Onboarded {
     }
 }
 
-fn unavailable(error: StoreError) -> Refused {
+pub(super) fn unavailable(error: StoreError) -> Refused {
     Refused::Unavailable(error.to_string())
 }
 

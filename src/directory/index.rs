@@ -74,6 +74,10 @@ impl Index {
         self.read().tenants.get(&tenant).map(|tenant| tenant.lifecycle)
     }
 
+    pub(super) fn tier<T>(&self, tenant: TenantId, read: impl FnOnce(&str) -> T) -> Option<T> {
+        self.read().tenants.get(&tenant).map(|tenant| read(&tenant.tier))
+    }
+
     pub(super) fn head(&self, tenant: TenantId) -> Head {
         self.read().heads.get(&tenant).copied().unwrap_or(Head::EMPTY)
     }

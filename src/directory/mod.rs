@@ -7,6 +7,7 @@
 //! - [`registrar`]: the actor that owns the control database's write connection: the only writer of the catalogue.
 //! - [`task`]: a change that a resource of the platform's brings whole. [`flag`]: the platform's feature flags, and counts
 //!   of what was served.
+//! - [`jobs`]: background work, as far as it is durable.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
 //! - [`workflow`]: changes that touch the control database and a tenant's; each step may be done again, and whatever a
 //!   crash left unfinished is finished at the next start.
@@ -17,6 +18,8 @@
 pub mod flag;
 pub mod handle;
 mod index;
+pub mod jobs;
+pub mod noted;
 mod registrar;
 pub mod slot;
 mod supervisor;
@@ -26,7 +29,7 @@ mod workflow;
 use std::sync::Arc;
 
 use ractor::Actor;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
 use crate::config;
@@ -85,6 +88,7 @@ pub async fn open(
         supervisor,
         clock,
         exposures: flag::Exposures::default(),
+        job_bell: Notify::new(),
     });
     workflow::resume(&handle).await;
     for tenant in awake {

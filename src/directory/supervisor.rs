@@ -118,6 +118,8 @@ pub(super) struct State {
     noted: HashMap<TenantId, Head>,
     /// Tenants that rest, and when their books are due to be compared.
     unsettled: HashMap<TenantId, Timestamp>,
+    /// Nothing is compared before: what came while we were away comes in first, and who was not heard is known.
+    compares_from: Timestamp,
 }
 
 impl Actor for Supervisor {
@@ -128,6 +130,7 @@ impl Actor for Supervisor {
     async fn pre_start(&self, myself: ActorRef<Message>, birth: Birth) -> Result<State, ActorProcessingErr> {
         myself.send_after(SWEEP_EVERY, || Message::Sweep);
         Ok(State {
+            compares_from: birth.clock.now().plus_micros(birth.settings.reconcile.settle_micros),
             birth,
             slots: HashMap::new(),
             tenants: HashMap::new(),
@@ -411,7 +414,8 @@ impl State {
             let _ = home.actor().cast(TenantMessage::Life(Life::Roll { now }));
         }
         let books = pulse.books();
-        if books.comparison.next(books.latest_event_at).is_some_and(|at| at <= now) {
+        let next = books.comparison.next(books.latest_event_at);
+        if now >= self.compares_from && next.is_some_and(|at| at <= now) {
             let _ = home.actor().cast(TenantMessage::Reconciliation(Reconciliation::Tick { now }));
         }
         let idle_micros = i64::try_from(self.birth.settings.tenants.idle_ms).unwrap_or(i64::MAX / 1_000) * 1_000;

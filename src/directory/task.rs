@@ -42,7 +42,7 @@ pub trait Change: Debug + Send + Sync + 'static {
     fn publish(&self, _done: &Self::Done) {}
 
     /// The answer that is kept with an idempotency key; it holds no secret.
-    fn render(done: &Self::Done) -> String;
+    fn render(&self, done: &Self::Done) -> String;
 }
 
 /// Why a change was not made.
@@ -138,7 +138,7 @@ impl<C: Change> Asked<C> {
             Err(refused) => return Ok(Err(Declined::Refused(refused))),
         };
         if let Some(idempotency) = &self.request.idempotency {
-            let answer = C::render(&done);
+            let answer = self.change.render(&done);
             request::keep(connection, &idempotency.key, &idempotency.body_hash, &answer, now).await?;
         }
         Ok(Ok(Answer::Fresh(done)))

@@ -391,7 +391,7 @@ impl task::Change for Say {
         self.1.lock().unwrap().push(done.clone());
     }
 
-    fn render(done: &String) -> String {
+    fn render(&self, done: &String) -> String {
         format!("said {done}")
     }
 }

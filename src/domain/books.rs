@@ -305,6 +305,8 @@ pub struct Posting {
     pub fired: Vec<Alert>,
     /// Alerts to mark as resolved.
     pub resolved: Vec<Alert>,
+    /// Alerts to mark as acknowledged.
+    pub acknowledged: Vec<Alert>,
     /// Outbox rows to insert.
     pub owed: Vec<Delivery>,
     /// Attempts to record in the outbox.
@@ -337,6 +339,7 @@ impl Posting {
             rollups: BTreeMap::new(),
             fired: Vec::new(),
             resolved: Vec::new(),
+            acknowledged: Vec::new(),
             owed: Vec::new(),
             attempts: Vec::new(),
             quotas: None,
@@ -593,7 +596,7 @@ impl Posting {
             AlertSubject::BudgetBurn(burn) => {
                 !books.quotas.iter().any(|quota| quota.id == burn.quota.id && quota.limit <= burn.quota.limit)
             }
-            AlertSubject::ReconciliationDrift(_) => false,
+            AlertSubject::ReconciliationDrift(_) | AlertSubject::Test(_) => false,
         });
         let mut unfinished: Vec<CounterKey> = self
             .books

@@ -54,6 +54,10 @@ uuid_id! {
     /// A finding of the reconciliation: one cause, one window. Derived, so that a second look makes the same one.
     FindingId
 }
+uuid_id! {
+    /// A piece of background work.
+    JobId
+}
 
 #[cfg(test)]
 mod tests {

@@ -14,7 +14,9 @@
 //! - `grouping`: how a batch is taken apart before it is counted.
 //! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
 //! - [`adjustment`]: entries that a person makes.
+//! - [`job`]: background work that survives its worker.
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
+//! - [`rate_limit`]: how often is too often: token buckets.
 //! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.
 //! - [`report`]: questions about the past, and their answers.
 //! - [`flag`]: feature flags: what each says to whom.
@@ -30,6 +32,7 @@ pub mod chain;
 pub mod flag;
 mod grouping;
 pub mod ids;
+pub mod job;
 pub mod notice;
 pub mod period;
 #[cfg(test)]
@@ -37,6 +40,7 @@ mod posting_tests;
 #[cfg(test)]
 mod properties_tests;
 pub mod quota;
+pub mod rate_limit;
 pub mod reconcile;
 pub mod report;
 pub mod request;

@@ -23,6 +23,16 @@ pub struct Alert {
     pub fired_at: Timestamp,
     /// When what it tells was over; `None` while it fires.
     pub resolved_at: Option<Timestamp>,
+    /// Who was the first to say that somebody looks at it.
+    pub acknowledged: Option<Acknowledgement>,
+}
+
+/// Somebody looks at an alert. It fires on until what it tells is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// As the chain names who asks for a change.
+    pub by: String,
+    pub at: Timestamp,
 }
 
 /// What an alert is about.
@@ -31,6 +41,8 @@ pub enum AlertSubject {
     QuotaThreshold(QuotaThreshold),
     BudgetBurn(BudgetBurn),
     ReconciliationDrift(ReconciliationDrift),
+    /// Nothing: somebody asks whether the channel of this name works. No books ever hold it.
+    Test(String),
 }
 
 /// One threshold of one quota reached in one period. Over when the period is reset or the limit raised.
@@ -82,21 +94,28 @@ impl Alert {
     #[must_use]
     pub fn threshold(tenant: TenantId, reached: QuotaThreshold, fired_at: Timestamp) -> Alert {
         let id = Alert::id_for(tenant, &reached.quota, reached.period_start, reached.threshold);
-        Alert { id, subject: AlertSubject::QuotaThreshold(reached), fired_at, resolved_at: None }
+        Alert { id, subject: AlertSubject::QuotaThreshold(reached), fired_at, resolved_at: None, acknowledged: None }
     }
 
     /// A budget that will not last.
     #[must_use]
     pub fn burn(tenant: TenantId, burn: BudgetBurn, fired_at: Timestamp) -> Alert {
         let id = Alert::id_for(tenant, &burn.quota, burn.period_start, BURN_MARK);
-        Alert { id, subject: AlertSubject::BudgetBurn(burn), fired_at, resolved_at: None }
+        Alert { id, subject: AlertSubject::BudgetBurn(burn), fired_at, resolved_at: None, acknowledged: None }
     }
 
     /// Books that disagree. The same cause and first window are the same alert.
     #[must_use]
     pub fn drift(tenant: TenantId, drift: ReconciliationDrift, fired_at: Timestamp) -> Alert {
         let id = Alert::drift_id(tenant, &drift.cause, drift.window_start);
-        Alert { id, subject: AlertSubject::ReconciliationDrift(drift), fired_at, resolved_at: None }
+        Alert { id, subject: AlertSubject::ReconciliationDrift(drift), fired_at, resolved_at: None, acknowledged: None }
+    }
+
+    /// Asks whether the channel of this name works; over at `over_at` whatever happens.
+    #[must_use]
+    pub fn test(id: AlertId, channel: &str, fired_at: Timestamp, over_at: Timestamp) -> Alert {
+        let subject = AlertSubject::Test(channel.to_owned());
+        Alert { id, subject, fired_at, resolved_at: Some(over_at), acknowledged: None }
     }
 
     /// The id of the alert for this quota, period and threshold: the same in every retry and on every node.
@@ -129,6 +148,7 @@ impl Alert {
             AlertSubject::QuotaThreshold(_) => AlertKind::QuotaThreshold,
             AlertSubject::BudgetBurn(_) => AlertKind::BudgetBurn,
             AlertSubject::ReconciliationDrift(_) => AlertKind::ReconciliationDrift,
+            AlertSubject::Test(_) => AlertKind::Test,
         }
     }
 
@@ -136,7 +156,7 @@ impl Alert {
     pub fn severity(&self) -> Severity {
         match &self.subject {
             AlertSubject::QuotaThreshold(reached) if reached.threshold >= 100 => Severity::Critical,
-            AlertSubject::QuotaThreshold(_) | AlertSubject::BudgetBurn(_) => Severity::Warning,
+            AlertSubject::QuotaThreshold(_) | AlertSubject::BudgetBurn(_) | AlertSubject::Test(_) => Severity::Warning,
             AlertSubject::ReconciliationDrift(_) => Severity::Critical,
         }
     }
@@ -147,7 +167,7 @@ impl Alert {
         match &self.subject {
             AlertSubject::QuotaThreshold(reached) => reached.period_end,
             AlertSubject::BudgetBurn(burn) => burn.period_end,
-            AlertSubject::ReconciliationDrift(_) => None,
+            AlertSubject::ReconciliationDrift(_) | AlertSubject::Test(_) => None,
         }
     }
 
@@ -156,7 +176,7 @@ impl Alert {
     pub fn reached(&self) -> Option<&QuotaThreshold> {
         match &self.subject {
             AlertSubject::QuotaThreshold(reached) => Some(reached),
-            AlertSubject::BudgetBurn(_) | AlertSubject::ReconciliationDrift(_) => None,
+            AlertSubject::BudgetBurn(_) | AlertSubject::ReconciliationDrift(_) | AlertSubject::Test(_) => None,
         }
     }
 
@@ -166,7 +186,7 @@ impl Alert {
         match &self.subject {
             AlertSubject::QuotaThreshold(reached) => Some((reached.quota.id, reached.period_start, reached.threshold)),
             AlertSubject::BudgetBurn(burn) => Some((burn.quota.id, burn.period_start, BURN_MARK)),
-            AlertSubject::ReconciliationDrift(_) => None,
+            AlertSubject::ReconciliationDrift(_) | AlertSubject::Test(_) => None,
         }
     }
 }
@@ -186,9 +206,11 @@ pub enum AlertKind {
     QuotaThreshold,
     BudgetBurn,
     ReconciliationDrift,
+    Test,
 }
 
 impl AlertKind {
+    /// What routes can name and books can hold.
     pub const ALL: [AlertKind; 3] = [AlertKind::QuotaThreshold, AlertKind::BudgetBurn, AlertKind::ReconciliationDrift];
 
     #[must_use]
@@ -197,6 +219,7 @@ impl AlertKind {
             AlertKind::QuotaThreshold => "quotaThreshold",
             AlertKind::BudgetBurn => "budgetBurn",
             AlertKind::ReconciliationDrift => "reconciliationDrift",
+            AlertKind::Test => "test",
         }
     }
 
@@ -231,21 +254,26 @@ impl Severity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {
     Fired,
+    /// Somebody looks at it.
+    Acknowledged,
     Resolved,
 }
 
 impl Event {
+    pub const ALL: [Event; 3] = [Event::Fired, Event::Acknowledged, Event::Resolved];
+
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Event::Fired => "fired",
+            Event::Acknowledged => "acknowledged",
             Event::Resolved => "resolved",
         }
     }
 
     #[must_use]
     pub fn from_name(name: &str) -> Option<Event> {
-        [Event::Fired, Event::Resolved].into_iter().find(|event| event.name() == name)
+        Event::ALL.into_iter().find(|event| event.name() == name)
     }
 }
 
@@ -273,6 +301,56 @@ impl Delivery {
         let suffix = self.event.name();
         format!("{}-{suffix}", Uuid::as_hyphenated(&self.alert.id.0))
     }
+}
+
+/// What has become of a message so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It is still to be delivered.
+    Owed,
+    Delivered,
+    /// The receiver would never take it, or did not for too long.
+    GaveUp,
+    /// It was over before the quiet hours were.
+    Withdrawn,
+}
+
+impl Outcome {
+    pub const ALL: [Outcome; 4] = [Outcome::Owed, Outcome::Delivered, Outcome::GaveUp, Outcome::Withdrawn];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Owed => "owed",
+            Outcome::Delivered => "delivered",
+            Outcome::GaveUp => "gaveUp",
+            Outcome::Withdrawn => "withdrawn",
+        }
+    }
+
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Outcome> {
+        Outcome::ALL.into_iter().find(|outcome| outcome.name() == name)
+    }
+}
+
+/// A row of the outbox as its history tells it, settled or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    pub alert: AlertId,
+    pub kind: AlertKind,
+    pub event: Event,
+    pub channel: String,
+    pub created_at: Timestamp,
+    /// Attempts that were made.
+    pub attempts: i64,
+    pub outcome: Outcome,
+    /// When it was settled; `None` while it is owed.
+    pub settled_at: Option<Timestamp>,
+    /// When the next attempt is due, if it is owed.
+    pub next_attempt_at: Option<Timestamp>,
+    /// Why the last attempt failed, in our words.
+    pub reason: String,
 }
 
 /// An alert that fires, and the channels that it was owed to.
@@ -354,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_delivery_is_named_by_its_alert_and_its_event() {
-        for event in [Event::Fired, Event::Resolved] {
+        for event in Event::ALL {
             assert_eq!(Event::from_name(event.name()), Some(event));
             let delivery = Delivery {
                 alert: alert(50),
@@ -367,6 +445,10 @@ mod tests {
         }
         assert_eq!((Event::Fired.name(), Event::Resolved.name()), ("fired", "resolved"));
         assert_eq!(Event::from_name("lost"), None);
+        for outcome in Outcome::ALL {
+            assert_eq!(Outcome::from_name(outcome.name()), Some(outcome));
+        }
+        assert_eq!(Outcome::from_name("lost"), None);
     }
 
     /// The id is written down by receivers, so it may never change: not even when this code does.

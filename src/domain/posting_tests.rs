@@ -9,10 +9,11 @@ use super::amount::NanoUsd;
 use super::books::{BatchCounts, Books, Counter, CounterKey, Cursor, Missing, Posting};
 use super::chain::{Entry, EntryOutcome, Record};
 use super::ids::QuotaId;
-use super::notice::{Alert, Attempt, AttemptResult, Delivery, Event, ReconciliationDrift};
+use super::notice::{Acknowledgement, Alert, Attempt, AttemptResult, Delivery, Event, ReconciliationDrift};
 use super::period::{self, PeriodKind, Window};
 use super::properties_tests::tenant;
 use super::quota::{Enforcement, Level, Metric, Quota, Scope};
+use super::request::Request;
 use super::routing::{Escalation, QuietHours, Route, Routing};
 use super::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE, Timestamp};
 use super::usage::{Amounts, BodyHash, EventKey, Flags, Kind, Refusal, Status, Subject, Totals, UsageEvent};
@@ -402,6 +403,31 @@ fn an_alert_is_owed_to_every_channel_and_recorded() {
     let canonical: Value = serde_json::from_slice(&posting.records[0].bytes).unwrap();
     assert_eq!(canonical["target"], format!("alert:{}", alert.id));
     assert_eq!((&canonical["actor"], &canonical["requestId"]), (&json!("system"), &json!("")));
+}
+
+#[test]
+fn an_alert_is_acknowledged_once_by_whoever_is_first() {
+    let firing = after(&books(vec![quota(1, 100, &[50])]), noon(), &[event(noon(), 60)]);
+    let id = firing.firing[0].id;
+    let by = |actor: &str| Request { actor: actor.into(), ..Request::system() };
+    let mut posting = open(&firing, noon());
+    let alert = posting.acknowledge_alert(id, &by("user:ada")).unwrap();
+    assert_eq!(alert.acknowledged, Some(Acknowledgement { by: "user:ada".into(), at: noon() }));
+    assert_eq!(
+        owed(&posting),
+        [(Event::Acknowledged, "pager", noon()), (Event::Acknowledged, "webhook", noon())],
+        "it fires on, and whoever was told is told this"
+    );
+    assert_eq!(posting.books.firing.first(), Some(&alert));
+    assert_eq!(actions(&posting), ["alert.acknowledged"]);
+    // In the same posting and in a later one, it has been said.
+    assert_eq!(posting.acknowledge_alert(id, &by("user:bob")), Some(alert.clone()));
+    let mut again = open(&posting.books, noon());
+    assert_eq!(again.acknowledge_alert(id, &by("user:bob")), Some(alert));
+    assert!(again.is_empty() && again.owed.is_empty() && posting.owed.len() == 2);
+    let mut over = open(&posting.books, at("2026-11-20T13:00:00Z"));
+    over.roll();
+    assert_eq!(over.acknowledge_alert(id, &by("user:bob")), None);
 }
 
 #[test]

@@ -110,11 +110,11 @@ pub(super) fn total_of<'a>(events: impl IntoIterator<Item = &'a UsageEvent>) -> 
     })
 }
 
-fn noon() -> Timestamp {
+pub(super) fn noon() -> Timestamp {
     "2026-10-25T12:00:00Z".parse().unwrap()
 }
 
-fn berlin() -> TimeZone {
+pub(super) fn berlin() -> TimeZone {
     period::time_zone("Europe/Berlin").unwrap()
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use jiff::tz::TimeZone;
 
-use super::ids::TenantId;
-use super::notice::Alert;
+use super::ids::{AlertId, TenantId};
+use super::notice::{Alert, Event, Message, Outcome};
 use super::period::{self, PeriodKind, Window};
 use super::time::Timestamp;
 use super::usage::{Subject, Totals, UsageEvent};
@@ -138,6 +138,29 @@ pub struct AlertQuery {
     pub before: Option<(Timestamp, uuid::Uuid)>,
     pub limit: usize,
 }
+
+/// Which rows of the outbox's history, newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessageQuery {
+    /// When they became owed.
+    pub window: Window,
+    pub channel: Option<String>,
+    pub outcome: Option<Outcome>,
+    pub before: Option<MessagePosition>,
+    pub limit: usize,
+}
+
+/// A row's place in the history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessagePosition {
+    pub at: Timestamp,
+    pub alert: AlertId,
+    pub event: Event,
+    pub channel: String,
+}
+
+/// A page of the outbox's history.
+pub type MessagePage = Page<Message, MessagePosition>;
 
 /// A page of alerts.
 pub type AlertPage = Page<Alert, (Timestamp, uuid::Uuid)>;

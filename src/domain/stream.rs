@@ -15,7 +15,7 @@ pub struct Checkpoint {
     pub sequence: i64,
     /// The server's time of the message at `sequence`, or of the last one that was read before it.
     pub at_nanos: i64,
-    /// Of the message at `sequence`; `None` when none of ours stands there.
+    /// Of the message at `sequence`; `None` when nothing stood there.
     pub hash: Option<[u8; 32]>,
 }
 
@@ -75,7 +75,9 @@ impl Anomaly {
         match self {
             Anomaly::MadeAnew => "the stream was made anew",
             Anomaly::EndedEarlier => "the stream ends before the place it was read to: it has lost its tail",
-            Anomaly::ContentChanged => "another message stands where the stream was read to",
+            Anomaly::ContentChanged => {
+                "another message stands where the stream was read to, or one where there was none"
+            }
             Anomaly::ConsumerAhead => "the consumer is ahead of the stream's end: the stream has lost its tail",
         }
     }
@@ -98,9 +100,8 @@ impl Checkpoint {
         if seen.last_sequence < self.sequence {
             return Verdict::Another(Anomaly::EndedEarlier);
         }
-        if let (Some(read), Some(stands)) = (self.hash, seen.at_checkpoint)
-            && read != stands
-        {
+        // What was read may be gone by now. What was gone does not come back, except from a copy.
+        if seen.at_checkpoint.is_some_and(|stands| self.hash != Some(stands)) {
             return Verdict::Another(Anomaly::ContentChanged);
         }
         let next = self.sequence.saturating_add(1);
@@ -159,9 +160,11 @@ mod tests {
         ] {
             assert_eq!(read().judge(&seen), verdict, "{seen:?}");
         }
-        // Nothing of ours stands there: the numbers alone judge.
-        let begun = Checkpoint { hash: None, ..read() };
-        assert_eq!(begun.judge(&Seen { at_checkpoint: other, ..seen(1, 1, 1_301) }), Verdict::Same);
+        // Messages that were gone, and passed, stand there again: the stream was purged, then restored from a copy.
+        let passed = Checkpoint { hash: None, ..read() };
+        assert_eq!(passed.judge(&gone(1_001, 1_301)), Verdict::Same);
+        let restored = Seen { at_checkpoint: other, ..seen(1, 1, 1_301) };
+        assert_eq!(passed.judge(&restored), Verdict::Another(ContentChanged));
     }
 
     #[test]

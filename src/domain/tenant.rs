@@ -51,10 +51,10 @@ impl Lifecycle {
 /// A tenant's id in another system. The pair (source, kind, id) belongs to one tenant at most.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ExternalId {
-    /// `litellm` or `kong`.
+    /// `litellm`, `kong` or `openmeter`.
     pub source: String,
     /// `team`, `organization`, `project`, `keyHash` or `keyAlias`: LiteLLM's `metadata.user_api_key_*` fields; `consumer`,
-    /// `customId` or `username`: Kong's consumer.
+    /// `customId` or `username`: Kong's consumer; `subject`: that of OpenMeter's events.
     pub kind: String,
     pub id: String,
 }

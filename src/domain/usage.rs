@@ -47,6 +47,8 @@ impl Flags {
     pub const CACHE_HIT: Flags = Flags(2);
     /// The sender's total differs from prompt + completion; the sender's is kept in the details.
     pub const TOTAL_DIFFERS: Flags = Flags(4);
+    /// The sender gave no time: it occurred when it arrived, which is no part of what the event says.
+    pub const UNDATED: Flags = Flags(8);
 
     #[must_use]
     pub fn with(self, other: Flags) -> Flags {
@@ -233,7 +235,8 @@ impl UsageEvent {
             context.update(&(part.len() as u64).to_be_bytes());
             context.update(part.as_bytes());
         };
-        context.update(&self.occurred_at.0.to_be_bytes());
+        let stated = if self.flags.has(Flags::UNDATED) { 0 } else { self.occurred_at.0 };
+        context.update(&stated.to_be_bytes());
         context.update(&[self.kind as u8, self.status as u8]);
         for part in [
             &self.subject.user,

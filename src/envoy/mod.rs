@@ -2,7 +2,8 @@
 //!
 //! `envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit` is what Envoy, and Envoy AI Gateway with it, asks before
 //! it lets a request pass. One call may carry several descriptors; each is a [`question`], the strongest answer decides.
-//! Nothing is counted here: `hits_addend` is not read, usage arrives as events. A tenant that is starting or frozen is
+//! No usage is counted here: `hits_addend` is not read, usage arrives as events. A call is one request of the tenant's
+//! traffic where that is limited by rate. A tenant that is starting or frozen is
 //! answered with UNAVAILABLE, so that Envoy's `failure_mode_deny` decides, unless another descriptor denies already.
 //!
 //! [`wire`] has the messages, [`question`] what they mean to us, [`server`] the socket. There is no TLS: Envoy is a
@@ -24,7 +25,9 @@ use tonic::{Code, Request, Response, Status};
 use crate::clock::Clock;
 use crate::config::{self, millis};
 use crate::directory::handle::{Absent, Handle as Directory};
+use crate::domain::ids::TenantId;
 use crate::domain::tenant::Lifecycle;
+use crate::rate_limit::{Limiter, Traffic};
 use question::{Answer, Question};
 use wire::{RateLimitRequest, RateLimitResponse};
 
@@ -43,14 +46,15 @@ struct Parts {
     directory: Directory,
     clock: Clock,
     settings: config::Envoy,
+    rate_limits: Limiter,
     deadline: Duration,
 }
 
 impl Service {
     #[must_use]
-    pub fn new(directory: Directory, clock: Clock, settings: config::Envoy) -> Service {
+    pub fn new(directory: Directory, clock: Clock, settings: config::Envoy, rate_limits: Limiter) -> Service {
         let deadline = millis(settings.request_timeout_ms);
-        Service(Arc::new(Parts { directory, clock, settings, deadline }))
+        Service(Arc::new(Parts { directory, clock, settings, rate_limits, deadline }))
     }
 }
 
@@ -81,12 +85,18 @@ impl Parts {
         if request.descriptors.is_empty() || request.descriptors.len() > DESCRIPTORS_MAX {
             return Err(Status::invalid_argument(format!("1 to {DESCRIPTORS_MAX} descriptors are answered")));
         }
-        let mut answers = Vec::with_capacity(request.descriptors.len());
-        for descriptor in &request.descriptors {
-            answers.push(match question::of(descriptor, &self.settings.keys) {
-                Some(question) => self.ask(&question).await,
+        let of = |descriptor| question::of(descriptor, &self.settings.keys);
+        let questions: Vec<Option<Question>> = request.descriptors.iter().map(of).collect();
+        let mut answers = Vec::with_capacity(questions.len());
+        for question in &questions {
+            answers.push(match question {
+                Some(question) => self.ask(question).await,
                 None => Answer::Unknown,
             });
+        }
+        // What is denied anyway, or not answered, costs no token.
+        if self.rate_limits.limits_traffic() && answers.iter().all(|answer| answer.passes(self.settings.on_unknown)) {
+            self.judge_traffic(&questions, &mut answers);
         }
         question::response(&answers, self.settings.on_unknown, self.clock.now())
             .ok_or_else(|| Status::unavailable("the tenant cannot be asked now"))
@@ -104,11 +114,32 @@ impl Parts {
         if known { Ok(()) } else { Err(Status::unauthenticated("a bearer token is needed")) }
     }
 
+    /// A call is one request of each tenant that it names, and of each of its API keys, in however many descriptors.
+    fn judge_traffic(&self, questions: &[Option<Question>], answers: &mut [Answer]) {
+        let mut tenants: Vec<TenantId> = questions.iter().flatten().map(|question| question.tenant).collect();
+        tenants.sort_unstable();
+        tenants.dedup();
+        for tenant in tenants {
+            let of_tenant = |question: &&Question| question.tenant == tenant;
+            let asked = questions.iter().flatten().filter(of_tenant);
+            let mut keys: Vec<&str> = asked.map(|question| question.subject.api_key.as_str()).collect();
+            keys.sort_unstable();
+            keys.dedup();
+            let Some(tier) = self.directory.tier(tenant, |name| self.rate_limits.tier(Some(name))) else { continue };
+            let Traffic::Refused(refusal) = self.rate_limits.judge_traffic(tenant, tier, &keys) else { continue };
+            for (question, answer) in questions.iter().zip(answers.iter_mut()) {
+                if question.as_ref().is_some_and(|question| question.tenant == tenant) {
+                    answer.refuse(refusal);
+                }
+            }
+        }
+    }
+
     async fn ask(&self, question: &Question) -> Answer {
         let suspended = self.directory.lifecycle(question.tenant) == Some(Lifecycle::Suspended);
         match self.directory.find(question.tenant).await {
             Ok(handle) => match handle.decide(&question.subject) {
-                Ok(decided) => Answer::Judged { decision: decided.decision, suspended },
+                Ok(decided) => Answer::Judged { decision: decided.decision, suspended, refusal: None },
                 Err(_) => Answer::Unavailable,
             },
             Err(Absent::Unknown) => Answer::Unknown,

@@ -6,6 +6,7 @@ use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Decision, Metric, Standing, Verdict};
 use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
 use crate::domain::usage::{LABEL_BYTES_MAX, Subject};
+use crate::rate_limit::Refusal;
 
 use super::wire::{Code, Descriptor, DescriptorStatus, Duration, HeaderValue, RateLimit, RateLimitResponse, Unit};
 
@@ -28,11 +29,33 @@ pub(super) enum Answer {
     Judged {
         decision: Decision,
         suspended: bool,
+        /// The limit that the tenant's traffic is over.
+        refusal: Option<Box<Refusal>>,
     },
     /// It names no tenant of ours.
     Unknown,
     /// The tenant is starting, frozen or elsewhere.
     Unavailable,
+}
+
+impl Answer {
+    /// Whether the request may pass as far as this answer knows.
+    pub(super) fn passes(&self, on_unknown: OnUnknown) -> bool {
+        match self {
+            Answer::Judged { decision, suspended, refusal } => {
+                !suspended && refusal.is_none() && decision.verdict != Verdict::Deny
+            }
+            Answer::Unknown => on_unknown != OnUnknown::Deny,
+            Answer::Unavailable => false,
+        }
+    }
+
+    /// The tenant's traffic is over its limit.
+    pub(super) fn refuse(&mut self, over: Refusal) {
+        if let Answer::Judged { refusal, .. } = self {
+            *refusal = Some(Box::new(over));
+        }
+    }
 }
 
 /// The question in a descriptor; `None` when it names no tenant, or two.
@@ -107,7 +130,7 @@ impl Word {
 
 fn word(answer: &Answer) -> Word {
     match answer {
-        Answer::Judged { suspended: true, .. } => Word::Deny,
+        Answer::Judged { suspended: true, .. } | Answer::Judged { refusal: Some(_), .. } => Word::Deny,
         Answer::Judged { decision, .. } => match decision.verdict {
             Verdict::Allow => Word::Allow,
             Verdict::Warn => Word::Warn,
@@ -118,6 +141,9 @@ fn word(answer: &Answer) -> Word {
 }
 
 fn status(answer: &Answer, on_unknown: OnUnknown, now: Timestamp) -> DescriptorStatus {
+    if let Answer::Judged { refusal: Some(refusal), suspended: false, .. } = answer {
+        return refused(refusal);
+    }
     let (code, tightest) = match answer {
         // A suspension ends when a person ends it: there is no time to tell.
         Answer::Judged { suspended: true, .. } => (Code::OverLimit, None),
@@ -134,6 +160,27 @@ fn status(answer: &Answer, on_unknown: OnUnknown, now: Timestamp) -> DescriptorS
         current_limit: tightest.map(limit),
         limit_remaining: tightest.map_or(0, |standing| small(standing.quota.metric, standing.remaining)),
         duration_until_reset: tightest.and_then(|standing| standing.reset_at).map(|reset| until(reset, now)),
+    }
+}
+
+/// A request over the limit of the tenant's traffic.
+fn refused(refusal: &Refusal) -> DescriptorStatus {
+    let policy = refusal.policy;
+    let unit = match policy.window_seconds() {
+        1 => Unit::Second,
+        60 => Unit::Minute,
+        3_600 => Unit::Hour,
+        86_400 => Unit::Day,
+        _ => Unit::Unknown,
+    };
+    let limit =
+        RateLimit { requests_per_unit: policy.quota(), unit: unit.into(), name: refusal.class.name().to_owned() };
+    let nanos = i32::try_from(refusal.wait % 1_000_000_000).unwrap_or_default();
+    DescriptorStatus {
+        code: Code::OverLimit.into(),
+        current_limit: Some(limit),
+        limit_remaining: 0,
+        duration_until_reset: Some(Duration { seconds: refusal.wait / 1_000_000_000, nanos }),
     }
 }
 
@@ -204,7 +251,7 @@ mod tests {
         let (level, remaining) = (level(&quota, used), (quota.limit - used).max(0));
         let reset_at = Some(Timestamp(3_000_001));
         let standing = Standing { quota, used, remaining, level, period_start: Timestamp(0), reset_at };
-        Answer::Judged { decision: judge(vec![standing], 1), suspended: false }
+        Answer::Judged { decision: judge(vec![standing], 1), suspended: false, refusal: None }
     }
 
     fn told(answers: &[Answer], on_unknown: OnUnknown) -> Option<(&'static str, Code)> {
@@ -290,9 +337,30 @@ mod tests {
     }
 
     #[test]
+    fn traffic_over_its_limit_is_denied_until_a_request_passes() {
+        use crate::domain::rate_limit::{Class, Policy};
+        let policy = Policy::new(30, 60, 5).unwrap();
+        let mut answers = [judged(0, Enforcement::Block), Answer::Unknown];
+        assert!(answers.iter().all(|answer| answer.passes(OnUnknown::Allow)));
+        assert!(!answers[1].passes(OnUnknown::Deny) && !Answer::Unavailable.passes(OnUnknown::Allow));
+        answers.iter_mut().for_each(|answer| {
+            answer.refuse(Refusal { class: Class::TenantTraffic, policy, wait: 1_500_000_000 });
+        });
+        assert!(!answers[0].passes(OnUnknown::Allow));
+        let (word, response) = response(&answers, OnUnknown::Allow, Timestamp(0)).unwrap();
+        assert_eq!((word, response.overall_code()), ("deny", Code::OverLimit));
+        let limit = response.statuses[0].current_limit.as_ref().unwrap();
+        assert_eq!((limit.requests_per_unit, limit.unit(), limit.name.as_str()), (30, Unit::Minute, "tenantTraffic"));
+        let wait = Duration { seconds: 1, nanos: 500_000_000 };
+        assert_eq!(response.statuses[0].duration_until_reset, Some(wait));
+        assert_eq!(response.response_headers_to_add[1], header("retry-after", "2".into()));
+        assert_eq!(response.statuses[1].code(), Code::Ok, "nobody's limit");
+    }
+
+    #[test]
     fn a_suspended_tenant_is_denied_whatever_its_quotas_say() {
         let Answer::Judged { decision, .. } = judged(0, Enforcement::Alert) else { panic!("judged") };
-        let answers = [Answer::Judged { decision, suspended: true }];
+        let answers = [Answer::Judged { decision, suspended: true, refusal: None }];
         let (word, response) = response(&answers, OnUnknown::Allow, Timestamp(0)).unwrap();
         assert_eq!((word, response.overall_code()), ("deny", Code::OverLimit));
         assert_eq!((response.response_headers_to_add.len(), &response.statuses[0].current_limit), (1, &None));

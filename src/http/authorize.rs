@@ -1,5 +1,6 @@
 //! Who is calling, and may they: every operation that is not open passes here, and what no rule allows is denied.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::door::Passage;
 use super::gateway;
 use super::operation::{Operation, Scope};
 use super::problem::{Code, Problem};
+use super::rate_limits;
 use crate::access::{Caller, Credentials, FAILURES_WINDOW, Unauthenticated};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::TenantId;
@@ -50,18 +52,19 @@ pub(super) struct Asked {
 /// Decides whether the passage may go on, and about which tenant it is.
 ///
 /// # Errors
-/// 401, 403 or 404; a denial of a caller who is known is in the audit chain when this returns.
+/// 401, 403, 404 or 429; a denial of a caller who is known is in the audit chain when this returns.
 pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Problem> {
     if passage.operation.scope == Scope::Open {
         return Ok(Admitted { caller: None, tenant: None });
     }
     if passage.operation.id == gateway::LOGS
-        && let Some(caller) = api.kong.admit(passage.request.headers())?
+        && let Some(caller) = api.kong.admit(&api.gate, passage.request.headers(), source(passage))?
     {
         tracing::Span::current().record("actor", caller.actor.as_str());
         return Ok(Admitted { caller: Some(caller), tenant: None });
     }
     let mut caller = authenticate(api, passage).await?;
+    rate_limits::admit(api, passage, &caller)?;
     if let Some(user) = passage.said.user.as_ref().filter(|_| caller.service) {
         caller.actor = format!("{} for user:{user}", caller.actor);
         caller.user = Some(user.clone());
@@ -94,17 +97,23 @@ async fn authenticate(api: &Api, passage: &Passage) -> Result<Caller, Problem> {
     if keys.len() > 1 {
         return Err(unreadable());
     }
-    let source = passage.request.remote_addr().as_socket_addr().map(|address| address.ip());
-    let credentials = Credentials { authorization, api_key: keys.first().copied(), source };
+    let credentials = Credentials { authorization, api_key: keys.first().copied(), source: source(passage) };
     api.gate.authenticate(credentials).await.map_err(|unauthenticated| match unauthenticated {
         Unauthenticated::Missing => Problem::new(Code::AuthenticationRequired),
         Unauthenticated::Malformed => Problem::new(Code::MalformedCredentials),
         Unauthenticated::Invalid => Problem::new(Code::InvalidCredentials),
-        Unauthenticated::TooOften => {
-            Problem::new(Code::TooManyFailures).after_ms(u64::try_from(FAILURES_WINDOW.as_millis()).unwrap_or(u64::MAX))
-        }
+        Unauthenticated::TooOften => too_many_failures(),
         Unauthenticated::KeysUnavailable => Problem::new(Code::KeysUnavailable),
     })
+}
+
+/// Where the request came from.
+fn source(passage: &Passage) -> Option<IpAddr> {
+    passage.request.remote_addr().as_socket_addr().map(|address| address.ip())
+}
+
+pub(super) fn too_many_failures() -> Problem {
+    Problem::new(Code::TooManyFailures).after_ms(u64::try_from(FAILURES_WINDOW.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The tenant in question, or why the caller may not.
@@ -127,7 +136,7 @@ fn is_platform(caller: &Caller) -> bool {
 }
 
 /// Which tenant it is about. Another tenant's is answered as one that does not exist.
-fn subject(caller: &Caller, passage: &Passage) -> Result<Option<TenantId>, Problem> {
+pub(super) fn subject(caller: &Caller, passage: &Passage) -> Result<Option<TenantId>, Problem> {
     let unknown = || Problem::new(Code::TenantNotFound);
     let own = |named: TenantId| match caller.tenant {
         Some(tenant) if tenant != named => Err(unknown()),
@@ -308,6 +317,7 @@ mod tests {
             identity: Identity { request_id: "r".into(), trace: None },
             said,
             query,
+            told: rate_limits::Told::default(),
             request,
         }
     }

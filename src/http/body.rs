@@ -39,7 +39,7 @@ pub(super) async fn receive(
     let (bytes_max, media) = match kind {
         BodyKind::None => return Ok(Bytes::new()),
         BodyKind::Json | BodyKind::Evaluation => (limits.body_bytes_max, JSON),
-        BodyKind::Events => (limits.events_body_bytes_max, EVENTS),
+        BodyKind::Events | BodyKind::OpenMeter => (limits.events_body_bytes_max, EVENTS),
         BodyKind::LiteLlm => (limits.litellm_body_bytes_max, LINES),
         BodyKind::KongLog => (limits.gateway_log_body_bytes_max, LINES),
     };

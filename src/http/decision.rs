@@ -2,6 +2,9 @@
 //!
 //! This is asked in the gateway's own request path, so it is answered without the framework's JSON document model and
 //! is described by hand; `document` puts the description where it belongs.
+//!
+//! Where the tenant's traffic is limited, an answer is about one request: it may not be kept, and a refusal only until a
+//! request passes again; see [`crate::rate_limit`].
 
 use std::hash::{BuildHasher, Hash, Hasher};
 
@@ -12,12 +15,15 @@ use serde_json::{Value, json};
 
 use super::authorize::Ask;
 use super::problem::{FieldProblem, Problem};
+use super::rate_limits::tier_of;
 use super::reply;
 use super::view::{Amount, ScopeView, instant};
+use crate::config;
 use crate::domain::quota::{Decision, Level, Standing, Verdict};
 use crate::domain::tenant::Lifecycle;
-use crate::domain::time::Timestamp;
+use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
 use crate::domain::usage::{LABEL_BYTES_MAX, Subject};
+use crate::rate_limit::{Refusal, Traffic};
 
 /// Answers with a decision, or that the one the gateway has still holds.
 pub(super) async fn answer(ask: &Ask) -> Result<Response, Problem> {
@@ -26,28 +32,39 @@ pub(super) async fn answer(ask: &Ask) -> Result<Response, Problem> {
     let suspended = ask.is_platform() && ask.row()?.lifecycle == Lifecycle::Suspended;
     let hash = hash_of(&subject, suspended);
     let decided = ask.handle().await?.decide(&subject)?;
-    let limits = &ask.api.limits;
-    let freshness = Freshness {
-        now: ask.api.clock.now(),
-        refresh_ms: limits.decision_refresh_ms,
-        valid_ms: limits.decision_valid_ms,
-    };
-    let tag = etag(decided.epoch, &decided.decision, hash);
+    let denied = suspended || decided.decision.verdict == Verdict::Deny;
+    // What is denied anyway costs no token.
+    let traffic = if denied { Traffic::Unlimited } else { judge_traffic(ask, &subject) };
+    let freshness = Freshness::of(&ask.api.limits, traffic, ask.api.clock.now());
+    let refused = freshness.refusal.is_some();
+    let tag = etag(decided.epoch, &decided.decision, hash ^ u64::from(refused));
     let known = ask.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-    let mut response = if known.is_some_and(|known| is_known(known, &tag)) {
+    // A refusal says until when, and that is another moment each time.
+    let mut response = if !refused && known.is_some_and(|known| is_known(known, &tag)) {
         Response::builder().status(StatusCode::NOT_MODIFIED).finish()
     } else {
         let view = DecisionView::of(&decided.decision, suspended, freshness);
         reply::json(StatusCode::OK, serde_json::to_vec(&view).unwrap_or_default())
     };
     let headers = response.headers_mut();
-    let max_age = format!("private, max-age={}", limits.decision_refresh_ms / 1_000);
+    let max_age = format!("private, max-age={}", freshness.refresh_ms / 1_000);
     for (name, value) in [(header::ETAG, &tag), (header::CACHE_CONTROL, &max_age)] {
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(name, value);
         }
     }
     Ok(response)
+}
+
+/// One request of the tenant's, as this question stands for one.
+fn judge_traffic(ask: &Ask, subject: &Subject) -> Traffic {
+    if !ask.api.rate_limits.limits_traffic() {
+        return Traffic::Unlimited;
+    }
+    let limits = ask.admitted.tenant.and_then(|tenant| Some((tenant, tier_of(&ask.api, tenant)?)));
+    limits.map_or(Traffic::Unlimited, |(tenant, tier)| {
+        ask.api.rate_limits.judge_traffic(tenant, tier, &[&subject.api_key])
+    })
 }
 
 fn subject(query: &[(String, String)]) -> Result<Subject, Problem> {
@@ -97,9 +114,28 @@ struct Freshness {
     now: Timestamp,
     refresh_ms: u64,
     valid_ms: u64,
+    /// Why the traffic's limit refuses, and when a request passes again.
+    refusal: Option<(Refusal, Timestamp)>,
 }
 
 impl Freshness {
+    fn of(limits: &config::Http, traffic: Traffic, now: Timestamp) -> Freshness {
+        let valid_ms = limits.decision_valid_ms;
+        match traffic {
+            Traffic::Unlimited => Freshness { now, refresh_ms: limits.decision_refresh_ms, valid_ms, refusal: None },
+            // The next request takes a token of its own.
+            Traffic::Admitted => Freshness { now, refresh_ms: 0, valid_ms, refusal: None },
+            Traffic::Refused(refusal) => {
+                let wait_micros = refusal.wait.saturating_add(999) / 1_000;
+                // As it is written: in milliseconds, and not before a request passes.
+                let passes = Timestamp(now.plus_micros(wait_micros.saturating_add(999)).0 / 1_000 * 1_000);
+                // Whole seconds, as `max-age` can say them: to be asked again early does no harm.
+                let refresh_ms = u64::try_from(wait_micros / MICROS_PER_SECOND).unwrap_or_default() * 1_000;
+                Freshness { now, refresh_ms, valid_ms, refusal: Some((refusal, passes)) }
+            }
+        }
+    }
+
     /// No answer outlives the period that it judged.
     fn until(self, milliseconds: u64, reset_at: Option<Timestamp>) -> Timestamp {
         let micros = i64::try_from(milliseconds).unwrap_or(i64::MAX).saturating_mul(1_000);
@@ -126,6 +162,20 @@ struct Reason {
     code: &'static str,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     quota: Option<QuotaReason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_limit: Option<RateLimitReason>,
+}
+
+/// The limit that traffic is over.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RateLimitReason {
+    class: &'static str,
+    quota: u32,
+    window_seconds: u32,
+    burst: u32,
+    /// When a request passes again.
+    reset_at: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -143,21 +193,26 @@ struct QuotaReason {
 }
 
 const TENANT_SUSPENDED: &str = "TENANT_SUSPENDED";
+const RATE_LIMITED: &str = "RATE_LIMITED";
 const LIMIT_REACHED: &str = "LIMIT_REACHED";
 const THRESHOLD_REACHED: &str = "THRESHOLD_REACHED";
 
 impl DecisionView {
     fn of(decision: &Decision, suspended: bool, freshness: Freshness) -> DecisionView {
         let tightest = decision.tightest.as_ref();
-        let reset_at = tightest.and_then(|standing| standing.reset_at);
-        let suspension = suspended.then_some(Reason { code: TENANT_SUSPENDED, quota: None });
+        let passes = freshness.refusal.map(|(_, passes)| passes);
+        let reset_at = passes.or(tightest.and_then(|standing| standing.reset_at));
+        let suspension = suspended.then_some(Reason { code: TENANT_SUSPENDED, quota: None, rate_limit: None });
+        let refusal = freshness.refusal.map(|(refusal, passes)| Reason::of_refusal(refusal, passes));
+        let reasons = suspension.into_iter().chain(refusal).chain(decision.reasons.iter().map(Reason::of));
+        let denied = suspended || passes.is_some();
         DecisionView {
-            decision: if suspended { Verdict::Deny.name() } else { decision.verdict.name() },
-            reasons: suspension.into_iter().chain(decision.reasons.iter().map(Reason::of)).collect(),
+            decision: if denied { Verdict::Deny.name() } else { decision.verdict.name() },
+            reasons: reasons.collect(),
             remaining: tightest.map(|standing| Amount::new(standing.quota.metric, standing.remaining)),
             reset_at: reset_at.map(instant),
             refresh_after: instant(freshness.until(freshness.refresh_ms, reset_at)),
-            valid_until: instant(freshness.until(freshness.valid_ms, reset_at)),
+            valid_until: instant(passes.unwrap_or_else(|| freshness.until(freshness.valid_ms, reset_at))),
         }
     }
 }
@@ -178,7 +233,19 @@ impl Reason {
                 remaining: Amount::new(quota.metric, standing.remaining),
                 reset_at: standing.reset_at.map(instant),
             }),
+            rate_limit: None,
         }
+    }
+
+    fn of_refusal(refusal: Refusal, passes: Timestamp) -> Reason {
+        let rate_limit = RateLimitReason {
+            class: refusal.class.name(),
+            quota: refusal.policy.quota(),
+            window_seconds: refusal.policy.window_seconds(),
+            burst: refusal.policy.burst(),
+            reset_at: instant(passes),
+        };
+        Reason { code: RATE_LIMITED, quota: None, rate_limit: Some(rate_limit) }
     }
 }
 
@@ -193,7 +260,7 @@ pub(super) fn described() -> Value {
     json!({"get": {
         "tags": ["Quotas"],
         "summary": "Ask for a decision",
-        "description": "For gateways: what to do with a request attributed like this. Always 200 for a known tenant; the caller chooses what to do when it gets no answer. All matching quotas apply at once and the tightest decides. Ask again after `refreshAfter`, with the ETag in If-None-Match; without an answer the decision may be used until `validUntil`.",
+        "description": "For gateways: what to do with a request attributed like this. Always 200 for a known tenant; the caller chooses what to do when it gets no answer. All matching quotas apply at once and the tightest decides. Ask again after `refreshAfter`, with the ETag in If-None-Match; without an answer the decision may be used until `validUntil`. Where the tier limits the tenant's traffic, a question stands for one request: an answer is not to be kept (`refreshAfter` is now), and one over the limit is denied until `resetAt`.",
         "operationId": "decide",
         "parameters": [
             parameter("tenantId", "path", "The tenant's id."),
@@ -234,20 +301,30 @@ pub(super) fn schema() -> Value {
         "properties": {
             "decision": {"type": "string", "enum": ["allow", "warn", "deny"]},
             "reasons": {
-                "description": "The matching quotas that are not ok, tightest first, and a suspension before them.",
+                "description": "The matching quotas that are not ok, tightest first; before them a suspension, or the limit that the traffic is over.",
                 "type": "array",
                 "items": {
                     "type": "object",
                     "required": ["code"],
                     "properties": {
-                        "code": {"type": "string", "enum": [TENANT_SUSPENDED, LIMIT_REACHED, THRESHOLD_REACHED]},
+                        "code": {"type": "string", "enum": [TENANT_SUSPENDED, RATE_LIMITED, LIMIT_REACHED, THRESHOLD_REACHED]},
                         "quotaId": {"type": "string"},
                         "scope": {"$ref": "#/components/schemas/Scope"},
                         "metric": {"type": "string"},
                         "period": {"type": "string"},
                         "enforcement": {"type": "string"},
                         "limit": amount, "used": amount, "remaining": amount,
-                        "resetAt": maybe_instant
+                        "resetAt": maybe_instant,
+                        "rateLimit": {
+                            "description": "Of RATE_LIMITED: the limit, and when a request passes again.",
+                            "type": "object",
+                            "required": ["class", "quota", "windowSeconds", "burst", "resetAt"],
+                            "properties": {
+                                "class": {"type": "string", "enum": ["tenantTraffic", "apiKeyTraffic"]},
+                                "quota": {"type": "integer"}, "windowSeconds": {"type": "integer"},
+                                "burst": {"type": "integer"}, "resetAt": instant
+                            }
+                        }
                     }
                 }
             },
@@ -277,6 +354,7 @@ mod tests {
     use crate::domain::ids::QuotaId;
     use crate::domain::period::PeriodKind;
     use crate::domain::quota::{Enforcement, Metric, Quota, Scope, judge, level};
+    use crate::domain::rate_limit::{Class, Policy};
 
     fn standing(used: i64) -> Standing {
         let quota = Quota {
@@ -295,8 +373,34 @@ mod tests {
     }
 
     fn told(decision: &Decision, suspended: bool) -> Value {
-        let freshness = Freshness { now: Timestamp(1_000_000), refresh_ms: 1_000, valid_ms: 5_000 };
+        limited(decision, suspended, Traffic::Unlimited)
+    }
+
+    fn limited(decision: &Decision, suspended: bool, traffic: Traffic) -> Value {
+        let freshness = Freshness::of(&config::Http::default(), traffic, Timestamp(1_000_000));
         serde_json::to_value(DecisionView::of(decision, suspended, freshness)).unwrap()
+    }
+
+    #[test]
+    fn limited_traffic_is_answered_for_one_request() {
+        let free = judge(Vec::new(), 3);
+        let told = limited(&free, false, Traffic::Admitted);
+        assert_eq!((&told["decision"], &told["reasons"]), (&json!("allow"), &json!([])));
+        assert_eq!(told["refreshAfter"], "1970-01-01T00:00:01.000Z");
+        assert_eq!(told["validUntil"], "1970-01-01T00:00:06.000Z");
+
+        let policy = Policy::new(30, 60, 5).unwrap();
+        let refusal = Refusal { class: Class::ApiKeyTraffic, policy, wait: 1_500_000_001 };
+        let told = limited(&judge(vec![standing(600_000_000)], 3), false, Traffic::Refused(refusal));
+        assert_eq!(told["decision"], "deny");
+        let reason = json!({"code": "RATE_LIMITED", "rateLimit": {
+            "class": "apiKeyTraffic", "quota": 30, "windowSeconds": 60, "burst": 5,
+            "resetAt": "1970-01-01T00:00:02.501Z"
+        }});
+        assert_eq!((&told["reasons"][0], &told["reasons"][1]["code"]), (&reason, &json!(THRESHOLD_REACHED)));
+        assert_eq!(told["resetAt"], "1970-01-01T00:00:02.501Z");
+        assert_eq!(told["refreshAfter"], "1970-01-01T00:00:02.000Z");
+        assert_eq!(told["validUntil"], "1970-01-01T00:00:02.501Z");
     }
 
     #[test]

@@ -12,10 +12,10 @@ use poem_openapi::{OpenApiService, Tags};
 use serde_json::{Map, Value, json};
 
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
-use super::problem::Code;
+use super::problem::{Code, Form, Problem};
 use super::{
-    api_keys, audit, decision, features, flags, gateway, ingestion, kong_sync, ofrep, probes, quarantine, quotas,
-    reconciliation, reply, tenants, usage,
+    alerts, api_keys, audit, channels, decision, features, flags, gateway, ingestion, jobs, kong_sync, ofrep,
+    openmeter, probes, quarantine, quotas, rate_limits, reconciliation, reply, tenants, usage,
 };
 
 /// The chapters of the document.
@@ -37,6 +37,8 @@ pub(super) enum Tag {
     Features,
     /// What was not counted, why, and another try.
     Quarantine,
+    /// Background work.
+    Jobs,
     /// Health, metrics and this document.
     Operations,
 }
@@ -45,14 +47,19 @@ type Handlers = (
     tenants::Tenants,
     api_keys::ApiKeys,
     ingestion::Ingestion,
+    openmeter::OpenMeter,
     gateway::Gateway,
     usage::Usage,
     quotas::Quotas,
+    alerts::Alerts,
+    channels::Channels,
     reconciliation::Reconciliation,
     audit::Audit,
     quarantine::Quarantine,
     flags::Flags,
     kong_sync::KongSync,
+    jobs::Jobs,
+    rate_limits::RateLimits,
     probes::Probes,
 );
 
@@ -62,14 +69,19 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         tenants::Tenants,
         api_keys::ApiKeys,
         ingestion::Ingestion,
+        openmeter::OpenMeter,
         gateway::Gateway,
         usage::Usage,
         quotas::Quotas,
+        alerts::Alerts,
+        channels::Channels,
         reconciliation::Reconciliation,
         audit::Audit,
         quarantine::Quarantine,
         flags::Flags,
         kong_sync::KongSync,
+        jobs::Jobs,
+        rate_limits::RateLimits,
         probes::Probes,
     );
     OpenApiService::new(handlers, "platform-api", env!("CARGO_PKG_VERSION")).description(
@@ -90,6 +102,7 @@ pub fn openapi_document() -> String {
     document["paths"]["/docs"] = page("getDocumentation", "This document, for people", "text/html", "string");
     document["components"]["schemas"]["Decision"] = decision::schema();
     document["components"]["schemas"]["Error"] = error_schema();
+    document["components"]["schemas"]["Problem"] = problem_schema();
     document["components"]["securitySchemes"] = json!({
         "bearer": {
             "type": "http", "scheme": "bearer",
@@ -101,6 +114,7 @@ pub fn openapi_document() -> String {
         }
     });
     document["components"]["parameters"] = common_parameters();
+    document["components"]["headers"] = rate_limits::described();
     for operation in OPERATIONS {
         complete(&mut document["paths"][operation.path][operation.method.as_str().to_lowercase()], operation);
     }
@@ -153,6 +167,21 @@ fn error_schema() -> Value {
                 "requestId": {"type": "string"}
             }
         }}
+    })
+}
+
+fn problem_schema() -> Value {
+    json!({
+        "type": "object",
+        "description": "RFC 9457, with the envelope of every other address in `error`.",
+        "required": ["type", "title", "status", "detail", "error"],
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "error": {"$ref": "#/components/schemas/Error/properties/error"}
+        }
     })
 }
 
@@ -212,34 +241,45 @@ fn complete(described: &mut Value, operation: &Operation) {
     for (status, codes) in by_status {
         let known = &mut described["responses"][status.to_string()];
         if known.is_null() {
-            *known = error_response(status, &codes);
+            *known = error_response(status, &codes, operation.problem_form());
+        }
+    }
+    if operation.class().is_some() {
+        tell_limits(&mut described["responses"]);
+    }
+}
+
+/// Good answers and refusals of a limited operation tell how the caller stands.
+fn tell_limits(responses: &mut Value) {
+    let told = responses.as_object_mut().into_iter().flatten();
+    for (_, response) in told.filter(|(status, _)| status.starts_with(['2', '3']) || *status == "429") {
+        for name in ["RateLimit-Policy", "RateLimit"] {
+            response["headers"][name] = json!({"$ref": format!("#/components/headers/{name}")});
         }
     }
 }
 
-fn error_response(status: u16, codes: &[Code]) -> Value {
+fn error_response(status: u16, codes: &[Code], form: Form) -> Value {
     let described: Vec<String> = codes.iter().map(|code| format!("`{}`: {}", code.name(), code.title())).collect();
     let examples: Map<String, Value> = codes
         .iter()
         .map(|code| {
-            let error = json!({
-                "code": code.name(), "message": code.title(), "details": {},
-                "requestId": "0199a8b2-5c00-7abc-8def-0123456789ab"
-            });
-            (code.name().to_owned(), json!({"value": {"error": error}}))
+            let problem = Problem::new(*code);
+            let example = json!({"value": problem.body("0199a8b2-5c00-7abc-8def-0123456789ab", form)});
+            (code.name().to_owned(), example)
         })
         .collect();
     let mut response = json!({
         "description": described.join("\n\n"),
-        "content": {"application/json": {
-            "schema": {"$ref": "#/components/schemas/Error"},
+        "content": {form.media(): {
+            "schema": {"$ref": format!("#/components/schemas/{}", form.schema())},
             "examples": examples
         }}
     });
     let text = json!({"schema": {"type": "string"}});
     match status {
         401 => response["headers"] = json!({"WWW-Authenticate": text}),
-        503 => response["headers"] = json!({"Retry-After": {"schema": {"type": "integer"}}}),
+        429 | 503 => response["headers"] = json!({"Retry-After": {"schema": {"type": "integer"}}}),
         _ => {}
     }
     response
@@ -342,7 +382,8 @@ mod tests {
             let operation = OPERATIONS.iter().find(|operation| described["operationId"] == operation.id).unwrap();
             for code in operation.all_codes() {
                 let response = &described["responses"][code.status().to_string()];
-                let named = response["content"]["application/json"]["examples"][code.name()].is_object();
+                let media = operation.problem_form().media();
+                let named = response["content"][media]["examples"][code.name()].is_object();
                 // Health answers 503 with its own body.
                 assert!(named || (operation.id == "getHealth" && code.status() == 503), "{} {code:?}", operation.id);
             }
@@ -397,6 +438,8 @@ mod tests {
         check::<flags::FlagView>();
         check::<audit::AuditReport>();
         check::<quarantine::Replayed>();
+        check::<jobs::SubmitJob>();
+        check::<jobs::JobView>();
     }
 
     #[test]

@@ -13,7 +13,8 @@ use tracing::Instrument;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::operation::{self, Missed, Operation};
-use super::problem::{Code, Problem};
+use super::problem::{Code, Form, Problem};
+use super::rate_limits::Told;
 use super::request::{self, Identity, Said, Trace};
 
 /// Longest path and query.
@@ -29,6 +30,8 @@ pub(super) struct Passage {
     pub(super) identity: Identity,
     pub(super) said: Said,
     pub(super) query: Vec<(String, String)>,
+    /// What the answer is to tell of the caller's rate limit.
+    pub(super) told: Told,
 }
 
 /// Answers `request` with what `inner` makes of it, whatever `inner` does.
@@ -42,6 +45,7 @@ where
     let request_id = identity.request_id.clone();
     let found = operation::find(request.method(), request.uri().path());
     let name = found.as_ref().map_or("none", |(operation, _)| operation.id);
+    let form = found.as_ref().map_or(Form::Envelope, |(operation, _)| operation.problem_form());
     let span = tracing::info_span!(
         "request",
         otel.kind = "server",
@@ -55,10 +59,11 @@ where
     if let Some(trace) = identity.trace {
         follow(&span, trace);
     }
+    let told = Told::default();
     let entered = match found {
         Ok((operation, segments)) => {
             let segments = segments.map(|segment| segment.map(str::to_owned));
-            enter(request, operation, segments, identity)
+            enter(request, operation, segments, identity, told.clone())
         }
         Err(missed) => Err(missed.into()),
     };
@@ -69,7 +74,8 @@ where
         }
     };
     let answered = answered.instrument(span.clone()).await;
-    let response = finished(answered, &request_id);
+    let mut response = finished(answered, &request_id, form);
+    told.write(response.headers_mut());
     span.record("status", response.status().as_u16());
     measure(name, response.status(), started.elapsed());
     response
@@ -81,6 +87,7 @@ fn enter(
     operation: &'static Operation,
     segments: [Option<String>; 2],
     identity: Identity,
+    told: Told,
 ) -> Result<Passage, Problem> {
     let length = request.uri().path_and_query().map_or(0, |whole| whole.as_str().len());
     if length > URI_BYTES_MAX {
@@ -94,7 +101,7 @@ fn enter(
         _ => Said::read(request.headers())?,
     };
     let query = parameters(&request, operation)?;
-    Ok(Passage { request, operation, segments, identity, said, query })
+    Ok(Passage { request, operation, segments, identity, said, query, told })
 }
 
 /// The query's parameters: each known to the operation and given once.
@@ -139,14 +146,14 @@ async fn guarded(
 }
 
 /// One envelope for every error, and the headers that every answer has.
-fn finished(answered: Result<Response, Problem>, request_id: &str) -> Response {
+fn finished(answered: Result<Response, Problem>, request_id: &str, form: Form) -> Response {
     let mut response = match answered {
         Ok(response) => match response.data::<Problem>() {
-            Some(problem) => problem.respond(request_id),
-            None if is_foreign(&response) => Problem::of_framework(response.status()).respond(request_id),
+            Some(problem) => problem.respond(request_id, form),
+            None if is_foreign(&response) => Problem::of_framework(response.status()).respond(request_id, form),
             None => response,
         },
-        Err(problem) => problem.respond(request_id),
+        Err(problem) => problem.respond(request_id, form),
     };
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(request_id) {

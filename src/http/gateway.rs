@@ -1,5 +1,7 @@
 //! `/v1/gateway/kong/logs`: the gateway's access log coming in. The intake reads it; this answers.
 
+use std::net::IpAddr;
+
 use poem::RequestBody;
 use poem::http::HeaderMap;
 use poem_openapi::registry::{MetaMediaType, MetaRequest, MetaSchema, MetaSchemaRef, Registry};
@@ -8,13 +10,13 @@ use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions, Object, 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
-use super::authorize::Ask;
+use super::authorize::{Ask, too_many_failures};
 use super::document::Tag;
 use super::ingestion::{REJECTED_SHOWN_MAX, RejectedView};
 use super::operation::BodyKind;
 use super::problem::{Code, Problem};
 use super::reply::Reply;
-use crate::access::Caller;
+use crate::access::{Caller, Gate};
 use crate::config;
 use crate::domain::tenant::Role;
 use crate::fault;
@@ -41,8 +43,13 @@ impl KongDoor {
     /// The gateway, if it says its token; `None` when it says none, and other credentials are to be looked at.
     ///
     /// # Errors
-    /// [`Code::InvalidCredentials`] for another token.
-    pub(super) fn admit(&self, headers: &HeaderMap) -> Result<Option<Caller>, Problem> {
+    /// [`Code::InvalidCredentials`] for another token, and [`Code::TooManyFailures`] for one too many from `source`.
+    pub(super) fn admit(
+        &self,
+        gate: &Gate,
+        headers: &HeaderMap,
+        source: Option<IpAddr>,
+    ) -> Result<Option<Caller>, Problem> {
         let Some(token) = &self.token else { return Ok(None) };
         let mut said = headers.get_all(self.header.as_str()).iter();
         let Some(said_first) = said.next() else { return Ok(None) };
@@ -50,7 +57,8 @@ impl KongDoor {
             aws_lc_rs::constant_time::verify_slices_are_equal(said_first.as_bytes(), token.expose_secret().as_bytes());
         if holds.is_err() || said.next().is_some() {
             metrics::counter!("platform_api_authentication_failures_total", "kind" => "gateway_token").increment(1);
-            return Err(Problem::new(Code::InvalidCredentials));
+            let is_one_too_many = gate.is_one_too_many(source, &String::from_utf8_lossy(said_first.as_bytes()));
+            return Err(if is_one_too_many { too_many_failures() } else { Problem::new(Code::InvalidCredentials) });
         }
         Ok(Some(Caller {
             actor: "gateway:kong".into(),

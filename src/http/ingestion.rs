@@ -50,6 +50,11 @@ impl Ingestion {
 }
 
 async fn record(ask: &Ask, shape: BodyShape) -> Result<Reply<Recorded>, Problem> {
+    Recorded::of(outcomes(ask, shape).await?).map(Reply::new)
+}
+
+/// What became of the body's events, in order.
+pub(super) async fn outcomes(ask: &Ask, shape: BodyShape) -> Result<Vec<ItemOutcome>, Problem> {
     let reporter = match ask.admitted.tenant {
         // A platform's reporter may name a tenant, which must then be one.
         Some(_) if ask.is_platform() => Reporter::Tenant(ask.row()?.id),
@@ -58,7 +63,7 @@ async fn record(ask: &Ask, shape: BodyShape) -> Result<Reply<Recorded>, Problem>
     };
     let recorded = ask.api.recorder.record_body(ask.body.clone(), shape, reporter, &ask.request_id).await;
     fault::point("answer.before");
-    Recorded::of(recorded.map_err(Problem::from)?).map(Reply::new)
+    Ok(recorded?)
 }
 
 impl From<RecordError> for Problem {
@@ -119,7 +124,7 @@ impl RejectedView {
 impl Recorded {
     /// # Errors
     /// 422 when there were events and each was rejected.
-    fn of(outcomes: Vec<ItemOutcome>) -> Result<Recorded, Problem> {
+    pub(super) fn of(outcomes: Vec<ItemOutcome>) -> Result<Recorded, Problem> {
         let mut recorded = Recorded::default();
         for (index, outcome) in outcomes.into_iter().enumerate() {
             match outcome {
@@ -174,6 +179,7 @@ pub(super) struct EventsBody;
 /// The body of `POST /v1/usage/litellm`, for the document; the intake reads it.
 pub(super) struct LiteLlmBody;
 
+/// Describes a body that the intake reads.
 macro_rules! described_body {
     ($body:ty, $kind:expr, $register:expr, $content:expr) => {
         impl<'a> ApiExtractor<'a> for $body {
@@ -220,15 +226,17 @@ described_body!(
     vec![media("application/json", one_or_many(litellm_payload())), media("application/x-ndjson", litellm_payload()),]
 );
 
-fn media(content_type: &'static str, schema: MetaSchemaRef) -> MetaMediaType {
+pub(super) use described_body;
+
+pub(super) fn media(content_type: &'static str, schema: MetaSchemaRef) -> MetaMediaType {
     MetaMediaType { content_type, schema }
 }
 
-fn many(item: MetaSchemaRef) -> MetaSchemaRef {
+pub(super) fn many(item: MetaSchemaRef) -> MetaSchemaRef {
     MetaSchemaRef::Inline(Box::new(MetaSchema { items: Some(Box::new(item)), ..MetaSchema::new("array") }))
 }
 
-fn one_or_many(item: MetaSchemaRef) -> MetaSchemaRef {
+pub(super) fn one_or_many(item: MetaSchemaRef) -> MetaSchemaRef {
     MetaSchemaRef::Inline(Box::new(MetaSchema { any_of: vec![item.clone(), many(item)], ..MetaSchema::ANY }))
 }
 

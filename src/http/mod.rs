@@ -5,18 +5,21 @@
 //! 1. [`server`]: the socket, its deadlines and the cap on connections; [`framing`]: where a request ends, read strictly
 //! 2. [`door`]: its id, its address in the table of [`operation`]s, our deadline, panics, and the one envelope of
 //!    [`problem`]s
-//! 3. [`authorize`]: who calls, about which tenant, and whether a rule allows it
+//! 3. [`authorize`]: who calls, not too often ([`rate_limits`]), about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
-//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`gateway`], [`usage`], [`quotas`], [`decision`],
-//!    [`reconciliation`], [`audit`], [`quarantine`], [`flags`], [`features`], [`ofrep`], [`kong_sync`], [`probes`]; [`view`]s and [`reply`] are what they speak
+//! 5. one handler: [`tenants`], [`api_keys`], [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`],
+//!    [`channels`], [`decision`], [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`],
+//!    [`flags`], [`features`], [`ofrep`], [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
 //! [`reading`] has the parsers among all this without the door around them.
 
+mod alerts;
 mod api_keys;
 mod audit;
 mod authorize;
 mod body;
+mod channels;
 mod cursor;
 mod decision;
 mod document;
@@ -26,13 +29,16 @@ mod flags;
 pub mod framing;
 mod gateway;
 mod ingestion;
+mod jobs;
 mod kong_sync;
 mod ofrep;
+mod openmeter;
 mod operation;
 mod probes;
 mod problem;
 mod quarantine;
 mod quotas;
+mod rate_limits;
 pub mod reading;
 mod reconciliation;
 mod reply;
@@ -71,6 +77,8 @@ use crate::directory;
 use crate::domain::flag::FlagSource;
 use crate::domain::sync::SyncStatus;
 use crate::intake::record::Recorder;
+use crate::outlet::bench::Bench;
+use crate::rate_limit::Limiter;
 use crate::threads;
 use authorize::{Admitted, Ask};
 use cursor::Sealer;
@@ -83,6 +91,7 @@ pub struct Api {
     gate: Gate,
     recorder: Recorder,
     kong: KongDoor,
+    rate_limits: Limiter,
     clock: Clock,
     limits: config::Http,
     health: Health,
@@ -92,6 +101,7 @@ pub struct Api {
     flags: Arc<dyn FlagSource>,
     /// How the tenants stand in Kong, if somebody keeps them there.
     kong_sync: Option<watch::Receiver<SyncStatus>>,
+    channels: Bench,
     /// Where everything is done but answering.
     work: Handle,
 }
@@ -105,18 +115,37 @@ pub struct Rooms {
     pub kong: KongDoor,
     /// Where the platform's feature flags come from.
     pub flags: Arc<dyn FlagSource>,
+    /// How often is too often.
+    pub rate_limits: Limiter,
     /// How the tenants stand in Kong, if somebody keeps them there.
     pub kong_sync: Option<watch::Receiver<SyncStatus>>,
+    /// Where alerts go to.
+    pub channels: Bench,
 }
 
 impl Api {
     /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
     pub fn new(rooms: Rooms, clock: Clock, limits: config::Http, health: Health, metrics: PrometheusHandle) -> Api {
-        let Rooms { directory, gate, recorder, kong, flags, kong_sync } = rooms;
+        let Rooms { directory, gate, recorder, kong, flags, rate_limits, kong_sync, channels } = rooms;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
-        Api { directory, gate, recorder, kong, clock, limits, health, metrics, sealer, flags, kong_sync, work }
+        Api {
+            directory,
+            gate,
+            recorder,
+            kong,
+            flags,
+            rate_limits,
+            clock,
+            limits,
+            health,
+            metrics,
+            sealer,
+            kong_sync,
+            channels,
+            work,
+        }
     }
 }
 

@@ -5,7 +5,8 @@
 
 use poem::http::Method;
 
-use super::problem::Code;
+use super::problem::{Code, Form};
+use crate::domain::rate_limit::Class;
 
 /// Whose tenant an operation is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub enum BodyKind {
     KongLog,
     /// The context that feature flags are evaluated for.
     Evaluation,
+    /// Its errors are told in OpenMeter's form, around ours.
+    OpenMeter,
 }
 
 /// One row.
@@ -104,6 +107,25 @@ fn matches<'a>(pattern: &str, path: &'a str) -> Option<Segments<'a>> {
 }
 
 impl Operation {
+    /// What its requests are limited as, by principal. `None` for what is open, and for senders that lose what is refused:
+    /// LiteLLM's callback and Kong's log.
+    #[must_use]
+    pub fn class(&self) -> Option<Class> {
+        match (self.scope, self.body, self.object) {
+            (Scope::Open, ..) | (_, BodyKind::LiteLlm | BodyKind::KongLog, _) => None,
+            (_, BodyKind::Events | BodyKind::OpenMeter, _) => Some(Class::Ingest),
+            (.., "decision" | "features") => Some(Class::Lookup),
+            _ if self.method == Method::GET => Some(Class::Read),
+            (.., "tenants" | "apiKeys") => Some(Class::Admin),
+            _ => Some(Class::Write),
+        }
+    }
+
+    /// How its errors are written.
+    pub(super) fn problem_form(&self) -> Form {
+        if self.body == BodyKind::OpenMeter { Form::Rfc9457 } else { Form::Envelope }
+    }
+
     /// Every code this operation may end with, ascending by status.
     #[must_use]
     pub fn all_codes(&self) -> Vec<Code> {
@@ -121,6 +143,7 @@ impl Operation {
                 Code::KeysUnavailable,
             ]);
         }
+        codes.extend(self.class().map(|_| Code::RateLimited));
         if self.scope == Scope::TenantInPath {
             codes.extend([Code::TenantMismatch, Code::TenantNotFound]);
         }
@@ -137,13 +160,14 @@ impl Operation {
 
 const PAGE: &[&str] = &["limit", "cursor"];
 
-use BodyKind::{Evaluation, Events, Json, KongLog, LiteLlm, None as NoBody};
+use BodyKind::{Evaluation, Events, Json, KongLog, LiteLlm, None as NoBody, OpenMeter};
 use Code::{
-    AdjustmentBelowZero, AdjustmentRefused, AlreadyReplayed, ApiKeyNotFound, ExternalIdTaken, FindingClosed,
-    FindingNotFound, FlagNotFound, FlagNotOverridable, FlagsKeptElsewhere, IdempotencyKeyReused, IllegalMove,
-    InvalidCursor, NotReady, NothingAccepted, PreconditionFailed, PreconditionRequired, QuarantinedNotFound,
-    ReportTooLarge, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen, TenantNotFound, TenantSaturated,
-    TenantStarting, TooManyApiKeys, TooManyEvents, TooManyFlags, ValidationFailed,
+    AdjustmentBelowZero, AdjustmentRefused, AlertNotFound, AlertOver, AlreadyReplayed, ApiKeyNotFound, ChannelNotFound,
+    ExternalIdTaken, FindingClosed, FindingNotFound, FlagNotFound, FlagNotOverridable, FlagsKeptElsewhere,
+    IdempotencyKeyReused, IllegalMove, InvalidCursor, JobFinished, JobNotFound, NotReady, NothingAccepted,
+    PreconditionFailed, PreconditionRequired, QuarantinedNotFound, ReportTooLarge, SlugTaken, StillRefused,
+    StoreUnavailable, TenantFrozen, TenantNotFound, TenantSaturated, TenantStarting, TestedTooOften, TooManyApiKeys,
+    TooManyEvents, TooManyFlags, TooManyJobs, ValidationFailed,
 };
 use Scope::{Open, Platform, TenantInPath, TenantOfCredential};
 
@@ -156,6 +180,8 @@ pub static OPERATIONS: &[Operation] = &[
     Operation { id: "recordUsageEvents", method: Method::POST, path: "/v1/usage/events", scope: TenantOfCredential, object: "usage", action: "report", body: Events,
         query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
     Operation { id: "recordLiteLlmUsage", method: Method::POST, path: "/v1/usage/litellm", scope: TenantOfCredential, object: "usage", action: "report", body: LiteLlm,
+        query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
+    Operation { id: "ingestOpenMeterEvents", method: Method::POST, path: "/api/v1/events", scope: TenantOfCredential, object: "usage", action: "report", body: OpenMeter,
         query: &[], codes: &[TenantNotFound, TooManyEvents, NothingAccepted, TenantSaturated] },
     Operation { id: "recordKongLogs", method: Method::POST, path: "/v1/gateway/kong/logs", scope: TenantOfCredential, object: "gatewayLog", action: "report", body: KongLog,
         query: &[], codes: &[TenantNotFound, TooManyEvents, TenantStarting, TenantSaturated, TenantFrozen] },
@@ -200,6 +226,10 @@ pub static OPERATIONS: &[Operation] = &[
         query: &[], codes: &[ValidationFailed, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
     Operation { id: "listAlerts", method: Method::GET, path: "/v1/quotas/{tenantId}/alerts", scope: TenantInPath, object: "alerts", action: "read", body: NoBody,
         query: PAGE, codes: &[InvalidCursor, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "acknowledgeAlert", method: Method::POST, path: "/v1/quotas/{tenantId}/alerts/{alertId}/acknowledge", scope: TenantInPath, object: "alerts", action: "acknowledge", body: NoBody,
+        query: &[], codes: &[AlertNotFound, AlertOver, IdempotencyKeyReused, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "listDeliveries", method: Method::GET, path: "/v1/quotas/{tenantId}/deliveries", scope: TenantInPath, object: "alerts", action: "read", body: NoBody,
+        query: &["from", "to", "channel", "outcome", "limit", "cursor"], codes: &[InvalidCursor, ValidationFailed, TenantStarting, TenantFrozen, StoreUnavailable] },
 
     Operation { id: "getReconciliation", method: Method::GET, path: "/v1/reconciliation/{tenantId}", scope: TenantInPath, object: "reconciliation", action: "read", body: NoBody,
         query: &[], codes: &[TenantStarting, TenantFrozen, StoreUnavailable] },
@@ -242,6 +272,21 @@ pub static OPERATIONS: &[Operation] = &[
         query: &["tenantId"], codes: &[FlagNotOverridable, FlagsKeptElsewhere, TooManyFlags, PreconditionFailed, PreconditionRequired, ValidationFailed, IdempotencyKeyReused, TenantNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },
     Operation { id: "deleteFlag", method: Method::DELETE, path: "/v1/flags/{key}", scope: TenantOfCredential, object: "flags", action: "delete", body: NoBody,
         query: &["tenantId"], codes: &[FlagNotFound, FlagsKeptElsewhere, PreconditionFailed, PreconditionRequired, IdempotencyKeyReused, TenantNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "submitJob", method: Method::POST, path: "/v1/jobs", scope: TenantOfCredential, object: "jobs", action: "submit", body: Json,
+        query: &["tenantId"], codes: &[TenantNotFound, TooManyJobs, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "listJobs", method: Method::GET, path: "/v1/jobs", scope: TenantOfCredential, object: "jobs", action: "read", body: NoBody,
+        query: &["limit", "cursor", "tenantId", "state", "kind"], codes: &[InvalidCursor, TenantNotFound, StoreUnavailable] },
+    Operation { id: "getJob", method: Method::GET, path: "/v1/jobs/{jobId}", scope: TenantOfCredential, object: "jobs", action: "read", body: NoBody,
+        query: &[], codes: &[JobNotFound, TenantNotFound, StoreUnavailable] },
+    Operation { id: "cancelJob", method: Method::POST, path: "/v1/jobs/{jobId}/cancel", scope: TenantOfCredential, object: "jobs", action: "cancel", body: NoBody,
+        query: &[], codes: &[JobNotFound, JobFinished, TenantNotFound, IdempotencyKeyReused, StoreUnavailable] },
+
+    Operation { id: "getRateLimits", method: Method::GET, path: "/v1/rate-limits", scope: TenantOfCredential, object: "rateLimits", action: "read", body: NoBody,
+        query: &["tenantId"], codes: &[TenantNotFound] },
+    Operation { id: "listNotificationChannels", method: Method::GET, path: "/v1/notification-channels", scope: Platform, object: "channels", action: "read", body: NoBody,
+        query: &[], codes: &[] },
+    Operation { id: "testNotificationChannel", method: Method::POST, path: "/v1/notification-channels/{channel}/test", scope: Platform, object: "channels", action: "test", body: NoBody,
+        query: &[], codes: &[ChannelNotFound, TestedTooOften, IdempotencyKeyReused, StoreUnavailable] },
 
     Operation { id: "getKongSync", method: Method::GET, path: "/v1/gateway/kong/sync", scope: Platform, object: "kongSync", action: "read", body: NoBody, query: &[], codes: &[] },
 ];
@@ -286,6 +331,31 @@ mod tests {
             let missed = find(&method, path).unwrap_err();
             assert_eq!(missed, Missed::Method { allow: allow.into() }, "{method} {path}");
         }
+    }
+
+    #[test]
+    fn each_operation_is_limited_as_what_it_does() {
+        let class = |id: &str| OPERATIONS.iter().find(|operation| operation.id == id).unwrap().class();
+        for (id, expected) in [
+            ("getHealth", None),
+            ("recordLiteLlmUsage", None),
+            ("recordKongLogs", None),
+            ("recordUsageEvents", Some(Class::Ingest)),
+            ("decide", Some(Class::Lookup)),
+            ("evaluateFlag", Some(Class::Lookup)),
+            ("putFlag", Some(Class::Write)),
+            ("getQuotas", Some(Class::Read)),
+            ("listTenants", Some(Class::Read)),
+            ("getKongSync", Some(Class::Read)),
+            ("replaceQuotas", Some(Class::Write)),
+            ("replayQuarantined", Some(Class::Write)),
+            ("createTenant", Some(Class::Admin)),
+            ("revokeApiKey", Some(Class::Admin)),
+        ] {
+            assert_eq!(class(id), expected, "{id}");
+        }
+        let limited = OPERATIONS.iter().filter(|operation| operation.all_codes().contains(&Code::RateLimited));
+        assert!(limited.clone().all(|operation| operation.class().is_some()) && limited.count() > 20);
     }
 
     #[test]

@@ -152,7 +152,8 @@ pub(super) struct DependencyView {
     /// `up`, `degraded`, `down`, `unknown`, or `off` when it is not configured.
     status: String,
     required: bool,
-    /// Of a gateway's source: which proof it makes available, and which setting is missing.
+    /// Of a gateway's source: which proof it makes available, and which setting is missing. Of parked usage: how much it is,
+    /// of how much it may be.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     detail: Option<String>,

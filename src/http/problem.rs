@@ -9,8 +9,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::directory::handle::{Absent, Refused};
+use crate::tenant::acknowledge::NotAcknowledged;
 use crate::tenant::handle::Unavailable;
 use crate::tenant::message::{ChangeRefused, ReadFailure};
+use crate::tenant::task;
 
 macro_rules! codes {
     ($($variant:ident $name:literal $status:literal $title:literal;)*) => {
@@ -57,8 +59,11 @@ codes! {
     TenantNotFound "TENANT_NOT_FOUND" 404 "There is no such tenant.";
     ApiKeyNotFound "API_KEY_NOT_FOUND" 404 "There is no such API key.";
     QuarantinedNotFound "QUARANTINED_NOT_FOUND" 404 "There is no such event in quarantine.";
+    ChannelNotFound "CHANNEL_NOT_FOUND" 404 "There is no such notification channel.";
+    AlertNotFound "ALERT_NOT_FOUND" 404 "There is no such alert.";
     FindingNotFound "FINDING_NOT_FOUND" 404 "There is no such finding.";
     FlagNotFound "FLAG_NOT_FOUND" 404 "There is no such feature flag.";
+    JobNotFound "JOB_NOT_FOUND" 404 "There is no such job.";
     MethodNotAllowed "METHOD_NOT_ALLOWED" 405 "The address does not know this method; see the Allow header.";
     NotAcceptable "NOT_ACCEPTABLE" 406 "The answer is JSON, which the Accept header excludes.";
     RequestTimeout "REQUEST_TIMEOUT" 408 "The request did not arrive in time.";
@@ -71,6 +76,9 @@ codes! {
     TooManyFlags "TOO_MANY_FLAGS" 409 "There are as many feature flags as there may be; delete one first.";
     FlagNotOverridable "FLAG_NOT_OVERRIDABLE" 409 "The platform has a feature flag of this key that tenants may not override.";
     FlagsKeptElsewhere "FLAGS_KEPT_ELSEWHERE" 409 "The platform's feature flags are kept in another service; change them there.";
+    JobFinished "JOB_FINISHED" 409 "The job has ended already; details.state says how.";
+    TooManyJobs "TOO_MANY_JOBS" 409 "There are as many unfinished jobs as there may be; wait until some have ended.";
+    AlertOver "ALERT_OVER" 409 "What the alert tells is over; details.resolvedAt says since when.";
     PreconditionFailed "PRECONDITION_FAILED" 412 "It has changed since the version in If-Match; read it again.";
     PayloadTooLarge "PAYLOAD_TOO_LARGE" 413 "The body is longer than this address takes.";
     TooManyEvents "TOO_MANY_EVENTS" 413 "The batch has more events than this address takes; split it.";
@@ -84,7 +92,9 @@ codes! {
     NothingAccepted "NO_EVENT_ACCEPTED" 422 "No event of the batch could be counted; details.rejected says why.";
     StillRefused "STILL_REFUSED" 422 "The quarantined event can still not be counted.";
     PreconditionRequired "PRECONDITION_REQUIRED" 428 "If-Match is required: the ETag that was read, or * for whichever version there is.";
+    TestedTooOften "TESTED_TOO_OFTEN" 429 "The channel was tested just now; try again after Retry-After.";
     TooManyFailures "TOO_MANY_FAILURES" 429 "The credentials are not valid, and too many were tried; try again after Retry-After.";
+    RateLimited "RATE_LIMITED" 429 "These credentials have asked too often; try again after Retry-After.";
     HeadersTooLarge "HEADERS_TOO_LARGE" 431 "The request's line and headers together are longer than 32 KiB.";
     Internal "INTERNAL_ERROR" 500 "Something went wrong on our side; the request id finds it in our logs.";
     TenantStarting "TENANT_STARTING" 503 "The tenant is starting; try again after Retry-After.";
@@ -111,6 +121,32 @@ pub struct Problem {
     pub retry_after_seconds: Option<u64>,
     /// The methods that the address knows, for 405.
     pub allow: Option<String>,
+}
+
+/// How an error is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `{"error": {…}}`.
+    Envelope,
+    /// RFC 9457, around the envelope.
+    Rfc9457,
+}
+
+impl Form {
+    pub(super) fn media(self) -> &'static str {
+        match self {
+            Form::Envelope => "application/json",
+            Form::Rfc9457 => "application/problem+json",
+        }
+    }
+
+    /// Its name in the document.
+    pub(super) fn schema(self) -> &'static str {
+        match self {
+            Form::Envelope => "Error",
+            Form::Rfc9457 => "Problem",
+        }
+    }
 }
 
 /// One thing wrong with one field.
@@ -165,18 +201,27 @@ impl Problem {
         StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
-    fn envelope(&self, request_id: &str) -> Vec<u8> {
-        let envelope = Envelope {
-            error: Inner { code: self.code.name(), message: &self.message, details: &self.details, request_id },
-        };
-        // A struct of strings and a JSON object always serializes.
-        serde_json::to_vec(&envelope).unwrap_or_default()
+    /// What is told, written in `form`.
+    pub(super) fn body<'a>(&'a self, request_id: &'a str, form: Form) -> impl Serialize + 'a {
+        let error = Inner { code: self.code.name(), message: &self.message, details: &self.details, request_id };
+        let standard = (form == Form::Rfc9457).then(|| Standard {
+            kind: "about:blank",
+            title: self.status().canonical_reason().unwrap_or_default(),
+            status: self.code.status(),
+            detail: &self.message,
+        });
+        Envelope { standard, error }
+    }
+
+    fn written(&self, request_id: &str, form: Form) -> Vec<u8> {
+        // Structs of strings and a JSON object always serialize.
+        serde_json::to_vec(&self.body(request_id, form)).unwrap_or_default()
     }
 
     /// The whole answer as bytes, the last of its connection: for what never became a request.
     #[must_use]
     pub(super) fn on_the_wire(&self, request_id: &str) -> Vec<u8> {
-        let (status, body) = (self.status(), self.envelope(request_id));
+        let (status, body) = (self.status(), self.written(request_id, Form::Envelope));
         let mut answer = format!(
             "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nx-request-id: {request_id}\r\n\
              cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n",
@@ -191,10 +236,9 @@ impl Problem {
 
     /// The whole answer.
     #[must_use]
-    pub fn respond(&self, request_id: &str) -> Response {
-        let (status, bytes) = (self.status(), self.envelope(request_id));
-        let mut response =
-            Response::builder().status(status).content_type("application/json").body(Body::from_vec(bytes));
+    pub(super) fn respond(&self, request_id: &str, form: Form) -> Response {
+        let (status, bytes) = (self.status(), self.written(request_id, form));
+        let mut response = Response::builder().status(status).content_type(form.media()).body(Body::from_vec(bytes));
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if status == StatusCode::UNAUTHORIZED {
@@ -240,7 +284,19 @@ fn challenge(code: Code) -> HeaderValue {
 
 #[derive(Serialize)]
 struct Envelope<'a> {
+    #[serde(flatten)]
+    standard: Option<Standard<'a>>,
     error: Inner<'a>,
+}
+
+/// The members that RFC 9457 names.
+#[derive(Serialize)]
+struct Standard<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
 }
 
 #[derive(Serialize)]
@@ -344,6 +400,19 @@ impl From<ChangeRefused> for Problem {
     }
 }
 
+impl From<task::Declined<NotAcknowledged>> for Problem {
+    fn from(declined: task::Declined<NotAcknowledged>) -> Problem {
+        match declined {
+            task::Declined::Refused(NotAcknowledged::Unknown) => Problem::new(Code::AlertNotFound),
+            task::Declined::Refused(NotAcknowledged::Over { at }) => {
+                Problem::new(Code::AlertOver).with("resolvedAt", json!(at))
+            }
+            task::Declined::IdempotencyMismatch => Problem::new(Code::IdempotencyKeyReused),
+            task::Declined::RolledBack => Problem::new(Code::StoreUnavailable),
+        }
+    }
+}
+
 impl From<ReadFailure> for Problem {
     fn from(failure: ReadFailure) -> Problem {
         match failure {
@@ -362,7 +431,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     async fn told(problem: Problem) -> (Response, Value) {
-        let mut response = problem.respond("req-1");
+        let mut response = problem.respond("req-1", Form::Envelope);
         let bytes = response.take_body().into_vec().await.unwrap();
         (response, serde_json::from_slice(&bytes).unwrap())
     }
@@ -383,6 +452,16 @@ mod tests {
             assert_eq!(response.header("www-authenticate").is_some(), code.status() == 401, "{}", code.name());
             assert_eq!(response.header("retry-after").is_some(), code.status() == 503, "{}", code.name());
         }
+    }
+
+    #[tokio::test]
+    async fn the_standard_s_form_is_put_around_the_envelope() {
+        let mut response = Problem::new(Code::NothingAccepted).saying("why").respond("req-1", Form::Rfc9457);
+        assert_eq!(response.content_type(), Some("application/problem+json"));
+        let body: Value = serde_json::from_slice(&response.take_body().into_vec().await.unwrap()).unwrap();
+        let error = json!({"code": "NO_EVENT_ACCEPTED", "message": "why", "details": {}, "requestId": "req-1"});
+        let (kind, title) = ("about:blank", "Unprocessable Entity");
+        assert_eq!(body, json!({"type": kind, "title": title, "status": 422, "detail": "why", "error": error}));
     }
 
     #[tokio::test]

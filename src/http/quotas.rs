@@ -325,10 +325,18 @@ pub(super) struct AlertView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     resolved_at: Option<String>,
+    /// Since when somebody looks at it; absent while nobody does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    acknowledged_at: Option<String>,
+    /// Who was the first to say so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    acknowledged_by: Option<String>,
 }
 
 impl AlertView {
-    fn of(alert: &Alert) -> AlertView {
+    pub(super) fn of(alert: &Alert) -> AlertView {
         let view = match &alert.subject {
             AlertSubject::QuotaThreshold(reached) => AlertView {
                 threshold: Some(reached.threshold),
@@ -344,6 +352,7 @@ impl AlertView {
                 period_end: burn.period_end.map(instant),
                 ..AlertView::about(&burn.quota)
             },
+            AlertSubject::Test(_) => AlertView::default(),
             AlertSubject::ReconciliationDrift(drift) => AlertView {
                 cause: Some(drift.cause.clone()),
                 window_start: Some(instant(drift.window_start)),
@@ -357,6 +366,8 @@ impl AlertView {
             severity: alert.severity().name().to_owned(),
             fired_at: instant(alert.fired_at),
             resolved_at: alert.resolved_at.map(instant),
+            acknowledged_at: alert.acknowledged.as_ref().map(|one| instant(one.at)),
+            acknowledged_by: alert.acknowledged.as_ref().map(|one| one.by.clone()),
             ..view
         }
     }

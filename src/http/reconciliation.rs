@@ -223,12 +223,12 @@ fn render(finding: &Finding) -> String {
 }
 
 /// A word of a closed set in the query.
-fn word<T>(name: &str, text: Option<&str>, known: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Problem> {
+pub(super) fn word<T>(name: &str, text: Option<&str>, known: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Problem> {
     let Some(text) = text else { return Ok(None) };
     known(text).map(Some).ok_or_else(|| Problem::parameter(name, "is none of the words known here"))
 }
 
-fn between(from: Option<&str>, to: Option<&str>) -> Result<Window, Problem> {
+pub(super) fn between(from: Option<&str>, to: Option<&str>) -> Result<Window, Problem> {
     let start = from.map_or(Ok(Timestamp(0)), |text| parse_instant("from", text))?;
     let end = to.map_or(Ok(Timestamp::MAX), |text| parse_instant("to", text))?;
     if start < end { Ok(Window { start, end }) } else { Err(Problem::field("?to", "must be after from")) }
@@ -325,8 +325,8 @@ pub(super) struct WindowPageView {
 #[oai(rename = "Finding", rename_all = "camelCase", example)]
 pub(super) struct FindingView {
     id: String,
-    /// `lostInLedger`, `bypassedGateway`, `tenantMismatch`, `duplicate`, `mispriced`, `failOpen`, `limiterReset` or
-    /// `clockSkew`.
+    /// `lostInLedger`, `bypassedGateway`, `unaccounted`, `tenantMismatch`, `duplicate`, `mispriced`, `failOpen`,
+    /// `limiterReset` or `clockSkew`.
     cause: String,
     /// The proof that found it.
     proof: String,
@@ -368,6 +368,10 @@ pub(super) struct EvidenceView {
     call_ids: Vec<String>,
     ledger_positions: Vec<i64>,
     differences: Vec<DifferenceView>,
+    /// So many windows were added up: what each of them hides below its tolerance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    windows: Option<i64>,
     /// How far the gateway's clock is ahead of the ledger's, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
@@ -480,6 +484,7 @@ impl EvidenceView {
             call_ids: evidence.call_ids.clone(),
             ledger_positions: evidence.ledger_positions.clone(),
             differences: evidence.differences.iter().map(difference).collect(),
+            windows: evidence.windows,
             skew_millis: evidence.skew_millis,
         }
     }
@@ -508,6 +513,7 @@ impl Example for FindingView {
                 call_ids: vec!["36d5f5b3-43c2-4b57-86fa-cea3c3a6db3e".into()],
                 ledger_positions: Vec::new(),
                 differences: Vec::new(),
+                windows: None,
                 skew_millis: None,
             },
         }

@@ -27,9 +27,10 @@ const EXTERNAL_ID_BYTES_MAX: usize = 256;
 const SETTINGS_BYTES_MAX: usize = 16 * 1024;
 const DEFAULT_TIER: &str = "standard";
 const DEFAULT_TIME_ZONE: &str = "UTC";
-const EXTERNAL_KINDS: [(&str, &[&str]); 2] = [
+const EXTERNAL_KINDS: [(&str, &[&str]); 3] = [
     ("litellm", &["team", "organization", "project", "keyHash", "keyAlias"]),
     ("kong", &["consumer", "customId", "username"]),
+    ("openmeter", &["subject"]),
 ];
 
 pub(super) struct Tenants;
@@ -153,9 +154,10 @@ fn render_without_key(onboarded: &Onboarded) -> String {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[oai(rename = "ExternalId", rename_all = "camelCase")]
 pub(super) struct ExternalIdView {
-    /// `litellm`.
+    /// `litellm`, `kong` or `openmeter`.
     source: String,
-    /// `team`, `organization`, `project`, `keyHash` or `keyAlias`.
+    /// `team`, `organization`, `project`, `keyHash` or `keyAlias` of LiteLLM; `consumer`, `customId` or `username` of Kong's
+    /// consumer; `subject` of OpenMeter's events.
     kind: String,
     id: String,
 }
@@ -381,7 +383,7 @@ impl Checks {
         for (at, id) in ids.iter().enumerate() {
             let pointer = |field: &str| format!("/externalIds/{at}{field}");
             let kinds = EXTERNAL_KINDS.iter().find(|(source, _)| *source == id.source).map(|(_, kinds)| *kinds);
-            self.check(kinds.is_some(), pointer("/source"), "must be litellm or kong");
+            self.check(kinds.is_some(), pointer("/source"), "must be litellm, kong or openmeter");
             let message = format!("must be {}", kinds.unwrap_or_default().join(" or "));
             self.check(kinds.is_none_or(|kinds| kinds.contains(&id.kind.as_str())), pointer("/kind"), &message);
             let fits = (1..=EXTERNAL_ID_BYTES_MAX).contains(&id.id.len());

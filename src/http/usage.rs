@@ -267,8 +267,12 @@ fn kind_word(kind: Kind) -> &'static str {
 impl LedgerRowView {
     fn of(row: &LedgerRow) -> LedgerRowView {
         let event = &row.event;
-        let flags =
-            [(Flags::UNPRICED, "unpriced"), (Flags::CACHE_HIT, "cacheHit"), (Flags::TOTAL_DIFFERS, "totalDiffers")];
+        let flags = [
+            (Flags::UNPRICED, "unpriced"),
+            (Flags::CACHE_HIT, "cacheHit"),
+            (Flags::TOTAL_DIFFERS, "totalDiffers"),
+            (Flags::UNDATED, "undated"),
+        ];
         LedgerRowView {
             source: event.source.clone(),
             event_id: event.event_id.clone(),

@@ -28,6 +28,12 @@ pub enum Format {
     Events,
     /// LiteLLM's `StandardLoggingPayload`, and nothing else.
     Litellm,
+    /// CloudEvents as OpenMeter takes them, and nothing else.
+    OpenMeter,
+}
+
+impl Format {
+    pub const ALL: [Format; 3] = [Format::Events, Format::Litellm, Format::OpenMeter];
 }
 
 /// Who brings the events, and what it may say about whose they are.
@@ -42,7 +48,7 @@ pub enum Reporter {
 /// Where and how a body arrived; what its items have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arrival {
-    /// `http:/v1/usage/events`, `http:/v1/usage/litellm`, `nats:<subject>`.
+    /// `http:/v1/usage/events`, `http:/v1/usage/litellm`, `http:/api/v1/events`, `nats:<subject>`.
     pub origin: String,
     pub format: Format,
     /// `X-Request-Id` of the request, or empty.
@@ -62,7 +68,7 @@ impl Limits {
     #[must_use]
     pub fn of(format: Format, intake: &config::Intake) -> Limits {
         let events_max = match format {
-            Format::Events => intake.batch_events_max,
+            Format::Events | Format::OpenMeter => intake.batch_events_max,
             Format::Litellm => LITELLM_BATCH_EVENTS_MAX,
         };
         Limits { events_max, event_bytes_max: intake.event_bytes_max }
@@ -93,6 +99,8 @@ pub enum TenantClaim {
     Contradictory,
     /// Ids in another system, the most telling first.
     External(Vec<ExternalId>),
+    /// OpenMeter's subject: whoever consumed, as its sender calls them.
+    Subject(String),
     /// It leaves that to whoever brings it.
     Absent,
 }
@@ -148,7 +156,7 @@ fn read_at_once(body: &Bytes, format: Format, limits: Limits) -> Option<Vec<Item
     };
     let mut items = Vec::new();
     loop {
-        let (reading, length) = kin.read_leading(rest)?;
+        let (reading, length) = kin.read_leading(rest, format)?;
         if length > limits.event_bytes_max || items.len() >= limits.events_max {
             return None;
         }
@@ -197,7 +205,7 @@ pub fn read_item(piece: &[u8], format: Format, event_bytes_max: usize) -> Result
         return Err(text::malformed("not a JSON object"));
     };
     match Kin::of(json, format) {
-        Kin::CloudEvent => cloudevents::read(json),
+        Kin::CloudEvent => cloudevents::read(json, format),
         Kin::Litellm => litellm::read(json),
         Kin::Envelope => envelope::read(json),
     }
@@ -249,7 +257,8 @@ impl Kin {
     fn of(json: &str, format: Format) -> Kin {
         match Kin::likely(json, format) {
             Some(Kin::Envelope) => Kin::Envelope,
-            Some(Kin::Litellm) if format == Format::Litellm => Kin::Litellm,
+            // Where one shape is taken, everything is meant to be of it.
+            Some(kin) if format != Format::Events => kin,
             _ => match serde_json::Deserializer::from_str(json).deserialize_map(TellingKeysVisitor) {
                 Ok(TellingKeys { specversion: true, .. }) => Kin::CloudEvent,
                 Ok(TellingKeys { litellm_call_id: true, start_time: true, .. }) => Kin::Litellm,
@@ -259,7 +268,7 @@ impl Kin {
     }
 
     /// Reads the object that `json` begins with, and how long it is. `None` when it is not of this kind.
-    fn read_leading(self, json: &str) -> Option<(Result<Parsed, Unreadable>, usize)> {
+    fn read_leading(self, json: &str, format: Format) -> Option<(Result<Parsed, Unreadable>, usize)> {
         Some(match self {
             Kin::Envelope => {
                 let (envelope, length) = text::leading_object::<Envelope<'_>>(json)?;
@@ -267,7 +276,7 @@ impl Kin {
             }
             Kin::CloudEvent => {
                 let (event, length) = text::leading_object::<CloudEvent<'_>>(json)?;
-                (event.parsed(), length)
+                (event.parsed(format), length)
             }
             Kin::Litellm => {
                 let (payload, length) = text::leading_object::<litellm::Payload<'_>>(json)?;
@@ -279,8 +288,10 @@ impl Kin {
     /// What the objects in `json` are if they are alike. A search for bytes is much cheaper than a reading, and the
     /// reading then tells whether the word was a key. `None` when they may be of several kinds.
     fn likely(json: &str, format: Format) -> Option<Kin> {
-        if format == Format::Litellm {
-            return Some(Kin::Litellm);
+        match format {
+            Format::Events => {}
+            Format::Litellm => return Some(Kin::Litellm),
+            Format::OpenMeter => return Some(Kin::CloudEvent),
         }
         let mentions = |word: &str| memchr::memmem::find(json.as_bytes(), word.as_bytes()).is_some();
         match (mentions(SPEC_VERSION), mentions(LITELLM_CALL_ID)) {

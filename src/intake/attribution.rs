@@ -1,10 +1,10 @@
 //! Whose event it is: what it says of itself, against who brings it.
 
 use super::arrival::{Reporter, TenantClaim, Unreadable};
-use super::text::unreadable;
+use super::text::{self, unreadable};
 use crate::domain::ids::TenantId;
 use crate::domain::tenant::ExternalId;
-use crate::domain::usage::Refusal;
+use crate::domain::usage::{LABEL_BYTES_MAX, Refusal, UsageEvent};
 
 /// The tenant an event is counted for. `owner_of` answers which tenant owns the first of some external ids that
 /// anybody owns.
@@ -32,6 +32,11 @@ pub fn attribute(
             return Err(unreadable(Refusal::TenantMismatch, "the event names two tenants"));
         }
         TenantClaim::External(ids) => owner_of(ids),
+        // Only the platform chooses a tenant by it: to a tenant's own sender it is the name of a user.
+        TenantClaim::Subject(subject) => match reporter {
+            Reporter::Tenant(own) => Some(own),
+            Reporter::Platform => owner_of(&[of_subject(subject)]).or_else(|| subject.parse().ok()),
+        },
         TenantClaim::Absent => None,
     };
     match (reporter, claimed) {
@@ -42,11 +47,27 @@ pub fn attribute(
     }
 }
 
+/// What the catalogue calls OpenMeter's subject.
+fn of_subject(subject: &str) -> ExternalId {
+    ExternalId { source: "openmeter".into(), kind: "subject".into(), id: subject.to_owned() }
+}
+
+/// Names the user of an event whose sender named only a subject, when that is another name than the tenant's.
+pub(super) fn name_user(event: &mut UsageEvent, claim: &TenantClaim, tenant: TenantId) {
+    let TenantClaim::Subject(subject) = claim else { return };
+    if event.subject.user.is_empty() && subject.parse() != Ok(tenant) {
+        event.subject.user = text::shortened(subject, LABEL_BYTES_MAX).into_owned();
+    }
+}
+
 fn unnamed(claim: &TenantClaim) -> String {
     match claim {
         TenantClaim::External(ids) if !ids.is_empty() => {
             let ids: Vec<String> = ids.iter().map(|id| format!("{} {}", id.kind, id.id)).collect();
             format!("no tenant has any of these external ids: {}", ids.join(", "))
+        }
+        TenantClaim::Subject(subject) => {
+            format!("subject: {} is no tenant's id, and no tenant's external id", text::shortened(subject, 64))
         }
         TenantClaim::External(_) => "the event carries no identity of a key".to_owned(),
         _ => "the event names no tenant".to_owned(),
@@ -67,6 +88,26 @@ mod tests {
 
     fn team(id: &str) -> TenantClaim {
         TenantClaim::External(vec![ExternalId { source: "litellm".into(), kind: "team".into(), id: id.into() }])
+    }
+
+    #[test]
+    fn a_subject_chooses_the_tenant_for_the_platform_alone() {
+        let owner_of = |ids: &[ExternalId]| {
+            let known = ExternalId { source: "openmeter".into(), kind: "subject".into(), id: "customer-1".into() };
+            ids.contains(&known).then_some(ACME)
+        };
+        for (subject, reporter, expected) in [
+            ("customer-1", Reporter::Platform, Ok(ACME)),
+            (&GLOBEX.to_string(), Reporter::Platform, Ok(GLOBEX)),
+            ("customer-2", Reporter::Platform, Err(Refusal::UnknownTenant)),
+            ("alice", Reporter::Tenant(GLOBEX), Ok(GLOBEX)),
+            ("customer-1", Reporter::Tenant(GLOBEX), Ok(GLOBEX)),
+            (&ACME.to_string(), Reporter::Tenant(GLOBEX), Ok(GLOBEX)),
+        ] {
+            let claim = TenantClaim::Subject(subject.to_owned());
+            let found = attribute(&claim, reporter, owner_of).map_err(|problem| problem.reason);
+            assert_eq!(found, expected, "{subject} from {reporter:?}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::record::{ItemOutcome, NotNow, Recorder};
 
 const EVENTS_ORIGIN: &str = "http:/v1/usage/events";
 const LITELLM_ORIGIN: &str = "http:/v1/usage/litellm";
+const OPENMETER_ORIGIN: &str = "http:/api/v1/events";
 
 /// What a body is meant to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub enum BodyShape {
         ce_headers: Vec<(String, String)>,
     },
     LiteLlm,
+    /// CloudEvents in OpenMeter's form, structured.
+    OpenMeter,
 }
 
 /// Why a body has no outcomes. What it held was not quarantined: its sender still has it.
@@ -47,13 +50,14 @@ impl Recorder {
         let (format, origin) = match shape {
             BodyShape::Events { .. } => (Format::Events, EVENTS_ORIGIN),
             BodyShape::LiteLlm => (Format::Litellm, LITELLM_ORIGIN),
+            BodyShape::OpenMeter => (Format::OpenMeter, OPENMETER_ORIGIN),
         };
         let body = match &shape {
             BodyShape::Events { content_type, ce_headers } => {
                 let headers = ce_headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
                 cloudevents::structured(headers.chain([("content-type", content_type.as_str())]), body)
             }
-            BodyShape::LiteLlm => body,
+            BodyShape::LiteLlm | BodyShape::OpenMeter => body,
         };
         let limits = self.limits(format);
         let reading = arrival::read_body(body, format, limits).await;

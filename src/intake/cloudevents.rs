@@ -1,4 +1,7 @@
-//! CloudEvents 1.0, whose `data` is the envelope's payload.
+//! CloudEvents 1.0, whose `data` is the envelope's payload, or flat as OpenMeter's senders write it ([`openmeter`]).
+//!
+//! The two doors for them differ in two things. At OpenMeter's, `time` may be missing: then it is that of the arrival, and
+//! no part of what the event says. And there the `subject` is a name in the sender's world, which need not be a tenant's id.
 //!
 //! Structured and batched events are read as they are. A binary one (attributes in `ce-*` headers, over HTTP or NATS)
 //! is written down in structured form first, so that there is one reader, and so that its bytes in quarantine say
@@ -9,9 +12,12 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::arrival::{Parsed, TenantClaim, Unreadable};
+use super::arrival::{Format, Parsed, TenantClaim, Unreadable};
 use super::envelope::{self, Identity};
+use super::openmeter;
 use super::text::{self, Details, malformed};
+use crate::domain::time::Timestamp;
+use crate::domain::usage::Flags;
 use crate::json::{Object, Text};
 
 const SPEC_VERSION: &str = "1.0";
@@ -48,14 +54,14 @@ pub(super) struct CloudEvent<'a> {
 ///
 /// # Errors
 /// [`Unreadable`].
-pub fn read(json: &str) -> Result<Parsed, Unreadable> {
-    text::object::<CloudEvent<'_>>(json)?.parsed()
+pub fn read(json: &str, format: Format) -> Result<Parsed, Unreadable> {
+    text::object::<CloudEvent<'_>>(json)?.parsed(format)
 }
 
 impl CloudEvent<'_> {
     /// # Errors
     /// [`Unreadable`].
-    pub(super) fn parsed(self) -> Result<Parsed, Unreadable> {
+    pub(super) fn parsed(self, format: Format) -> Result<Parsed, Unreadable> {
         if &*self.specversion != SPEC_VERSION {
             return Err(malformed("specversion: only 1.0 is understood"));
         }
@@ -63,13 +69,17 @@ impl CloudEvent<'_> {
             return Err(malformed("datacontenttype: only JSON is understood"));
         }
         let data = self.data.ok_or_else(|| malformed("data: missing, or not JSON"))?;
-        let time = self.time.ok_or_else(|| malformed("time: missing"))?;
-        let mut payload: envelope::Payload<'_> = text::object(data.get())
+        if self.time.is_none() && format != Format::OpenMeter {
+            return Err(malformed("time: missing"));
+        }
+        let mut payload = payload(data.get())
             .map_err(|problem| text::unreadable(problem.reason, format!("data: {}", problem.detail)))?;
+        let time = self.time.as_deref().map(|time| envelope::instant("time", time)).transpose()?;
         let identity = Identity {
             source: envelope::source_name("source", self.source.into_owned())?,
             event_id: envelope::event_id("id", self.id.into_owned())?,
-            occurred_at: envelope::instant("time", &time)?,
+            // Whoever knows when it arrived says so.
+            occurred_at: time.unwrap_or(Timestamp(0)),
         };
         let mut details = Details::default();
         details.text("type", self.kind.as_deref());
@@ -78,12 +88,28 @@ impl CloudEvent<'_> {
         // The identity's source counts; the payload's own is kept.
         details.text("payloadSource", payload.source.take().as_deref());
         let actor = payload.actor.take().map(|Object(actor)| actor).unwrap_or_default();
-        let event = envelope::event(identity, actor, payload, details)?;
-        Ok(Parsed { event, claim: claim(self.tenantid.as_deref(), self.subject.as_deref()) })
+        let mut event = envelope::event(identity, actor, payload, details)?;
+        if time.is_none() {
+            event.flags = event.flags.with(Flags::UNDATED);
+        }
+        Ok(Parsed { event, claim: claim(format, self.tenantid.as_deref(), self.subject.as_deref()) })
     }
 }
 
-fn claim(extension: Option<&str>, subject: Option<&str>) -> TenantClaim {
+/// What was used, in the envelope's words or in OpenMeter's.
+fn payload(data: &str) -> Result<envelope::Payload<'_>, Unreadable> {
+    let own = text::object::<envelope::Payload<'_>>(data);
+    if own.as_ref().is_ok_and(envelope::Payload::states_amounts) {
+        return own;
+    }
+    openmeter::payload(data)?.map_or(own, Ok)
+}
+
+fn claim(format: Format, extension: Option<&str>, subject: Option<&str>) -> TenantClaim {
+    if format == Format::OpenMeter && extension.is_none() {
+        let subject = subject.filter(|subject| !subject.is_empty());
+        return subject.map_or(TenantClaim::Absent, |subject| TenantClaim::Subject(subject.to_owned()));
+    }
     let named = |text: Option<&str>| match text.map(envelope::tenant_claim) {
         Some(TenantClaim::Named(tenant)) => Some(tenant),
         _ => None,

@@ -118,21 +118,51 @@ impl TryFrom<Text<'_>> for WireStatus {
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Usage {
-    tokens: Option<i64>,
+pub(super) struct Usage {
+    pub(super) tokens: Option<i64>,
     #[serde(alias = "total_tokens")]
-    total_tokens: Option<i64>,
+    pub(super) total_tokens: Option<i64>,
     #[serde(alias = "prompt_tokens")]
-    prompt_tokens: Option<i64>,
+    pub(super) prompt_tokens: Option<i64>,
     #[serde(alias = "completion_tokens")]
-    completion_tokens: Option<i64>,
+    pub(super) completion_tokens: Option<i64>,
     #[serde(alias = "cache_read_tokens")]
-    cache_read_tokens: Option<i64>,
+    pub(super) cache_read_tokens: Option<i64>,
     #[serde(alias = "cache_write_tokens")]
-    cache_write_tokens: Option<i64>,
+    pub(super) cache_write_tokens: Option<i64>,
     #[serde(alias = "reasoning_tokens")]
-    reasoning_tokens: Option<i64>,
-    requests: Option<i64>,
+    pub(super) reasoning_tokens: Option<i64>,
+    pub(super) requests: Option<i64>,
+}
+
+impl<'a> Payload<'a> {
+    /// What was read in other words than the envelope's.
+    pub(super) fn counted(
+        usage: Usage,
+        cost_usd: Option<&'a RawValue>,
+        status: Status,
+        model: Option<Text<'a>>,
+        provider: Option<Text<'a>>,
+    ) -> Payload<'a> {
+        Payload {
+            source: None,
+            kind: None,
+            model,
+            provider,
+            call_type: None,
+            status: Some(WireStatus(status)),
+            request_id: None,
+            usage: Some(Object(usage)),
+            cost_usd,
+            tags: None,
+            actor: None,
+        }
+    }
+
+    /// Does it state any amount?
+    pub(super) fn states_amounts(&self) -> bool {
+        self.usage.is_some() || self.cost_usd.is_some()
+    }
 }
 
 /// Labels a sender likes to give: a list, or names with values.

@@ -9,7 +9,7 @@
 //! its tenant has committed it, as counted, as known already or as a conflict, or when it stands in quarantine with
 //! its bytes and a reason. HTTP then answers 2xx, [`usage_stream`] then acknowledges. A tenant that is starting,
 //! saturated or frozen is neither: over HTTP the sender is asked to come back; what a stream brings waits a while, and is
-//! then parked in quarantine, from where [`replayer`] brings it back. The tenant's ledger makes all of that safe, because
+//! then parked in quarantine, as far as [`parking`] has room, from where [`replayer`] brings it back. The tenant's ledger makes all of that safe, because
 //! (tenant, source, event id) is counted once however often it arrives.
 //!
 //! [`flagsmith`] is another matter: what it fetches are feature flags.
@@ -24,6 +24,8 @@ pub mod envelope;
 pub mod flagsmith;
 pub mod kong;
 pub mod litellm;
+mod openmeter;
+pub mod parking;
 pub mod quarantine;
 pub mod record;
 pub mod replayer;

@@ -11,16 +11,18 @@ use crate::domain::time::Timestamp;
 
 const EVENTS: &str = "events";
 const LITELLM: &str = "litellm";
+const OPENMETER: &str = "openmeter";
 /// Begins the tenant that a reporter may speak for.
 const ONLY: &str = ";only=";
 
-/// How quarantined bytes are to be read again: `events` or `litellm`, and `;only=<tenantId>` when they came from a
+/// How quarantined bytes are to be read again: `events`, `litellm` or `openmeter`, and `;only=<tenantId>` when they came from a
 /// reporter that may speak for one tenant only. Another try must not trust them more than the first one did.
 #[must_use]
 pub fn tag(format: Format, reporter: Reporter) -> String {
     let name = match format {
         Format::Events => EVENTS,
         Format::Litellm => LITELLM,
+        Format::OpenMeter => OPENMETER,
     };
     match reporter {
         Reporter::Platform => name.to_owned(),
@@ -38,6 +40,7 @@ pub fn read_tag(tag: &str) -> Option<(Format, Reporter)> {
     match name {
         EVENTS => Some((Format::Events, reporter)),
         LITELLM => Some((Format::Litellm, reporter)),
+        OPENMETER => Some((Format::OpenMeter, reporter)),
         _ => None,
     }
 }
@@ -86,7 +89,7 @@ mod tests {
     #[test]
     fn a_tag_is_read_as_it_was_written() {
         let only = Reporter::Tenant(TenantId(Uuid::from_u128(7)));
-        for format in [Format::Events, Format::Litellm] {
+        for format in Format::ALL {
             for reporter in [Reporter::Platform, only] {
                 assert_eq!(read_tag(&tag(format, reporter)), Some((format, reporter)));
             }

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 pub use super::arrival::Reporter;
 use super::arrival::{self, Arrival, Format, Item, Limits, Parsed, Unreadable};
-use super::attribution::attribute;
+use super::attribution::{attribute, name_user};
 pub use super::body::{BodyShape, RecordError};
+use super::parking::{Parked, Parking, Room};
 use super::tally::{Tally, is_from_litellm};
 use super::{quarantine, text};
 use crate::clock::Clock;
@@ -26,7 +27,7 @@ use crate::domain::ids::TenantId;
 use crate::domain::report::{Fate, Quarantined, Retried};
 use crate::domain::request::Request;
 use crate::domain::time::Timestamp;
-use crate::domain::usage::{Outcome, Refusal, UsageEvent};
+use crate::domain::usage::{Flags, Outcome, Refusal, UsageEvent};
 use crate::fault;
 use crate::tenant::handle::{Origin, Unavailable};
 
@@ -43,6 +44,7 @@ pub struct Recorder {
     intake: Arc<config::Intake>,
     /// Told when something was kept that is to be brought back.
     parked: Arc<Notify>,
+    parking: Arc<Parking>,
 }
 
 /// What became of one item; durable when it is told.
@@ -128,7 +130,8 @@ impl From<NotNow> for ReplayError {
 impl Recorder {
     #[must_use]
     pub fn new(directory: Directory, clock: Clock, intake: config::Intake) -> Recorder {
-        Recorder { directory, clock, intake: Arc::new(intake), parked: Arc::new(Notify::new()) }
+        let parking = Arc::new(Parking::new(intake.parked_events_max));
+        Recorder { directory, clock, intake: Arc::new(intake), parked: Arc::new(Notify::new()), parking }
     }
 
     /// What one body may hold.
@@ -141,7 +144,7 @@ impl Recorder {
     #[must_use]
     pub fn patience(&self, format: Format) -> Duration {
         config::millis(match format {
-            Format::Events => self.intake.patience_ms,
+            Format::Events | Format::OpenMeter => self.intake.patience_ms,
             Format::Litellm => self.intake.litellm_patience_ms,
         })
     }
@@ -159,9 +162,9 @@ impl Recorder {
     ) -> Result<Vec<ItemOutcome>, NotNow> {
         let (raws, readings): (Vec<Bytes>, Vec<_>) = items.into_iter().map(|item| (item.raw, item.reading)).unzip();
         let from_litellm: Vec<bool> = readings.iter().map(is_litellm).collect();
-        let readings = readings.into_iter().map(|reading| (reading, reporter)).collect();
-        let verdicts = self.verdicts(readings, &arrival.request_id, arrival.patience).await;
         let now = self.clock.now();
+        let readings = readings.into_iter().map(|reading| Arrived { reading, reporter, at: now }).collect();
+        let verdicts = self.verdicts(readings, &arrival.request_id, arrival.patience).await;
         let row = |(raw, verdict): (&Bytes, &Verdict)| match verdict {
             Verdict::Refused(rejection) => {
                 Some(quarantine::row(&arrival.origin, arrival.format, reporter, raw, rejection, now))
@@ -245,7 +248,7 @@ impl Recorder {
             readings.extend(self.read_again(row).await);
             lengths.push(readings.len() - before);
         }
-        let from_litellm: Vec<bool> = readings.iter().map(|(reading, _)| is_litellm(reading)).collect();
+        let from_litellm: Vec<bool> = readings.iter().map(|arrived| is_litellm(&arrived.reading)).collect();
         let verdicts = self.verdicts(readings, request_id, self.patience(Format::Litellm)).await;
         let mut tally = Tally::default();
         for (verdict, from_litellm) in verdicts.iter().zip(from_litellm) {
@@ -261,29 +264,28 @@ impl Recorder {
     }
 
     /// What a row holds; at least one reading.
-    async fn read_again(&self, row: Quarantined) -> Vec<(Result<Parsed, Unreadable>, Reporter)> {
+    async fn read_again(&self, row: Quarantined) -> Vec<Arrived> {
+        let at = row.received_at;
         let Some((format, reporter)) = quarantine::read_tag(&row.format) else {
-            return vec![(Err(text::malformed("nobody knows how to read this row")), Reporter::Platform)];
+            let reading = Err(text::malformed("nobody knows how to read this row"));
+            return vec![Arrived { reading, reporter: Reporter::Platform, at }];
         };
-        let nothing = |problem| vec![(Err(problem), reporter)];
+        let nothing = |problem| vec![Arrived { reading: Err(problem), reporter, at }];
         match arrival::read_body(Bytes::from(row.body), format, self.limits(format)).await {
             Ok(reading) if reading.items.is_empty() => nothing(text::malformed("there is no event in this row")),
-            Ok(reading) => reading.items.into_iter().map(|item| (item.reading, reporter)).collect(),
+            Ok(reading) => {
+                reading.items.into_iter().map(|item| Arrived { reading: item.reading, reporter, at }).collect()
+            }
             Err(too_many) => nothing(text::unreadable(Refusal::Oversized, too_many.to_string())),
         }
     }
 
     /// One verdict per reading, in order; nothing is quarantined yet.
-    async fn verdicts(
-        &self,
-        readings: Vec<(Result<Parsed, Unreadable>, Reporter)>,
-        request_id: &str,
-        patience: Duration,
-    ) -> Vec<Verdict> {
+    async fn verdicts(&self, readings: Vec<Arrived>, request_id: &str, patience: Duration) -> Vec<Verdict> {
         let mut verdicts: Vec<Option<Verdict>> = vec![None; readings.len()];
         let mut groups: HashMap<TenantId, (Vec<usize>, Vec<UsageEvent>), ahash::RandomState> = HashMap::default();
-        for (at, (reading, reporter)) in readings.into_iter().enumerate() {
-            match self.attributed(reading, reporter) {
+        for (at, arrived) in readings.into_iter().enumerate() {
+            match self.attributed(arrived) {
                 Ok((tenant, event)) => {
                     let (places, events) = groups.entry(tenant).or_default();
                     places.push(at);
@@ -309,15 +311,17 @@ impl Recorder {
     ///
     /// # Errors
     /// [`Rejection`].
-    pub(super) fn attributed(
-        &self,
-        reading: Result<Parsed, Unreadable>,
-        reporter: Reporter,
-    ) -> Result<(TenantId, UsageEvent), Rejection> {
+    pub(super) fn attributed(&self, arrived: Arrived) -> Result<(TenantId, UsageEvent), Rejection> {
+        let Arrived { reading, reporter, at } = arrived;
         let parsed = reading.map_err(|problem| Rejection { problem, tenant: self.existing(reporter) })?;
         let tenant = attribute(&parsed.claim, reporter, |ids| self.directory.attribute(ids))
             .map_err(|problem| Rejection { problem, tenant: None })?;
-        Ok((tenant, parsed.event))
+        let mut event = parsed.event;
+        name_user(&mut event, &parsed.claim, tenant);
+        if event.flags.has(Flags::UNDATED) {
+            event.occurred_at = at;
+        }
+        Ok((tenant, event))
     }
 
     /// The tenant a reporter speaks for, if there is such a tenant.
@@ -389,6 +393,39 @@ impl Recorder {
         self.parked.notified().await;
     }
 
+    /// How much is parked, of how much may be.
+    #[must_use]
+    pub fn parked_events(&self) -> watch::Receiver<Parked> {
+        self.parking.follow()
+    }
+
+    /// May anything be parked now?
+    pub(super) fn may_park(&self) -> bool {
+        !self.parking.is_full()
+    }
+
+    /// Room to park as many of `asked` events as may be; held until they are durable.
+    pub(super) async fn room_to_park(&self, asked: usize) -> Room<'_> {
+        if !self.parking.is_counted()
+            && let Err(error) = self.count_parked().await
+        {
+            tracing::debug!(%error, "parked events could not be counted");
+        }
+        self.parking.room(asked)
+    }
+
+    /// How many rows wait for whom; what is known of the parking is corrected.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub(super) async fn count_parked(&self) -> Result<Vec<(TenantId, i64)>, Refused> {
+        let before = self.parking.before();
+        let census = self.directory.waiting_census().await?;
+        let waiting: i64 = census.iter().map(|(_, rows)| *rows).sum();
+        self.parking.counted(before, u64::try_from(waiting).unwrap_or(0));
+        Ok(census)
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
     }
@@ -405,6 +442,13 @@ impl NotNow {
     }
 }
 
+/// A reading, who brought it, and when that was: the time of an event that has none of its own.
+pub(super) struct Arrived {
+    pub(super) reading: Result<Parsed, Unreadable>,
+    pub(super) reporter: Reporter,
+    pub(super) at: Timestamp,
+}
+
 /// Why an item belongs in quarantine.
 #[derive(Debug, Clone)]
 pub(super) struct Rejection {
@@ -414,6 +458,11 @@ pub(super) struct Rejection {
 }
 
 impl Rejection {
+    /// Does it wait for nothing but its tenant?
+    pub(super) fn is_parked(&self) -> bool {
+        Refusal::WAITING.contains(&self.problem.reason)
+    }
+
     /// Refused by, or for the sake of, a known tenant.
     pub(super) fn of(reason: Refusal, tenant: TenantId) -> Rejection {
         Rejection { problem: text::unreadable(reason, explanation(reason)), tenant: Some(tenant) }

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +32,6 @@ const DELAY_MAX: Duration = Duration::from_secs(30);
 /// Brings parked events back.
 pub struct Replayer {
     recorder: Recorder,
-    waiting: watch::Sender<u64>,
     absent: HashMap<TenantId, Absent>,
 }
 
@@ -47,22 +45,18 @@ struct Absent {
 impl Replayer {
     #[must_use]
     pub fn new(recorder: Recorder) -> Replayer {
-        Replayer { recorder, waiting: watch::channel(0).0, absent: HashMap::new() }
-    }
-
-    /// Follows how many rows wait for their tenants.
-    #[must_use]
-    pub fn waiting(&self) -> watch::Receiver<u64> {
-        self.waiting.subscribe()
+        Replayer { recorder, absent: HashMap::new() }
     }
 
     /// Brings back what can be, until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
+        let parked = self.recorder.parked_events();
         while !stop.is_cancelled() {
             if let Err(error) = self.round(&stop).await {
                 tracing::debug!(%error, "parked events could not be looked for");
             }
-            let pause = if *self.waiting.borrow() > 0 { ROUND_EVERY } else { IDLE_ROUND_EVERY };
+            let pause =
+                if parked.borrow().events.is_none_or(|events| events > 0) { ROUND_EVERY } else { IDLE_ROUND_EVERY };
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = self.recorder.parked() => {}
@@ -72,7 +66,7 @@ impl Replayer {
     }
 
     async fn round(&mut self, stop: &CancellationToken) -> Result<(), Refused> {
-        let census = self.tell().await?;
+        let census = self.recorder.count_parked().await?;
         let now = Instant::now();
         self.absent.retain(|tenant, _| census.iter().any(|(waiting, _)| waiting == tenant));
         let due = census.into_iter().map(|(tenant, _)| tenant);
@@ -92,18 +86,9 @@ impl Replayer {
             }
         }
         if !helped.is_empty() {
-            self.tell().await?;
+            self.recorder.count_parked().await?;
         }
         Ok(())
-    }
-
-    /// How many rows wait for whom; told to the metrics and the health.
-    async fn tell(&self) -> Result<Vec<(TenantId, i64)>, Refused> {
-        let census = self.recorder.directory().waiting_census().await?;
-        let waiting: i64 = census.iter().map(|(_, rows)| *rows).sum();
-        metrics::gauge!("platform_api_parked_events").set(waiting as f64);
-        self.waiting.send_replace(u64::try_from(waiting).unwrap_or(0));
-        Ok(census)
     }
 }
 

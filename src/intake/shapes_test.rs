@@ -302,7 +302,7 @@ fn samples() -> Vec<Bytes> {
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-        for format in [Format::Events, Format::Litellm] {
+        for format in Format::ALL {
             let _ = read(&Bytes::from(bytes.clone()), format, LIMITS);
         }
     }
@@ -320,7 +320,7 @@ proptest! {
         }
         for length in [bytes.len(), cut.index(bytes.len())] {
             let body = Bytes::copy_from_slice(&bytes[..length]);
-            for format in [Format::Events, Format::Litellm] {
+            for format in Format::ALL {
                 let reading = read(&body, format, LIMITS).unwrap();
                 prop_assert!(!reading.not_json || reading.items.len() == 1 && reading.items[0].raw == body);
                 for item in reading.items {

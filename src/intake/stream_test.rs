@@ -364,10 +364,9 @@ async fn a_frozen_tenant_does_not_hold_up_the_stream() {
 /// Runs a replayer until nothing waits any more.
 async fn replayed(node: &Node) {
     let replayer = Replayer::new(node.recorder.clone());
-    let (stop, mut waiting) = (CancellationToken::new(), replayer.waiting());
+    let (stop, mut parked) = (CancellationToken::new(), node.recorder.parked_events());
     let task = tokio::spawn(replayer.run(stop.clone()));
-    waiting.changed().await.unwrap();
-    tokio::time::timeout(PATIENCE, waiting.wait_for(|waiting| *waiting == 0))
+    tokio::time::timeout(PATIENCE, parked.wait_for(|parked| parked.events == Some(0)))
         .await
         .expect("all is brought back")
         .unwrap();

@@ -59,6 +59,11 @@ enum Labels {
         period_start: Timestamp,
         severity: &'static str,
     },
+    Test {
+        alertname: &'static str,
+        channel: String,
+        severity: &'static str,
+    },
     Drift {
         alertname: &'static str,
         tenant: String,
@@ -72,6 +77,8 @@ enum Labels {
 struct Annotations {
     summary: String,
     description: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acknowledged_by: Option<String>,
 }
 
 impl Alertmanager {
@@ -89,7 +96,8 @@ impl Alertmanager {
     pub(super) async fn send(&self, parcel: &Parcel, now: Timestamp) -> Result<(), Failure> {
         let alert = &parcel.delivery.alert;
         let posted = match parcel.delivery.event {
-            Event::Fired => self.posted(parcel.tenant, alert, self.firing_until(alert, now)),
+            // Alertmanager knows no acknowledgement; the same alert is posted with who it was.
+            Event::Fired | Event::Acknowledged => self.posted(parcel.tenant, alert, self.firing_until(alert, now)),
             Event::Resolved => self.posted(parcel.tenant, alert, alert.resolved_at.unwrap_or(now)),
         };
         self.post(&[posted]).await
@@ -116,7 +124,11 @@ impl Alertmanager {
     fn posted(&self, tenant: TenantId, alert: &Alert, ends_at: Timestamp) -> Posted {
         Posted {
             labels: labels(tenant, alert),
-            annotations: Annotations { summary: summary(tenant, alert), description: description(alert) },
+            annotations: Annotations {
+                summary: summary(tenant, alert),
+                description: description(alert),
+                acknowledged_by: alert.acknowledged.as_ref().map(|one| one.by.clone()),
+            },
             starts_at: alert.fired_at,
             // Alertmanager refuses an alert that ends before it starts.
             ends_at: ends_at.max(alert.fired_at.plus_micros(1_000)),
@@ -150,6 +162,7 @@ fn labels(tenant: TenantId, alert: &Alert) -> Labels {
             period_start: *period_start,
             severity,
         },
+        AlertSubject::Test(channel) => Labels::Test { alertname: "ChannelTest", channel: channel.clone(), severity },
         AlertSubject::ReconciliationDrift(drift) => Labels::Drift {
             alertname: "ReconciliationDrift",
             tenant,
@@ -176,6 +189,7 @@ fn description(alert: &Alert) -> String {
             amount_text(quota, quota.limit),
             reset(*period_end),
         ),
+        AlertSubject::Test(_) => "somebody asks whether this channel works; it is over by itself".to_owned(),
         AlertSubject::ReconciliationDrift(drift) => format!(
             "the ledger and the gateway disagreed by {} requests in {} windows since {}",
             drift.difference, drift.windows, drift.window_start,

@@ -13,12 +13,14 @@ use super::parcel::Parcel;
 use super::slack::Slack;
 use super::webhook::{self, Webhook};
 use crate::config::{self, Config, millis};
-use crate::domain::ids::TenantId;
-use crate::domain::notice::Alert;
-use crate::domain::time::Timestamp;
+use crate::domain::ids::{AlertId, TenantId};
+use crate::domain::notice::{Alert, Delivery, Event};
+use crate::domain::time::{MICROS_PER_MINUTE, Timestamp};
 
 /// Sends one channel may have under way.
 const SENDS_MAX: usize = 8;
+/// How long a test shows where alerts are shown.
+const TEST_MICROS: i64 = MICROS_PER_MINUTE;
 
 /// One place alerts go to.
 pub(super) struct Channel {
@@ -27,6 +29,12 @@ pub(super) struct Channel {
     pub(super) repeat: Option<Duration>,
     pub(super) sends_max: usize,
     sender: Sender,
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Channel").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 enum Sender {
@@ -55,13 +63,47 @@ pub(super) fn problem(channel: &config::Channel) -> Option<String> {
             let url = url.map(|problem| format!("url: {problem}"));
             url.or_else(|| pagerduty::routing_key_problem(routing_key).map(|problem| format!("routing_key: {problem}")))
         }
-        config::Channel::Email { host, port, tls, user, password, from, to, .. } => {
-            let (user, password) = (user.as_deref(), password.as_ref());
-            email::problem(&Relay { host, port: *port, tls: *tls, user, password }, from, to)
-        }
+        config::Channel::Email { from, to, .. } => relay(channel).and_then(|relay| email::problem(&relay, from, to)),
         config::Channel::Slack { url, allow_private_addresses, .. } => {
             egress::problem(url.expose_secret(), *allow_private_addresses).map(|problem| format!("url: {problem}"))
         }
+    }
+}
+
+/// How a channel's mail relay is reached, if it has one.
+fn relay(channel: &config::Channel) -> Option<Relay<'_>> {
+    let config::Channel::Email { host, port, tls, ca_file, allow_private_addresses, user, password, .. } = channel
+    else {
+        return None;
+    };
+    Some(Relay {
+        host,
+        port: *port,
+        tls: *tls,
+        ca_file: ca_file.as_deref(),
+        allow_private: *allow_private_addresses,
+        user: user.as_deref(),
+        password: password.as_ref(),
+    })
+}
+
+/// A configured channel's kind, and where it leads: never more than the host, for paths may be secret.
+pub(super) fn described(channel: &config::Channel) -> (&'static str, String) {
+    let origin = |url: &str| {
+        let parsed = reqwest::Url::parse(url).ok();
+        parsed.map(|url| url.origin().ascii_serialization()).unwrap_or_default()
+    };
+    match channel {
+        config::Channel::Alertmanager { url, .. } => ("alertmanager", origin(url)),
+        config::Channel::Webhook { url, .. } => ("webhook", origin(url)),
+        config::Channel::Nats { .. } => ("nats", "nats.alert_subject".into()),
+        config::Channel::PagerDuty { url, .. } => {
+            ("pagerduty", origin(url.as_deref().unwrap_or(pagerduty::DEFAULT_URL)))
+        }
+        config::Channel::Email { host, port, .. } => {
+            ("email", port.map_or_else(|| host.clone(), |port| format!("{host}:{port}")))
+        }
+        config::Channel::Slack { url, .. } => ("slack", origin(url.expose_secret())),
     }
 }
 
@@ -89,9 +131,8 @@ impl Channel {
                 let sender = PagerDuty::open(url, routing_key, *allow_private_addresses, public_url)?;
                 Channel { name, repeat: None, sends_max: SENDS_MAX, sender: Sender::PagerDuty(Box::new(sender)) }
             }
-            config::Channel::Email { host, port, tls, user, password, from, to, .. } => {
-                let (user, password) = (user.as_deref(), password.as_ref());
-                let relay = Relay { host, port: *port, tls: *tls, user, password };
+            config::Channel::Email { from, to, .. } => {
+                let relay = relay(channel).ok_or("not a mail relay")?;
                 let sender = Email::open(&relay, from, to, config.notify.public_url.clone())?;
                 // Each mail is a connection of its own, and a relay counts them.
                 Channel { name, repeat: None, sends_max: 1, sender: Sender::Email(Box::new(sender)) }
@@ -113,6 +154,21 @@ impl Channel {
             Sender::Slack(slack) => slack.send(parcel).await,
             Sender::Email(email) => email.send(parcel).await,
         }
+    }
+
+    /// Sends a message that is marked as a test, and leaves nothing open: what PagerDuty opens is closed at once, what
+    /// Alertmanager shows ends by itself.
+    pub(super) async fn test(&self, id: AlertId, now: Timestamp) -> Result<(), Failure> {
+        let alert = Alert::test(id, &self.name, now, now.plus_micros(TEST_MICROS));
+        let channel = self.name.clone();
+        let delivery = Delivery { alert, event: Event::Fired, channel, attempts: 0, next_attempt_at: now };
+        let mut parcel = Parcel { tenant: TenantId(uuid::Uuid::nil()), delivery };
+        self.send(&parcel, now).await?;
+        if matches!(self.sender, Sender::PagerDuty(_)) {
+            parcel.delivery.event = Event::Resolved;
+            self.send(&parcel, now).await?;
+        }
+        Ok(())
     }
 
     /// Tells a channel that forgets which alerts still fire.

@@ -51,13 +51,18 @@ pub(super) fn problem(url: &str, allow_private: bool) -> Option<String> {
         return Some("must not have a fragment".into());
     }
     let Some(host) = url.host_str().filter(|host| !host.is_empty()) else { return Some("names no host".into()) };
-    if allow_private {
-        return None;
-    }
-    if url.scheme() != "https" {
+    if !allow_private && url.scheme() != "https" {
         return Some("must be https:// (unless allow_private_addresses is set)".into());
     }
     // The parser has already turned every spelling of an IPv4 address (decimal, octal, hex) into dots.
+    host_problem(host, allow_private)
+}
+
+/// What is wrong with a receiver's host as a URL would name it, if anything.
+pub(super) fn host_problem(host: &str, allow_private: bool) -> Option<String> {
+    if allow_private {
+        return None;
+    }
     let literal = host.starts_with('[') || host.parse::<IpAddr>().is_ok();
     let name = host.trim_end_matches('.');
     let last = name.rsplit('.').next().unwrap_or(name);
@@ -150,6 +155,15 @@ fn reason(error: &reqwest::Error) -> String {
     words.into()
 }
 
+/// The addresses of a name that may be connected to.
+///
+/// # Errors
+/// When the name cannot be resolved.
+pub(super) async fn addresses(name: &str, port: u16, allow_private: bool) -> std::io::Result<Vec<SocketAddr>> {
+    let found = tokio::net::lookup_host((name, port)).await?;
+    Ok(found.filter(|address| allow_private || is_public(address.ip())).collect())
+}
+
 /// Resolves names, and keeps only addresses that may be connected to.
 #[derive(Debug)]
 struct Guarded {
@@ -160,8 +174,7 @@ impl Resolve for Guarded {
     fn resolve(&self, name: Name) -> Resolving {
         let allow_private = self.allow_private;
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> = found.filter(|address| allow_private || is_public(address.ip())).collect();
+            let allowed = addresses(name.as_str(), 0, allow_private).await?;
             if allowed.is_empty() {
                 return Err(NotPublic.into());
             }

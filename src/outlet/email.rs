@@ -1,20 +1,22 @@
-//! E-mail over SMTP (RFC 5321), by way of a relay that the operator names: usually one in the own network, so its address is
-//! not judged; its certificate is.
+//! E-mail over SMTP (RFC 5321), by way of a relay that the operator names. Its address is judged as a webhook's is, each time
+//! it is connected to, and its certificate by the system's authorities or those of `ca_file`.
 //!
 //! `Message-ID` is the delivery's id, so a mailbox that gets a repetition can tell; that an alert is over is a reply to the
 //! message that told of it. Without TLS nothing is sent unless the configuration says so, and credentials never are.
 
+use std::net::Ipv6Addr;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use lettre::message::Mailbox;
 use lettre::message::header::ContentType;
 use lettre::transport::smtp::authentication::Credentials;
-use lettre::transport::smtp::client::{Tls, TlsParameters};
+use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters, TlsParametersBuilder};
 use lettre::transport::smtp::{self, AsyncSmtpTransport};
 use lettre::{AsyncTransport, Message, Tokio1Executor};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::egress::Failure;
+use super::egress::{self, Failure};
 use super::parcel::{Parcel, facts, summary};
 use crate::config::EmailTls;
 use crate::domain::notice::{Delivery, Event};
@@ -23,6 +25,7 @@ use crate::domain::notice::{Delivery, Event};
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the whole conversation may take. A relay may check the sender before it answers.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+const PEM_END: &str = "-----END CERTIFICATE-----";
 /// Most recipients of one channel; more is a mailing list's work.
 const RECIPIENTS_MAX: usize = 20;
 /// Replies that speak of our credentials or of TLS, which a person may mend: the message itself may still be taken.
@@ -30,17 +33,24 @@ const ACCESS_REPLIES: [&str; 4] = ["530", "534", "535", "538"];
 
 /// Recipients behind one relay.
 pub(super) struct Email {
-    transport: AsyncSmtpTransport<Tokio1Executor>,
+    host: String,
+    port: u16,
+    tls: Tls,
+    credentials: Option<Credentials>,
+    allow_private: bool,
     from: Mailbox,
     to: Vec<Mailbox>,
     public_url: Option<String>,
 }
 
 /// How the relay is reached.
+#[derive(Clone, Copy)]
 pub(super) struct Relay<'a> {
     pub(super) host: &'a str,
     pub(super) port: Option<u16>,
     pub(super) tls: EmailTls,
+    pub(super) ca_file: Option<&'a Path>,
+    pub(super) allow_private: bool,
     pub(super) user: Option<&'a str>,
     pub(super) password: Option<&'a SecretString>,
 }
@@ -49,6 +59,12 @@ pub(super) struct Relay<'a> {
 pub(super) fn problem(relay: &Relay<'_>, from: &str, to: &[String]) -> Option<String> {
     if relay.host.is_empty() {
         return Some("host: must not be empty".into());
+    }
+    if let Some(problem) = egress::host_problem(&named(relay.host), relay.allow_private) {
+        return Some(format!("host: {problem}"));
+    }
+    if let Err(problem) = authorities(relay.ca_file) {
+        return Some(format!("ca_file: {problem}"));
     }
     if relay.user.is_some() != relay.password.is_some() {
         return Some("password: must be given together with user".into());
@@ -67,6 +83,25 @@ pub(super) fn problem(relay: &Relay<'_>, from: &str, to: &[String]) -> Option<St
         .then(|| "to: not an address, such as on-call@example.com".into())
 }
 
+/// The host as a URL's parser has it, which knows every spelling of an address.
+fn named(host: &str) -> String {
+    let host = if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.to_owned() };
+    let parsed = reqwest::Url::parse(&format!("https://{host}/")).ok();
+    parsed.and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// The certificates of a file.
+fn authorities(file: Option<&Path>) -> Result<Vec<Certificate>, String> {
+    let Some(file) = file else { return Ok(Vec::new()) };
+    let pem = std::fs::read(file).map_err(|error| format!("cannot be read: {}", error.kind()))?;
+    // The parser takes one certificate at a time.
+    let text = String::from_utf8(pem).map_err(|_| "not a PEM file")?;
+    let one = |part: &str| Certificate::from_pem(format!("{part}{PEM_END}\n").as_bytes());
+    let parts = text.split(PEM_END).filter(|part| part.contains("-----BEGIN CERTIFICATE-----"));
+    let found: Vec<Certificate> = parts.map(one).collect::<Result<_, _>>().map_err(|_| "not a PEM file")?;
+    if found.is_empty() { Err("holds no certificate".into()) } else { Ok(found) }
+}
+
 impl Email {
     pub(super) fn open(
         relay: &Relay<'_>,
@@ -77,22 +112,25 @@ impl Email {
         // Fails when a provider is installed already, which is as good.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mailbox = |text: &str| text.parse::<Mailbox>().map_err(|_| "not an address".to_owned());
-        let verified =
-            || TlsParameters::new(relay.host.to_owned()).map_err(|_| "not a name for a certificate".to_owned());
+        let trusted = authorities(relay.ca_file)?;
+        let verified = || {
+            let builder = TlsParameters::builder(relay.host.to_owned());
+            let builder = trusted.iter().cloned().fold(builder, TlsParametersBuilder::add_root_certificate);
+            builder.build().map_err(|_| "not a name for a certificate".to_owned())
+        };
         let (tls, default_port) = match relay.tls {
             EmailTls::Starttls => (Tls::Required(verified()?), smtp::SUBMISSION_PORT),
             EmailTls::Implicit => (Tls::Wrapper(verified()?), smtp::SUBMISSIONS_PORT),
             EmailTls::None => (Tls::None, smtp::SMTP_PORT),
         };
-        let mut builder = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(relay.host)
-            .port(relay.port.unwrap_or(default_port))
-            .timeout(Some(STEP_TIMEOUT))
-            .tls(tls);
-        if let Some((user, password)) = relay.user.zip(relay.password) {
-            builder = builder.credentials(Credentials::new(user.to_owned(), password.expose_secret().to_owned()));
-        }
+        let credentials = relay.user.zip(relay.password);
         Ok(Email {
-            transport: builder.build(),
+            host: relay.host.to_owned(),
+            port: relay.port.unwrap_or(default_port),
+            tls,
+            credentials: credentials
+                .map(|(user, password)| Credentials::new(user.to_owned(), password.expose_secret().to_owned())),
+            allow_private: relay.allow_private,
             from: mailbox(from)?,
             to: to.iter().map(|one| mailbox(one)).collect::<Result<_, _>>()?,
             public_url,
@@ -101,12 +139,30 @@ impl Email {
 
     pub(super) async fn send(&self, parcel: &Parcel) -> Result<(), Failure> {
         let message = self.message(parcel).ok_or_else(|| Failure::passing("the message has no form as a mail"))?;
-        let sent = tokio::time::timeout(SEND_TIMEOUT, self.transport.send(message)).await;
-        match sent {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(failure(&error)),
-            Err(_) => Err(Failure::passing("timed out")),
+        let sent = tokio::time::timeout(SEND_TIMEOUT, self.hand_over(message)).await;
+        sent.unwrap_or_else(|_| Err(Failure::passing("timed out")))
+    }
+
+    /// To the first address that answers: the address that was judged is the one that is connected to.
+    async fn hand_over(&self, message: Message) -> Result<(), Failure> {
+        let addresses = egress::addresses(&self.host, self.port, self.allow_private).await;
+        let addresses = addresses.map_err(|_| Failure::passing("the relay's name cannot be resolved"))?;
+        let mut last = Failure::passing("the address is not a public one");
+        for address in addresses {
+            let mut builder = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(address.ip().to_string())
+                .port(self.port)
+                .timeout(Some(STEP_TIMEOUT))
+                .tls(self.tls.clone());
+            if let Some(credentials) = &self.credentials {
+                builder = builder.credentials(credentials.clone());
+            }
+            match builder.build().send(message.clone()).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.status().is_some() => return Err(failure(&error)),
+                Err(error) => last = failure(&error),
+            }
         }
+        Err(last)
     }
 
     fn message(&self, parcel: &Parcel) -> Option<Message> {
@@ -114,6 +170,7 @@ impl Email {
         let headline = summary(parcel.tenant, alert);
         let (subject, lead) = match parcel.delivery.event {
             Event::Fired => (format!("[{}] {headline}", alert.severity().name()), headline),
+            Event::Acknowledged => (format!("[acknowledged] {headline}"), format!("Acknowledged: {headline}")),
             Event::Resolved => (format!("[resolved] {headline}"), format!("Resolved: {headline}")),
         };
         let mut text = format!("{lead}\r\n\r\n");
@@ -206,7 +263,15 @@ mod tests {
         }
 
         fn relay(&self, tls: EmailTls) -> Relay<'static> {
-            Relay { host: "127.0.0.1", port: Some(self.port), tls, user: None, password: None }
+            Relay {
+                host: "127.0.0.1",
+                port: Some(self.port),
+                tls,
+                ca_file: None,
+                allow_private: true,
+                user: None,
+                password: None,
+            }
         }
     }
 
@@ -297,15 +362,49 @@ mod tests {
             assert!(matches!(email(&postbox.relay(tls)).send(&parcel).await, Err(Failure::Passing { .. })), "{tls:?}");
         }
         assert!(postbox.mails().is_empty());
-        let closed = Relay { host: "127.0.0.1", port: Some(1), tls: EmailTls::None, user: None, password: None };
+        let closed = Relay { port: Some(1), ..postbox.relay(EmailTls::None) };
         assert!(matches!(email(&closed).send(&parcel).await, Err(Failure::Passing { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_private_address_is_not_connected_to_unless_it_is_allowed() {
+        let parcel = samples::parcel("mail", Event::Fired, Metric::Tokens, Timestamp(0));
+        let postbox = Postbox::start(&["250 taken"]).await;
+        let guarded = Relay { host: "localhost", allow_private: false, ..postbox.relay(EmailTls::None) };
+        assert_eq!(email(&guarded).send(&parcel).await, Err(Failure::passing("the address is not a public one")));
+        assert!(postbox.mails().is_empty());
+        assert_eq!(email(&Relay { allow_private: true, ..guarded }).send(&parcel).await, Ok(()));
     }
 
     #[test]
     fn a_channel_that_cannot_work_is_refused_by_key_and_shows_no_secret() {
         let secret = SecretString::from("correct horse");
         let to = ["on-call@example.com".to_owned()];
-        let relay = Relay { host: "mail", port: None, tls: EmailTls::Starttls, user: None, password: None };
+        let relay = Relay {
+            host: "mail.example.com",
+            port: None,
+            tls: EmailTls::Starttls,
+            ca_file: None,
+            allow_private: false,
+            user: None,
+            password: None,
+        };
+        for host in ["localhost", "127.0.0.1", "2130706433", "::1", "mail", "10.0.0.1"] {
+            let told = super::problem(&Relay { host, ..relay }, "a@example.com", &to).unwrap_or_default();
+            assert!(told.starts_with("host:"), "{host}: {told}");
+            assert_eq!(
+                super::problem(&Relay { host, allow_private: true, ..relay }, "a@example.com", &to),
+                None,
+                "{host}"
+            );
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        let trusting = Relay { ca_file: Some(&file), ..relay };
+        let told = || super::problem(&trusting, "a@example.com", &to).unwrap_or_default();
+        assert!(told().starts_with("ca_file: cannot be read"), "{}", told());
+        std::fs::write(&file, "no certificate").unwrap();
+        assert_eq!(told(), "ca_file: holds no certificate");
         let problem = |relay: &Relay<'_>, from: &str, to: &[String]| problem(relay, from, to).unwrap_or_default();
         assert_eq!(problem(&relay, "a@example.com", &to), "");
         assert!(problem(&relay, "nobody", &to).starts_with("from:"));

@@ -18,6 +18,7 @@ use super::schedule;
 use crate::clock::Clock;
 use crate::domain::ids::TenantId;
 use crate::domain::notice::{Alert, Attempt, AttemptResult};
+use crate::domain::time::Timestamp;
 use crate::fault;
 
 /// Work that may wait for one channel; the rest stays in the outbox.
@@ -38,12 +39,30 @@ pub(super) struct Settled {
     pub(super) attempt: Attempt,
 }
 
+/// How a channel has done since the daemon started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Record {
+    /// It is left alone for a while: it did not answer several times in a row.
+    pub circuit_open: bool,
+    pub delivered: u64,
+    /// Attempts that failed and will be repeated.
+    pub retried: u64,
+    /// Messages that it will never take.
+    pub gave_up: u64,
+    pub last_success_at: Option<Timestamp>,
+    pub last_failure_at: Option<Timestamp>,
+    /// In our words.
+    pub last_failure: Option<String>,
+}
+
 /// The dispatcher's end of a lane.
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) name: String,
     pub(super) queue: mpsc::Sender<Work>,
     pub(super) repeat: Option<Duration>,
+    pub(super) record: watch::Receiver<Record>,
+    pub(super) channel: Arc<Channel>,
 }
 
 /// The lane itself, ready to run.
@@ -54,6 +73,7 @@ pub(super) struct Driver {
     clock: Clock,
     stopping: CancellationToken,
     health: watch::Sender<State>,
+    record: watch::Sender<Record>,
     breaker: Breaker,
     sends: JoinSet<Result<(), Failure>>,
     under_way: HashMap<Id, (Work, Instant)>,
@@ -67,14 +87,23 @@ pub(super) fn build(
 ) -> (Lane, Driver, watch::Receiver<State>) {
     let (sender, queue) = mpsc::channel(QUEUE_MAX);
     let (health, state) = watch::channel(State::Unknown);
-    let lane = Lane { name: channel.name.clone(), queue: sender, repeat: channel.repeat };
+    let (keeping, record) = watch::channel(Record::default());
+    let channel = Arc::new(channel);
+    let lane = Lane {
+        name: channel.name.clone(),
+        queue: sender,
+        repeat: channel.repeat,
+        record,
+        channel: Arc::clone(&channel),
+    };
     let driver = Driver {
-        channel: Arc::new(channel),
+        channel,
         queue,
         settled,
         clock,
         stopping,
         health,
+        record: keeping,
         breaker: Breaker::default(),
         sends: JoinSet::new(),
         under_way: HashMap::new(),
@@ -160,6 +189,12 @@ impl Driver {
             AttemptResult::Withdrawn => ("withdrawn", ""),
         };
         let (tenant, channel, delivery) = (parcel.tenant, &self.channel.name, parcel.delivery.id());
+        self.record.send_modify(|record| match result {
+            AttemptResult::Delivered => record.delivered += 1,
+            AttemptResult::Retry { .. } => record.retried += 1,
+            AttemptResult::GaveUp { .. } => record.gave_up += 1,
+            AttemptResult::Withdrawn => {}
+        });
         metrics::counter!("platform_api_deliveries_total", "channel" => channel.clone(), "result" => word).increment(1);
         match result {
             AttemptResult::Delivered | AttemptResult::Withdrawn => {
@@ -178,6 +213,14 @@ impl Driver {
             Ok(()) | Err(Failure::Final { .. }) => State::Up,
             Err(Failure::Passing { reason, .. }) => State::Down { reason: reason.clone() },
         };
+        let now = self.clock.now();
+        self.record.send_modify(|record| match result {
+            Ok(()) => record.last_success_at = Some(now),
+            Err(Failure::Final { reason } | Failure::Passing { reason, .. }) => {
+                record.last_failure_at = Some(now);
+                record.last_failure = Some(reason.clone());
+            }
+        });
         let was_up = !matches!(*self.health.borrow(), State::Down { .. });
         match &state {
             State::Down { reason } if was_up => tracing::warn!(channel = self.channel.name, reason, "channel is down"),
@@ -189,7 +232,9 @@ impl Driver {
     }
 
     fn show(&self) {
-        let open = if self.breaker.is_open() { 1.0 } else { 0.0 };
+        let is_open = self.breaker.is_open();
+        self.record.send_modify(|record| record.circuit_open = is_open);
+        let open = if is_open { 1.0 } else { 0.0 };
         metrics::gauge!("platform_api_channel_open", "channel" => self.channel.name.clone()).set(open);
     }
 }

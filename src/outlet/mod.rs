@@ -8,12 +8,13 @@
 //!
 //! A send may happen twice (we may die between the receiver's answer and our commit); it has the same id both times.
 //! The channels are [`alertmanager`], [`webhook`], [`nats`], [`pagerduty`], [`slack`] and [`email`]; what they may connect
-//! to is guarded by [`egress`]. The [`mirror`] writes committed standings to Redis, [`kong`] the tenants to Kong. Nothing
+//! to is guarded by [`egress`]; the [`bench`] shows and tries them. The [`mirror`] writes committed standings to Redis, [`kong`] the tenants to Kong. Nothing
 //! here decides anything about usage, quotas or alerts, and no
 //! failure here reaches further than its own entry in the health report.
 
 mod agenda;
 mod alertmanager;
+pub mod bench;
 pub mod breaker;
 mod channel;
 pub mod desk;
@@ -80,6 +81,8 @@ pub struct Unusable {
 pub struct Outlets {
     /// One entry per channel, and one for Redis if it is configured.
     pub health: Vec<Dependency>,
+    /// The channels, to be seen and tried.
+    pub bench: bench::Bench,
     /// How the tenants stand in Kong, if it is configured.
     pub kong: Option<watch::Receiver<SyncStatus>>,
     stopping: CancellationToken,
@@ -129,6 +132,8 @@ impl Outlets {
             tasks.push(tokio::spawn(driver.run()));
         }
         drop(settled_sender);
+        let described = config.notify.channels.iter().map(channel::described);
+        let bench = bench::Bench::new(lanes.iter().zip(described), clock.clone());
         let (hints_sender, hints) = mpsc::channel(HINTS_MAX);
         listeners.push(hints_sender);
         let dispatcher = dispatcher::Dispatcher::new(directory.clone(), clock.clone(), lanes, settled);
@@ -149,7 +154,7 @@ impl Outlets {
             tasks.push(tokio::spawn(mirror.run(hints, stopping.clone())));
         }
         tasks.push(tokio::spawn(pass_on(committed, listeners, stopping.clone())));
-        Ok(Outlets { health, kong: status, stopping, tasks })
+        Ok(Outlets { health, bench, kong: status, stopping, tasks })
     }
 
     /// Takes no new work, finishes the sends that are under way, records how they ended, and returns. What is not

@@ -1,4 +1,4 @@
-//! PagerDuty's Events API v2: `POST <url>/v2/enqueue` with `trigger` or `resolve`.
+//! PagerDuty's Events API v2: `POST <url>/v2/enqueue` with `trigger`, `acknowledge` or `resolve`.
 //!
 //! The dedup key is the alert's id, which is a function of tenant, quota, period and threshold: however often a trigger
 //! is sent, there is one incident, and its resolution finds it.
@@ -83,6 +83,7 @@ impl PagerDuty {
             routing_key: self.routing_key.expose_secret(),
             event_action: match parcel.delivery.event {
                 Event::Fired => "trigger",
+                Event::Acknowledged => "acknowledge",
                 Event::Resolved => "resolve",
             },
             dedup_key: alert.id.to_string(),
@@ -126,6 +127,9 @@ fn place(alert: &Alert) -> Place {
         AlertSubject::BudgetBurn(BudgetBurn { quota, .. }) => {
             of(quota, format!("burn of {} per {}", quota.metric.name(), quota.period.name()))
         }
+        AlertSubject::Test(channel) => {
+            Place { component: "channel".into(), group: channel.clone(), class: "test".into() }
+        }
         AlertSubject::ReconciliationDrift(drift) => {
             Place { component: "reconciliation".into(), group: drift.cause.clone(), class: "drift".into() }
         }
@@ -157,17 +161,22 @@ mod tests {
         let pager = PagerDuty::open(&receiver.url("/"), &SecretString::from(KEY), true, base).unwrap();
         let at: Timestamp = "2026-11-20T10:00:00Z".parse().unwrap();
         let fired = samples::parcel("pager", Event::Fired, Metric::Cost, at);
-        let mut resolved = fired.clone();
-        resolved.delivery.event = Event::Resolved;
+        let with = |event| {
+            let mut parcel = fired.clone();
+            parcel.delivery.event = event;
+            parcel
+        };
+        let (acknowledged, resolved) = (with(Event::Acknowledged), with(Event::Resolved));
         assert_eq!(pager.send(&fired).await, Err(Failure::passing("answered 500")));
         assert_eq!(pager.send(&fired).await, Ok(()));
+        assert_eq!(pager.send(&acknowledged).await, Ok(()));
         assert_eq!(pager.send(&resolved).await, Ok(()));
         let requests = receiver.requests();
         let bodies: Vec<serde_json::Value> =
             requests.iter().map(|request| serde_json::from_str(&request.body).unwrap()).collect();
         assert_eq!(requests[0].line, "POST /v2/enqueue HTTP/1.1");
         let actions: Vec<&str> = bodies.iter().map(|body| body["event_action"].as_str().unwrap()).collect();
-        assert_eq!(actions, ["trigger", "trigger", "resolve"]);
+        assert_eq!(actions, ["trigger", "trigger", "acknowledge", "resolve"]);
         for body in &bodies {
             assert_eq!(body["routing_key"], KEY);
             assert_eq!(body["dedup_key"], fired.delivery.alert.id.to_string());

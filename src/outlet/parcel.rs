@@ -24,6 +24,7 @@ impl Parcel {
         let alert = &self.delivery.alert;
         match self.delivery.event {
             Event::Fired => alert.fired_at,
+            Event::Acknowledged => alert.acknowledged.as_ref().map_or(alert.fired_at, |one| one.at),
             Event::Resolved => alert.resolved_at.unwrap_or(alert.fired_at),
         }
     }
@@ -34,6 +35,7 @@ impl Parcel {
             AlertKind::QuotaThreshold => "quota.alert",
             AlertKind::BudgetBurn => "quota.burn",
             AlertKind::ReconciliationDrift => "reconciliation.drift",
+            AlertKind::Test => "test",
         };
         format!("{about}.{}", self.delivery.event.name())
     }
@@ -51,6 +53,7 @@ pub(super) enum Data {
     Threshold(ThresholdData),
     Burn(BurnData),
     Drift(DriftData),
+    Test(TestData),
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -70,6 +73,17 @@ pub(super) struct ThresholdData {
     reset_at: Option<Timestamp>,
     fired_at: Timestamp,
     resolved_at: Option<Timestamp>,
+    #[serde(flatten)]
+    acknowledged: AcknowledgedData,
+}
+
+/// Nothing has happened.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct TestData {
+    alert_id: String,
+    test: bool,
+    channel: String,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -88,6 +102,8 @@ pub(super) struct BurnData {
     reset_at: Option<Timestamp>,
     fired_at: Timestamp,
     resolved_at: Option<Timestamp>,
+    #[serde(flatten)]
+    acknowledged: AcknowledgedData,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -105,6 +121,8 @@ pub(super) struct DriftData {
     severity: &'static str,
     fired_at: Timestamp,
     resolved_at: Option<Timestamp>,
+    #[serde(flatten)]
+    acknowledged: AcknowledgedData,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -118,11 +136,34 @@ struct QuotaData {
     enforcement: &'static str,
 }
 
+/// Who looks at it; nothing while nobody does.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AcknowledgedData {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acknowledged_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acknowledged_by: Option<String>,
+}
+
+impl AcknowledgedData {
+    fn of(alert: &Alert) -> AcknowledgedData {
+        let acknowledged = alert.acknowledged.as_ref();
+        AcknowledgedData {
+            acknowledged_at: acknowledged.map(|one| one.at),
+            acknowledged_by: acknowledged.map(|one| one.by.clone()),
+        }
+    }
+}
+
 impl Data {
     fn of(tenant: TenantId, alert: &Alert) -> Data {
         match &alert.subject {
             AlertSubject::QuotaThreshold(reached) => Data::Threshold(ThresholdData::of(tenant, alert, reached)),
             AlertSubject::BudgetBurn(burn) => Data::Burn(BurnData::of(tenant, alert, burn)),
+            AlertSubject::Test(channel) => {
+                Data::Test(TestData { alert_id: alert.id.to_string(), test: true, channel: channel.clone() })
+            }
             AlertSubject::ReconciliationDrift(drift) => Data::Drift(DriftData::of(tenant, alert, drift)),
         }
     }
@@ -143,6 +184,7 @@ impl ThresholdData {
             reset_at: reached.period_end,
             fired_at: alert.fired_at,
             resolved_at: alert.resolved_at,
+            acknowledged: AcknowledgedData::of(alert),
         }
     }
 }
@@ -162,6 +204,7 @@ impl BurnData {
             reset_at: burn.period_end,
             fired_at: alert.fired_at,
             resolved_at: alert.resolved_at,
+            acknowledged: AcknowledgedData::of(alert),
         }
     }
 }
@@ -179,6 +222,7 @@ impl DriftData {
             severity: alert.severity().name(),
             fired_at: alert.fired_at,
             resolved_at: alert.resolved_at,
+            acknowledged: AcknowledgedData::of(alert),
         }
     }
 }
@@ -230,6 +274,7 @@ pub(super) fn summary(tenant: TenantId, alert: &Alert) -> String {
             let quota = quota_text(&burn.quota);
             format!("Tenant {tenant} will have used up its {quota} by {} at the present rate", burn.exhausted_at)
         }
+        AlertSubject::Test(channel) => format!("TEST of the channel {channel}: nothing has happened"),
         AlertSubject::ReconciliationDrift(drift) => format!("Tenant {tenant}: {}", drift.summary),
     }
 }
@@ -245,6 +290,11 @@ fn quota_text(quota: &Quota) -> String {
 
 /// What a person reads under the summary, by name.
 pub(super) fn facts(alert: &Alert) -> Vec<(&'static str, String)> {
+    let acknowledged = alert.acknowledged.as_ref().map(|one| ("Acknowledged by", one.by.clone()));
+    subject_facts(alert).into_iter().chain(acknowledged).collect()
+}
+
+fn subject_facts(alert: &Alert) -> Vec<(&'static str, String)> {
     let resets = |end: Option<Timestamp>| end.map_or_else(|| "never".to_owned(), |end| end.to_string());
     match &alert.subject {
         AlertSubject::QuotaThreshold(QuotaThreshold { quota, used, period_end, .. }) => vec![
@@ -260,6 +310,7 @@ pub(super) fn facts(alert: &Alert) -> Vec<(&'static str, String)> {
             ("Used up", exhausted_at.to_string()),
             ("Resets", resets(*period_end)),
         ],
+        AlertSubject::Test(channel) => vec![("Channel", channel.clone())],
         AlertSubject::ReconciliationDrift(drift) => vec![
             ("Cause", drift.cause.clone()),
             ("Since", drift.window_start.to_string()),

@@ -32,6 +32,7 @@ fn message(parcel: &Parcel, public_url: Option<&str>) -> Value {
     let alert = &parcel.delivery.alert;
     let headline = match (parcel.delivery.event, alert.severity()) {
         (Event::Resolved, _) => format!(":white_check_mark: Resolved: {}", summary(parcel.tenant, alert)),
+        (Event::Acknowledged, _) => format!(":eyes: Acknowledged: {}", summary(parcel.tenant, alert)),
         (Event::Fired, Severity::Critical) => format!(":rotating_light: {}", summary(parcel.tenant, alert)),
         (Event::Fired, Severity::Warning) => format!(":warning: {}", summary(parcel.tenant, alert)),
     };

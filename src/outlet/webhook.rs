@@ -1,7 +1,7 @@
 //! A webhook in Standard Webhooks form: `webhook-id`, `webhook-timestamp`, and a `webhook-signature` of both and the body.
 //!
 //! The id is the same in every attempt, so a receiver can drop what it has seen. The body is
-//! `{"type": "quota.alert.fired" | "quota.alert.resolved", "timestamp", "data": {alertId, tenantId, quota, …}}`.
+//! `{"type": "quota.alert.fired" | "quota.alert.acknowledged" | "quota.alert.resolved", "timestamp", "data": {alertId, tenantId, quota, …}}`.
 
 use aws_lc_rs::hmac;
 use base64::Engine;

@@ -17,13 +17,15 @@ use crate::domain::reconcile::reading::{
     GatewayCount, GatewayRequest, Interruption, InterruptionReason, Role, ServedBy, Source,
 };
 use crate::domain::reconcile::window::Metered;
-use crate::domain::time::Timestamp;
+use crate::domain::time::{MICROS_PER_HOUR, Timestamp};
 
 const CLAIMED: i64 = 1;
 const BY_GATEWAY: i64 = 2;
 const AUTHENTICATED: i64 = 4;
 const LIMITED: i64 = 8;
 const CLAIMS_OTHER: i64 = 16;
+/// A request that began longer ago is not looked for when it ended: no answer of a model takes so long.
+pub const UNDER_WAY_MICROS_MAX: i64 = MICROS_PER_HOUR;
 /// A count that the gateway did not make.
 const NOT_COUNTED: i64 = -1;
 
@@ -92,6 +94,10 @@ static DISTURB: LazyLock<Bulk> = LazyLock::new(|| {
 const SELECT_REQUESTS: &str = "SELECT started_at, duration, status, flags, prompt_tokens, completion_tokens,
     cached_tokens, reasoning_tokens, cost_nano_usd, request_id, call_id, route FROM gateway_request
     WHERE request_key >= $1 AND request_key < $2 ORDER BY request_key LIMIT $3";
+/// Those that began before and had not ended.
+const SELECT_UNDER_WAY: &str = "SELECT started_at, duration, status, flags, prompt_tokens, completion_tokens,
+    cached_tokens, reasoning_tokens, cost_nano_usd, request_id, call_id, route FROM gateway_request
+    WHERE request_key >= $1 AND request_key < $2 AND started_at + duration >= $3 ORDER BY request_key LIMIT $4";
 const SELECT_FIRST_REQUEST: &str =
     "SELECT started_at FROM gateway_request WHERE request_key >= $1 ORDER BY request_key LIMIT 1";
 const SELECT_FIRST_METER: &str =
@@ -158,7 +164,8 @@ pub async fn series(connection: &mut Connection, names: &BTreeSet<&str>) -> Resu
     connection.fetch_bulk(&SELECT_SERIES, &names).await?.iter().map(series_at).collect()
 }
 
-/// Requests that began in `window`; `None` when there are more than `most`.
+/// Requests that were under way in `window`, if they began at most [`UNDER_WAY_MICROS_MAX`] before; `None` when there are
+/// more than `most`.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -169,7 +176,11 @@ pub async fn requests(
 ) -> Result<Option<Vec<GatewayRequest>>, StoreError> {
     let (from, until) = (RequestKey::floor(window.start), RequestKey::floor(window.end));
     let values = [from.0.as_slice().into(), until.0.as_slice().into(), (most as i64 + 1).into()];
-    let rows = connection.fetch(SELECT_REQUESTS, &values).await?;
+    let mut rows = connection.fetch(SELECT_REQUESTS, &values).await?;
+    let earliest = RequestKey::floor(window.start.plus_micros(-UNDER_WAY_MICROS_MAX));
+    let values =
+        [earliest.0.as_slice().into(), from.0.as_slice().into(), window.start.into(), (most as i64 + 1).into()];
+    rows.extend(connection.fetch(SELECT_UNDER_WAY, &values).await?);
     if rows.len() > most {
         return Ok(None);
     }

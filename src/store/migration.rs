@@ -36,15 +36,16 @@ macro_rules! migration {
     };
 }
 
-pub(super) static CONTROL: [Migration; 5] = [
+pub(super) static CONTROL: [Migration; 6] = [
     migration!(Both, 1, "control", "0001_catalogue"),
     migration!(Sqlite, 2, "control", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "control", "0002_append_only.postgres"),
     migration!(Both, 3, "control", "0003_stream"),
     migration!(Both, 6, "control", "0006_flags"),
+    migration!(Both, 7, "control", "0007_jobs"),
 ];
 
-pub(super) static TENANT: [Migration; 8] = [
+pub(super) static TENANT: [Migration; 10] = [
     migration!(Both, 1, "tenant", "0001_books"),
     migration!(Sqlite, 2, "tenant", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "tenant", "0002_append_only.postgres"),
@@ -52,7 +53,9 @@ pub(super) static TENANT: [Migration; 8] = [
     migration!(Sqlite, 4, "tenant", "0004_alert_subjects.sqlite"),
     migration!(Postgres, 4, "tenant", "0004_alert_subjects.postgres"),
     migration!(Both, 5, "tenant", "0005_reconciliation"),
+    migration!(Postgres, 7, "tenant", "0007_undated.postgres"),
     migration!(Both, 10, "tenant", "0010_flags"),
+    migration!(Both, 11, "tenant", "0011_request_age"),
 ];
 
 const CREATE: &str = "CREATE TABLE IF NOT EXISTS schema_version (

@@ -13,7 +13,7 @@
 //! - [`flag`]: feature flags, the same table in the control database and in each tenant's.
 //! - [`gateway`]: what gateways say. [`reconciliation`]: how it compares.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
-//! - [`catalogue`], [`quarantine`], [`stream`]: the control database.
+//! - [`catalogue`], [`quarantine`], [`stream`], [`job`]: the control database.
 
 pub mod audit;
 pub mod catalogue;
@@ -23,6 +23,7 @@ pub mod database;
 mod failure;
 pub mod flag;
 pub mod gateway;
+pub mod job;
 pub mod load;
 mod migration;
 pub mod notice;

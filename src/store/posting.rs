@@ -13,7 +13,7 @@ use super::gateway;
 use super::quota::thresholds_text;
 use super::usage::{kind_name, status_name};
 use crate::domain::books::{Books, Posting};
-use crate::domain::notice::{Alert, AlertSubject, Attempt, AttemptResult, BURN_MARK};
+use crate::domain::notice::{Acknowledgement, Alert, AlertSubject, Attempt, AttemptResult, BURN_MARK};
 use crate::domain::quota::Quota;
 use crate::domain::sorting::Inserted;
 use crate::domain::time::Timestamp;
@@ -119,6 +119,10 @@ static INSERT_OWED: LazyLock<Bulk> = LazyLock::new(|| {
         "",
     )
 });
+
+/// The first who acknowledges counts.
+const ACKNOWLEDGE_ALERT: &str = "UPDATE alert SET acknowledged_at = $2, acknowledged_by = $3
+    WHERE id = $1 AND acknowledged_at = 0";
 
 /// What is settled stays so, whatever a late attempt says.
 const UPDATE_ATTEMPT: &str = "UPDATE outbox SET attempts = attempts + $8, next_attempt_at = $4, settled_at = $5,
@@ -384,6 +388,12 @@ async fn write_quotas(connection: &mut Connection, posting: &Posting) -> Result<
 async fn write_notices(connection: &mut Connection, posting: &Posting) -> Result<i64, StoreError> {
     write_alerts(connection, &INSERT_ALERTS, &posting.fired).await?;
     write_alerts(connection, &RESOLVE_ALERTS, &posting.resolved).await?;
+    for alert in &posting.acknowledged {
+        if let Some(Acknowledgement { by, at }) = &alert.acknowledged {
+            let values = [alert.id.to_string().into(), (*at).into(), by.as_str().into()];
+            connection.execute(ACKNOWLEDGE_ALERT, &values).await?;
+        }
+    }
     let owed = &posting.owed;
     let alerts: Vec<String> = owed.iter().map(|delivery| delivery.alert.id.to_string()).collect();
     let columns = [
@@ -474,6 +484,7 @@ impl<'a> AlertRow<'a> {
                 details: burn.exhausted_at.0.to_string(),
                 ..AlertRow::about(&burn.quota)
             },
+            AlertSubject::Test(_) => AlertRow::empty(),
             AlertSubject::ReconciliationDrift(drift) => AlertRow {
                 quota: drift.cause.clone(),
                 period_start: drift.window_start,

@@ -79,6 +79,9 @@ const SELECT_FINDINGS: &str = finding!(
     "WHERE ($1 = '' OR status = $1) AND ($2 = '' OR cause = $2)
     AND (window_start < $3 OR (window_start = $3 AND cause > $4)) ORDER BY window_start DESC, cause LIMIT $5"
 );
+const SELECT_OPEN_BEFORE: &str = finding!(
+    "WHERE status IN ('open', 'acknowledged') AND cause = $1 AND window_start < $2 ORDER BY window_start DESC LIMIT $3"
+);
 const SELECT_OPEN: &str = "SELECT id FROM finding WHERE status IN ('open', 'acknowledged') AND window_start >= $1
     AND cause = $2 ORDER BY window_start DESC LIMIT $3";
 const COUNT_OPEN: &str = "SELECT cause,
@@ -227,6 +230,20 @@ pub async fn open_findings(
     let values = [since.into(), cause.name().into(), (most as i64).into()];
     let rows = connection.fetch(SELECT_OPEN, &values).await?;
     rows.iter().map(|row| row.parsed(0, |text| text.parse().ok())).collect()
+}
+
+/// Open findings of a cause whose windows begin before `before`, newest first.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn open_before(
+    connection: &mut Connection,
+    cause: Cause,
+    before: Timestamp,
+    most: usize,
+) -> Result<Vec<Finding>, StoreError> {
+    let values = [cause.name().into(), before.into(), (most as i64).into()];
+    connection.fetch(SELECT_OPEN_BEFORE, &values).await?.iter().map(finding_at).collect()
 }
 
 /// How many findings are open, by cause and age.

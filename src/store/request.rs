@@ -6,6 +6,9 @@ use crate::domain::time::Timestamp;
 
 const FIND: &str = "SELECT body_hash, answer FROM request WHERE idempotency_key = $1";
 const KEEP: &str = "INSERT INTO request (idempotency_key, body_hash, answer, at) VALUES ($1, $2, $3, $4)";
+/// What a crash may ask for again has no age: `once` keys stay.
+const FORGET: &str = "DELETE FROM request WHERE idempotency_key IN (SELECT idempotency_key FROM request
+    WHERE at < $1 AND idempotency_key NOT LIKE 'once %' ORDER BY at LIMIT $2)";
 
 /// The body's hash and the answer given under `key`, if any.
 ///
@@ -29,4 +32,12 @@ pub async fn keep(
 ) -> Result<(), StoreError> {
     connection.execute(KEEP, &[key.into(), body_hash.as_slice().into(), answer.into(), now.into()]).await?;
     Ok(())
+}
+
+/// Forgets at most `limit` answers that were kept before `before`; answers how many.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn forget(connection: &mut Connection, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
+    connection.execute(FORGET, &[before.into(), limit.into()]).await
 }

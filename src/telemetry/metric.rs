@@ -59,6 +59,14 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Unit::Count,
         "Events in quarantine that are counted by themselves once their tenant can take them.",
     ),
+    ("platform_api_jobs", Gauge, Unit::Count, "Background jobs that are not finished, by state (waiting, running)."),
+    (
+        "platform_api_job_tries_total",
+        Counter,
+        Unit::Count,
+        "Tries of background jobs that have ended, by outcome (succeeded, failed, canceled, released).",
+    ),
+    ("platform_api_parked_events_max", Gauge, Unit::Count, "How many of those there may be: intake.parked_events_max."),
     (
         "platform_api_stream_anomalies_total",
         Counter,
@@ -132,6 +140,27 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Counter,
         Unit::Count,
         "Fetches of an issuer's signing keys, by issuer and outcome.",
+    ),
+    // How often is too often.
+    ("platform_api_rate_limited_total", Counter, Unit::Count, "Requests over a rate limit, by class."),
+    ("platform_api_rate_limit_buckets", Gauge, Unit::Count, "Buckets that are not full and are kept."),
+    (
+        "platform_api_rate_limit_overflows_total",
+        Counter,
+        Unit::Count,
+        "Requests judged together with others of their tenant, because there was no place for a bucket.",
+    ),
+    (
+        "platform_api_rate_limit_settlements_total",
+        Counter,
+        Unit::Count,
+        "Rounds in which this node told Redis what it has admitted, by result: ok, failed.",
+    ),
+    (
+        "platform_api_rate_limit_fallback",
+        Gauge,
+        Unit::Count,
+        "1 while each node limits rates for itself because Redis does not answer.",
     ),
     // The gRPC door.
     (

@@ -1,10 +1,12 @@
 //! Alerts that the books and a gateway's disagree: one for each cause, while any of what it tells of is open.
 
 use crate::domain::books::Posting;
+use crate::domain::ids::AlertId;
 use crate::domain::notice::{Alert, AlertSubject, ReconciliationDrift};
 use crate::domain::period::Window;
-use crate::domain::reconcile::finding::Cause;
+use crate::domain::reconcile::finding::{Cause, Finding};
 use crate::domain::reconcile::lifecycle::{self, Change, Run};
+use crate::domain::request::Request;
 use crate::domain::time::Timestamp;
 use crate::store::database::Connection;
 use crate::store::{StoreError, reconciliation};
@@ -53,6 +55,16 @@ pub(crate) async fn fire(
     Ok(())
 }
 
+/// Acknowledges the alerts that tell of a finding which somebody looks at.
+pub(crate) fn acknowledge(posting: &mut Posting, finding: &Finding, request: &Request) {
+    let tells = |(cause, since, _): &(Cause, Timestamp, AlertId)| {
+        *cause == finding.found.cause && *since <= finding.found.window.start
+    };
+    for (_, _, id) in drifts(posting).filter(tells).collect::<Vec<_>>() {
+        posting.acknowledge_alert(id, request);
+    }
+}
+
 /// Resolves the alerts of which nothing is open any more.
 ///
 /// # Errors
@@ -71,7 +83,7 @@ pub(crate) async fn resolve(database: &mut Connection, posting: &mut Posting) ->
 }
 
 /// Alerts of this kind that fire: what they are about, since which window.
-fn drifts(posting: &Posting) -> impl Iterator<Item = (Cause, Timestamp, crate::domain::ids::AlertId)> + '_ {
+fn drifts(posting: &Posting) -> impl Iterator<Item = (Cause, Timestamp, AlertId)> + '_ {
     posting.books.firing.iter().filter_map(|alert| match &alert.subject {
         AlertSubject::ReconciliationDrift(drift) => {
             Some((Cause::from_name(&drift.cause)?, drift.window_start, alert.id))
@@ -96,6 +108,7 @@ fn summary(run: &Run) -> String {
     let what = match run.cause {
         Cause::LostInLedger => "passed the gateway and are missing in the ledger",
         Cause::BypassedGateway => "are in the ledger and did not come through the gateway",
+        Cause::Unaccounted => "are in the ledger and were not counted by the gateway: they came another way, or twice",
         Cause::TenantMismatch => "were made with one tenant's credential in another's name",
         Cause::Duplicate => "are in the ledger more than once",
         Cause::Mispriced => "have other amounts in the ledger than at the gateway, or no price",

@@ -91,7 +91,7 @@ impl Change for PutFlag {
         Ok(Ok(Written { answer: (self.render)(&written), flag: written }))
     }
 
-    fn render(done: &Written) -> String {
+    fn render(&self, done: &Written) -> String {
         done.answer.clone()
     }
 }
@@ -128,7 +128,7 @@ impl Change for DeleteFlag {
         Ok(Ok(Written { answer: (self.render)(&flag), flag }))
     }
 
-    fn render(done: &Written) -> String {
+    fn render(&self, done: &Written) -> String {
         done.answer.clone()
     }
 }
@@ -156,7 +156,7 @@ impl Change for CountExposures {
         Ok(Ok(()))
     }
 
-    fn render((): &()) -> String {
+    fn render(&self, (): &()) -> String {
         "{}".into()
     }
 }

@@ -28,7 +28,8 @@ use crate::domain::reconcile::pass::Treatment;
 use crate::domain::reconcile::reading::{GatewayRequest, Interruption, MeterReading};
 use crate::domain::reconcile::report::{FindingPage, FindingQuery, Overview, WindowPage, WindowQuery};
 use crate::domain::report::{
-    AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, Page, UsageQuery, UsageRow,
+    AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, MessagePage, MessageQuery, Page,
+    UsageQuery, UsageRow,
 };
 use crate::domain::request::{Answer, Request};
 use crate::domain::time::Timestamp;
@@ -318,6 +319,15 @@ impl Handle {
     pub async fn alerts(&self, query: AlertQuery) -> Result<Result<AlertPage, ReadFailure>, Unavailable> {
         self.heard();
         self.ask(WORK_TIMEOUT, |reply| Message::Notice(Notice::Alerts { query, reply })).await
+    }
+
+    /// What was owed to the channels, and what became of it.
+    ///
+    /// # Errors
+    /// [`Unavailable`], and inside it [`ReadFailure`].
+    pub async fn messages(&self, query: MessageQuery) -> Result<Result<MessagePage, ReadFailure>, Unavailable> {
+        self.heard();
+        self.ask(WORK_TIMEOUT, |reply| Message::Notice(Notice::Messages { query, reply })).await
     }
 
     /// # Errors

@@ -144,6 +144,7 @@ impl State {
     fn notice(&mut self, notice: Notice) {
         match notice {
             Notice::Alerts { query, reply } => read::alerts(&self.store, &self.books, query, reply),
+            Notice::Messages { query, reply } => read::messages(&self.store, &self.books, query, reply),
             Notice::Due { now, limit, reply } if self.pulse.owed() > 0 => {
                 read::due(&self.store, &self.books, now, limit, reply)
             }

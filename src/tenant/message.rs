@@ -19,7 +19,8 @@ use crate::domain::reconcile::pass::{Pass, Treatment};
 use crate::domain::reconcile::reading::{GatewayRequest, Interruption, MeterReading};
 use crate::domain::reconcile::report::{FindingPage, FindingQuery, Overview, WindowPage, WindowQuery};
 use crate::domain::report::{
-    AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, Page, UsageQuery, UsageRow,
+    AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, MessagePage, MessageQuery, Page,
+    UsageQuery, UsageRow,
 };
 use crate::domain::request::{Answer, Request};
 use crate::domain::time::Timestamp;
@@ -88,6 +89,11 @@ pub enum Notice {
     Alerts {
         query: AlertQuery,
         reply: RpcReplyPort<Result<AlertPage, ReadFailure>>,
+    },
+    /// The outbox's history.
+    Messages {
+        query: MessageQuery,
+        reply: RpcReplyPort<Result<MessagePage, ReadFailure>>,
     },
     /// Deliveries that are due at `now`, oldest first.
     Due {

@@ -18,16 +18,19 @@
 //!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
 //! - [`guess`]: whether events are taken for new before the ledger is asked.
 //! - [`task`]: a change that a resource brings whole. [`flag`]: feature flags.
+//! - [`housekeeping`]: what need not be kept for ever.
 //! - [`change`], [`gateway`]: how each queued change, and what a gateway says, becomes part of a posting. [`read`]: slow reads, in tasks of their own.
 //! - [`reconcile`]: the books against a gateway's. [`drift`]: the alerts that come of it.
 //! - [`pulse`]: what the directory may see without asking.
 
+pub mod acknowledge;
 mod change;
 mod drift;
 pub mod flag;
 mod gateway;
 pub mod guess;
 pub mod handle;
+pub mod housekeeping;
 pub(crate) mod keeper;
 pub mod ledger;
 pub mod message;

@@ -13,7 +13,8 @@ use crate::domain::notice::Delivery;
 use crate::domain::reconcile::finding::Finding;
 use crate::domain::reconcile::report::{FindingPage, FindingQuery, Overview, WindowPage, WindowQuery};
 use crate::domain::report::{
-    self, AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, Page, UsageQuery, UsageRow,
+    self, AlertPage, AlertQuery, ChainQuery, ChainReport, LedgerQuery, LedgerRow, MessagePage, MessageQuery, Page,
+    UsageQuery, UsageRow,
 };
 use crate::domain::time::Timestamp;
 use crate::store::audit::StoredRecord;
@@ -36,6 +37,15 @@ pub(crate) fn ledger(store: &Store, books: &Arc<Books>, query: LedgerQuery, repl
 
 pub(crate) fn alerts(store: &Store, books: &Arc<Books>, query: AlertQuery, reply: Port<AlertPage>) {
     spawn(store, books.tenant, reply, move |mut reader| async move { Ok(notice::alerts(&mut reader, &query).await?) });
+}
+
+pub(crate) fn messages(store: &Store, books: &Arc<Books>, query: MessageQuery, reply: Port<MessagePage>) {
+    spawn(
+        store,
+        books.tenant,
+        reply,
+        move |mut reader| async move { Ok(notice::messages(&mut reader, &query).await?) },
+    );
 }
 
 pub(crate) fn due(store: &Store, books: &Arc<Books>, now: Timestamp, limit: usize, reply: Port<Vec<Delivery>>) {

@@ -12,8 +12,8 @@ use super::message::{ChangeRefused, Message, ReadFailure, Reconciliation, TreatF
 use crate::domain::books::{BatchCounts, Books, Posting};
 use crate::domain::period::Window;
 use crate::domain::reconcile::finding::{Finding, Found};
-use crate::domain::reconcile::lifecycle::Change;
-use crate::domain::reconcile::pass::{Compared, Pass};
+use crate::domain::reconcile::lifecycle::{self, Change};
+use crate::domain::reconcile::pass::{Compared, Pass, Treatment};
 use crate::domain::reconcile::progress::Progress;
 use crate::domain::reconcile::reading::{GatewayRequest, Interruption, InterruptionReason, Source};
 use crate::domain::reconcile::report::Overview;
@@ -35,6 +35,8 @@ const ROWS_MAX: usize = 50_000;
 const AGAIN_MAX: usize = 12;
 /// Verdicts of earlier windows that a comparison counts together with its own: a day of five-minute windows.
 const EARLIER_MAX: usize = 3 * 288;
+/// Findings of a cause that is over which one pass resolves.
+const PASSED_MAX: usize = 100;
 /// Old requests that a pass forgets for each that it has read, and those that it forgets in any case.
 const FORGOTTEN_PER_READ: usize = 2;
 const FORGOTTEN_MIN: usize = 1_000;
@@ -183,7 +185,7 @@ fn compare(window: Window, read: Option<&Read>, around: &Around<'_>, earlier: &[
     let Some(read) = read else { return (unproven(window, &sources), Vec::new()) };
     let wide = widened(window, around.terms);
     let requests: Vec<GatewayRequest> =
-        read.requests.iter().filter(|request| wide.contains(request.started_at)).cloned().collect();
+        read.requests.iter().filter(|request| request.is_under_way(wide)).cloned().collect();
     let calls: Vec<LedgerCall> = read.calls.iter().filter(|call| wide.contains(call.occurred_at)).cloned().collect();
     let metered: Vec<Metered> =
         around.metered.iter().filter(|(start, _)| window.contains(*start)).map(|(_, metered)| *metered).collect();
@@ -240,6 +242,7 @@ pub(crate) async fn settle(ledger: &mut impl Ledger, posting: &mut Posting, pass
         closed |= changes.iter().any(|change| matches!(change, Change::Resolved(_)));
         super::drift::fire(database, posting, one.window, &changes).await?;
     }
+    resolve_passed(database, posting, pass).await?;
     if closed {
         super::drift::resolve(database, posting).await?;
     }
@@ -250,6 +253,24 @@ pub(crate) async fn settle(ledger: &mut impl Ledger, posting: &mut Posting, pass
     let horizon = now.plus_micros(-posting.books.comparison.terms.keep_micros);
     let forgotten = pass.requests.saturating_mul(FORGOTTEN_PER_READ).saturating_add(FORGOTTEN_MIN);
     gateway::forget(database, horizon, forgotten).await
+}
+
+/// Resolves what was unproven in earlier windows, once a window shows that its cause is over.
+async fn resolve_passed(database: &mut Connection, posting: &mut Posting, pass: &Pass) -> Result<(), StoreError> {
+    for cause in lifecycle::PASSING {
+        let mut fresh = pass.compared.iter().rev().filter(|one| one.due.is_none());
+        let Some(end) = fresh.find(|one| lifecycle::shows_the_end(cause, &one.judged, &one.found)) else { continue };
+        for finding in reconciliation::open_before(database, cause, end.window.start, PASSED_MAX).await? {
+            posting.resolve_passed(&finding);
+        }
+        // Those that this pass has opened itself are not in the database yet.
+        for finding in posting.as_they_stand(&[]) {
+            if finding.found.cause == cause && finding.found.window < end.window {
+                posting.resolve_passed(&finding);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Does with a finding what a person asks for, unless the same request was answered before.
@@ -278,6 +299,9 @@ pub(crate) async fn treat(
         Err(refused) => return Ok(Err(refused)),
     };
     let treated = posting.treat_finding(&finding, change.treatment, &change.reason, adjustment, &change.request);
+    if change.treatment == Treatment::Acknowledge {
+        super::drift::acknowledge(posting, &treated, &change.request);
+    }
     if let (false, Some(database)) = (treated.status.is_open(), ledger.database()) {
         super::drift::resolve(database, posting).await?;
     }

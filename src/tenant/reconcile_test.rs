@@ -20,7 +20,9 @@ use crate::domain::reconcile::finding::{Cause, Finding, Status};
 use crate::domain::reconcile::lifecycle::Age;
 use crate::domain::reconcile::meter::window_start;
 use crate::domain::reconcile::pass::Treatment;
-use crate::domain::reconcile::reading::{GatewayRequest, MeterReading, Role, ServedBy, Source};
+use crate::domain::reconcile::reading::{
+    GatewayRequest, Interruption, InterruptionReason, MeterReading, Role, ServedBy, Source,
+};
 use crate::domain::reconcile::report::{FindingQuery, WindowQuery};
 use crate::domain::reconcile::{Proof, Verdict};
 use crate::domain::request::{Answer, Idempotency, Request};
@@ -38,6 +40,9 @@ crate::store::tests::conformance!(
     a_person_settles_a_finding_with_an_adjusting_entry,
     an_adjusting_entry_takes_no_sum_below_zero,
     meters_that_count_more_than_the_ledger_are_told,
+    what_the_limiter_lost_is_resolved_when_it_counts_again,
+    a_meter_that_is_told_late_has_its_window_judged_again,
+    a_long_request_is_joined_where_it_ended,
     lists_of_findings_and_windows_are_complete,
     what_is_old_is_forgotten,
     time_in_which_nothing_happened_is_skipped,
@@ -83,7 +88,10 @@ impl Side {
     }
 
     async fn pass_on(&mut self, ids: &[&str], at: Timestamp) -> Vec<bool> {
-        let requests = ids.iter().map(|id| request(id, at)).collect();
+        self.keep(ids.iter().map(|id| request(id, at)).collect()).await
+    }
+
+    async fn keep(&mut self, requests: Vec<GatewayRequest>) -> Vec<bool> {
         let batch = GatewayBatch { requests, request_id: "r".into(), now: self.now, permits: Permits::none() };
         let (reply, _) = ractor::concurrency::oneshot();
         let answers = self.work(vec![Work::GatewayRequests { batch, reply: reply.into() }]).await;
@@ -103,12 +111,11 @@ impl Side {
             from_zero: true,
             lower_bound: false,
         };
-        let readings = GatewayReadings {
-            readings: vec![reading],
-            interruptions: Vec::new(),
-            now: self.now,
-            permits: Permits::none(),
-        };
+        self.read_meters(vec![reading], Vec::new()).await;
+    }
+
+    async fn read_meters(&mut self, readings: Vec<MeterReading>, interruptions: Vec<Interruption>) {
+        let readings = GatewayReadings { readings, interruptions, now: self.now, permits: Permits::none() };
         let (reply, _) = ractor::concurrency::oneshot();
         self.work(vec![Work::GatewayReadings { readings, reply: reply.into() }]).await;
     }
@@ -366,7 +373,7 @@ async fn an_adjusting_entry_takes_no_sum_below_zero(house: &House) {
 
 async fn meters_that_count_more_than_the_ledger_are_told(house: &House) {
     let mut side = Side::of(house).await;
-    side.read_meter(0, side.at(-1, 240)).await;
+    side.read_meter(0, side.at(-1, 290)).await;
     let many: Vec<String> = (0..40).map(|number| number.to_string()).collect();
     let ids: Vec<&str> = many.iter().map(String::as_str).collect();
     let at = side.at(0, 100);
@@ -383,6 +390,82 @@ async fn meters_that_count_more_than_the_ledger_are_told(house: &House) {
     assert!(side.told().await.iter().any(|one| one.0 == Cause::LostInLedger), "{:?}", side.told().await);
     let last = reconciliation::last_judged(&mut side.connection).await.unwrap();
     assert_eq!(last.len(), 2);
+}
+
+async fn what_the_limiter_lost_is_resolved_when_it_counts_again(house: &House) {
+    let mut side = Side::of(house).await;
+    let limiter = |value: i64, at: Timestamp| MeterReading {
+        source: Source::Limiter,
+        series: "*/acme/day".into(),
+        epoch: "1795132800000".into(),
+        value,
+        at,
+        from_zero: true,
+        lower_bound: false,
+    };
+    let ids = ["a", "b", "c"];
+    side.read_meters(vec![limiter(0, side.at(-1, 290))], Vec::new()).await;
+    for window in 0..3 {
+        let of_window = ids.map(|id| format!("{id}-{window}"));
+        let of_window: Vec<&str> = of_window.iter().map(String::as_str).collect();
+        let at = side.at(window, 100);
+        side.pass_on(&of_window, at).await;
+        side.count(&of_window, at).await;
+        let reset = Interruption {
+            source: Source::Limiter,
+            from: side.at(0, 90),
+            until: side.at(0, 120),
+            reason: InterruptionReason::LimiterReset,
+        };
+        let interruptions = if window == 0 { vec![reset] } else { Vec::new() };
+        side.read_meters(vec![limiter(3 * window + 3, side.at(window, 290))], interruptions).await;
+        side.compare(window, 4).await;
+        let status = if window == 0 { Status::Open } else { Status::Resolved };
+        assert_eq!(side.told().await, [(Cause::LimiterReset, status, 3)], "{window}");
+    }
+    // Its own window is looked at again, and is as unproven as it was: that is no news.
+    side.compare(20, 4).await;
+    assert_eq!(side.told().await, [(Cause::LimiterReset, Status::Resolved, 3)]);
+    assert_eq!(side.actions().await, ["finding.opened", "finding.resolved"]);
+}
+
+async fn a_meter_that_is_told_late_has_its_window_judged_again(house: &House) {
+    let mut side = Side::of(house).await;
+    side.read_meter(0, side.at(-1, 290)).await;
+    let many: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+    let ids: Vec<&str> = many.iter().map(String::as_str).collect();
+    let at = side.at(0, 100);
+    side.count(&ids, at).await;
+    side.pass_on(&ids, at).await;
+    side.compare(0, 4).await;
+    // Its log says more than its counts.
+    assert_eq!(side.verdicts().await[1], (Proof::Cumulative, Verdict::Unproven, 0, 40));
+    // The tenant could not be reached when it was read.
+    side.read_meter(40, side.at(0, 290)).await;
+    side.compare(1, 4).await;
+    assert_eq!(side.verdicts().await[1], (Proof::Cumulative, Verdict::Matched, 40, 40));
+    // So it is when a time in which nothing could be known is told too late.
+    let gap = Interruption {
+        source: Source::Metrics,
+        from: side.at(-1, 290),
+        until: side.at(1, 10),
+        reason: InterruptionReason::Gap,
+    };
+    side.read_meters(Vec::new(), vec![gap]).await;
+    side.compare(2, 4).await;
+    assert_eq!(side.verdicts().await[1], (Proof::Cumulative, Verdict::Unproven, 40, 40));
+}
+
+async fn a_long_request_is_joined_where_it_ended(house: &House) {
+    let mut side = Side::of(house).await;
+    let (began, ended) = (side.at(0, 100), side.at(3, 100));
+    let long = GatewayRequest { duration_micros: ended.0 - began.0, ..request("long", began) };
+    side.now = ended;
+    side.keep(vec![long]).await;
+    side.count(&["long"], ended).await;
+    side.compare(3, 4).await;
+    assert_eq!(side.told().await, []);
+    assert!(side.verdicts().await.iter().all(|one| one.1 != Verdict::Drift), "{:?}", side.verdicts().await);
 }
 
 async fn lists_of_findings_and_windows_are_complete(house: &House) {

@@ -38,7 +38,7 @@ pub trait Change: Debug + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Result<Self::Done, Self::Refused>, StoreError>> + Send;
 
     /// The answer that is kept with an idempotency key; it holds no secret.
-    fn render(done: &Self::Done) -> String;
+    fn render(&self, done: &Self::Done) -> String;
 }
 
 /// Why a change was not made. Nothing was changed.
@@ -125,7 +125,7 @@ impl<C: Change> Asked<C> {
             Err(refused) => return Ok(Err(Declined::Refused(refused))),
         };
         if let Some(idempotency) = &self.request.idempotency {
-            let answer = C::render(&done);
+            let answer = self.change.render(&done);
             request::keep(database, &idempotency.key, &idempotency.body_hash, &answer, posting.now()).await?;
         }
         Ok(Ok(Answer::Fresh(done)))

@@ -46,7 +46,7 @@ impl Change for Say {
         Ok(Ok(self.0.to_owned()))
     }
 
-    fn render(done: &String) -> String {
+    fn render(&self, done: &String) -> String {
         format!("said {done}")
     }
 }

@@ -214,7 +214,7 @@ impl Tables {
         if let Some(quotas) = &posting.quotas {
             self.quotas.clone_from(quotas);
         }
-        for alert in posting.fired.iter().chain(&posting.resolved) {
+        for alert in posting.fired.iter().chain(&posting.acknowledged).chain(&posting.resolved) {
             self.alerts.insert(alert.id, alert.clone());
         }
         self.owe(posting);

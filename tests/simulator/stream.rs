@@ -1,6 +1,6 @@
 //! JetStream as far as we depend on it: at least once, never in order, and sometimes not the stream it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -62,6 +62,8 @@ pub struct Stream {
     consumer: Option<Consumer>,
     backup: Option<(BTreeMap<u64, Message>, u64)>,
     mark: Option<Mark>,
+    /// Messages that were gone when the reader came to them. What stands there later comes from a copy.
+    gone: BTreeSet<u64>,
 }
 
 impl Stream {
@@ -79,6 +81,7 @@ impl Stream {
         let mut taken: Vec<u64> = again.into_iter().take(most).collect();
         while taken.len() < most && consumer.pending.len() < pending_max {
             let Some((sequence, _)) = self.messages.range(consumer.next..).next() else { break };
+            self.gone.extend(consumer.next.max(1)..*sequence);
             consumer.next = sequence + 1;
             consumer.pending.insert(*sequence, Pending { again_at: 0, times: 0 });
             taken.push(*sequence);
@@ -88,6 +91,7 @@ impl Stream {
             let Some(message) = self.messages.get(&sequence) else {
                 // It was purged while it was pending.
                 consumer.pending.remove(&sequence);
+                self.gone.insert(sequence);
                 continue;
             };
             let Some(pending) = consumer.pending.get_mut(&sequence) else { continue };
@@ -133,13 +137,14 @@ impl Stream {
                 || mark.sequence > self.last
                 || found.is_some_and(|found| found.body != mark.body)
         });
-        ahead || elsewhere
+        ahead || elsewhere || self.gone.iter().any(|sequence| self.messages.contains_key(sequence))
     }
 
     /// Forgets what was read.
     pub fn read_again(&mut self) {
         self.consumer = None;
         self.mark = None;
+        self.gone.clear();
     }
 
     /// Everything that can be read has been read and acknowledged.

@@ -6,6 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::api::{Answer, Api};
+use crate::harness::events::now;
 use crate::harness::{Daemon, Engine, Setup, Tenant, eventually, on_both};
 
 /// Whose tenant an operation is about.
@@ -72,10 +73,15 @@ const ROWS: &[Row] = &[
     row("getQuotas", About::PathTenant, ALL, nothing),
     row("replaceQuotas", About::PathTenant, ADMIN, empty),
     row("listAlerts", About::PathTenant, READERS, nothing),
+    row("acknowledgeAlert", About::PathTenant, ADMIN, nothing),
+    row("listDeliveries", About::PathTenant, READERS, nothing),
     row("decide", About::PathTenant, ALL, nothing),
     row("recordUsageEvents", About::OwnTenant, REPORTERS, empty),
     row("recordLiteLlmUsage", About::OwnTenant, REPORTERS, empty),
+    row("ingestOpenMeterEvents", About::OwnTenant, REPORTERS, empty),
     row("recordKongLogs", About::OwnTenant, REPORTER, empty),
+    row("listNotificationChannels", About::Platform, NOBODY, nothing),
+    row("testNotificationChannel", About::Platform, NOBODY, nothing),
     row("getReconciliation", About::PathTenant, READERS, nothing),
     row("listComparedWindows", About::PathTenant, READERS, nothing),
     row("listFindings", About::PathTenant, READERS, nothing),
@@ -95,6 +101,11 @@ const ROWS: &[Row] = &[
     row("getFlagExposures", About::OwnTenant, READERS, nothing),
     row("putFlag", About::OwnTenant, ADMIN, empty),
     row("deleteFlag", About::OwnTenant, ADMIN, nothing),
+    row("submitJob", About::OwnTenant, ADMIN, empty),
+    row("listJobs", About::OwnTenant, ADMIN, nothing),
+    row("getJob", About::OwnTenant, ADMIN, nothing),
+    row("cancelJob", About::OwnTenant, ADMIN, nothing),
+    row("getRateLimits", About::OwnTenant, ALL, nothing),
     row("getKongSync", About::Platform, NOBODY, nothing),
 ];
 
@@ -126,6 +137,9 @@ impl Operation {
         };
         let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0").replace("{key}", "nosuchflag");
         let path = path.replace("{findingId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
+        let path = path.replace("{jobId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
+        let path =
+            path.replace("{alertId}", "0199a8b2-5c00-7abc-8def-0123456789ab").replace("{channel}", "nosuchchannel");
         api.patiently(self.method.clone(), &path, body.as_ref()).await
     }
 }
@@ -272,9 +286,15 @@ async fn a_cursor_of_one_tenant_is_worth_nothing_to_another() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_of_one_tenant_shows_in_any_answer_to_another() {
     on_both(|engine| async move {
-        let daemon = Setup::on(engine).start().await;
-        let (acme, globex) = (daemon.onboard("Acme").await, daemon.onboard("Globex").await);
+        let judged_at_once = [("WINDOW_MS", 60_000), ("SETTLE_MS", 1_000), ("SLACK_MS", 10_000)];
+        let setup = Setup::on(engine);
+        let setup =
+            judged_at_once.into_iter().fold(setup, |setup, (name, ms)| setup.with(&format!("RECONCILE__{name}"), ms));
+        let daemon = setup.start().await;
         let canary = format!("canary{}", crate::harness::services::unique());
+        let consumer =
+            json!({"externalIds": [{"source": "kong", "kind": "username", "id": format!("{canary}-consumer")}]});
+        let (acme, globex) = (daemon.onboard_as(consumer, "Acme").await, daemon.onboard("Globex").await);
         let mut event = acme.event().tokens(7_919, 104_729);
         (event.user, event.group) = (format!("{canary}-user"), format!("{canary}-group"));
         (event.model, event.provider) = (format!("{canary}-model"), format!("{canary}-provider"));
@@ -286,6 +306,22 @@ async fn nothing_of_one_tenant_shows_in_any_answer_to_another() {
         let broken = json!([{"eventId": canary, "occurredAt": "never", "payload": {}}]);
         acme.api.post("/v1/usage/events", &broken).await;
         eventually("Acme's alert", || async { (!acme.alerts().await.is_empty()).then_some(()) }).await;
+        // Calls that Kong has seen and Acme's ledger has not, and one that claims to be Globex's.
+        let minute = |ago: i64| (now().0 / 60_000_000 - ago) * 60_000 + 30_000;
+        let record = |id: &str, ago: i64| {
+            let claimed = if id == "later" { &globex.id } else { &acme.id };
+            json!({"request": {"id": format!("{canary}-{id}"), "headers": {"x-tenant-id": claimed}},
+                "response": {"status": 200, "headers": {"x-litellm-call-id": format!("{canary}-call-{id}")}},
+                "route": {"name": format!("{canary}-route")}, "latencies": {"request": 104_729}, "source": "upstream",
+                "consumer": {"username": format!("{canary}-consumer")}, "started_at": minute(ago)})
+        };
+        let records = json!([record("early", 4), record("lost", 3), record("later", 2)]);
+        assert_eq!(daemon.platform.post("/v1/gateway/kong/logs", &records).await.ok()["accepted"], 3);
+        let found = format!("/v1/reconciliation/{}/findings", acme.id);
+        eventually("Acme's finding", || async {
+            acme.api.patiently(Method::GET, &found, None).await.text.contains(&canary).then_some(())
+        })
+        .await;
 
         for operation in operations(&daemon).await.iter().filter(|operation| operation.method == Method::GET) {
             for tenant in [&globex.id, &acme.id] {

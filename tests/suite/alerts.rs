@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::events::token_quota;
@@ -186,6 +187,133 @@ async fn alerts_are_published_on_nats_under_a_stable_id() {
             assert_eq!(alert["eventId"], Value::String(id.unwrap()));
             assert_eq!(alert["payload"]["type"], "quota.alert.fired", "{alert}");
         }
+    })
+    .await;
+}
+
+fn pagerduty(name: &str, receiver: &Receiver) -> String {
+    format!(
+        "[[notify.channels]]\ntype = \"pagerduty\"\nname = \"{name}\"\nurl = \"http://127.0.0.1:{}\"\n\
+         routing_key = \"0123456789abcdef0123456789abcdef\"\nallow_private_addresses = true\n",
+        receiver.port
+    )
+}
+
+/// What PagerDuty was told, and about which incident. What was taken and not yet noted when the daemon died may be told
+/// again at once, under the same key.
+fn actions(receiver: &Receiver) -> Vec<(String, String)> {
+    let text = |one: &Received, name: &str| one.body[name].as_str().unwrap_or_default().to_owned();
+    let mut told: Vec<_> =
+        receiver.taken().iter().map(|one| (text(one, "event_action"), text(one, "dedup_key"))).collect();
+    told.dedup();
+    told
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledgement_reaches_pagerduty_whoever_dies_and_the_history_shows_it() {
+    on_both(|engine| async move {
+        let receiver = Receiver::start().await;
+        let mut daemon = Setup::on(engine).with_section(&pagerduty("pager", &receiver)).start().await;
+        let tenant = daemon.onboard("Acme").await;
+        let mut quota = token_quota(10, "month");
+        quota["thresholds"] = json!([100]);
+        tenant.put_quotas(json!([quota])).await;
+        tenant.post_events(&[tenant.event().tokens(15, 0)]).await;
+        eventually("the incident", || async { (actions(&receiver).len() == 1).then_some(()) }).await;
+        let alert = tenant.alerts().await[0].clone();
+        let id = alert["id"].as_str().unwrap().to_owned();
+        assert!(alert["acknowledgedAt"].is_null(), "{alert}");
+
+        // It is refused a few times, the daemon dies with it, and the next one delivers it.
+        receiver.will_answer(&[500; 3]);
+        let path = format!("/v1/quotas/{}/alerts/{id}/acknowledge", tenant.id);
+        let acknowledged = tenant.api.call(Method::POST, &path, None).await.ok();
+        assert!(!acknowledged["acknowledgedBy"].as_str().unwrap().is_empty(), "{acknowledged}");
+        eventually("a refused acknowledgement", || async {
+            let refused = receiver.received().into_iter().filter(|one| one.body["event_action"] == "acknowledge");
+            (refused.count() > 0).then_some(())
+        })
+        .await;
+        daemon.kill().await;
+        daemon.restart().await;
+        eventually("the acknowledgement", || async { (actions(&receiver).len() >= 2).then_some(()) }).await;
+        let again = tenant.api.patiently(Method::POST, &path, None).await.ok();
+        assert_eq!(again, acknowledged, "who was first counts");
+        assert_eq!(tenant.alerts().await[0]["acknowledgedBy"], acknowledged["acknowledgedBy"]);
+
+        tenant.put_quotas(json!([token_quota(1_000_000, "month")])).await;
+        eventually("the resolution", || async { (actions(&receiver).len() >= 3).then_some(()) }).await;
+        let told = actions(&receiver);
+        let words: Vec<&str> = told.iter().map(|(action, _)| action.as_str()).collect();
+        assert_eq!(words, ["trigger", "acknowledge", "resolve"]);
+        assert!(told.iter().all(|(_, key)| *key == id), "{told:?}");
+        tenant.api.call(Method::POST, &path, None).await.refused(409, "ALERT_OVER");
+
+        let deliveries = format!("/v1/quotas/{}/deliveries", tenant.id);
+        let history = eventually("three settled messages", || async {
+            let history = tenant.api.pages(&deliveries, 2).await;
+            history.iter().all(|one| one["outcome"] == "delivered").then_some(history)
+        })
+        .await;
+        let events: Vec<&str> = history.iter().map(|one| one["event"].as_str().unwrap()).collect();
+        assert_eq!(events, ["resolved", "acknowledged", "fired"]);
+        assert!(history[1]["attempts"].as_i64().unwrap() >= 2, "{}", history[1]);
+        let filtered = |query: &str| format!("{deliveries}?{query}");
+        assert_eq!(tenant.api.get(&filtered("outcome=gaveUp")).await.ok()["items"], json!([]));
+        assert_eq!(tenant.api.get(&filtered("channel=chat")).await.ok()["items"], json!([]));
+        tenant.api.get(&filtered("outcome=lost")).await.refused(400, "INVALID_PARAMETER");
+        tenant.api.get(&filtered("cursor=x")).await.refused(400, "INVALID_CURSOR");
+
+        // Nobody else's alert, no alert at all, and nobody who may only read.
+        let other = daemon.onboard("Globex").await;
+        let unknown = format!("/v1/quotas/{}/alerts/{id}/acknowledge", other.id);
+        other.api.call(Method::POST, &unknown, None).await.refused(404, "ALERT_NOT_FOUND");
+        other.api.call(Method::POST, &path, None).await.refused(404, "TENANT_NOT_FOUND");
+        tenant.issue_key("reader").await.1.call(Method::POST, &path, None).await.refused(403, "FORBIDDEN");
+        let malformed = format!("/v1/quotas/{}/alerts/seven/acknowledge", tenant.id);
+        tenant.api.call(Method::POST, &malformed, None).await.refused(404, "ALERT_NOT_FOUND");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_is_shown_without_its_secrets_and_tried_without_leaving_anything_open() {
+    on_both(|engine| async move {
+        let (hook, pager) = (Receiver::start().await, Receiver::start().await);
+        let sections = format!("{}{}", hook.channel("hook"), pagerduty("pager", &pager));
+        let daemon = Setup::on(engine).with_section(&sections).start().await;
+        let shown = daemon.platform.get("/v1/notification-channels").await;
+        assert!(!shown.text.contains(SECRET) && !shown.text.contains("0123456789abcdef"), "{}", shown.text);
+        let shown = shown.ok();
+        assert_eq!((&shown["items"][0]["id"], &shown["items"][0]["kind"]), (&json!("hook"), &json!("webhook")));
+        assert_eq!(shown["items"][1]["circuit"], "closed");
+
+        let path = |channel: &str| format!("/v1/notification-channels/{channel}/test");
+        let tested = daemon.platform.call(Method::POST, &path("pager"), None).await.ok();
+        assert_eq!(tested["outcome"], "delivered", "{tested}");
+        let told = actions(&pager);
+        assert_eq!(told.iter().map(|(action, _)| action.as_str()).collect::<Vec<_>>(), ["trigger", "resolve"]);
+        assert!(told.iter().all(|(_, key)| *key == tested["testId"]), "{told:?}");
+
+        hook.will_answer(&[302]);
+        let keyed = [("idempotency-key", "try-the-hook")];
+        let hooked = path("hook");
+        let post = || daemon.platform.raw(Method::POST, &hooked, &keyed, Vec::new());
+        let first = post().await;
+        let first = first.ok();
+        assert_eq!((&first["outcome"], hook.strayed()), (&json!("failed"), 0), "{first}");
+        assert!(first["error"].as_str().unwrap().contains("302"), "{first}");
+        assert_eq!(post().await.ok(), first, "the same key is the same test");
+        assert_eq!(hook.received().len(), 1);
+        assert_eq!(hook.received()[0].body["type"], "test.fired");
+        daemon.platform.call(Method::POST, &path("hook"), None).await.refused(429, "TESTED_TOO_OFTEN");
+        daemon.platform.call(Method::POST, &path("nobody"), None).await.refused(404, "CHANNEL_NOT_FOUND");
+        let audit = daemon.platform.get("/v1/audit?limit=500").await.ok();
+        let records = audit["items"].as_array().unwrap().iter();
+        assert_eq!(records.filter(|one| one["record"]["action"] == "channel.tested").count(), 2, "{audit}");
+        let tenant = daemon.onboard("Acme").await;
+        tenant.api.call(Method::POST, &path("pager"), None).await.refused(403, "FORBIDDEN");
+        assert!(tenant.alerts().await.is_empty());
     })
     .await;
 }

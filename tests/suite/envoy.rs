@@ -122,6 +122,26 @@ impl Envoy {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_one_request_of_the_tenant_s_traffic() {
+    let tier = "[rate_limits.tiers.metered]\ntenant_traffic = { quota = 60, window_seconds = 3600, burst = 2 }\n";
+    let (daemon, envoy) = open(Setup::on(Engine::Sqlite).with_section(tier)).await;
+    let metered = daemon.onboard_as(json!({"tier": "metered"}), "Metered").await;
+    let free = daemon.onboard("Free").await;
+    let two = [("tenant_id", metered.id.as_str()), ("user_id", "ada")];
+    for _ in 0..2 {
+        let told = envoy.ask(&[&two[..1], &two]).await.expect("an answer");
+        assert_eq!(told.overall_code, OK, "two descriptors are one request: {told:?}");
+    }
+    let told = envoy.about(&metered).await;
+    assert_eq!((told.overall_code, told.header("x-platform-api-decision")), (OVER_LIMIT, "deny"));
+    let limit = told.statuses[0].limit.as_ref().expect("a limit");
+    assert_eq!((limit.amount, limit.unit, limit.name.as_str()), (60, 3, "tenantTraffic"));
+    let wait: i64 = told.header("retry-after").parse().expect("seconds");
+    assert!((1..=60).contains(&wait), "{told:?}");
+    assert_eq!(envoy.about(&free).await.overall_code, OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn envoy_hears_what_the_books_say() {
     on_both(|engine| async move {
         let (mut daemon, envoy) = open(Setup::on(engine)).await;

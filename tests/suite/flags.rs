@@ -78,7 +78,7 @@ async fn a_flag_is_kept_changed_by_who_has_seen_it_and_audited() {
         assert_eq!(deleted["key"], "checkout");
         acme.api.get("/v1/flags/checkout").await.refused(404, "FLAG_NOT_FOUND");
         let records = acme.api.pages("/v1/audit", 100).await;
-        let told: Vec<&str> = records.iter().filter_map(|record| record["action"].as_str()).collect();
+        let told: Vec<&str> = records.iter().filter_map(|record| record["record"]["action"].as_str()).collect();
         for (action, count) in [("flag.created", 2), ("flag.replaced", 1), ("flag.deleted", 1)] {
             assert_eq!(told.iter().filter(|told| **told == action).count(), count, "{action} in {told:?}");
         }
@@ -118,7 +118,7 @@ async fn a_tenant_overrides_only_what_the_platform_lets_it_and_nobody_else_s() {
         daemon.restart().await;
         assert_eq!(daemon.platform.get("/v1/flags").await.ok()["items"].as_array().unwrap().len(), 3);
         let records = daemon.platform.pages("/v1/audit", 100).await;
-        assert_eq!(records.iter().filter(|record| record["action"] == "flag.created").count(), 3);
+        assert_eq!(records.iter().filter(|record| record["record"]["action"] == "flag.created").count(), 3);
     })
     .await;
 }

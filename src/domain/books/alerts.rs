@@ -3,7 +3,8 @@
 use super::{Books, CounterKey, Posting};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::AlertId;
-use crate::domain::notice::{Alert, AlertSubject, Attempt, AttemptResult, Delivery, Event};
+use crate::domain::notice::{Acknowledgement, Alert, AlertSubject, Attempt, AttemptResult, Delivery, Event};
+use crate::domain::request::Request;
 use crate::domain::routing::Told;
 use crate::domain::time::Timestamp;
 
@@ -26,6 +27,35 @@ impl Posting {
     /// Says that an alert is over, if it fires: that is owed to the channels, and recorded.
     pub fn resolve_alert(&mut self, id: AlertId) {
         self.resolve_where(|_, alert| alert.id == id);
+    }
+
+    /// Says that somebody looks at an alert, if it fires: that is owed to those who were told of it, and recorded. Only the
+    /// first acknowledgement counts. Answers the alert as it stands then.
+    pub fn acknowledge_alert(&mut self, id: AlertId, request: &Request) -> Option<Alert> {
+        let now = self.now;
+        let alert = self.books.firing.iter_mut().find(|alert| alert.id == id)?;
+        if alert.acknowledged.is_some() {
+            return Some(alert.clone());
+        }
+        alert.acknowledged = Some(Acknowledgement { by: request.actor.clone(), at: now });
+        let alert = alert.clone();
+        let told = self.books.told.get(&id).map_or(&[][..], Vec::as_slice);
+        // Who still waits for the end of the quiet hours has not heard of it.
+        let heard: Vec<String> =
+            told.iter().filter(|one| one.held_until <= now).map(|one| one.channel.clone()).collect();
+        for channel in heard {
+            self.owe(&alert, Event::Acknowledged, &channel, now);
+        }
+        self.records_entry(Entry {
+            actor: request.actor.clone(),
+            action: "alert.acknowledged".into(),
+            target: format!("alert:{id}"),
+            outcome: EntryOutcome::Success,
+            request_id: request.request_id.clone(),
+            payload: serde_json::json!({ "kind": alert.kind().name(), "firedAt": alert.fired_at }).to_string(),
+        });
+        self.acknowledged.push(alert.clone());
+        Some(alert)
     }
 
     fn owe(&mut self, alert: &Alert, event: Event, channel: &str, due_at: Timestamp) {
@@ -75,7 +105,7 @@ impl Posting {
                     .zip(counter)
                     .is_some_and(|(quota, counter)| counter.used < quota.threshold_amount(reached.threshold))
             }
-            AlertSubject::BudgetBurn(_) | AlertSubject::ReconciliationDrift(_) => false,
+            AlertSubject::BudgetBurn(_) | AlertSubject::ReconciliationDrift(_) | AlertSubject::Test(_) => false,
         });
     }
 
@@ -108,6 +138,7 @@ impl Posting {
                 "used": burn.used,
                 "exhaustedAt": burn.exhausted_at,
             }),
+            AlertSubject::Test(channel) => serde_json::json!({ "kind": alert.kind().name(), "channel": channel }),
             AlertSubject::ReconciliationDrift(drift) => serde_json::json!({
                 "kind": alert.kind().name(),
                 "cause": drift.cause,

@@ -1,12 +1,13 @@
 //! The third proof: the limiter counted at least as many attempts as the ledger has calls.
 //!
 //! More attempts than calls are normal: whatever was denied, cached or failed. Fewer mean that something went past the
-//! limiter, or that its counters were lost.
+//! limiter, or that its counters were lost. Which calls went over a route that has a limiter only a whole access log says,
+//! unless the limiter counts on every route; otherwise fewer attempts prove nothing.
 
 use super::cumulative::{self, Counts, Dated};
 use super::finding::{Cause, Evidence, Found};
 use super::join::Join;
-use super::reading::{InterruptionReason, Source};
+use super::reading::{EVERY_ROUTE, InterruptionReason, Source};
 use super::window::{Books, Judged};
 use super::{Proof, Verdict};
 
@@ -31,10 +32,17 @@ pub(super) enum Rest {
 /// Calls that the limiter should have counted: those of requests on routes without a limiter are left out.
 pub(super) fn calls_of<'a>(books: &Books<'a>, joined: &Join<'a>) -> Vec<Dated<'a>> {
     let mut calls = cumulative::dated(books, joined, Source::Limiter);
+    if counts_on_every_route(books) {
+        return calls;
+    }
     calls.retain(|call| {
         call.request.is_none_or(|request| request.limited || books.limited_routes.contains(&request.route))
     });
     calls
+}
+
+fn counts_on_every_route(books: &Books<'_>) -> bool {
+    books.limited_routes.iter().any(|route| route == EVERY_ROUTE)
 }
 
 pub(super) fn judge(books: &Books<'_>, counts: Counts, others: Others) -> (Judged, Option<Found>) {
@@ -54,8 +62,9 @@ pub(super) fn judge(books: &Books<'_>, counts: Counts, others: Others) -> (Judge
                 reasons.push(InterruptionReason::LimiterReset);
                 cause = Some(Cause::LimiterReset);
             }
+            _ if !counts_on_every_route(books) => reasons.push(InterruptionReason::RoutesUnknown),
             Rest::PassedOn => (verdict, cause) = (Verdict::Drift, Some(Cause::FailOpen)),
-            Rest::Unknown => (verdict, cause) = (Verdict::Drift, Some(Cause::BypassedGateway)),
+            Rest::Unknown => (verdict, cause) = (Verdict::Drift, Some(Cause::Unaccounted)),
         }
     }
     if !reasons.is_empty() {

@@ -117,6 +117,7 @@ pub(super) fn judge(
     if judged.verdict == Verdict::Unproven {
         return (judged, None);
     }
+    let mut added_up = None;
     let suspect = match logged {
         // More requests than the gateway counted: its counts were lost, and no call went past it.
         Some(logged) if logged.are_apart() && logged.missing() < 0 => {
@@ -126,41 +127,44 @@ pub(super) fn judge(
         // What the log saw is found by the join, if anything is missing.
         Some(logged) => Some(logged).filter(Counts::are_apart),
         None => {
-            let carried = carry(counts, earlier, judged.window.start);
+            let (carried, windows) = carry(counts, earlier, judged.window.start);
+            added_up = Some(windows).filter(|_| !counts.are_apart());
             [counts, carried].into_iter().find(Counts::are_apart)
         }
     };
     if suspect.is_some() || counts.are_apart() {
         judged.verdict = Verdict::Drift;
     }
-    (judged, suspect.map(|counts| suspected(books, counts)))
+    (judged, suspect.map(|counts| suspected(books, counts, added_up)))
 }
 
-fn suspected(books: &Books<'_>, counts: Counts) -> Found {
+/// Where the ledger has more, counts alone do not say whether calls came another way or stand in it twice.
+fn suspected(books: &Books<'_>, counts: Counts, added_up: Option<i64>) -> Found {
     Found {
-        cause: if counts.missing() > 0 { Cause::LostInLedger } else { Cause::BypassedGateway },
+        cause: if counts.missing() > 0 { Cause::LostInLedger } else { Cause::Unaccounted },
         proof: Proof::Cumulative,
         window: books.window,
         gateway: counts.gateway,
         ledger: counts.ledger,
         count: counts.missing().saturating_abs(),
-        evidence: Evidence::default(),
+        evidence: Evidence { windows: added_up, ..Evidence::default() },
     }
 }
 
-/// This window and those before it that matched by counts alone, back to the last that did not.
-fn carry(counts: Counts, earlier: &[Judged], start: Timestamp) -> Counts {
+/// This window and those before it that matched by counts alone, back to the last that did not; and how many they are.
+fn carry(counts: Counts, earlier: &[Judged], start: Timestamp) -> (Counts, i64) {
     let by_request = earlier.iter().filter(|one| one.proof == Proof::Requests && one.verdict != Verdict::Unproven);
     let by_request: HashSet<Window, ahash::RandomState> = by_request.map(|one| one.window).collect();
     let before = earlier.iter().filter(|one| one.proof == Proof::Cumulative && one.window.end <= start);
     let matched = before.take_while(|one| one.verdict == Verdict::Matched && !by_request.contains(&one.window));
-    let mut sum = counts;
+    let (mut sum, mut windows) = (counts, 1);
     for one in matched.take(CARRIED_WINDOWS_MAX) {
         sum.gateway = sum.gateway.saturating_add(one.gateway);
         sum.ledger = sum.ledger.saturating_add(one.ledger);
         sum.tolerance = sum.tolerance.max(one.tolerance);
+        windows += 1;
     }
     let all = i64::max(sum.gateway, sum.ledger);
     sum.tolerance = sum.tolerance.saturating_add(all / tolerance::RELATIVE_PARTS);
-    sum
+    (sum, windows)
 }

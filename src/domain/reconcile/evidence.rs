@@ -45,7 +45,7 @@ pub(super) fn mismatch(window: Window, requests: &[&GatewayRequest], calls: &[&L
         call_ids: both(&by_request.evidence.call_ids, &by_call.evidence.call_ids),
         ledger_positions: by_call.evidence.ledger_positions,
         differences: class::differences(&counted(requests), &sum(calls)),
-        skew_millis: None,
+        ..Evidence::default()
     };
     Some(Found { ledger: by_call.ledger, count: by_request.count + by_call.count, evidence, ..by_request })
 }
@@ -81,7 +81,7 @@ pub(super) fn mispriced(window: Window, pairs: &[&Pair<'_>]) -> Option<Found> {
             call_ids: kept(differing.iter().map(|pair| pair.call.call_id.as_str())),
             ledger_positions: positions(differing.iter().map(|pair| pair.call)),
             differences: classes.map(|class| class::difference(class, &gateway, &ledger)).collect(),
-            skew_millis: None,
+            ..Evidence::default()
         },
     })
 }

@@ -4,7 +4,7 @@ use super::Terms;
 use super::evidence;
 use super::finding::{Cause, Found};
 use super::join::{Join, consumed};
-use super::reading::{GatewayRequest, ServedBy, Source};
+use super::reading::{GatewayRequest, InterruptionReason, ServedBy, Source};
 use super::requests::number;
 use super::window::Books;
 
@@ -33,7 +33,10 @@ pub(super) fn find(books: &Books<'_>, joined: &Join<'_>, terms: &Terms) -> Optio
 
 fn was_let_through(request: &GatewayRequest, books: &Books<'_>, terms: &Terms) -> bool {
     let limiter_was_away = || {
-        books.interruptions.iter().filter(|one| one.source == Source::Limiter).any(|one| {
+        // A clock that is wrong stops no limiter.
+        let was_away = |reason| matches!(reason, InterruptionReason::Gap | InterruptionReason::LimiterReset);
+        let of_limiter = books.interruptions.iter().filter(|one| one.source == Source::Limiter && was_away(one.reason));
+        of_limiter.into_iter().any(|one| {
             one.from.plus_micros(-terms.skew_micros) <= request.started_at
                 && request.started_at <= one.until.plus_micros(terms.skew_micros)
         })

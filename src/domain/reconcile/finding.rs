@@ -18,6 +18,9 @@ pub enum Cause {
     LostInLedger,
     /// The ledger counted it; it did not come through the gateway.
     BypassedGateway,
+    /// The ledger has more calls than the gateway counted requests: they came another way, or stand in the ledger twice.
+    /// Only a whole access log could say which.
+    Unaccounted,
     /// Asked for with one tenant's credential, in another tenant's name.
     TenantMismatch,
     /// The ledger counted one request more than once.
@@ -33,9 +36,10 @@ pub enum Cause {
 }
 
 impl Cause {
-    pub const ALL: [Cause; 8] = [
+    pub const ALL: [Cause; 9] = [
         Cause::LostInLedger,
         Cause::BypassedGateway,
+        Cause::Unaccounted,
         Cause::TenantMismatch,
         Cause::Duplicate,
         Cause::Mispriced,
@@ -49,6 +53,7 @@ impl Cause {
         match self {
             Cause::LostInLedger => "lostInLedger",
             Cause::BypassedGateway => "bypassedGateway",
+            Cause::Unaccounted => "unaccounted",
             Cause::TenantMismatch => "tenantMismatch",
             Cause::Duplicate => "duplicate",
             Cause::Mispriced => "mispriced",
@@ -147,6 +152,9 @@ pub struct Evidence {
     /// By how much the ledger is above the gateway (below, if negative), class by class; only classes that differ.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub differences: Vec<Difference>,
+    /// So many windows, up to and with this one, were added up: what each of them hides below its tolerance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub windows: Option<i64>,
     /// How far the clocks are apart in the middle of all pairs, in milliseconds; gateway minus ledger.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skew_millis: Option<i64>,

@@ -1,9 +1,10 @@
 //! The life of a finding: opened by a comparison, kept while it is found again, resolved when it no longer is, and left
 //! alone when a person has dealt with it.
 
+use super::evidence::SKEW_PAIRS_MIN;
 use super::finding::{Cause, Finding, Found, Status};
 use super::window::Judged;
-use super::{Terms, Verdict, class};
+use super::{Proof, Terms, Verdict, class};
 use crate::domain::ids::TenantId;
 use crate::domain::period::Window;
 use crate::domain::time::{MICROS_PER_DAY, Timestamp};
@@ -65,6 +66,8 @@ fn found_again(before: &Finding, found: &Found, now: Timestamp) -> Option<Change
     let after = Finding { found: found.clone(), ..before.clone() };
     let by_us = |after: Finding| Finding { status: Status::Open, changed_at: now, changed_by: String::new(), ..after };
     match before.status {
+        // What was unproven then stays so: it is no news that it still is.
+        Status::Resolved if !found.cause.is_drift() && found.count <= before.found.count => None,
         Status::Open | Status::Acknowledged if before.found == *found => None,
         Status::Open | Status::Acknowledged => Some(Change::Updated(after)),
         Status::Resolved => Some(Change::Opened(by_us(after))),
@@ -86,6 +89,21 @@ fn gone(before: &Finding, judged: &[Judged], now: Timestamp) -> Option<Change> {
             ..before.clone()
         })
     })
+}
+
+/// Causes that are no drift, and are over as soon as the same proof speaks again: their own windows stay unproven.
+pub const PASSING: [Cause; 2] = [Cause::LimiterReset, Cause::ClockSkew];
+
+/// Does a window show that `cause` is over? Something must have been seen in it, and the cause not be found.
+#[must_use]
+pub fn shows_the_end(cause: Cause, judged: &[Judged], found: &[Found]) -> bool {
+    let (proof, least) = match cause {
+        Cause::LimiterReset => (Proof::Attempts, 1),
+        Cause::ClockSkew => (Proof::Requests, i64::try_from(SKEW_PAIRS_MIN).unwrap_or(i64::MAX)),
+        _ => return false,
+    };
+    let speaks = |one: &Judged| one.proof == proof && one.verdict != Verdict::Unproven && one.gateway >= least;
+    judged.iter().any(speaks) && found.iter().all(|one| one.cause != cause)
 }
 
 /// Consecutive windows in which one cause is open: what alerts as one.
@@ -122,11 +140,11 @@ pub fn run(findings: &[Finding], judged: &[Judged], cause: Cause, window: Window
         let found = &finding.found;
         let next = match run {
             None if found.window == window => {
-                Run { cause, first: window, last: window, windows: 1, count: found.count }
+                Run { cause, first: window, last: window, windows: added_up(found), count: found.count }
             }
             Some(run) if !is_broken(judged, found.window, run.first) => Run {
                 first: found.window,
-                windows: run.windows + 1,
+                windows: run.windows.saturating_add(added_up(found)),
                 count: run.count.saturating_add(found.count),
                 ..run
             },
@@ -135,6 +153,11 @@ pub fn run(findings: &[Finding], judged: &[Judged], cause: Cause, window: Window
         run = Some(next);
     }
     run
+}
+
+/// A difference that only shows when windows are added up is in all of them.
+fn added_up(found: &Found) -> usize {
+    found.evidence.windows.and_then(|windows| usize::try_from(windows).ok()).unwrap_or(1).max(1)
 }
 
 /// Was any window between the two judged, and not idle?
@@ -220,7 +243,6 @@ mod tests {
     use super::*;
     use crate::domain::amount::NanoUsd;
     use crate::domain::properties_tests::tenant;
-    use crate::domain::reconcile::Proof;
     use crate::domain::reconcile::finding::{Difference, Evidence};
 
     fn noon() -> Timestamp {
@@ -365,6 +387,39 @@ mod tests {
             (3..6).map(|number| opened(tenant(), &found(Cause::LimiterReset, number, 2), noon())).collect();
         assert!(!persists(&resets, &busy, Cause::LimiterReset, window(5), &terms));
         assert!(persists(&open(&[3]), &busy, cause, window(3), &Terms { persistence: 0, ..terms }));
+    }
+
+    #[test]
+    fn what_shows_only_when_windows_are_added_up_has_persisted_in_all_of_them() {
+        let mut added_up = finding(Status::Open, 6, 4);
+        added_up.found.evidence.windows = Some(5);
+        let busy: Vec<Judged> = (0..10).map(|number| judged(number, Verdict::Matched)).collect();
+        let alone = run(std::slice::from_ref(&added_up), &busy, Cause::LostInLedger, window(6)).unwrap();
+        assert_eq!((alone.windows, alone.count, alone.persists(&Terms::default())), (5, 4, true));
+        assert!(!persists(&[finding(Status::Open, 6, 4)], &busy, Cause::LostInLedger, window(6), &Terms::default()));
+    }
+
+    #[test]
+    fn what_was_no_drift_is_over_when_its_proof_speaks_again() {
+        let of = |proof, verdict| Judged { proof, ..judged(1, verdict) };
+        let attempts = |verdict| [of(Proof::Attempts, verdict)];
+        let ends = |judged: &[Judged], found: &[Found]| shows_the_end(Cause::LimiterReset, judged, found);
+        assert!(ends(&attempts(Verdict::Matched), &[]) && ends(&attempts(Verdict::Drift), &[]));
+        assert!(!ends(&attempts(Verdict::Unproven), &[]));
+        assert!(!ends(&attempts(Verdict::Matched), &[found(Cause::LimiterReset, 1, 2)]));
+        assert!(!ends(&[of(Proof::Requests, Verdict::Matched)], &[]));
+        let clocks = |gateway| [Judged { gateway, ..of(Proof::Requests, Verdict::Matched) }];
+        assert!(shows_the_end(Cause::ClockSkew, &clocks(3), &[]));
+        assert!(!shows_the_end(Cause::ClockSkew, &clocks(2), &[]), "two pairs say nothing about clocks");
+        assert!(!shows_the_end(Cause::LostInLedger, &clocks(3), &[]), "what is missing is missing");
+        // It is no news that its own window is still unproven; that more of it is, would be.
+        let before = Finding { found: found(Cause::LimiterReset, 0, 3), ..finding(Status::Resolved, 0, 3) };
+        let again = |count| {
+            let found = found(Cause::LimiterReset, 0, count);
+            changes(tenant(), std::slice::from_ref(&before), &[], &[found], later())
+        };
+        assert_eq!(again(3), []);
+        assert!(matches!(again(4)[..], [Change::Opened(_)]));
     }
 
     #[test]

@@ -71,15 +71,37 @@ pub fn advance(
         // A limiter's counter dies with its period by nature; a count of the gateway only with the gateway.
         let by_nature = reading.from_zero && reading.source == Source::Limiter;
         let amount = increase(reading.value);
-        return (now, amount, if by_nature { None } else { interruption(known.at, restarted) });
+        let unseen = match by_nature {
+            false => interruption(known.at, restarted),
+            // Nobody saw how far the counters of the periods between had come.
+            true if reading.value > 0 && !is_of_one_window(known.at, reading.at, terms) => {
+                interruption(seen_until(known.at, terms), InterruptionReason::Gap)
+            }
+            true => None,
+        };
+        return (now, amount, unseen);
     }
     if reading.value < known.value {
         return (now, increase(reading.value), interruption(known.at, restarted));
     }
-    let gap = reading.at.0.saturating_sub(known.at.0) > terms.window_micros && reading.value > known.value;
+    let gap = reading.value > known.value && !is_of_one_window(known.at, reading.at, terms);
     let amount = increase(reading.value.saturating_sub(known.value));
     // What was counted since is known, but not in which of several windows.
-    (now, amount, if gap { interruption(known.at, InterruptionReason::Gap) } else { None })
+    let from = seen_until(known.at, terms);
+    (now, amount, if gap { interruption(from, InterruptionReason::Gap) } else { None })
+}
+
+/// Until when a look at `at` says what was counted: to the end of its window, but for what two polls may move over it.
+fn seen_until(at: Timestamp, terms: &Terms) -> Timestamp {
+    let end = window_start(at, terms).plus_micros(terms.window_micros);
+    if end.0.saturating_sub(at.0) <= terms.poll_micros.saturating_mul(2) { end } else { at }
+}
+
+/// Does what was counted between two looks belong to the window of the second, but for what two polls may move over its
+/// edge?
+fn is_of_one_window(known: Timestamp, at: Timestamp, terms: &Terms) -> bool {
+    let start = window_start(at, terms);
+    known >= start || seen_until(known, terms) >= start
 }
 
 /// Does the reading say nothing that `known` does not say already?
@@ -201,6 +223,8 @@ mod tests {
             read(&[counter(0, 5, 30), counter(0, 9, 59), counter(60, 2, 62), counter(120, 1, 125)]),
             (12, vec![])
         );
+        // A period that began while nobody looked says nothing about the one before it.
+        assert_eq!(read(&[counter(0, 5, 30), counter(600, 2, 610)]).1, [(30, 610, InterruptionReason::Gap)]);
         // The old period's counter outlives it and is read beside its successor, again and again.
         let side_by_side = [
             counter(0, 5, 30),
@@ -222,11 +246,19 @@ mod tests {
     }
 
     #[test]
-    fn what_was_counted_over_more_than_a_window_has_no_window() {
+    fn what_was_counted_in_one_of_several_windows_has_no_window() {
         use InterruptionReason::Gap;
         let width = Terms::default().window_micros / MICROS_PER_SECOND;
         let first = (0, 10, Gap);
-        assert_eq!(read(&[reading("n", 5, 10), reading("n", 6, 10 + width)]), (1, vec![first]));
+        let from = |second| MeterReading { from_zero: true, ..reading("n", 5, second) };
+        // Told once in each window, with its last look.
+        assert_eq!(read(&[from(290), reading("n", 6, 290 + width)]), (6, vec![]));
+        assert_eq!(read(&[from(10), reading("n", 6, 290)]), (6, vec![]));
+        // Two polls before the edge may be counted behind it, and no more.
+        assert_eq!(read(&[from(270), reading("n", 6, 310)]), (6, vec![]));
+        assert_eq!(read(&[from(269), reading("n", 6, 310)]), (6, vec![(269, 310, Gap)]));
+        // The window at whose end there was a look is not in doubt.
+        assert_eq!(read(&[from(280), reading("n", 6, 610)]), (6, vec![(300, 610, Gap)]));
         let late = reading("n", 6, 11 + width);
         assert_eq!(read(&[reading("n", 5, 10), late]), (1, vec![first, (10, 11 + width, Gap)]));
         // Nothing was counted: nothing is in doubt.

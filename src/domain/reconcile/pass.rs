@@ -126,6 +126,16 @@ impl Posting {
         (changes, again)
     }
 
+    /// Notes that a finding of an earlier window is over, because its cause is.
+    pub fn resolve_passed(&mut self, finding: &Finding) {
+        let known = self.as_they_stand(std::slice::from_ref(finding));
+        let Some(open) = known.into_iter().find(|one| one.id == finding.id && one.status.is_open()) else { return };
+        let (status, changed_at, changed_by) = (Status::Resolved, self.now(), String::new());
+        let resolved = Finding { status, changed_at, changed_by, ..open };
+        self.record_finding(&resolved, "finding.resolved", &Request::system());
+        self.gateway.findings.insert(resolved.id, resolved);
+    }
+
     /// What a person does with a finding, and why. `adjustment` is the ledger position of an adjusting entry, or 0.
     pub fn treat_finding(
         &mut self,

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use aws_lc_rs::digest;
 
 use super::finding::Finding;
+use super::join::ended_micros;
 use super::meter::{self, Series, window_start};
-use super::reading::{GatewayRequest, Interruption, MeterReading, Role, Source};
+use super::reading::{EVERY_ROUTE, GatewayRequest, Interruption, MeterReading, Role, Source};
 use super::window::Judged;
 use super::{Proof, Terms};
 use crate::domain::books::Posting;
@@ -14,6 +15,9 @@ use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::FindingId;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::FUTURE_TOLERANCE_MICROS;
+
+/// Windows that are judged again because of one interruption: a day of five minutes each.
+const INTERRUPTED_WINDOWS_MAX: usize = 288;
 
 /// The part of a tenant's committed state that is about gateways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -222,6 +226,7 @@ impl Posting {
             context.update(&request.key().0);
             self.books.comparison.hear(request.started_at, now);
             self.disturb(request.started_at);
+            self.disturb(Timestamp(ended_micros(request)));
             if request.limited && !request.route.is_empty() && !self.gateway.routes.contains(&request.route) {
                 self.gateway.routes.insert(request.route.clone());
             }
@@ -243,6 +248,32 @@ impl Posting {
         });
     }
 
+    /// As [`disturb`](Posting::disturb), of what counts in the window of `at` alone.
+    fn disturb_if_judged(&mut self, at: Timestamp) {
+        let (comparison, now) = (&self.books.comparison, self.now());
+        let start = window_start(at, &comparison.terms);
+        if comparison.disturbed(at, now).contains(&start) {
+            self.disturb(at);
+        }
+    }
+
+    /// Keeps when nothing could be known. While no gateway has said anything, there is nothing to doubt.
+    fn interrupt(&mut self, interruptions: &[Interruption]) {
+        if self.books.comparison.progress.is_none() {
+            return;
+        }
+        for one in interruptions {
+            let width = self.books.comparison.terms.window_micros.max(1);
+            let windows = std::iter::successors(Some(one.from), |at| Some(at.plus_micros(width)));
+            let touched: Vec<Timestamp> =
+                windows.take_while(|at| *at < one.until).take(INTERRUPTED_WINDOWS_MAX).collect();
+            for at in touched.into_iter().chain([one.until]) {
+                self.disturb_if_judged(at);
+            }
+        }
+        self.gateway.interruptions.extend(interruptions.iter().cloned());
+    }
+
     /// Reads meters, given those of them that are `known`. Readings leave no record: they come every few seconds and are
     /// evidence, not a change; what is found by them has its record.
     pub fn gateway_readings(&mut self, known: &[Series], readings: &[MeterReading], interruptions: &[Interruption]) {
@@ -256,14 +287,86 @@ impl Posting {
             self.gateway.series.insert(key, series);
             self.gateway.interruptions.extend(interruption);
             self.books.comparison.begin(reading.source, reading.at);
+            if reading.source == Source::Limiter && reading.series.starts_with(EVERY_ROUTE) {
+                self.gateway.routes.insert(EVERY_ROUTE.to_owned());
+            }
             if let Some(increase) = increase {
+                self.disturb_if_judged(increase.window_start);
                 let sum = self.gateway.increases.entry((increase.window_start, increase.source)).or_default();
                 sum.0 = sum.0.saturating_add(increase.amount);
                 sum.1 |= increase.lower_bound;
                 self.books.comparison.hear(reading.at, now);
             }
         }
-        self.gateway.interruptions.extend(interruptions.iter().cloned());
+        self.interrupt(interruptions);
         self.gateway.progressed |= self.books.comparison.progress != before;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reading::InterruptionReason;
+    use super::*;
+    use crate::domain::books::Books;
+    use crate::domain::properties_tests::{berlin, noon, tenant};
+    use crate::domain::time::MICROS_PER_MINUTE;
+
+    fn reading(source: Source, series: &str, value: i64, minute: i64) -> MeterReading {
+        MeterReading {
+            source,
+            series: series.to_owned(),
+            epoch: "7".to_owned(),
+            value,
+            at: noon().plus_micros(minute * MICROS_PER_MINUTE),
+            from_zero: true,
+            lower_bound: false,
+        }
+    }
+
+    fn gap() -> Interruption {
+        let (from, until) = (noon().plus_micros(-20 * MICROS_PER_MINUTE), noon());
+        Interruption { source: Source::Metrics, from, until, reason: InterruptionReason::Gap }
+    }
+
+    /// Everybody is told when the gateway is started again, also who has never used one.
+    #[test]
+    fn an_interruption_of_nothing_is_not_kept() {
+        let mut posting = Posting::open(&Books::new(tenant(), berlin(), 0), noon(), [7; 32]);
+        posting.gateway_readings(&[], &[], &[gap()]);
+        assert!(posting.gateway.is_empty());
+        posting.gateway_readings(&[], &[reading(Source::Metrics, "one", 0, 0)], &[gap()]);
+        assert_eq!(posting.gateway.interruptions, [gap()]);
+        assert!(posting.gateway.disturbed.is_empty(), "nothing has been judged");
+    }
+
+    #[test]
+    fn a_limiter_of_every_route_is_known_by_its_series() {
+        let mut posting = Posting::open(&Books::new(tenant(), berlin(), 0), noon(), [7; 32]);
+        posting.gateway_readings(&[], &[reading(Source::Limiter, "route/service/acme/day", 3, 0)], &[]);
+        assert!(posting.gateway.routes.is_empty());
+        posting.gateway_readings(&[], &[reading(Source::Limiter, "*/acme/day", 3, 1)], &[]);
+        assert_eq!(posting.gateway.routes, BTreeSet::from([EVERY_ROUTE.to_owned()]));
+    }
+
+    /// What is told in time disturbs nobody: a look at the meters is no reason to judge anything again.
+    #[test]
+    fn only_what_comes_late_has_a_window_judged_again() {
+        let mut books = Books::new(tenant(), berlin(), 0);
+        let start = window_start(noon(), &books.comparison.terms);
+        let minutes = |minutes: i64| start.plus_micros(minutes * MICROS_PER_MINUTE);
+        books.comparison.progress =
+            Some(Progress { since: [Some(minutes(-60)); 3], settled_until: minutes(0), ..Progress::default() });
+        let disturbed = |now: i64, readings: &[MeterReading], interruptions: &[Interruption]| {
+            let mut posting = Posting::open(&books, minutes(now), [7; 32]);
+            posting.gateway_readings(&[], readings, interruptions);
+            posting.gateway.disturbed.keys().map(|at| (at.0 - start.0) / MICROS_PER_MINUTE).collect::<Vec<_>>()
+        };
+        let at = |minute: i64| MeterReading { at: minutes(minute), ..reading(Source::Metrics, "one", 5, 0) };
+        assert_eq!(disturbed(4, &[at(4)], &[]), [0_i64; 0]);
+        assert!(disturbed(4, &[at(-7)], &[]).contains(&-10));
+        let over = |from: i64, until: i64| Interruption { from: minutes(from), until: minutes(until), ..gap() };
+        assert_eq!(disturbed(4, &[], &[over(3, 4)]), [0_i64; 0]);
+        let late = disturbed(4, &[], &[over(-14, 4)]);
+        assert!([-15, -10, -5].iter().all(|start| late.contains(start)), "{late:?}");
     }
 }

@@ -1,10 +1,14 @@
 //! What a gateway states: requests, meters, and the times in which it could not be heard.
 
 use crate::domain::amount::NanoUsd;
+use crate::domain::period::Window;
 use crate::domain::time::Timestamp;
 
 /// Longest request id, call id, route or series name that is kept, in bytes.
 pub const READING_TEXT_BYTES_MAX: usize = 256;
+
+/// Name of the route that stands for all: a limiter that counts on every route counts each call. Its series begin so.
+pub const EVERY_ROUTE: &str = "*";
 
 /// Where readings come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,6 +86,15 @@ pub struct GatewayRequest {
     pub counted: Option<GatewayCount>,
 }
 
+impl GatewayRequest {
+    /// Did it begin within `window`, or was it still under way?
+    #[must_use]
+    pub fn is_under_way(&self, window: Window) -> bool {
+        let ended = self.started_at.plus_micros(self.duration_micros.max(0));
+        self.started_at < window.end && ended >= window.start
+    }
+}
+
 /// Tokens and cost as a gateway counted them, each of them if stated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct GatewayCount {
@@ -97,7 +110,7 @@ pub struct GatewayCount {
 pub struct MeterReading {
     pub source: Source,
     /// Which meter of that source: one for each thing that counts by itself (a node's consumer, a limiter's route and
-    /// period). Never a tenant's secret.
+    /// period). Never a tenant's secret. A limiter's that counts on every route begins with [`EVERY_ROUTE`].
     pub series: String,
     /// A value that is smaller than before, or another epoch, means that the meter has started again at zero. Of a meter
     /// that dies with its period it is the start of that period, in digits alone, so that the counter of an older period
@@ -138,16 +151,19 @@ pub enum InterruptionReason {
     LowerBound,
     /// Requests and calls share no id by which they could be joined.
     NoCommonId,
+    /// Without a whole access log it is not known which calls went over a route that has a limiter.
+    RoutesUnknown,
 }
 
 impl InterruptionReason {
-    pub const ALL: [InterruptionReason; 6] = [
+    pub const ALL: [InterruptionReason; 7] = [
         InterruptionReason::GatewayRestarted,
         InterruptionReason::LimiterReset,
         InterruptionReason::Gap,
         InterruptionReason::ClockSkew,
         InterruptionReason::LowerBound,
         InterruptionReason::NoCommonId,
+        InterruptionReason::RoutesUnknown,
     ];
 
     #[must_use]
@@ -159,6 +175,7 @@ impl InterruptionReason {
             InterruptionReason::ClockSkew => "clockSkew",
             InterruptionReason::LowerBound => "lowerBound",
             InterruptionReason::NoCommonId => "noCommonId",
+            InterruptionReason::RoutesUnknown => "routesUnknown",
         }
     }
 

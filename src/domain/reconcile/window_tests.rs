@@ -1,7 +1,9 @@
 //! Each rule of the comparison by itself.
 
 use super::finding::{Cause, Difference, EVIDENCE_IDS_MAX, Evidence, Found};
-use super::reading::{GatewayCount, GatewayRequest, Interruption, InterruptionReason, Role, ServedBy, Source};
+use super::reading::{
+    EVERY_ROUTE, GatewayCount, GatewayRequest, Interruption, InterruptionReason, Role, ServedBy, Source,
+};
 use super::window::{Books, Judged, LedgerCall, Metered, compare, compare_after};
 use super::{Proof, Terms, Verdict};
 use crate::domain::amount::NanoUsd;
@@ -411,6 +413,9 @@ fn whoever_passed_the_limiter_by_is_told() {
     let away = Scene::of(requests.clone(), vec![call("a", 11)]);
     let away = away.interrupted(interruption(Source::Limiter, 5, 40, InterruptionReason::Gap));
     assert_eq!(away.told(), [(Cause::FailOpen, 3)]);
+    let skewed = Scene::of(requests.clone(), vec![call("a", 11)]);
+    let skewed = skewed.interrupted(interruption(Source::Limiter, 5, 40, InterruptionReason::ClockSkew));
+    assert_eq!(skewed.told(), [(Cause::FailOpen, 2)]);
     // On a route that has no limiter there is none to pass by.
     let unlimited = Scene { limited_routes: Vec::new(), ..Scene::of(requests, vec![call("a", 11)]) };
     assert_eq!(unlimited.told(), []);
@@ -445,7 +450,8 @@ fn counts_may_differ_by_what_their_edges_can_move() {
         assert_eq!(Scene::counted(passed_on, ledger).verdict(Proof::Cumulative), verdict, "{passed_on} {ledger}");
     }
     assert_eq!(Scene::counted(80, 60).told(), [(Cause::LostInLedger, 20)]);
-    assert_eq!(Scene::counted(40, 60).told(), [(Cause::BypassedGateway, 20)]);
+    // They came another way, or stand in the ledger twice: counts do not say.
+    assert_eq!(Scene::counted(40, 60).told(), [(Cause::Unaccounted, 20)]);
     // A burst at the edge may be counted on the other side of it.
     let mut burst = Scene::counted(0, 0);
     burst.calls = (0..50).map(|number| call(&format!("n{number}"), 290 + number % 9)).collect();
@@ -487,9 +493,12 @@ fn a_loss_below_the_tolerance_of_each_window_adds_up() {
     assert_eq!(scene.compare_after(&earlier(1, 1)).1, []);
     let (judged, found) = scene.compare_after(&earlier(4, 1));
     assert_eq!(judged[0].verdict, Verdict::Drift);
-    let [Found { cause: Cause::LostInLedger, gateway: 50, ledger: 45, count: 5, .. }] = found[..] else {
+    let [Found { cause: Cause::LostInLedger, gateway: 50, ledger: 45, count: 5, evidence, .. }] = &found[..] else {
         panic!("{found:?}")
     };
+    assert_eq!(evidence.windows, Some(5), "it is in all of them");
+    // What shows in one window is in one window.
+    assert_eq!(Scene::counted(80, 60).compare_after(&earlier(4, 0)).1[0].evidence.windows, None);
     // What moved over an edge comes back, and what was unproven or told is not told again.
     assert_eq!(Scene::counted(10, 13).compare_after(&earlier(3, 1)).1, []);
     for verdict in [Verdict::Unproven, Verdict::Drift] {
@@ -505,26 +514,56 @@ fn a_loss_below_the_tolerance_of_each_window_adds_up() {
 
 #[test]
 fn the_limiter_must_have_seen_as_many_as_the_ledger() {
-    assert_eq!(Scene::attempts(500, 60).verdict(Proof::Attempts), Verdict::Matched);
-    assert_eq!(Scene::attempts(50, 60).verdict(Proof::Attempts), Verdict::Matched);
-    let short = Scene::attempts(20, 60);
-    assert_eq!((short.verdict(Proof::Attempts), short.told()), (Verdict::Drift, vec![(Cause::BypassedGateway, 40)]));
+    let on_every_route =
+        |attempts, ledger| Scene { limited_routes: vec![EVERY_ROUTE.to_owned()], ..Scene::attempts(attempts, ledger) };
+    assert_eq!(on_every_route(500, 60).verdict(Proof::Attempts), Verdict::Matched);
+    assert_eq!(on_every_route(50, 60).verdict(Proof::Attempts), Verdict::Matched);
+    let short = on_every_route(20, 60);
+    assert_eq!((short.verdict(Proof::Attempts), short.told()), (Verdict::Drift, vec![(Cause::Unaccounted, 40)]));
     // Where the gateway says that it passed them on, it was the limiter that did not see them.
-    let mut passed_on = Scene::attempts(20, 60);
+    let mut passed_on = on_every_route(20, 60);
     passed_on.sources.push(Source::Metrics);
     passed_on.metered.push(Metered { source: Source::Metrics, amount: 60, lower_bound: false });
     assert_eq!(passed_on.told(), [(Cause::FailOpen, 40)]);
     // Both say it: one finding.
     passed_on.metered[1].amount = 20;
-    assert_eq!(passed_on.told(), [(Cause::BypassedGateway, 40)]);
+    assert_eq!(passed_on.told(), [(Cause::Unaccounted, 40)]);
     assert_eq!(passed_on.found()[0].proof, Proof::Cumulative);
     // A lower bound can say "enough", never "too few".
-    let mut bound = Scene::attempts(20, 60);
+    let mut bound = on_every_route(20, 60);
     bound.metered[0].lower_bound = true;
     assert_eq!((bound.verdict(Proof::Attempts), bound.told()), (Verdict::Unproven, Vec::new()));
     assert_eq!(bound.reasons(Proof::Attempts), [InterruptionReason::LowerBound]);
     bound.metered[0].amount = 60;
     assert_eq!(bound.verdict(Proof::Attempts), Verdict::Matched);
+}
+
+/// A tenant's calls may go over routes that have no limiter: that is no bypass, and no proof.
+#[test]
+fn which_calls_a_limiter_should_have_seen_is_not_known_without_a_log() {
+    assert_eq!(Scene::attempts(50, 60).verdict(Proof::Attempts), Verdict::Matched);
+    let mut short = Scene::attempts(20, 60);
+    assert_eq!((short.verdict(Proof::Attempts), short.told()), (Verdict::Unproven, Vec::new()));
+    assert_eq!(short.reasons(Proof::Attempts), [InterruptionReason::RoutesUnknown]);
+    // Neither does it help that the gateway has passed them on.
+    short.sources.push(Source::Metrics);
+    short.metered.push(Metered { source: Source::Metrics, amount: 60, lower_bound: false });
+    assert_eq!((short.verdict(Proof::Attempts), short.told()), (Verdict::Unproven, Vec::new()));
+    // A log that was interrupted does not say it of each call.
+    let logged: Vec<GatewayRequest> = (0..20).map(|number| request(&format!("n{number}"), 59 + number)).collect();
+    let broken =
+        Scene { requests: logged, sources: vec![Source::AccessLog, Source::Limiter], ..Scene::attempts(20, 60) };
+    let broken = broken.interrupted(interruption(Source::AccessLog, 20, 40, InterruptionReason::Gap));
+    assert_eq!((broken.verdict(Proof::Attempts), broken.told()), (Verdict::Unproven, Vec::new()));
+}
+
+/// A request that began long before the window, and ended in it: so did its call.
+#[test]
+fn a_call_of_a_request_that_was_long_under_way_is_its_own() {
+    let long = GatewayRequest { duration_micros: 1_000 * MICROS_PER_SECOND, ..request("a", -900) };
+    assert!(long.is_under_way(window()) && !request("a", -900).is_under_way(window()));
+    let scene = Scene::of(vec![long], vec![call("a", 100)]);
+    assert_eq!((scene.verdict(Proof::Requests), scene.told()), (Verdict::Matched, Vec::new()));
 }
 
 #[test]

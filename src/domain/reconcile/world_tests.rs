@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::finding::{Cause, Found};
 use super::meter::{self, Series, window_start};
 use super::reading::{
-    GatewayCount, GatewayRequest, Interruption, InterruptionReason, MeterReading, Role, ServedBy, Source,
+    EVERY_ROUTE, GatewayCount, GatewayRequest, Interruption, InterruptionReason, MeterReading, Role, ServedBy, Source,
 };
 use super::window::{Books, Judged, LedgerCall, Metered, compare, compare_after};
 use super::{Proof, Terms, Verdict};
@@ -592,7 +592,7 @@ proptest! {
                 metered: &metered,
                 interruptions: &[],
                 sources: &[Source::Metrics, Source::Limiter],
-                limited_routes: &[],
+                limited_routes: &[EVERY_ROUTE.to_owned()],
             };
             let (judged, _) = compare_after(&earlier, &books, &Terms::default());
             earlier.splice(0..0, judged);

@@ -38,6 +38,8 @@ pub struct LogRecord {
     pub consumer: Option<Consumer>,
     /// `X-Tenant-Id` of the request. Whoever called wrote it.
     pub claimed: Option<String>,
+    /// Name of the service it went to, or its id.
+    pub service: Option<String>,
     /// As it stands in the books of the tenant whose request it is.
     pub request: GatewayRequest,
 }
@@ -96,6 +98,8 @@ struct Record<'a> {
     #[serde(borrow)]
     route: Option<&'a RawValue>,
     #[serde(borrow)]
+    service: Option<&'a RawValue>,
+    #[serde(borrow)]
     consumer: Option<&'a RawValue>,
     #[serde(borrow)]
     authenticated_entity: Option<&'a RawValue>,
@@ -151,8 +155,9 @@ impl Record<'_> {
         let response: ResponsePart<'_> = part(self.response);
         let (said, answered) = (Headers::of(request.headers), Headers::of(response.headers));
         let request_id = said_text(request.id).ok_or_else(|| malformed("request.id: missing"))?;
-        if request_id.len() > READING_TEXT_BYTES_MAX || request_id.contains('\0') {
-            return Err(malformed("request.id: too long, or with a NUL character"));
+        // It is kept as it is, so that a record that comes again is the same one: what no store takes is no id.
+        if request_id.len() > READING_TEXT_BYTES_MAX || request_id.chars().any(char::is_control) {
+            return Err(malformed("request.id: longer than 256 bytes, or with control characters"));
         }
         let started_at = whole(self.started_at).filter(|millis| (0..=STARTED_AT_MILLIS_MAX).contains(millis));
         let started_at = started_at.ok_or_else(|| malformed("started_at: not a time in milliseconds"))?;
@@ -165,6 +170,7 @@ impl Record<'_> {
             _ => ServedBy::Gateway,
         };
         let route: NamedPart<'_> = part(self.route);
+        let service: NamedPart<'_> = part(self.service);
         Ok(LogRecord {
             request: GatewayRequest {
                 request_id: request_id.into_owned(),
@@ -181,6 +187,7 @@ impl Record<'_> {
                 counted: self.ai.and_then(counted),
             },
             claimed: said.tenant.map(|tenant| short(&tenant)),
+            service: said_text(service.name).or(said_text(service.id)).map(|name| short(&name)),
             consumer,
         })
     }

@@ -5,8 +5,8 @@
 //! that a limiter counts by, the longest-lived is the meter: a minute's counter dies when its window closes, and what is
 //! read of it last is a lower bound.
 //!
-//! A counter that falls, one whose time to live rises, and a Redis with another `run_id` have each begun anew. What was
-//! counted and lost then nobody will know, so the time since the last good look is marked.
+//! A counter that falls, one whose time to live rises, one that is gone before its time, and a Redis with another `run_id`
+//! have each begun anew. What was counted and lost then nobody will know, so the time since the last good look is marked.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,33 +16,23 @@ use redis::io::tcp::TcpSettings;
 use redis::{IntoConnectionInfo, RedisError};
 use secrecy::ExposeSecret;
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::health::{Health, Standing};
-use super::limiter_key::{Counts, LimiterKey, Period};
-use super::readings::{CONSUMER, CUSTOM_ID, LastTold, Owed, Readings, owner_of};
+use super::limiter_key::{Counts, LimiterKey};
+use super::limiter_watch::Watch;
+use super::readings::{CONSUMER, CUSTOM_ID, Cadence, Owed, Readings, owner_of};
+use super::rounds::{self, Looker};
 use crate::clock::Clock;
 use crate::config::{self, LimitBy};
 use crate::domain::ids::TenantId;
-use crate::domain::reconcile::reading::{
-    Interruption, InterruptionReason, MeterReading, READING_TEXT_BYTES_MAX, Source,
-};
-use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_SECOND, Timestamp};
-use crate::intake::text;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const NAMES: &str = "ratelimit:*";
 /// Names that Redis looks through for one answer.
 const SCAN_COUNT: usize = 1_000;
-/// Counters that are kept in mind; a limiter with more has tenants that are not watched, and the health report says so.
-const COUNTERS_MAX: usize = 500_000;
-/// A time to live that grew by less is a matter of clocks.
-const TTL_ROSE_MICROS: i64 = 2 * MICROS_PER_SECOND;
-/// A meter that was not seen for so long is forgotten, and with it which of its periods was the longest.
-const FORGOTTEN_MICROS: i64 = 2 * MICROS_PER_DAY;
 /// What Kong makes ids of without a database: names below this one.
 const KONG_NAMESPACE: Uuid = Uuid::from_u128(0xfd02_801f_0957_4a15_a55a_c8d9_606f_30b5);
 
@@ -92,7 +82,12 @@ impl<R: Readings> Counters<R> {
     ///
     /// # Errors
     /// When the URL cannot be used.
-    pub fn open(kong: &config::Kong, clock: Clock, readings: R) -> Result<Option<Counters<R>>, String> {
+    pub fn open(
+        kong: &config::Kong,
+        reconcile: &config::Reconcile,
+        clock: Clock,
+        readings: R,
+    ) -> Result<Option<Counters<R>>, String> {
         let Some(url) = &kong.redis_url else { return Ok(None) };
         let unusable = |_| "gateway.kong.redis_url: must be a redis:// or rediss:// URL".to_owned();
         // Fails when a provider is installed already, which is as good.
@@ -109,7 +104,7 @@ impl<R: Readings> Counters<R> {
             limit_by: kong.limit_by,
             every: config::millis(kong.poll_ms),
             names_max: kong.poll_keys_max,
-            watch: Watch::new(clock.now()),
+            watch: Watch::new(clock.now(), Cadence::new(reconcile, kong.poll_ms)),
             clock,
             cursor: 0,
             consumers: HashMap::default(),
@@ -125,14 +120,15 @@ impl<R: Readings> Counters<R> {
     }
 
     /// Works until asked to stop.
-    pub async fn run(mut self, stopping: CancellationToken) {
-        let mut turns = tokio::time::interval(self.every);
-        turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        while stopping.run_until_cancelled(turns.tick()).await.is_some() {
-            if stopping.run_until_cancelled(self.look()).await.is_none() {
-                return;
-            }
-        }
+    pub async fn run(self, stopping: CancellationToken) {
+        let every = self.every;
+        rounds::run(self, every, stopping).await;
+    }
+
+    /// Tells what has been seen and not been told yet.
+    pub async fn hand_over(&mut self) {
+        self.watch.hand_over(&mut self.owed);
+        self.owed.settle().await;
     }
 
     /// One poll; tells the tenants when a pass is complete.
@@ -150,7 +146,8 @@ impl<R: Readings> Counters<R> {
                 if !was_down {
                     tracing::warn!(reason, "kong's redis does not answer");
                 }
-                (self.cursor, self.watch.missed) = (0, true);
+                self.cursor = 0;
+                self.watch.miss(self.clock.now(), &mut self.owed);
                 self.health.send_replace(Health::of(Standing::Down, "attempts", &[], &[format!("redis: {reason}")]));
             }
         }
@@ -249,6 +246,16 @@ impl<R: Readings> Counters<R> {
     }
 }
 
+impl<R: Readings> Looker for Counters<R> {
+    async fn look(&mut self) {
+        Counters::look(self).await;
+    }
+
+    async fn hand_over(&mut self) {
+        Counters::hand_over(self).await;
+    }
+}
+
 /// The id that Kong gives a consumer without a database.
 fn consumer_id(username: &str) -> String {
     named_id(named_id(KONG_NAMESPACE, "consumers"), username).to_string()
@@ -264,345 +271,19 @@ fn named_id(namespace: Uuid, name: &str) -> Uuid {
     uuid::Builder::from_sha1_bytes(bytes).into_uuid()
 }
 
-/// What is known of the counters.
-struct Watch {
-    run_id: String,
-    since: Timestamp,
-    /// Complete passes under this run of Redis.
-    passes: u64,
-    completed_at: Option<Timestamp>,
-    /// When the pass that runs began.
-    began_at: Timestamp,
-    missed: bool,
-    counters: HashMap<String, Counter, ahash::RandomState>,
-    meters: HashMap<String, Meter, ahash::RandomState>,
-    /// Names of this pass that are no tenant's, and such that live longer than Kong lets them.
-    strange: usize,
-    immortal: usize,
-    /// Counters of this pass that there was no room for.
-    surplus: usize,
-}
-
-/// One counter, of one period.
-struct Counter {
-    meter: String,
-    period: Period,
-    epoch: String,
-    end: Timestamp,
-    value: i64,
-    expires: i64,
-    seen_at: Timestamp,
-    seen_in: u64,
-    from_zero: bool,
-}
-
-/// What one plugin counts for one identifier, by the best of its periods.
-struct Meter {
-    tenant: TenantId,
-    period: Period,
-    since_pass: u64,
-    seen_at: Timestamp,
-    told: LastTold,
-}
-
-impl Watch {
-    fn new(since: Timestamp) -> Watch {
-        Watch {
-            run_id: String::new(),
-            since,
-            passes: 0,
-            completed_at: None,
-            began_at: since,
-            missed: false,
-            counters: HashMap::default(),
-            meters: HashMap::default(),
-            strange: 0,
-            immortal: 0,
-            surplus: 0,
-        }
-    }
-
-    /// A poll begins, at a Redis with this run.
-    fn begin<R: Readings>(&mut self, run_id: &str, now: Timestamp, owed: &mut Owed<R>) {
-        self.began_at = now;
-        if self.run_id != run_id {
-            if !self.run_id.is_empty() {
-                self.interrupt(now, InterruptionReason::LimiterReset, owed);
-                self.counters.clear();
-                self.missed = false;
-            }
-            run_id.clone_into(&mut self.run_id);
-        }
-    }
-
-    /// Marks the time since the last complete pass, for everybody who is watched.
-    fn interrupt<R: Readings>(&self, until: Timestamp, reason: InterruptionReason, owed: &mut Owed<R>) {
-        let from = self.completed_at.unwrap_or(self.since);
-        let mut tenants: Vec<TenantId> = self.meters.values().map(|meter| meter.tenant).collect();
-        tenants.sort_unstable();
-        tenants.dedup();
-        for tenant in tenants {
-            owed.interruption(tenant, Interruption { source: Source::Limiter, from, until, reason });
-        }
-    }
-
-    fn see<R: Readings>(
-        &mut self,
-        name: &str,
-        tenant: TenantId,
-        value: i64,
-        ttl_ms: i64,
-        at: Timestamp,
-        owed: &mut Owed<R>,
-    ) {
-        let Some(key) = LimiterKey::parse(name) else { return };
-        // Gone since (-2), or without an end (-1).
-        if ttl_ms == -2 {
-            return;
-        }
-        let kept_micros = key.period.kept_micros();
-        let is_immortal = ttl_ms < 0 || ttl_ms / 1_000 > 2 * (kept_micros / MICROS_PER_SECOND);
-        self.immortal += usize::from(is_immortal);
-        let expires = at.0.saturating_add(ttl_ms.clamp(0, 2 * kept_micros / 1_000).saturating_mul(1_000));
-        let (passes, began_at) = (self.passes, self.began_at);
-        let meter_name = format!("{}/{}/{}", key.route, key.service, text::shortened(key.identifier, 128));
-        if let Some(known) = self.counters.get_mut(name) {
-            let rose = !is_immortal && expires > known.expires.saturating_add(TTL_ROSE_MICROS);
-            if value < known.value || rose {
-                let (from, reason) = (known.seen_at, InterruptionReason::LimiterReset);
-                owed.interruption(tenant, Interruption { source: Source::Limiter, from, until: at, reason });
-            }
-            (known.value, known.expires, known.seen_at, known.seen_in) = (value, expires, at, passes);
-        } else if self.counters.len() < COUNTERS_MAX {
-            let counter = Counter {
-                meter: meter_name.clone(),
-                period: key.period,
-                epoch: key.epoch(),
-                end: key.end(),
-                value,
-                expires,
-                seen_at: at,
-                seen_in: passes,
-                // A whole pass had not found it, or its period began while we were watching.
-                from_zero: passes > 0 || key.start >= self.since,
-            };
-            self.counters.insert(name.to_owned(), counter);
-        } else {
-            self.surplus += 1;
-            return;
-        }
-        let meter = self.meters.entry(meter_name).or_insert_with(|| Meter {
-            tenant,
-            period: key.period,
-            since_pass: passes,
-            seen_at: began_at,
-            told: LastTold::default(),
-        });
-        if meter.tenant != tenant {
-            (meter.tenant, meter.told) = (tenant, LastTold::default());
-        }
-        meter.seen_at = at;
-        if key.period.worth() > meter.period.worth() {
-            (meter.period, meter.told) = (key.period, LastTold::default());
-        }
-    }
-
-    /// A pass is complete: what moved is told.
-    ///
-    /// Kong counts each period with a command of its own, so a minute may be seen before its day: a meter is told from the
-    /// second pass on, when its longest period is known.
-    fn complete<R: Readings>(&mut self, now: Timestamp, owed: &mut Owed<R>) {
-        if std::mem::take(&mut self.missed) {
-            self.interrupt(now, InterruptionReason::Gap, owed);
-        }
-        let mut moved: Vec<&Counter> = (self.counters.values())
-            .filter(|counter| counter.seen_in == self.passes)
-            .filter(|counter| {
-                let meter = self.meters.get(&counter.meter);
-                meter.is_some_and(|meter| meter.period == counter.period && meter.since_pass < self.passes)
-            })
-            .collect();
-        moved.sort_unstable_by(|one, other| (&one.meter, one.end).cmp(&(&other.meter, other.end)));
-        // Of two periods that are read together the older one is told first, and then not again.
-        for counter in moved {
-            let Some(meter) = self.meters.get_mut(&counter.meter) else { continue };
-            let last = Timestamp(counter.end.0.saturating_sub(1));
-            let reading = MeterReading {
-                source: Source::Limiter,
-                series: {
-                    let series = format!("{}/{}", counter.meter, counter.period.name());
-                    text::shortened(&series, READING_TEXT_BYTES_MAX).into_owned()
-                },
-                epoch: counter.epoch.clone(),
-                value: counter.value,
-                at: counter.seen_at.min(last),
-                from_zero: counter.from_zero,
-                lower_bound: counter.period.is_lower_bound(),
-            };
-            if meter.told.is_past(&reading) {
-                continue;
-            }
-            let tenant = meter.tenant;
-            meter.told.tell(reading, self.completed_at, |reading| owed.reading(tenant, reading));
-        }
-        let passes = self.passes;
-        self.counters.retain(|_, counter| counter.seen_in == passes || counter.end > now);
-        let forgotten = Timestamp(now.0.saturating_sub(FORGOTTEN_MICROS));
-        self.meters.retain(|_, meter| meter.seen_at > forgotten);
-        self.completed_at = Some(now);
-        self.passes += 1;
-    }
-
-    /// Settings without which the counters do not say what is needed; of the pass that is complete.
-    fn missing(&mut self) -> Vec<&'static str> {
-        let mut missing = Vec::new();
-        let strange = std::mem::take(&mut self.strange);
-        if self.meters.is_empty() {
-            missing.push(match strange {
-                0 => "rate-limiting with policy redis (there are no counters)",
-                _ => "limit_by a tenant's header or consumer (no counter is a tenant's)",
-            });
-        }
-        if self.meters.values().any(|meter| meter.period.is_lower_bound()) {
-            missing.push("a high day limit beside the minute, as a meter (a minute is only a lower bound)");
-        }
-        if std::mem::take(&mut self.immortal) > 0 {
-            missing.push("sync_rate -1 (some counters live longer than their period)");
-        }
-        if std::mem::take(&mut self.surplus) > 0 {
-            missing.push("fewer counters (not all are watched)");
-        }
-        missing
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::readings::USERNAME;
     use super::super::readings::tests::Listeners;
     use super::*;
+    use crate::domain::reconcile::reading::InterruptionReason;
+    use crate::domain::time::MICROS_PER_DAY;
     use secrecy::SecretString;
 
-    const RECON: &str = include_str!("../../../tests/fixtures/kong/recon/redis-polls.tsv");
     const ACME: TenantId = TenantId(Uuid::from_u128(0x1111_1111_1111_4111_8111_1111_1111_1111));
-    const GLOBEX: TenantId = TenantId(Uuid::from_u128(0x2222_2222_2222_4222_8222_2222_2222_2222));
-    const DAY: &str = "ratelimit:r:s:11111111-1111-4111-8111-111111111111:1795219200000:day";
-    const MINUTE: &str = "ratelimit:r:s:11111111-1111-4111-8111-111111111111:1795220880000:minute";
-    const BEGIN: i64 = 1_795_220_890;
 
     fn listeners() -> Listeners {
-        let names = vec![(USERNAME, "tenant-acme", ACME), (USERNAME, "tenant-globex", GLOBEX)];
-        Listeners { names, ..Listeners::default() }
-    }
-
-    fn second(second: i64) -> Timestamp {
-        Timestamp(second * MICROS_PER_SECOND)
-    }
-
-    /// A run of the store, and its counters: name, value, time to live in seconds.
-    type Pass<'a> = (&'a str, &'a [(&'a str, i64, i64)]);
-
-    /// Passes five seconds apart.
-    async fn passed(passes: &[Pass<'_>]) -> Listeners {
-        let listeners = listeners();
-        let (mut watch, mut owed) = (Watch::new(second(BEGIN)), Owed::new(listeners.clone()));
-        for (at, (run, counters)) in (0..).zip(passes) {
-            let now = second(BEGIN + at * 5);
-            watch.begin(run, now, &mut owed);
-            for (name, value, ttl) in *counters {
-                watch.see(name, ACME, *value, ttl * 1_000, now, &mut owed);
-            }
-            watch.complete(now, &mut owed);
-        }
-        owed.settle().await;
-        listeners
-    }
-
-    fn told(listeners: &Listeners) -> Vec<(i64, i64, bool, bool)> {
-        let heard = listeners.heard_by(ACME).readings;
-        let row =
-            |one: &MeterReading| (one.at.0 / MICROS_PER_SECOND - BEGIN, one.value, one.from_zero, one.lower_bound);
-        heard.iter().map(row).collect()
-    }
-
-    #[tokio::test]
-    async fn the_day_is_the_meter_where_there_is_one_and_a_minute_is_a_lower_bound() {
-        let both: &[_] = &[(DAY, 5, 80_000), (MINUTE, 5, 40)];
-        let later: &[_] = &[(DAY, 7, 79_990), (MINUTE, 7, 30)];
-        let day = passed(&[("a", both), ("a", both), ("a", later)]).await;
-        assert_eq!(told(&day), [(5, 5, false, false), (10, 7, false, false)]);
-        assert_eq!(day.heard_by(ACME).readings[0].epoch, "1795219200000");
-        // The minute was seen first.
-        let minute = passed(&[("a", &[]), ("a", &both[1..]), ("a", both), ("a", later)]).await;
-        assert_eq!(told(&minute), [(10, 5, true, false), (15, 7, true, false)]);
-        let alone = passed(&[("a", &[]), ("a", &both[1..]), ("a", &[(MINUTE, 5, 35)])]).await;
-        assert_eq!(told(&alone), [(10, 5, true, true)]);
-    }
-
-    #[tokio::test]
-    async fn a_fall_a_rising_time_to_live_and_another_run_are_resets() {
-        let reset = |listeners: &Listeners| {
-            let heard = listeners.heard_by(ACME).interruptions;
-            let row = |one: &Interruption| {
-                assert_eq!((one.source, one.reason), (Source::Limiter, InterruptionReason::LimiterReset));
-                ((one.from.0 / MICROS_PER_SECOND) - BEGIN, (one.until.0 / MICROS_PER_SECOND) - BEGIN)
-            };
-            heard.iter().map(row).collect::<Vec<_>>()
-        };
-        let steady: &[_] = &[(DAY, 5, 80_000)];
-        let grown: &[_] = &[(DAY, 9, 79_995)];
-        assert_eq!(reset(&passed(&[("a", steady), ("a", grown)]).await), []);
-        assert_eq!(reset(&passed(&[("a", grown), ("a", &[(DAY, 5, 79_990)])]).await), [(0, 5)]);
-        assert_eq!(reset(&passed(&[("a", steady), ("a", &[(DAY, 9, 86_399)])]).await), [(0, 5)]);
-        assert_eq!(reset(&passed(&[("a", steady), ("a", &[]), ("a", &[(DAY, 1, 86_399)])]).await), [(0, 10)]);
-        assert_eq!(reset(&passed(&[("a", steady), ("b", grown)]).await), [(0, 5)]);
-    }
-
-    /// Each epoch's last value in the captured run is told, in order, and the loss of Redis is marked.
-    #[tokio::test]
-    async fn the_captured_run_is_told_with_its_reset() {
-        let listeners = listeners();
-        let (mut watch, mut owed) = (Watch::new(second(1_795_220_880)), Owed::new(listeners.clone()));
-        let mut last: HashMap<String, (i64, i64)> = HashMap::new();
-        let mut polls: Vec<(f64, Vec<Vec<&str>>)> = Vec::new();
-        for line in RECON.lines().filter(|line| !line.starts_with('#')) {
-            let cells: Vec<&str> = line.split('\t').collect();
-            let at: f64 = cells[0].split(' ').next().unwrap().parse().unwrap();
-            if polls.last().is_none_or(|(poll, _)| (poll - at).abs() > 0.1) {
-                polls.push((at, Vec::new()));
-            }
-            polls.last_mut().unwrap().1.push(cells);
-        }
-        for (at, rows) in polls {
-            let now = Timestamp((at * 1e6) as i64);
-            if rows.iter().any(|row| row.join(" ").contains("ERROR")) {
-                watch.missed = true;
-                continue;
-            }
-            let run = if at < 1_795_221_012.0 { "first" } else { "second" };
-            watch.begin(run, now, &mut owed);
-            for row in rows.iter().filter(|row| row.len() == 4 && row[1].contains(&ACME.to_string())) {
-                let (value, ttl) = (row[2].parse().unwrap(), row[3].parse().unwrap());
-                watch.see(row[1], ACME, value, ttl, now, &mut owed);
-                let key = LimiterKey::parse(row[1]).unwrap();
-                if run == "second" && key.period == Period::Day {
-                    last.insert(key.epoch(), (value, 0));
-                }
-            }
-            watch.complete(now, &mut owed);
-        }
-        owed.settle().await;
-        let told = listeners.heard_by(ACME);
-        assert!(told.interruptions.iter().any(|one| one.reason == InterruptionReason::LimiterReset));
-        for (epoch, (value, _)) in last {
-            let days = told.readings.iter().filter(|reading| reading.epoch == epoch && !reading.lower_bound);
-            assert_eq!(days.max_by_key(|reading| reading.at).map(|reading| reading.value), Some(value), "{epoch}");
-        }
-        let mut at = HashMap::new();
-        for reading in &told.readings {
-            let before = at.insert(reading.series.clone(), reading.at);
-            assert!(before.is_none_or(|before| before <= reading.at), "{reading:?}");
-        }
+        Listeners { names: vec![(USERNAME, "tenant-acme", ACME)], ..Listeners::default() }
     }
 
     #[test]
@@ -663,7 +344,8 @@ mod tests {
         let listeners = listeners();
         let kong = config::Kong { redis_url: Some(SecretString::from(redis.url())), ..config::Kong::default() };
         let clock = Clock::system();
-        let mut counters = Counters::open(&kong, clock.clone(), listeners.clone()).unwrap().unwrap();
+        let mut counters =
+            Counters::open(&kong, &config::Reconcile::default(), clock.clone(), listeners.clone()).unwrap().unwrap();
         let today = clock.now().0.div_euclid(MICROS_PER_DAY) * MICROS_PER_DAY / 1_000;
         let name = format!("ratelimit:r:s:{ACME}:{today}:day");
         counters.look().await;
@@ -688,7 +370,8 @@ mod tests {
         counters.look().await;
         redis.say(&["SET", &name, "2", "EX", "86400"]).await;
         counters.look().await;
-        assert_eq!((values(&listeners), resets(&listeners)), (vec![5, 2], 1));
+        counters.hand_over().await;
+        assert_eq!((values(&listeners), resets(&listeners)), (vec![5, 5, 0, 2], 1));
 
         redis.child.take().unwrap().kill().await.unwrap();
         counters.look().await;
@@ -700,7 +383,8 @@ mod tests {
             counters.look().await;
         }
         counters.look().await;
-        assert_eq!((values(&listeners), resets(&listeners)), (vec![5, 2, 7], 2));
+        counters.hand_over().await;
+        assert_eq!((values(&listeners), resets(&listeners)), (vec![5, 5, 0, 2, 7], 2));
     }
 
     /// What is sent, as Redis itself lists it: reading, and nothing else.
@@ -711,7 +395,8 @@ mod tests {
         redis.say(&["SET", &name, "5", "EX", "80000"]).await;
         redis.say(&["CONFIG", "RESETSTAT"]).await;
         let kong = config::Kong { redis_url: Some(SecretString::from(redis.url())), ..config::Kong::default() };
-        let mut counters = Counters::open(&kong, Clock::system(), listeners()).unwrap().unwrap();
+        let mut counters =
+            Counters::open(&kong, &config::Reconcile::default(), Clock::system(), listeners()).unwrap().unwrap();
         for _ in 0..2 {
             counters.look().await;
         }

@@ -42,6 +42,13 @@ struct Sample<'a> {
 /// Reads an exposition. Lines that are none of ours, or not as they should be, are passed over.
 #[must_use]
 pub fn read(text: &str) -> Exposition {
+    read_of(text, &[])
+}
+
+/// Reads an exposition; of what was passed on only what went to one of these `services` is summed, if any is named.
+#[must_use]
+pub fn read_of(text: &str, services: &[String]) -> Exposition {
+    let is_one = |service: &str| services.is_empty() || services.iter().any(|one| one == service);
     let mut found = Exposition::default();
     let ours = |line: &&str| [REQUESTS, NODE, ERRORS].iter().any(|name| line.starts_with(name));
     for sample in text.lines().filter(ours).take(SERIES_MAX).filter_map(Sample::parse) {
@@ -51,7 +58,7 @@ pub fn read(text: &str) -> Exposition {
                 found.version = sample.label("version").map(str::to_owned);
             }
             ERRORS => found.errors = sample.count().unwrap_or(0),
-            REQUESTS => found.add(&sample),
+            REQUESTS => found.add(&sample, is_one(sample.label("service").unwrap_or_default())),
             _ => {}
         }
     }
@@ -59,13 +66,13 @@ pub fn read(text: &str) -> Exposition {
 }
 
 impl Exposition {
-    fn add(&mut self, sample: &Sample<'_>) {
+    fn add(&mut self, sample: &Sample<'_>, is_due: bool) {
         self.counts_requests = true;
         let consumer = sample.label("consumer").unwrap_or_default();
         self.names_consumers |= !consumer.is_empty();
         let passed_on = sample.label("source") == Some("service");
         let succeeded = sample.label("code").is_some_and(|code| code.len() == 3 && code.starts_with('2'));
-        if consumer.is_empty() || !passed_on || !succeeded {
+        if consumer.is_empty() || !is_due || !passed_on || !succeeded {
             return;
         }
         let Some(count) = sample.count() else { return };

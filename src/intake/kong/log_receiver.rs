@@ -3,12 +3,14 @@
 //! A request belongs to the tenant of its consumer; where nothing authenticated it and it was let through, to the tenant
 //! that its header names. A consumer's request that names another tenant in its header is noted twice: in full with the
 //! consumer's tenant, and with the named one only that there was such a request, because usage may have been attributed
-//! there. What belongs to nobody (a 401, a route of somebody else) is counted and dropped.
+//! there. What belongs to nobody (a 401, a route of somebody else), and what went to a service that serves no models, is
+//! counted and dropped.
 //!
 //! Kong sends again what was not answered with 2xx, so all or nothing is answered, after the tenants' commits; `request.id`
 //! is what makes the second time harmless.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -54,12 +56,20 @@ pub struct Rejected {
 pub struct LogReceiver {
     directory: Directory,
     patience: Duration,
+    /// The services whose requests the ledger should know of; all, if none is named.
+    services: Arc<[String]>,
 }
 
 impl LogReceiver {
     #[must_use]
     pub fn new(directory: Directory, patience: Duration) -> LogReceiver {
-        LogReceiver { directory, patience }
+        LogReceiver { directory, patience, services: Arc::default() }
+    }
+
+    /// Only requests that went to one of these services are kept, if any is named: the ledger knows nothing of others.
+    #[must_use]
+    pub fn of_services(self, services: &[String]) -> LogReceiver {
+        LogReceiver { services: services.into(), ..self }
     }
 
     /// Reads a body and hands it over; each record that is accepted is durable when this returns.
@@ -122,6 +132,10 @@ impl LogReceiver {
     }
 
     fn attribute(&self, record: &LogRecord) -> Option<Whose> {
+        let is_one = |service: &String| self.services.contains(service);
+        if !self.services.is_empty() && !record.service.as_ref().is_some_and(is_one) {
+            return None;
+        }
         let claimed = record.claimed.as_deref();
         let named = claimed.and_then(|claimed| owner_of(&self.directory, &[(CUSTOM_ID, Some(claimed))]));
         let Some(consumer) = &record.consumer else {

@@ -5,9 +5,10 @@
 //!
 //! - [`log_receiver`]: its access log, posted by http-log; [`access_log`] reads it. One record per request: proof by id.
 //! - [`scraper`]: its own counts, from each node's `/metrics`; [`exposition`] reads them. Proof by sums.
-//! - [`counters`]: its rate limiter's counters in Redis; [`limiter_key`] reads their names. Proof that nothing went past it.
+//! - [`counters`]: its rate limiter's counters in Redis; [`limiter_key`] reads their names, [`limiter_watch`] tells meters from
+//!   what dies too soon. Proof that nothing went past it.
 //!
-//! The last two are tasks of their own, which hand what they read to the tenants through [`readings`]; nobody waits for them.
+//! [`presence`] knows when nobody was there to take the log. The last two are tasks of their own, which hand what they read to the tenants through [`readings`]; nobody waits for them.
 //! The readers are pure. Nothing of a request but what [`access_log`] names is ever kept.
 
 pub mod access_log;
@@ -15,6 +16,9 @@ pub mod counters;
 pub mod exposition;
 pub mod health;
 pub mod limiter_key;
+mod limiter_watch;
 pub mod log_receiver;
+pub mod presence;
 pub mod readings;
+mod rounds;
 pub mod scraper;

@@ -2,6 +2,10 @@
 //!
 //! A tenant that is starting or saturated does not hold up the others. What it could not take is owed to it, up to a bound:
 //! meters run on, so that of readings that are dropped only the window is lost, and the tenant's own books notice that.
+//!
+//! What a tenant is told costs it a commit, and what is compared are windows. So a meter that moves is told with the last
+//! look of each window, by which nothing of the window is lost, however the process ends afterwards; and at once where it
+//! begins to speak, or begins anew.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -9,9 +13,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 
+use crate::config;
 use crate::directory::handle::Handle as Directory;
 use crate::domain::ids::TenantId;
-use crate::domain::reconcile::reading::{Interruption, MeterReading};
+use crate::domain::reconcile::Terms;
+use crate::domain::reconcile::meter::window_start;
+use crate::domain::reconcile::reading::{Interruption, MeterReading, Source};
 use crate::domain::tenant::ExternalId;
 use crate::domain::time::{MICROS_PER_MINUTE, Timestamp};
 
@@ -30,8 +37,15 @@ const AT_ONCE: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A meter that was told longer ago than this, and did not move until the last look, has that look told as well.
 const STILL_MICROS: i64 = MICROS_PER_MINUTE / 2;
+/// A look may come so many parts of the time between two looks too late.
+const LATE_PARTS: i64 = 4;
+/// Lives of one meter that are held back at most.
+const HELD_MAX: usize = 16;
 /// Readings, and interruptions, that are owed to one tenant.
 const OWED_MAX: usize = 1_000;
+
+/// Tenants, each with the usernames of its consumers.
+pub type WithConsumers = Vec<(TenantId, Vec<String>)>;
 
 /// Whose a gateway's ids are, and who takes its readings.
 pub trait Readings: Clone + Send + Sync + 'static {
@@ -43,6 +57,9 @@ pub trait Readings: Clone + Send + Sync + 'static {
 
     /// Usernames of consumers that belong to tenants.
     fn usernames(&self) -> Vec<(String, TenantId)>;
+
+    /// Tenants that are open: those whose books may be compared before long.
+    fn awake(&self) -> WithConsumers;
 
     /// Takes readings; false when they are to be brought again.
     fn take(
@@ -78,6 +95,14 @@ impl Readings for Directory {
         }
     }
 
+    fn awake(&self) -> WithConsumers {
+        let names = |tenant: TenantId| {
+            let ids = Directory::tenant(self, tenant).map(|tenant| tenant.external_ids).unwrap_or_default();
+            ids.into_iter().filter(|id| id.source == SOURCE && id.kind == USERNAME).map(|id| id.id).collect()
+        };
+        self.open_tenants().into_iter().map(|home| (home.tenant(), names(home.tenant()))).collect()
+    }
+
     async fn take(&self, tenant: TenantId, readings: Vec<MeterReading>, interruptions: Vec<Interruption>) -> bool {
         match self.find(tenant).await {
             Ok(handle) => handle.gateway_readings(readings, interruptions).await.is_ok(),
@@ -97,38 +122,123 @@ pub fn owner_of(readings: &impl Readings, names: &[(&str, Option<&str>)]) -> Opt
     })
 }
 
-/// What was told of a meter last.
+/// How often a source is looked at, and the windows in which what it says is compared.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cadence {
+    terms: Terms,
+    every_micros: i64,
+}
+
+impl Cadence {
+    pub(super) fn new(reconcile: &config::Reconcile, every_ms: u64) -> Cadence {
+        Cadence { terms: reconcile.terms(), every_micros: i64::try_from(every_ms).unwrap_or(i64::MAX) * 1_000 }
+    }
+
+    pub(super) fn window(&self, at: Timestamp) -> Timestamp {
+        window_start(at, &self.terms)
+    }
+
+    /// Is this the last look in its window? The next may come a little late.
+    pub(super) fn is_last(&self, at: Timestamp) -> bool {
+        let reach = self.every_micros.saturating_add(self.every_micros / LATE_PARTS);
+        self.window(at.plus_micros(reach)) != self.window(at)
+    }
+}
+
+/// What was told of a meter, and what was seen of it since.
 #[derive(Debug, Default)]
-pub(super) struct LastTold(Option<MeterReading>);
+pub(super) struct LastTold {
+    told: Option<MeterReading>,
+    /// Of each life and window of the meter what was seen last, oldest first.
+    held: Vec<MeterReading>,
+}
 
 impl LastTold {
     pub(super) fn is_some(&self) -> bool {
-        self.0.is_some()
+        self.told.is_some()
     }
 
-    /// Is `reading` of an older period than what was told?
+    pub(super) fn newest(&self) -> Option<&MeterReading> {
+        self.held.last().or(self.told.as_ref())
+    }
+
+    /// Is `reading` of an older period than what was seen?
     pub(super) fn is_past(&self, reading: &MeterReading) -> bool {
-        self.0.as_ref().is_some_and(|told| told.epoch != reading.epoch && reading.at < told.at)
+        self.newest().is_some_and(|known| known.epoch != reading.epoch && reading.at < known.at)
     }
 
-    /// Tells a reading if it says something new, after the last look, `looked_at`, at which the meter had not moved.
+    /// Takes what a look at `now` has seen, after the last look, `looked_at`; tells what is due.
     pub(super) fn tell(
         &mut self,
         reading: MeterReading,
+        now: Timestamp,
         looked_at: Option<Timestamp>,
+        cadence: &Cadence,
         mut tell: impl FnMut(MeterReading),
     ) {
-        if let Some(told) = &self.0 {
-            if told.epoch == reading.epoch && told.value == reading.value {
-                return;
+        let is_first = self.newest().is_none();
+        let began_anew = self.newest().is_some_and(|known| begins_anew(known, &reading));
+        let stands = self.newest().is_some_and(|known| known.epoch == reading.epoch && known.value == reading.value);
+        match self.held.last_mut() {
+            Some(last) if stands => {
+                if cadence.window(last.at) == cadence.window(reading.at) {
+                    last.at = reading.at.max(last.at);
+                }
             }
-            let still = looked_at.filter(|at| at.0.saturating_sub(told.at.0) >= STILL_MICROS && *at < reading.at);
-            if let Some(at) = still {
-                tell(MeterReading { at, ..told.clone() });
+            None if stands => {}
+            Some(last)
+                if !began_anew
+                    && last.epoch == reading.epoch
+                    && cadence.window(last.at) == cadence.window(reading.at) =>
+            {
+                *last = reading;
+            }
+            _ => {
+                self.held.extend(self.stood_still(&reading, looked_at, began_anew));
+                self.held.push(reading);
             }
         }
-        self.0 = Some(reading.clone());
-        tell(reading);
+        if is_first || began_anew || self.held.len() > HELD_MAX {
+            self.hand_over(&mut tell);
+        }
+        self.tell_due(now, cadence, tell);
+    }
+
+    /// Tells what is held, if its window is over, or will be by the next look; also of a meter that is not there any more.
+    pub(super) fn tell_due(&mut self, now: Timestamp, cadence: &Cadence, tell: impl FnMut(MeterReading)) {
+        let is_over = self.held.first().is_some_and(|first| cadence.window(first.at) != cadence.window(now));
+        if is_over || cadence.is_last(now) {
+            self.hand_over(tell);
+        }
+    }
+
+    /// Tells all that has been seen.
+    pub(super) fn hand_over(&mut self, mut tell: impl FnMut(MeterReading)) {
+        for reading in self.held.drain(..) {
+            self.told = Some(reading.clone());
+            tell(reading);
+        }
+    }
+
+    /// The last look at which a meter had not moved, if it was told long before, or if that is when its life ended.
+    fn stood_still(
+        &self,
+        reading: &MeterReading,
+        looked_at: Option<Timestamp>,
+        began_anew: bool,
+    ) -> Option<MeterReading> {
+        let known = self.told.as_ref().filter(|_| self.held.is_empty())?;
+        let least = if began_anew { 1 } else { STILL_MICROS };
+        let at = looked_at.filter(|at| at.0.saturating_sub(known.at.0) >= least && *at < reading.at)?;
+        Some(MeterReading { at, ..known.clone() })
+    }
+}
+
+/// Does the meter count from zero again, other than a limiter's counter does with each period?
+fn begins_anew(known: &MeterReading, reading: &MeterReading) -> bool {
+    match known.epoch == reading.epoch {
+        true => reading.value < known.value,
+        false => reading.source != Source::Limiter || !reading.from_zero,
     }
 }
 
@@ -203,6 +313,7 @@ pub(super) mod tests {
         pub(in crate::intake::kong) names: Vec<(&'static str, &'static str, TenantId)>,
         pub(in crate::intake::kong) heard: Arc<Mutex<HashMap<TenantId, Told, ahash::RandomState>>>,
         pub(in crate::intake::kong) deaf: Arc<Mutex<Vec<TenantId>>>,
+        pub(in crate::intake::kong) awake: Arc<Mutex<WithConsumers>>,
     }
 
     impl Listeners {
@@ -226,6 +337,10 @@ pub(super) mod tests {
             ours.map(|(_, name, tenant)| ((*name).to_owned(), *tenant)).collect()
         }
 
+        fn awake(&self) -> WithConsumers {
+            self.awake.lock().unwrap().clone()
+        }
+
         async fn take(&self, tenant: TenantId, readings: Vec<MeterReading>, interruptions: Vec<Interruption>) -> bool {
             if self.deaf.lock().unwrap().contains(&tenant) {
                 return false;
@@ -238,9 +353,62 @@ pub(super) mod tests {
         }
     }
 
+    /// Windows of five minutes; a look every ten seconds.
+    pub(in crate::intake::kong) fn cadence() -> Cadence {
+        Cadence::new(&config::Reconcile::default(), 10_000)
+    }
+
+    /// Looks at (second, epoch, value); answers what was told, and with which look.
+    fn told_at(source: Source, looks: &[(i64, &str, i64)]) -> Vec<(i64, i64, i64)> {
+        let (mut told, mut last, mut looked_at) = (Vec::new(), LastTold::default(), None);
+        for (second, epoch, value) in looks {
+            let at = Timestamp(second * 1_000_000);
+            let reading = MeterReading {
+                source,
+                series: "one".into(),
+                epoch: (*epoch).into(),
+                value: *value,
+                at,
+                from_zero: true,
+                lower_bound: false,
+            };
+            let tell = |reading: MeterReading| told.push((*second, reading.at.0 / 1_000_000, reading.value));
+            last.tell(reading, at, looked_at, &cadence(), tell);
+            looked_at = Some(at);
+        }
+        told
+    }
+
+    #[test]
+    fn a_meter_that_moves_is_told_once_in_each_window_with_its_last_look() {
+        let looks: Vec<(i64, &str, i64)> = (0..90).map(|look| (look * 10, "n", look)).collect();
+        let told = told_at(Source::Metrics, &looks);
+        assert_eq!(told, [(0, 0, 0), (290, 290, 29), (590, 590, 59), (890, 890, 89)]);
+        // The looks at the end of the window did not come: it is told with the first that does, as of when it was seen.
+        let told = told_at(Source::Metrics, &[(0, "n", 1), (10, "n", 2), (20, "n", 3), (310, "n", 5)]);
+        assert_eq!(told[..2], [(0, 0, 1), (310, 20, 3)]);
+        // It has stood since: it was seen so at the end of the window.
+        let told = told_at(Source::Metrics, &[(0, "n", 1), (10, "n", 2), (270, "n", 2), (290, "n", 2)]);
+        assert_eq!(told, [(0, 0, 1), (290, 290, 2)]);
+    }
+
+    #[test]
+    fn a_meter_that_begins_anew_is_told_at_once_with_what_was_seen_of_its_former_life() {
+        let told = told_at(Source::Metrics, &[(0, "n", 1), (10, "n", 7), (20, "m", 2), (30, "m", 3)]);
+        assert_eq!(told, [(0, 0, 1), (20, 10, 7), (20, 20, 2)]);
+        let told = told_at(Source::Limiter, &[(0, "0", 1), (10, "0", 7), (20, "0", 2)]);
+        assert_eq!(told, [(0, 0, 1), (20, 10, 7), (20, 20, 2)]);
+        // One that stood still lived until it was last seen.
+        let told = told_at(Source::Limiter, &[(0, "0", 5), (10, "0", 5), (20, "0", 2)]);
+        assert_eq!(told, [(0, 0, 5), (20, 10, 5), (20, 20, 2)]);
+        // A limiter's counter does so by nature: its last of each period is held until the window ends.
+        let looks = [(0, "0", 1), (50, "0", 7), (70, "60", 2), (110, "60", 5), (130, "120", 1), (290, "240", 4)];
+        let told = told_at(Source::Limiter, &looks);
+        assert_eq!(told, [(0, 0, 1), (290, 50, 7), (290, 110, 5), (290, 130, 1), (290, 290, 4)]);
+    }
+
     #[tokio::test]
     async fn what_one_tenant_cannot_take_is_owed_to_it_alone() {
-        use crate::domain::reconcile::reading::Source;
         let (acme, globex) = (TenantId(uuid::Uuid::from_u128(1)), TenantId(uuid::Uuid::from_u128(2)));
         let listeners = Listeners::default();
         let mut owed = Owed::new(listeners.clone());

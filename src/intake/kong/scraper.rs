@@ -6,31 +6,39 @@
 //! end nobody will know; the tenants are told which time that is.
 //!
 //! A tenant that nobody uses is not woken by a meter that does not move: before a meter that has moved is told, so is the
-//! last look at which it had not.
+//! last look at which it had not. A tenant that is awake and has a consumer is told that none of its requests was passed on,
+//! before the first is: what stands in its ledger then came another way. And every tenant that is awake is told that a node
+//! was started again, because records of its access log may be lost with it, whoever's they were.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::exposition::{self, Exposition};
 use super::health::{Health, Standing};
-use super::readings::{LastTold, Owed, Readings, USERNAME, owner_of};
+use super::readings::{Cadence, LastTold, Owed, Readings, USERNAME, owner_of};
+use super::rounds::{self, Looker};
 use crate::clock::Clock;
 use crate::config;
+use crate::domain::ids::TenantId;
 use crate::domain::reconcile::reading::{
     Interruption, InterruptionReason, MeterReading, READING_TEXT_BYTES_MAX, Source,
 };
-use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
+use crate::domain::time::{MICROS_PER_HOUR, MICROS_PER_SECOND, Timestamp};
 use crate::intake::text;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest exposition that is read.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// For so long after a node's start a tenant that wakes is told of it; what it then still learns about was long settled.
+const RESTART_TOLD_MICROS: i64 = MICROS_PER_HOUR;
+/// Starts of one node that are remembered for that.
+const RESTARTS_MAX: usize = 16;
 /// The `Date` header has whole seconds.
 const DATE_MICROS: i64 = MICROS_PER_SECOND;
 
@@ -39,7 +47,10 @@ pub struct Scraper<R> {
     nodes: Vec<Node>,
     client: reqwest::Client,
     every: Duration,
+    cadence: Cadence,
     skew_micros: i64,
+    /// The services whose requests the ledger should know of; all, if none is named.
+    services: Vec<String>,
     clock: Clock,
     owed: Owed<R>,
     health: watch::Sender<Health>,
@@ -66,7 +77,12 @@ struct Answer {
 impl<R: Readings> Scraper<R> {
     /// # Errors
     /// When no client can be made.
-    pub fn new(kong: &config::Kong, skew_ms: u64, clock: Clock, readings: R) -> Result<Scraper<R>, reqwest::Error> {
+    pub fn new(
+        kong: &config::Kong,
+        reconcile: &config::Reconcile,
+        clock: Clock,
+        readings: R,
+    ) -> Result<Scraper<R>, reqwest::Error> {
         // Fails when a provider is installed already, which is as good.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let client = reqwest::Client::builder()
@@ -87,7 +103,9 @@ impl<R: Readings> Scraper<R> {
             nodes: kong.nodes.iter().map(node).collect(),
             client,
             every: config::millis(kong.scrape_ms),
-            skew_micros: i64::try_from(skew_ms).unwrap_or(i64::MAX).saturating_mul(1_000),
+            cadence: Cadence::new(reconcile, kong.scrape_ms),
+            skew_micros: reconcile.terms().skew_micros,
+            services: kong.llm_services.clone(),
             clock,
             owed: Owed::new(readings),
             health: watch::channel(Health::unknown("proof: cumulative; not asked yet")).0,
@@ -100,19 +118,20 @@ impl<R: Readings> Scraper<R> {
     }
 
     /// Works until asked to stop.
-    pub async fn run(mut self, stopping: CancellationToken) {
-        let mut turns = tokio::time::interval(self.every);
-        turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        while stopping.run_until_cancelled(turns.tick()).await.is_some() {
-            if stopping.run_until_cancelled(self.look()).await.is_none() {
-                return;
-            }
-        }
+    pub async fn run(self, stopping: CancellationToken) {
+        let every = self.every;
+        rounds::run(self, every, stopping).await;
+    }
+
+    /// Tells what has been seen and not been told yet.
+    pub async fn hand_over(&mut self) {
+        self.nodes.iter_mut().for_each(|node| node.watch.hand_over(&mut self.owed));
+        self.owed.settle().await;
     }
 
     /// Looks at every node once, at all of them at the same time, and tells the tenants.
     pub async fn look(&mut self) {
-        let asked = self.nodes.iter().map(|node| ask(&self.client, &node.url, &self.clock));
+        let asked = self.nodes.iter().map(|node| ask(&self.client, &node.url, &self.services, &self.clock));
         let answers = futures_util::future::join_all(asked).await;
         for (node, answered) in self.nodes.iter_mut().zip(answers) {
             let problem = match answered {
@@ -121,7 +140,7 @@ impl<R: Readings> Scraper<R> {
                         .increment(1);
                     node.missing = missing(&answer.exposition);
                     let skew = answer.skew_micros.filter(|skew| skew.abs() > self.skew_micros + DATE_MICROS);
-                    node.watch.look(&answer.exposition, at, skew.is_some(), &mut self.owed);
+                    node.watch.look(&answer.exposition, at, skew.is_some(), &self.cadence, &mut self.owed);
                     let lost = answer.exposition.errors > 0;
                     let skewed = skew.map(|skew| format!("its clock is off by {} s", skew / MICROS_PER_SECOND));
                     skewed.or_else(|| lost.then(|| "it has lost metrics (nginx_metric_errors_total)".into()))
@@ -130,7 +149,7 @@ impl<R: Readings> Scraper<R> {
                     let result = "failed";
                     metrics::counter!("platform_api_kong_looks_total", "source" => "metrics", "result" => result)
                         .increment(1);
-                    node.watch.miss();
+                    node.watch.miss(self.clock.now(), &self.cadence, &mut self.owed);
                     Some(reason.to_owned())
                 }
             };
@@ -154,13 +173,23 @@ impl<R: Readings> Scraper<R> {
         let mut missing: Vec<&str> = self.nodes.iter().flat_map(|node| node.missing.iter().copied()).collect();
         missing.sort_unstable();
         missing.dedup();
-        let silent = self.nodes.iter().filter(|node| node.watch.missed).count();
+        let silent = self.nodes.iter().filter(|node| node.watch.missed_at.is_some()).count();
         let standing = match (silent, problems.len() + missing.len()) {
             (0, 0) => Standing::Up,
             (silent, _) if silent == self.nodes.len() => Standing::Down,
             _ => Standing::Degraded,
         };
         self.health.send_replace(Health::of(standing, "cumulative", &missing, &problems));
+    }
+}
+
+impl<R: Readings> Looker for Scraper<R> {
+    async fn look(&mut self) {
+        Scraper::look(self).await;
+    }
+
+    async fn hand_over(&mut self) {
+        Scraper::hand_over(self).await;
     }
 }
 
@@ -178,7 +207,12 @@ fn missing(exposition: &Exposition) -> Vec<&'static str> {
     missing
 }
 
-async fn ask(client: &reqwest::Client, url: &str, clock: &Clock) -> Result<(Answer, Timestamp), &'static str> {
+async fn ask(
+    client: &reqwest::Client,
+    url: &str,
+    services: &[String],
+    clock: &Clock,
+) -> Result<(Answer, Timestamp), &'static str> {
     let (asked_at, started) = (clock.now(), Instant::now());
     // What the client says of a failure quotes the address, which may hold a password.
     let response = client.get(url).send().await.map_err(|error| match error.is_timeout() {
@@ -196,7 +230,7 @@ async fn ask(client: &reqwest::Client, url: &str, clock: &Clock) -> Result<(Answ
     let middle = asked_at.0.saturating_add(heard_after / 2);
     let skew_micros = date.map(|date| date.saturating_add(DATE_MICROS / 2).saturating_sub(middle));
     let body = gather(response).await?;
-    let exposition = exposition::read(&String::from_utf8_lossy(&body));
+    let exposition = exposition::read_of(&String::from_utf8_lossy(&body), services);
     Ok((Answer { exposition, skew_micros }, at))
 }
 
@@ -217,9 +251,19 @@ struct Watch {
     node_id: Option<String>,
     /// The last good look.
     looked_at: Option<Timestamp>,
-    /// Looks have failed since.
-    missed: bool,
+    /// The last look that failed, since the last good one.
+    missed_at: Option<Timestamp>,
+    /// The last look before the node's clock went wrong.
+    right_at: Option<Timestamp>,
+    restarts: VecDeque<Restart>,
     consumers: HashMap<String, Meter, ahash::RandomState>,
+}
+
+/// The node was started again, between these two looks.
+struct Restart {
+    from: Timestamp,
+    until: Timestamp,
+    told: HashSet<TenantId, ahash::RandomState>,
 }
 
 /// What one consumer's requests came to.
@@ -230,57 +274,115 @@ struct Meter {
     falls: u32,
     /// It has counted while it was nobody's.
     strange: bool,
+    /// Whose it is.
+    tenant: Option<TenantId>,
     told: LastTold,
 }
 
 impl Watch {
     fn new(name: &str) -> Watch {
-        Watch { name: name.to_owned(), node_id: None, looked_at: None, missed: false, consumers: HashMap::default() }
+        Watch {
+            name: name.to_owned(),
+            node_id: None,
+            looked_at: None,
+            missed_at: None,
+            right_at: None,
+            restarts: VecDeque::new(),
+            consumers: HashMap::default(),
+        }
     }
 
-    /// A look that failed.
-    fn miss(&mut self) {
-        self.missed = true;
+    /// A look that failed. No window is judged in the belief that nothing was counted in it: each is marked before it ends.
+    fn miss<R: Readings>(&mut self, at: Timestamp, cadence: &Cadence, owed: &mut Owed<R>) {
+        let before = self.missed_at.replace(at).or(self.looked_at);
+        let is_due = cadence.is_last(at) || before.is_none_or(|before| cadence.window(before) != cadence.window(at));
+        if let (Some(from), true) = (self.looked_at, is_due) {
+            self.mark(Source::Metrics, from, at, InterruptionReason::Gap, owed);
+        }
+    }
+
+    /// Marks a time for everybody whose meters are read here.
+    fn mark<R: Readings>(
+        &self,
+        source: Source,
+        from: Timestamp,
+        until: Timestamp,
+        reason: InterruptionReason,
+        owed: &mut Owed<R>,
+    ) {
+        let told = self.consumers.values().filter(|meter| meter.told.is_some());
+        for tenant in told.filter_map(|meter| meter.tenant) {
+            owed.interruption(tenant, Interruption { source, from, until, reason });
+        }
     }
 
     /// A look that did not fail: what it says goes to the tenants whose it is.
-    fn look<R: Readings>(&mut self, exposition: &Exposition, at: Timestamp, skewed: bool, owed: &mut Owed<R>) {
-        let Some(node_id) = &exposition.node_id else { return self.miss() };
+    fn look<R: Readings>(
+        &mut self,
+        exposition: &Exposition,
+        at: Timestamp,
+        skewed: bool,
+        cadence: &Cadence,
+        owed: &mut Owed<R>,
+    ) {
+        let Some(node_id) = &exposition.node_id else { return self.miss(at, cadence, owed) };
         let restarted = self.node_id.as_ref().is_some_and(|known| known != node_id);
         if restarted {
             for meter in self.consumers.values_mut() {
                 (meter.routes, meter.falls) = (BTreeMap::new(), 0);
             }
         }
-        // Whatever appears now was zero when we last looked: in this epoch, or because this epoch had not begun.
-        let watched = self.node_id.is_some();
-        for consumer in exposition.proxied.keys() {
+        let awake = owed.readings().awake();
+        self.expect(exposition, &awake);
+        if let (Some(from), Some(_)) = (self.looked_at, self.missed_at.take()) {
+            self.mark(Source::Metrics, from, at, InterruptionReason::Gap, owed);
+        }
+        self.read(exposition, node_id, at, cadence, owed);
+        self.tell_of_clocks(at, skewed, cadence, owed);
+        if let (Some(from), true) = (self.looked_at, restarted) {
+            self.restarts.push_back(Restart { from, until: at, told: HashSet::default() });
+        }
+        self.tell_of_restart(&awake, at, owed);
+        self.node_id = Some(node_id.clone());
+        self.looked_at = Some(at);
+    }
+
+    /// Notes whose consumers are to be read: those that were counted, and those of tenants that may be compared.
+    fn expect(&mut self, exposition: &Exposition, awake: &[(TenantId, Vec<String>)]) {
+        let counted = exposition.proxied.keys();
+        // Where no consumer is named, nothing is said of any of them.
+        let silent = awake.iter().filter(|_| exposition.names_consumers).flat_map(|(_, names)| names);
+        for consumer in counted.chain(silent) {
             if !self.consumers.contains_key(consumer) {
                 self.consumers.insert(consumer.clone(), Meter::default());
             }
         }
-        let gap = self.looked_at.filter(|_| std::mem::take(&mut self.missed));
+    }
+
+    fn read<R: Readings>(
+        &mut self,
+        exposition: &Exposition,
+        node_id: &str,
+        at: Timestamp,
+        cadence: &Cadence,
+        owed: &mut Owed<R>,
+    ) {
+        // Whatever appears now was zero when we last looked: in this epoch, or because this epoch had not begun.
+        let watched = self.node_id.is_some();
         for (consumer, meter) in &mut self.consumers {
             let nothing = BTreeMap::new();
             let lost = meter.advance(exposition.proxied.get(consumer).unwrap_or(&nothing));
             let Some(tenant) = owner_of(owed.readings(), &[(USERNAME, Some(consumer))]) else {
-                (meter.strange, meter.told) = (true, LastTold::default());
+                (meter.strange, meter.tenant, meter.told) = (true, None, LastTold::default());
                 continue;
             };
-            let interrupted = |source, from, reason| Interruption { source, from, until: at, reason };
-            if let (Some(from), true) = (gap, meter.told.is_some()) {
-                owed.interruption(tenant, interrupted(Source::Metrics, from, InterruptionReason::Gap));
-            }
-            if let (Some(from), true) = (self.looked_at, skewed) {
-                for source in [Source::AccessLog, Source::Limiter] {
-                    owed.interruption(tenant, interrupted(source, from, InterruptionReason::ClockSkew));
-                }
-            }
+            meter.tenant = Some(tenant);
             if let (Some(from), true) = (self.looked_at, lost) {
-                owed.interruption(tenant, interrupted(Source::Metrics, from, InterruptionReason::Gap));
+                let (source, reason) = (Source::Metrics, InterruptionReason::Gap);
+                owed.interruption(tenant, Interruption { source, from, until: at, reason });
             }
             let epoch = match meter.falls {
-                0 => node_id.clone(),
+                0 => node_id.to_owned(),
                 falls => format!("{node_id}/{falls}"),
             };
             let series = format!("{}/{consumer}", self.name);
@@ -293,10 +395,42 @@ impl Watch {
                 from_zero: watched && !std::mem::take(&mut meter.strange),
                 lower_bound: false,
             };
-            meter.told.tell(reading, self.looked_at, |reading| owed.reading(tenant, reading));
+            meter.told.tell(reading, at, self.looked_at, cadence, |reading| owed.reading(tenant, reading));
         }
-        self.node_id = Some(node_id.clone());
-        self.looked_at = Some(at);
+    }
+
+    /// Marks the time in which the node's clock is wrong: when that begins, in each window, and when it is over.
+    fn tell_of_clocks<R: Readings>(&mut self, at: Timestamp, skewed: bool, cadence: &Cadence, owed: &mut Owed<R>) {
+        let before = self.right_at;
+        self.right_at = if skewed { before.or(self.looked_at).or(Some(at)) } else { None };
+        let is_due = before.is_none() || !skewed || cadence.is_last(at);
+        if let (Some(from), true) = (before.or(self.right_at), is_due) {
+            for source in [Source::AccessLog, Source::Limiter] {
+                self.mark(source, from, at, InterruptionReason::ClockSkew, owed);
+            }
+        }
+    }
+
+    fn tell_of_restart<R: Readings>(&mut self, awake: &[(TenantId, Vec<String>)], now: Timestamp, owed: &mut Owed<R>) {
+        let surplus = self.restarts.len().saturating_sub(RESTARTS_MAX);
+        self.restarts.drain(..surplus);
+        self.restarts.retain(|restart| now.0.saturating_sub(restart.until.0) <= RESTART_TOLD_MICROS);
+        for restart in &mut self.restarts {
+            let (source, from, until) = (Source::Metrics, restart.from, restart.until);
+            for (tenant, _) in awake.iter().filter(|(tenant, _)| restart.told.insert(*tenant)) {
+                let reason = InterruptionReason::GatewayRestarted;
+                owed.interruption(*tenant, Interruption { source, from, until, reason });
+            }
+        }
+    }
+
+    /// Tells what is still held, because nobody will look again.
+    fn hand_over<R: Readings>(&mut self, owed: &mut Owed<R>) {
+        for meter in self.consumers.values_mut() {
+            if let Some(tenant) = meter.tenant {
+                meter.told.hand_over(|reading| owed.reading(tenant, reading));
+            }
+        }
     }
 }
 
@@ -319,7 +453,7 @@ impl Meter {
 
 #[cfg(test)]
 mod tests {
-    use super::super::readings::tests::Listeners;
+    use super::super::readings::tests::{Listeners, cadence};
     use super::*;
     use crate::domain::ids::TenantId;
     use serde_json::Value;
@@ -359,11 +493,13 @@ mod tests {
         let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
         for (at, exposition) in (0..).zip(expositions) {
             match exposition {
-                Some(exposition) => watch.look(exposition, second(at * 10), false, &mut owed),
-                None => watch.miss(),
+                Some(exposition) => watch.look(exposition, second(at * 10), false, &cadence(), &mut owed),
+                None => watch.miss(second(at * 10), &cadence(), &mut owed),
             }
             owed.settle().await;
         }
+        watch.hand_over(&mut owed);
+        owed.settle().await;
         listeners
     }
 
@@ -377,7 +513,8 @@ mod tests {
         let one = |count| Some(text("n", &[("tenant-acme", "r", count), ("stranger", "r", 9)]));
         let both = Some(text("n", &[("tenant-acme", "r", 7), ("tenant-globex", "r", 2), ("tenant-globex", "q", 1)]));
         let listeners = looked(&[one(5), one(5), one(7), both]).await;
-        assert_eq!(values(&listeners, ACME), [(0, 5, false), (20, 7, true)]);
+        // As it was last seen.
+        assert_eq!(values(&listeners, ACME), [(0, 5, false), (30, 7, true)]);
         assert_eq!(values(&listeners, GLOBEX), [(30, 3, true)]);
         assert!(listeners.heard_by(ACME).interruptions.is_empty());
     }
@@ -387,12 +524,13 @@ mod tests {
         let one = |count| text("n", &[("tenant-late", "r", count)]);
         let mut listeners = listeners();
         let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
-        watch.look(&text("n", &[]), second(0), false, &mut owed);
-        watch.look(&one(5), second(10), false, &mut owed);
+        watch.look(&text("n", &[]), second(0), false, &cadence(), &mut owed);
+        watch.look(&one(5), second(10), false, &cadence(), &mut owed);
         listeners.names.push((USERNAME, "tenant-late", ACME));
         let mut owed = Owed::new(listeners.clone());
-        watch.look(&one(6), second(20), false, &mut owed);
-        watch.look(&one(8), second(30), false, &mut owed);
+        watch.look(&one(6), second(20), false, &cadence(), &mut owed);
+        watch.look(&one(8), second(30), false, &cadence(), &mut owed);
+        watch.hand_over(&mut owed);
         owed.settle().await;
         assert_eq!(values(&listeners, ACME), [(20, 6, false), (30, 8, true)]);
     }
@@ -433,6 +571,55 @@ mod tests {
         assert_eq!(told.interruptions, [marked(0, 30), marked(40, 50)]);
     }
 
+    #[tokio::test]
+    async fn a_node_that_is_away_is_marked_before_each_window_ends() {
+        let one = |count| Some(text("n", &[("tenant-acme", "r", count)]));
+        let mut looks = vec![one(5)];
+        looks.extend((0..70).map(|_| None));
+        looks.push(one(9));
+        let told = looked(&looks).await.heard_by(ACME).interruptions;
+        let seconds = |one: &Interruption| (one.from.0 / MICROS_PER_SECOND, one.until.0 / MICROS_PER_SECOND);
+        let expected = [(0, 290), (0, 300), (0, 590), (0, 600), (0, 710)];
+        assert_eq!(told.iter().map(seconds).collect::<Vec<_>>(), expected);
+        assert!(told.iter().all(|one| (one.source, one.reason) == (Source::Metrics, InterruptionReason::Gap)));
+    }
+
+    #[tokio::test]
+    async fn every_tenant_that_is_awake_hears_of_a_restart_and_of_no_request_of_its_own() {
+        let listeners = listeners();
+        let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
+        let is_awake = |names: &[(TenantId, &str)]| {
+            let named = names.iter().map(|(tenant, name)| (*tenant, Vec::from([(*name).to_owned()])));
+            *listeners.awake.lock().unwrap() = named.collect();
+        };
+        let one = |node| text(node, &[("tenant-acme", "r", 5)]);
+        is_awake(&[(GLOBEX, "tenant-globex")]);
+        watch.look(&text("n", &[]), second(0), false, &cadence(), &mut owed);
+        owed.settle().await;
+        assert!(values(&listeners, GLOBEX).is_empty(), "as long as no consumer is named");
+        watch.look(&one("n"), second(10), false, &cadence(), &mut owed);
+        watch.look(&one("m"), second(20), false, &cadence(), &mut owed);
+        owed.settle().await;
+        assert_eq!(values(&listeners, GLOBEX), [(10, 0, true), (20, 0, true)]);
+        let restarts = |tenant| {
+            let heard = listeners.heard_by(tenant).interruptions;
+            heard.iter().filter(|one| one.reason == InterruptionReason::GatewayRestarted).count()
+        };
+        assert_eq!((restarts(GLOBEX), restarts(ACME)), (1, 0));
+        // One that wakes later is told, once; one that wakes much later is not.
+        is_awake(&[(GLOBEX, "tenant-globex"), (ACME, "tenant-acme")]);
+        for at in [30, 40] {
+            watch.look(&one("m"), second(at), false, &cadence(), &mut owed);
+            owed.settle().await;
+        }
+        assert_eq!((restarts(GLOBEX), restarts(ACME)), (1, 1));
+        let late = TenantId(Uuid::from_u128(3));
+        is_awake(&[(late, "nobody")]);
+        watch.look(&one("m"), second(4_000), false, &cadence(), &mut owed);
+        owed.settle().await;
+        assert_eq!(restarts(late), 0);
+    }
+
     /// The captured run: everything that was counted up to the last look of each epoch arrives, and nothing else.
     #[tokio::test]
     async fn the_captured_run_adds_up() {
@@ -441,14 +628,15 @@ mod tests {
         let mut last: Vec<(Option<String>, i64)> = Vec::new();
         for line in RECON.lines() {
             let scrape: Value = serde_json::from_str(line).unwrap();
+            let at = Timestamp((scrape["scrape_at"].as_f64().unwrap() * 1e6) as i64);
             let Some(lines) = scrape["lines"].as_array() else {
-                watch.miss();
+                watch.miss(at, &cadence(), &mut owed);
                 continue;
             };
             let lines: Vec<&str> = lines.iter().filter_map(Value::as_str).collect();
             let exposition = exposition::read(&lines.join("\n"));
             if exposition.node_id.is_none() {
-                watch.miss();
+                watch.miss(at, &cadence(), &mut owed);
                 continue;
             }
             let acme: i64 = exposition.proxied.get("tenant-acme").map_or(0, |routes| routes.values().sum());
@@ -456,9 +644,9 @@ mod tests {
                 Some((_, value)) => *value = acme,
                 None => last.push((exposition.node_id.clone(), acme)),
             }
-            let at = Timestamp((scrape["scrape_at"].as_f64().unwrap() * 1e6) as i64);
-            watch.look(&exposition, at, false, &mut owed);
+            watch.look(&exposition, at, false, &cadence(), &mut owed);
         }
+        watch.hand_over(&mut owed);
         owed.settle().await;
         assert_eq!(last.len(), 2, "{last:?}");
         let told = listeners.heard_by(ACME).readings;
@@ -495,7 +683,8 @@ mod tests {
         let node = |name: &str, url: &str| config::KongNode { name: name.into(), metrics_url: url.into() };
         let kong = config::Kong { nodes: vec![node("one", &one), node("two", &two)], ..config::Kong::default() };
         let listeners = listeners();
-        let mut scraper = Scraper::new(&kong, 2_000, Clock::system(), listeners.clone()).unwrap();
+        let mut scraper =
+            Scraper::new(&kong, &config::Reconcile::default(), Clock::system(), listeners.clone()).unwrap();
         scraper.look().await;
         let health = scraper.health().borrow().clone();
         assert_eq!(health.standing, Standing::Degraded);

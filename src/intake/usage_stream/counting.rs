@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::lanes::Call;
-use super::part::{Part, Settled};
+use super::part::{Part, Settled, divide};
 use super::reading::Reader;
 use crate::domain::books::Cursor;
 use crate::domain::ids::TenantId;
@@ -86,13 +86,14 @@ impl Counter {
         }
     }
 
-    /// Keeps what its tenant could not take for too long.
-    pub(super) async fn park(self, tenant: TenantId, parts: Vec<Part>) -> Option<Settled> {
-        let events: usize = parts.iter().map(|part| part.pieces.len()).sum();
-        tracing::warn!(%tenant, events, "the tenant cannot take its events; they are kept until it can");
-        let rejection = Rejection::of(Refusal::TenantUnavailable, tenant);
-        let ended = self.kept(tenant, parts, &rejection).await;
-        ended.back.is_empty().then_some(ended.settled)
+    /// Keeps what its tenant could not take for too long, as far as there is room.
+    pub(super) async fn park(self, tenant: TenantId, parts: Vec<Part>) -> CallEnded {
+        let ended = self.kept(tenant, parts, &Rejection::of(Refusal::TenantUnavailable, tenant)).await;
+        let events = ended.settled.items;
+        if events > 0 {
+            tracing::warn!(%tenant, events, "the tenant cannot take its events; they are kept until it can");
+        }
+        ended
     }
 
     /// Keeps what nobody can count.
@@ -117,7 +118,23 @@ impl Counter {
         self.settled(tenant, parts, rows).await
     }
 
+    /// What waits for its tenant is given back as far as there is no room to park it.
     async fn kept(self, tenant: TenantId, parts: Vec<Part>, rejection: &Rejection) -> CallEnded {
+        if !rejection.is_parked() {
+            return self.rejected(tenant, parts, rejection).await;
+        }
+        let recorder = self.reader.recorder.clone();
+        let room = recorder.room_to_park(parts.iter().map(|part| part.pieces.len()).sum()).await;
+        let (parts, without_room) = divide(parts, room.events);
+        if !without_room.is_empty() {
+            metrics::counter!("platform_api_stream_put_off_total", "cause" => "parking_full").increment(1);
+        }
+        let mut ended = self.rejected(tenant, parts, rejection).await;
+        ended.back.extend(without_room);
+        ended
+    }
+
+    async fn rejected(self, tenant: TenantId, parts: Vec<Part>, rejection: &Rejection) -> CallEnded {
         let now = self.reader.recorder.now();
         let pieces = parts.iter().flat_map(|part| &part.pieces);
         let rows: Vec<Quarantined> =

@@ -35,6 +35,7 @@ pub(super) struct Lanes {
     /// Lanes that may have a call to start.
     awake: VecDeque<TenantId>,
     bounds: Bounds,
+    may_park: bool,
     closed: bool,
 }
 
@@ -82,7 +83,7 @@ pub(super) struct Call {
 
 impl Lanes {
     pub(super) fn new(bounds: Bounds) -> Lanes {
-        Lanes { lanes: HashMap::default(), awake: VecDeque::new(), bounds, closed: false }
+        Lanes { lanes: HashMap::default(), awake: VecDeque::new(), bounds, may_park: true, closed: false }
     }
 
     /// Something has arrived for a tenant.
@@ -117,10 +118,7 @@ impl Lanes {
         lane.calls -= 1;
         lane.calling -= taken + returned;
         if !self.closed {
-            lane.queued += returned;
-            for part in back.into_iter().rev() {
-                lane.queue.push_front(part);
-            }
+            lane.put_back(back);
         }
         if returned == 0 {
             lane.progress_at = now;
@@ -134,6 +132,21 @@ impl Lanes {
         self.awake.push_back(tenant);
     }
 
+    /// While nothing may be parked, what is stuck stays where it is.
+    pub(super) fn may_park(&mut self, may_park: bool) {
+        self.may_park = may_park;
+    }
+
+    /// What was to be parked, and could not be.
+    pub(super) fn take_back(&mut self, tenant: TenantId, back: Vec<Part>, now: Instant) {
+        if self.closed || back.is_empty() {
+            return;
+        }
+        let lane = self.lanes.entry(tenant).or_insert_with(|| Lane::new(now));
+        lane.put_back(back);
+        self.awake.push_back(tenant);
+    }
+
     /// Time has passed: wakes what is to be tried again, and answers what has to be parked. Under `pressure`, when nothing
     /// more can be read, whatever is stuck has to go.
     pub(super) fn sweep(&mut self, pressure: bool, now: Instant) -> Vec<(TenantId, Vec<Part>)> {
@@ -142,13 +155,15 @@ impl Lanes {
         self.lanes.retain(|_, lane| !(lane.is_idle() && now - lane.progress_at >= FORGOTTEN_AFTER));
         for (tenant, lane) in &mut self.lanes {
             let stuck = !lane.is_idle() && now - lane.progress_at >= bounds.stuck_after();
-            let crowding = stuck && (pressure || lane.queued + lane.calling > bounds.share_events);
+            let crowding = self.may_park && stuck && (pressure || lane.queued + lane.calling > bounds.share_events);
             if crowding {
                 lane.hurry();
             }
-            let parts = lane.overdue(if crowding { Duration::ZERO } else { bounds.park_after }, now);
-            if !parts.is_empty() {
-                overdue.push((*tenant, parts));
+            if self.may_park {
+                let parts = lane.overdue(if crowding { Duration::ZERO } else { bounds.park_after }, now);
+                if !parts.is_empty() {
+                    overdue.push((*tenant, parts));
+                }
             }
             if lane.retry_at.is_some_and(|at| at <= now) && !lane.queue.is_empty() {
                 self.awake.push_back(*tenant);
@@ -216,6 +231,13 @@ impl Lane {
         self.calling += events;
         self.calls += 1;
         Some(parts)
+    }
+
+    fn put_back(&mut self, back: Vec<Part>) {
+        self.queued += back.iter().map(|part| part.pieces.len()).sum::<usize>();
+        for part in back.into_iter().rev() {
+            self.queue.push_front(part);
+        }
     }
 
     fn hurry(&mut self) {
@@ -287,6 +309,29 @@ mod tests {
         assert_eq!(pulls(&lanes.next(now).expect("a call for all that gathered").parts), [2, 3, 4]);
         assert!(lanes.next(now).is_none());
         assert!(lanes.sweep(false, now).is_empty());
+    }
+
+    #[test]
+    fn what_may_not_be_parked_stays_and_is_offered_to_its_tenant_again() {
+        let start = Instant::now();
+        let mut lanes = lanes();
+        lanes.offer(LOUD, part(0, 200, start));
+        let call = lanes.next(start).expect("a call for what came");
+        lanes.ended(LOUD, 0, call.parts, start);
+        lanes.may_park(false);
+        let later = start + 2 * PARK_AFTER;
+        let hurried = lanes.lanes[&LOUD].hurry.clone();
+        assert!(lanes.sweep(true, start + DELAY_MIN / 2).is_empty() && lanes.sweep(true, later).is_empty());
+        assert!(!hurried.is_cancelled());
+        let call = lanes.next(later).expect("its tenant is asked again");
+        lanes.ended(LOUD, 0, call.parts, later);
+        lanes.may_park(true);
+        let (tenant, parts) = lanes.sweep(false, later).pop().expect("what is overdue");
+        lanes.take_back(tenant, parts, later);
+        assert_eq!(lanes.lanes[&LOUD].queued, 200);
+        let call = lanes.next(later + DELAY_MAX).expect("a call for what came back");
+        lanes.ended(LOUD, events(&call.parts), Vec::new(), later);
+        assert!(lanes.lanes[&LOUD].is_idle() && lanes.lanes[&LOUD].queued == 0);
     }
 
     #[test]

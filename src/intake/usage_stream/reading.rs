@@ -15,7 +15,7 @@ use crate::domain::time::Timestamp;
 use crate::domain::usage::{Refusal, UsageEvent};
 use crate::fault;
 use crate::intake::arrival::{self, Format, Item, Limits, READ_INLINE_BYTES_MAX, Reading, Reporter};
-use crate::intake::record::{Recorder, Rejection};
+use crate::intake::record::{Arrived, Recorder, Rejection};
 use crate::intake::tally::is_from_litellm;
 use crate::intake::{cloudevents, quarantine, text};
 use crate::telemetry;
@@ -94,7 +94,7 @@ impl Reader {
             for item in items(&delivery.body(), self.limits) {
                 sorted.items += 1;
                 sorted.bytes += item.raw.len();
-                match self.recorder.attributed(item.reading, reporter) {
+                match self.recorder.attributed(Arrived { reading: item.reading, reporter, at: now }) {
                     Ok((tenant, mut event)) => {
                         if fault::is_planted("dedupe-by-sequence") {
                             event.source = delivery.sequence.to_string();

@@ -110,7 +110,8 @@ pub(super) async fn begin(
             let policy = again_from(anomaly, &position, &info);
             let consumer = terms::make_consumer(&stream, terms, policy).await?;
             let read_to = consumer.cached_info().delivered.stream_sequence;
-            let anew = Checkpoint { created_nanos: created(&info), sequence: number(read_to), hash: None, ..position };
+            let hash = hash_at(&stream, &info, read_to).await?;
+            let anew = Checkpoint { created_nanos: created(&info), sequence: number(read_to), hash, ..position };
             let mut entries: Vec<Entry> = gap_entry(&terms.stream, &progress.gaps).into_iter().collect();
             entries.push(anomaly_entry(anomaly, progress.position.as_ref(), &anew, &info));
             note_anomaly(anomaly, &anew, &info);
@@ -137,7 +138,7 @@ async fn begin_at_all(
         created_nanos: created(info),
         sequence: number(read_to),
         at_nanos: created(info),
-        hash: None,
+        hash: hash_at(&stream, info, read_to).await?,
     });
     Ok(Beginning { stream, consumer, read_to })
 }
@@ -184,27 +185,29 @@ pub(super) async fn look(stream: &Stream, terms: &Terms, position: Option<&Check
 }
 
 async fn seen(stream: &Stream, info: &stream::Info, position: &Checkpoint) -> Result<Seen, Ended> {
-    let state = &info.state;
-    let place = sequence(position.sequence);
-    let mut at_checkpoint = None;
-    if position.hash.is_some() && (state.first_sequence..=state.last_sequence).contains(&place) {
-        at_checkpoint = match stream.get_raw_message(place).await {
-            Ok(message) => {
-                let at = nanos(message.time.unix_timestamp_nanos());
-                Some(hash(at, &message.subject, &message.payload))
-            }
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => None,
-            // The server cannot read it any more: not what was read.
-            Err(error) if matches!(error.kind(), RawMessageErrorKind::JetStream(_)) => Some([0; 32]),
-            Err(error) => return Err(Ended::Broken(format!("the message at the checkpoint: {error}"))),
-        };
-    }
     Ok(Seen {
         created_nanos: created(info),
-        first_sequence: number(state.first_sequence),
-        last_sequence: number(state.last_sequence),
-        at_checkpoint,
+        first_sequence: number(info.state.first_sequence),
+        last_sequence: number(info.state.last_sequence),
+        at_checkpoint: hash_at(stream, info, sequence(position.sequence)).await?,
     })
+}
+
+/// The hash of the message at a place of the stream; `None` when nothing stands there.
+async fn hash_at(stream: &Stream, info: &stream::Info, place: u64) -> Result<Option<[u8; 32]>, Ended> {
+    if place == 0 || !(info.state.first_sequence..=info.state.last_sequence).contains(&place) {
+        return Ok(None);
+    }
+    match stream.get_raw_message(place).await {
+        Ok(message) => {
+            let at = nanos(message.time.unix_timestamp_nanos());
+            Ok(Some(hash(at, &message.subject, &message.payload)))
+        }
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        // The server cannot read it any more: not what was read.
+        Err(error) if matches!(error.kind(), RawMessageErrorKind::JetStream(_)) => Ok(Some([0; 32])),
+        Err(error) => Err(Ended::Broken(format!("the message at the checkpoint: {error}"))),
+    }
 }
 
 /// Tells that messages were gone before anybody read them.

@@ -92,6 +92,7 @@ struct End {
 enum Event {
     Sorted(Option<Sorted>),
     Called(CallEnded),
+    Parked(CallEnded),
     Kept(Option<Settled>),
     Looked(Result<Look, Ended>),
     CheckpointKept { checkpoint: Checkpoint, gaps: Vec<Gap>, kept: Result<(), Ended> },
@@ -279,6 +280,10 @@ impl<'a> Session<'a> {
                 self.lanes.ended(tenant, settled.items, back, Instant::now());
                 self.settle(&settled);
             }
+            Event::Parked(CallEnded { tenant, settled, back }) => {
+                self.lanes.take_back(tenant, back, Instant::now());
+                self.settle(&settled);
+            }
             Event::Kept(settled) => self.settle(&settled.unwrap_or_default()),
             Event::Looked(look) => {
                 self.looking = false;
@@ -344,9 +349,10 @@ impl<'a> Session<'a> {
     fn sweep(&mut self) {
         let now = Instant::now();
         let pressure = self.full_since.is_some_and(|since| now - since >= PRESSURE_AFTER);
+        self.lanes.may_park(self.given.reader.recorder.may_park());
         for (tenant, parts) in self.lanes.sweep(pressure, now) {
             let counter = self.counter.clone();
-            self.spawn(async move { Event::Kept(counter.park(tenant, parts).await) });
+            self.spawn(async move { Event::Parked(counter.park(tenant, parts).await) });
         }
         self.room.tell();
         if !self.keeping && now - self.kept_at >= CHECKPOINT_EVERY {

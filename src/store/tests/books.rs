@@ -8,13 +8,16 @@ use super::harness::{
 use crate::domain::books::{Cursor, Missing, Posting};
 use crate::domain::chain::{Hash, Head};
 use crate::domain::notice::{
-    Alert, Attempt, AttemptResult, BURN_MARK, BudgetBurn, Event, RETRY_DELAY_MICROS_MAX, ReconciliationDrift,
+    Alert, Attempt, AttemptResult, BURN_MARK, BudgetBurn, Delivery, Event, Outcome, RETRY_DELAY_MICROS_MAX,
+    ReconciliationDrift,
 };
-use crate::domain::period::{self, PeriodKind};
+use crate::domain::period::{self, PeriodKind, Window};
 use crate::domain::quota::{Metric, Scope};
+use crate::domain::report::MessageQuery;
+use crate::domain::request::Request;
 use crate::domain::routing::{QuietHours, Route, Routing};
 use crate::domain::sorting::Inserted;
-use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE};
+use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE, Timestamp};
 use crate::domain::usage::UsageEvent;
 use crate::store::database::Connection;
 use crate::store::posting::{self, Expecting};
@@ -36,6 +39,7 @@ super::conformance!(
     the_ledger_and_the_chain_only_grow,
     a_chain_that_is_not_the_witnessed_one_is_refused,
     books_behind_their_ledger_are_refused,
+    an_acknowledgement_is_kept_and_told_before_the_end,
     deliveries_are_due_until_they_are_settled,
     alerts_of_every_kind_come_back_as_they_were,
     what_is_held_or_withdrawn_is_not_due,
@@ -430,6 +434,59 @@ async fn books_behind_their_ledger_are_refused(house: &House) {
     house.tamper(books.tenant, "UPDATE books SET next_position = 3, head_seq = head_seq - 1").await;
     let refused = load::take_over(&mut connection, opening(books.tenant, Head::EMPTY)).await;
     assert!(matches!(refused, Err(StoreError::Untrusted(_))), "{refused:?}");
+}
+
+async fn an_acknowledgement_is_kept_and_told_before_the_end(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let daily = quota_of(Scope::Tenant, Metric::PromptTokens, PeriodKind::Day, 100);
+    let books = set_quotas(&mut connection, &books, vec![daily], NOW).await;
+    let (books, _) = commit(&mut connection, &books, &[event("a", "ada", NOW, 60)], NOW).await.unwrap();
+    let id = books.firing[0].id;
+    let ada = Request { actor: "user:ada".into(), ..Request::system() };
+    let books = post(&mut connection, &books, NOW, |posting| drop(posting.acknowledge_alert(id, &ada))).await.unwrap();
+    let attempt =
+        |event| Attempt { alert: id, event, channel: "pager".into(), at: NOW, result: AttemptResult::Delivered };
+    let events = |due: &[Delivery]| -> Vec<Event> {
+        due.iter().filter(|one| one.channel == "pager").map(|one| one.event).collect()
+    };
+    assert_eq!(events(&notice::due(&mut connection, NOW, 10).await.unwrap()), [Event::Fired]);
+    let tomorrow = books.firing[0].period_end().unwrap();
+    let books = post(&mut connection, &books, tomorrow, |posting| {
+        posting.roll();
+        posting.attempt(attempt(Event::Fired));
+    })
+    .await
+    .unwrap();
+    assert_eq!(events(&notice::due(&mut connection, tomorrow, 10).await.unwrap()), [Event::Acknowledged]);
+    post(&mut connection, &books, tomorrow, |posting| posting.attempt(attempt(Event::Acknowledged))).await.unwrap();
+    assert_eq!(events(&notice::due(&mut connection, tomorrow, 10).await.unwrap()), [Event::Resolved]);
+    let alert = notice::alert(&mut connection, id).await.unwrap().unwrap();
+    assert_eq!(alert.acknowledged.map(|one| (one.by, one.at)), Some(("user:ada".to_owned(), NOW)));
+    assert_eq!(alert.resolved_at, Some(tomorrow));
+
+    // The history tells all of it, newest first, page by page.
+    let window = Window { start: Timestamp(0), end: Timestamp::MAX };
+    let mut query = MessageQuery { window, channel: Some("pager".into()), outcome: None, before: None, limit: 1 };
+    let mut told = Vec::new();
+    loop {
+        let page = notice::messages(&mut connection, &query).await.unwrap();
+        told.extend(page.items.into_iter().map(|one| (one.event, one.outcome, one.attempts)));
+        query.before = page.next;
+        if query.before.is_none() {
+            break;
+        }
+    }
+    assert_eq!(
+        told,
+        [
+            (Event::Resolved, Outcome::Owed, 0),
+            (Event::Fired, Outcome::Delivered, 1),
+            (Event::Acknowledged, Outcome::Delivered, 1),
+        ]
+    );
+    let owed = MessageQuery { outcome: Some(Outcome::Owed), channel: None, limit: 10, ..query };
+    let owed = notice::messages(&mut connection, &owed).await.unwrap().items;
+    assert_eq!(owed.iter().filter(|one| one.channel == "mail").count(), 3);
 }
 
 async fn deliveries_are_due_until_they_are_settled(house: &House) {

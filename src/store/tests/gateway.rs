@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::harness::{House, NOW, assert_same, post};
 use crate::domain::amount::NanoUsd;
 use crate::domain::books::Books;
+use crate::domain::period::Window;
 use crate::domain::reconcile::meter::window_start;
 use crate::domain::reconcile::reading::{
     GatewayCount, GatewayRequest, Interruption, InterruptionReason, MeterReading, Role, ServedBy, Source,
@@ -13,7 +14,12 @@ use crate::domain::time::{MICROS_PER_MINUTE, MICROS_PER_SECOND, Timestamp};
 use crate::store::database::Connection;
 use crate::store::{gateway, load};
 
-super::conformance!(a_request_is_kept_once, meters_add_up_by_window, the_first_statement_begins_the_comparison,);
+super::conformance!(
+    a_request_is_kept_once,
+    meters_add_up_by_window,
+    a_request_is_found_in_every_window_in_which_it_was_under_way,
+    the_first_statement_begins_the_comparison,
+);
 
 fn request(id: &str, at: Timestamp) -> GatewayRequest {
     GatewayRequest {
@@ -103,9 +109,36 @@ async fn meters_add_up_by_window(house: &House) {
     let start = |minute: i64| window_start(NOW.plus_micros(minute * MICROS_PER_MINUTE), &terms).0;
     assert_eq!(start(0), start(2));
     assert_eq!(read, [(start(0), "metrics".into(), 19, 1), (start(6), "metrics".into(), 8, 0)]);
-    let gaps = connection.fetch("SELECT reason FROM gateway_interruption", &[]).await.unwrap();
-    assert_eq!(gaps.iter().map(|row| row.text(0).unwrap()).collect::<Vec<_>>(), ["gap"]);
+    // The one that was told, and that nobody had looked shortly before the window ended.
+    let gaps = connection.fetch("SELECT source FROM gateway_interruption ORDER BY source", &[]).await.unwrap();
+    assert_eq!(gaps.iter().map(|row| row.text(0).unwrap()).collect::<Vec<_>>(), ["limiter", "metrics"]);
     assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
+}
+
+/// A stream takes its time: its call is dated by its end, which may be far from its beginning.
+async fn a_request_is_found_in_every_window_in_which_it_was_under_way(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let minutes = |minutes: i64| NOW.plus_micros(minutes * MICROS_PER_MINUTE);
+    let long = GatewayRequest { duration_micros: 20 * MICROS_PER_MINUTE, ..request("long", minutes(0)) };
+    let longest = GatewayRequest { duration_micros: 50 * MICROS_PER_MINUTE, ..request("longest", minutes(-45)) };
+    let (_, new) = keep(&mut connection, &books, &[long, longest, request("short", minutes(0))]).await;
+    assert_eq!(new, [true; 3]);
+    let mut found = Vec::new();
+    for (from, until) in [(-60, -50), (-50, 0), (0, 5), (5, 20), (20, 21), (21, 30)] {
+        let window = Window { start: minutes(from), end: minutes(until) };
+        let mut ids: Vec<String> = gateway::requests(&mut connection, window, 10)
+            .await
+            .unwrap()
+            .unwrap()
+            .into_iter()
+            .map(|request| request.request_id)
+            .collect();
+        ids.sort();
+        found.push(ids.join(" "));
+    }
+    assert_eq!(found, ["", "longest", "long longest short", "long longest", "long", ""]);
+    let all = Window { start: minutes(0), end: minutes(5) };
+    assert_eq!(gateway::requests(&mut connection, all, 2).await.unwrap(), None, "more than may be");
 }
 
 async fn the_first_statement_begins_the_comparison(house: &House) {

@@ -23,7 +23,7 @@ pub(crate) fn is_deep(bytes: &[u8]) -> bool {
 
 fn check(input: &[u8]) {
     let body = Bytes::copy_from_slice(input);
-    for format in [Format::Events, Format::Litellm] {
+    for format in Format::ALL {
         match read(&body, format, LIMITS) {
             Ok(reading) => holds(&body, format, &reading),
             Err(TooMany { events, max }) => {

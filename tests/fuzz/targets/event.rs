@@ -67,7 +67,7 @@ fn is_bounded(event: &UsageEvent) {
     assert!(amounts.reasoning_tokens <= completion_tokens, "{amounts:?}");
     assert!(unclassified_tokens == 0 || prompt_tokens + completion_tokens == 0, "{amounts:?}");
     assert!(event.kind == Kind::Delta || (*amounts == Amounts::default() && requests == 0));
-    let every = Flags::UNPRICED.with(Flags::CACHE_HIT).with(Flags::TOTAL_DIFFERS);
+    let every = Flags::UNPRICED.with(Flags::CACHE_HIT).with(Flags::TOTAL_DIFFERS).with(Flags::UNDATED);
     assert!(every.has(event.flags), "{:?}", event.flags);
     details_are_an_object(&event.details);
 }

@@ -7,10 +7,14 @@ mod cloudevent;
 mod configuration;
 mod envelope;
 mod event;
+mod exposition;
 mod framing;
 mod headers;
+mod kong_log;
+mod limiter_key;
 mod litellm;
 mod money;
+mod openmeter;
 mod query;
 mod quotas;
 mod time;
@@ -48,10 +52,14 @@ targets! {
     cloudevent
     configuration
     envelope
+    exposition
     framing
     headers
+    kong_log
+    limiter_key
     litellm
     money
+    openmeter
     query
     quotas
     time

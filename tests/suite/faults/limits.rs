@@ -8,13 +8,17 @@ use tokio::process::Command;
 use tokio::time::sleep;
 
 use super::World;
+use crate::harness::bus::Bus;
 use crate::harness::database::Database;
 use crate::harness::load::Target;
 use crate::harness::process::Holdings;
-use crate::harness::{Engine, eventually};
+use crate::harness::{Daemon, Engine, Setup, eventually};
 
 /// Messages for a tenant that takes none.
 const FLOOD: usize = 10_000;
+/// Events that may be parked in a test of that, and what is said when they are.
+const PARKED_MAX: usize = 10;
+const FULL: &str = "as many events are parked as may be";
 /// What a daemon may grow by while they wait. Built for tests it is several times as large as it will be.
 const GROWTH_KIB_MAX: u64 = 200 * 1_024;
 
@@ -28,6 +32,78 @@ async fn without_a_file_to_open_it_waits_and_goes_on() {
 async fn a_flood_for_a_tenant_that_takes_nothing_stays_with_the_stream() {
     let mut world = World::on(Engine::Postgres, |setup| setup).await;
     world.suffers("2b: flood of one tenant", |world| Box::pin(flood(world))).await;
+}
+
+/// Its events are parked as far as may be, and stay in the stream beyond that; a restart changes neither. When its
+/// database is back each of them is counted once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_parked_stays_in_the_stream_until_its_tenant_is_back() {
+    let setup = Setup::on(Engine::Sqlite).with_nats().with("INTAKE__PARKED_EVENTS_MAX", PARKED_MAX);
+    let mut daemon = setup.with("NATS__ACK_WAIT_MS", 3_000).start().await;
+    let bus = daemon.bus().await;
+    let (away, quiet) = (Target::onboard(&daemon, "Away").await, Target::onboard(&daemon, "Quiet").await);
+    away.is_served().await;
+    daemon.terminate().await;
+    let file = daemon.tenant_file(&away.tenant.id);
+    let aside = file.with_extension("aside");
+    std::fs::rename(&file, &aside).expect("it is there");
+    daemon.restart().await;
+    publish_to(&bus, &away, PARKED_MAX * 4).await;
+    is_full(&daemon).await;
+    quiet.is_served().await;
+    publish_to(&bus, &quiet, 5).await;
+    eventually("the neighbour's events", || async { (quiet.tenant.ledger().await.len() == 6).then_some(()) }).await;
+    let answer = away.tenant.api.post("/v1/usage/events", &Value::Array(vec![away.tenant.event().json()])).await;
+    assert_eq!((answer.status, answer.code()), (503, "TENANT_FROZEN"));
+    assert_eq!(daemon.log().matches(FULL).count(), 1, "on-call is told once");
+    assert!(bus.backlog().await >= (PARKED_MAX * 3) as u64, "what is not kept is not acknowledged");
+
+    daemon.terminate().await;
+    daemon.restart().await;
+    publish_to(&bus, &away, PARKED_MAX).await;
+    is_full(&daemon).await;
+    assert_eq!(daemon.log().matches(FULL).count(), 2, "once by each process");
+
+    daemon.terminate().await;
+    std::fs::rename(&aside, &file).expect("it is there");
+    daemon.restart().await;
+    daemon.drained(&bus).await;
+    eventually("nothing to be parked", || async { (standing(&daemon).await == "up").then_some(()) }).await;
+    for target in [&away, &quiet] {
+        target.check(&daemon, None).await;
+    }
+    assert_eq!(daemon.log().matches("events can be parked again").count(), 1);
+}
+
+/// The parking is full, and the health says so.
+async fn is_full(daemon: &Daemon) {
+    eventually("a full parking", || async { (standing(daemon).await == "down").then_some(()) }).await;
+    // They count before they are written.
+    eventually("what is parked", || async { (parked(daemon).await == PARKED_MAX).then_some(()) }).await;
+    let metrics = daemon.platform.anonymous().get("/metrics").await.text;
+    for name in ["platform_api_parked_events", "platform_api_parked_events_max"] {
+        assert!(metrics.lines().any(|line| line == format!("{name} {PARKED_MAX}")), "{name}");
+    }
+}
+
+async fn standing(daemon: &Daemon) -> String {
+    let health = daemon.platform.anonymous().get("/health").await;
+    health.body["dependencies"]["parked-usage"]["status"].as_str().expect("a word").to_owned()
+}
+
+/// Rows that wait.
+async fn parked(daemon: &Daemon) -> usize {
+    let rows = daemon.platform.pages("/v1/quarantine", 50).await;
+    rows.iter().filter(|row| row["reason"] == "TENANT_FROZEN" || row["reason"] == "TENANT_UNAVAILABLE").count()
+}
+
+async fn publish_to(bus: &Bus, target: &Target, events: usize) {
+    for _ in 0..events {
+        let event = target.tenant.event().tokens(1, 0);
+        target.oracle.sends(&event);
+        let sequence = bus.publish(&event.json()).await;
+        target.oracle.published(sequence, &event);
+    }
 }
 
 /// As many connections as it can take and more, while tenants rest and want to be opened.

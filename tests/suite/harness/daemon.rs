@@ -216,6 +216,8 @@ impl Daemon {
         if let Some(url) = &self.setup.redis_url {
             let _ = writeln!(toml, "[redis]\nurl = \"{url}\"");
             let _ = writeln!(toml, "key_prefix = \"{}\"", self.redis_prefix);
+            // The platform's own buckets are named alike everywhere.
+            let _ = writeln!(toml, "[rate_limits]\nkey_prefix = \"{}rates:\"", self.redis_prefix);
         }
         self.setup.sections.iter().for_each(|section| toml.push_str(section));
         toml

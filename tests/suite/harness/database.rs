@@ -46,6 +46,10 @@ impl Database {
         }
     }
 
+    pub async fn of_file(path: &Path) -> Database {
+        Database::file(path).await
+    }
+
     async fn file(path: &Path) -> Database {
         let options = SqliteConnectOptions::new().filename(path).create_if_missing(false);
         Database::Sqlite(options.connect().await.unwrap_or_else(|error| panic!("{}: {error}", path.display())))

@@ -9,6 +9,7 @@ pub mod disk;
 pub mod events;
 pub mod fire;
 pub mod kong;
+pub mod lab;
 pub mod load;
 pub mod oracle;
 pub mod process;
@@ -16,6 +17,7 @@ pub mod proxy;
 pub mod receiver;
 pub mod servers;
 pub mod services;
+pub mod stage;
 pub mod tenant;
 pub mod tmpfs;
 

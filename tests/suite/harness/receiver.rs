@@ -49,7 +49,8 @@ impl Receiver {
     pub async fn start() -> Receiver {
         let port = services::free_port();
         let memory = Arc::new(Mutex::new(Memory::default()));
-        let route = Route::new().at("/hook", remember).at("/elsewhere", stray).data(memory.clone());
+        let route =
+            Route::new().at("/hook", remember).at("/v2/enqueue", remember).at("/elsewhere", stray).data(memory.clone());
         let (ready, listening) = tokio::sync::oneshot::channel();
         tokio::spawn(serve(port, route, ready));
         listening.await.expect("the receiver listens");

@@ -1,0 +1,39 @@
+//! `[jobs]`: background work.
+
+use serde::Deserialize;
+
+/// Background work.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Jobs {
+    /// Jobs that one daemon runs at once.
+    pub at_once: usize,
+    /// A worker that is not heard of for this long has lost its job to another one.
+    pub lease_ms: u64,
+    /// How often what need not be kept is forgotten.
+    pub housekeeping_every_ms: u64,
+    /// How long jobs that have ended are shown.
+    pub keep_days: u32,
+    /// How long an `Idempotency-Key` is known.
+    pub keep_answers_days: u32,
+}
+
+impl Default for Jobs {
+    fn default() -> Jobs {
+        Jobs { at_once: 4, lease_ms: 30_000, housekeeping_every_ms: 3_600_000, keep_days: 30, keep_answers_days: 7 }
+    }
+}
+
+impl Jobs {
+    /// Everything that is wrong with it.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let checks = [
+            ((1..=64).contains(&self.at_once), "jobs.at_once: must be from 1 to 64"),
+            ((1_000..=3_600_000).contains(&self.lease_ms), "jobs.lease_ms: must be from 1000 to 3600000"),
+            (self.housekeeping_every_ms >= 1_000, "jobs.housekeeping_every_ms: must be at least 1000"),
+            (self.keep_days > 0, "jobs.keep_days: must be at least 1"),
+            (self.keep_answers_days > 0, "jobs.keep_answers_days: must be at least 1"),
+        ];
+        checks.iter().filter(|(holds, _)| !holds).map(|(_, problem)| (*problem).to_owned()).collect()
+    }
+}

@@ -1,0 +1,429 @@
+//! Background work, as changes to the control database: asked for, held, kept alive, settled, canceled.
+//!
+//! Whoever runs it is elsewhere ([`crate::jobs`]); here is what is durable about it. A job may be looked at by several
+//! nodes at once: each change is written only if the job still stands as it was read.
+
+use super::handle::{Handle, Refused};
+use super::task::{Change, Declined};
+use crate::clock;
+use crate::domain::chain::{Entry, EntryOutcome};
+use crate::domain::ids::JobId;
+use crate::domain::job::{Draft, Ending, Finished, Job, JobFilter, Lost, Progress, State};
+use crate::domain::report::Page;
+use crate::domain::request::{Answer, Request};
+use crate::domain::time::Timestamp;
+use crate::store::database::Connection;
+use crate::store::{StoreError, job, request};
+
+/// Unfinished jobs there may be; who asks for another one is told to come back.
+pub const JOBS_MAX: i64 = 10_000;
+/// Rows that are forgotten in one piece.
+const FORGOTTEN_A_PIECE: i64 = 1_000;
+
+/// Why a job is not there for what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JobRefused {
+    #[error("no such job")]
+    Unknown,
+    #[error(transparent)]
+    Finished(#[from] Finished),
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    #[error("there are as many unfinished jobs as there may be")]
+    TooMany,
+}
+
+/// What a look for work has brought.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Claimed {
+    /// Held now, by whoever asked.
+    pub jobs: Vec<Job>,
+    /// When a job that is not among them is due.
+    pub next: Option<Timestamp>,
+    /// How many wait, and how many run.
+    pub waiting: i64,
+    pub running: i64,
+}
+
+impl Handle {
+    /// Asks for work; of a key, the unfinished job that has it is answered. `render` makes the answer that is kept for the
+    /// idempotency key.
+    ///
+    /// # Errors
+    /// [`Declined`].
+    pub async fn submit_job(
+        &self,
+        draft: Draft,
+        request: Request,
+        render: fn(&Job) -> String,
+    ) -> Result<Answer<Job>, Declined<JobRefused>> {
+        let told = self.change(Submit { draft, render }, request).await;
+        self.job_bell().notify_one();
+        told
+    }
+
+    /// Leases due jobs to the caller, at most `limit`.
+    ///
+    /// # Errors
+    /// [`Declined::Unavailable`].
+    pub async fn claim_jobs(&self, limit: usize, lease_micros: i64) -> Result<Claimed, Declined<JobRefused>> {
+        fresh(self.change(Claim { limit, lease_micros }, Request::system()).await)
+    }
+
+    /// A worker's sign of life; answers whether it should stop.
+    ///
+    /// # Errors
+    /// [`JobRefused::Lost`] when the job is not the caller's any more.
+    pub async fn renew_job(
+        &self,
+        id: JobId,
+        lease: i64,
+        lease_micros: i64,
+        progress: Progress,
+        checkpoint: Option<String>,
+    ) -> Result<bool, Declined<JobRefused>> {
+        fresh(self.change(Renew { id, lease, lease_micros, progress, checkpoint }, Request::system()).await)
+    }
+
+    /// Settles a job that the caller holds.
+    ///
+    /// # Errors
+    /// [`JobRefused::Lost`] when the job is not the caller's any more.
+    pub async fn settle_job(&self, id: JobId, lease: i64, ending: Ending) -> Result<Job, Declined<JobRefused>> {
+        fresh(self.change(Settle { id, lease, ending }, Request::system()).await)
+    }
+
+    /// Asks a job to end.
+    ///
+    /// # Errors
+    /// [`JobRefused::Finished`] when it has ended already.
+    pub async fn cancel_job(
+        &self,
+        id: JobId,
+        request: Request,
+        render: fn(&Job) -> String,
+    ) -> Result<Answer<Job>, Declined<JobRefused>> {
+        let told = self.change(Cancel { id, render }, request).await;
+        self.job_bell().notify_one();
+        told
+    }
+
+    /// Forgets a piece of the jobs that ended before `before`; answers how many.
+    ///
+    /// # Errors
+    /// [`Declined::Unavailable`].
+    pub async fn forget_jobs(&self, before: Timestamp) -> Result<u64, Declined<JobRefused>> {
+        fresh(self.change(Forget { before }, Request::system()).await)
+    }
+
+    /// Forgets a piece of the answers that were kept for idempotency keys before `before`; answers how many.
+    ///
+    /// # Errors
+    /// [`Declined::Unavailable`].
+    pub async fn forget_answers(&self, before: Timestamp) -> Result<u64, Declined<JobRefused>> {
+        fresh(self.change(ForgetAnswers { before }, Request::system()).await)
+    }
+
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn job(&self, id: JobId) -> Result<Option<Job>, Refused> {
+        let mut reader = self.control_reader().await?;
+        job::one(&mut reader, id).await.map_err(super::handle::unavailable)
+    }
+
+    /// Newest first, before `before`.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn jobs(
+        &self,
+        filter: JobFilter,
+        before: Option<JobId>,
+        limit: usize,
+    ) -> Result<Page<Job, JobId>, Refused> {
+        let mut reader = self.control_reader().await?;
+        job::page(&mut reader, &filter, before, limit).await.map_err(super::handle::unavailable)
+    }
+}
+
+/// A change without an idempotency key is never a repeated one.
+fn fresh<T>(told: Result<Answer<T>, Declined<JobRefused>>) -> Result<T, Declined<JobRefused>> {
+    match told? {
+        Answer::Fresh(done) => Ok(done),
+        Answer::Replayed(_) => Err(Declined::IdempotencyMismatch),
+    }
+}
+
+#[derive(Debug)]
+struct Submit {
+    draft: Draft,
+    render: fn(&Job) -> String,
+}
+
+impl Change for Submit {
+    type Done = Job;
+    type Refused = JobRefused;
+
+    async fn apply(
+        &self,
+        connection: &mut Connection,
+        entries: &mut Vec<Entry>,
+        request: &Request,
+        now: Timestamp,
+    ) -> Result<Result<Job, JobRefused>, StoreError> {
+        if let Some(key) = &self.draft.key
+            && let Some(job) = job::by_key(connection, key).await?
+        {
+            return Ok(Ok(job));
+        }
+        let unfinished: i64 = job::census(connection).await?.iter().map(|(_, count)| count).sum();
+        if unfinished >= JOBS_MAX {
+            return Ok(Err(JobRefused::TooMany));
+        }
+        let job = Job::new(JobId(clock::new_id()), self.draft.clone(), now);
+        job::insert(connection, &job).await?;
+        entries.push(record(&job, "job.submitted", request));
+        Ok(Ok(job))
+    }
+
+    fn render(&self, done: &Job) -> String {
+        (self.render)(done)
+    }
+}
+
+#[derive(Debug)]
+struct Claim {
+    limit: usize,
+    lease_micros: i64,
+}
+
+impl Change for Claim {
+    type Done = Claimed;
+    type Refused = JobRefused;
+
+    async fn apply(
+        &self,
+        connection: &mut Connection,
+        entries: &mut Vec<Entry>,
+        request: &Request,
+        now: Timestamp,
+    ) -> Result<Result<Claimed, JobRefused>, StoreError> {
+        let mut claimed = Claimed::default();
+        for before in job::due(connection, now, self.limit).await? {
+            let mut job = before.clone();
+            let held = job.claim(now, self.lease_micros);
+            if !job::update(connection, &before, &job).await? {
+                continue;
+            }
+            if held {
+                claimed.jobs.push(job);
+            } else {
+                ended(connection, &job, entries, request, now).await?;
+            }
+        }
+        claimed.next = job::next_due(connection).await?;
+        for (state, count) in job::census(connection).await? {
+            match state {
+                State::Waiting => claimed.waiting = count,
+                State::Running => claimed.running = count,
+                State::Succeeded | State::Failed | State::Canceled => {}
+            }
+        }
+        Ok(Ok(claimed))
+    }
+
+    fn render(&self, _: &Claimed) -> String {
+        String::new()
+    }
+}
+
+#[derive(Debug)]
+struct Renew {
+    id: JobId,
+    lease: i64,
+    lease_micros: i64,
+    progress: Progress,
+    checkpoint: Option<String>,
+}
+
+impl Change for Renew {
+    type Done = bool;
+    type Refused = JobRefused;
+
+    async fn apply(
+        &self,
+        connection: &mut Connection,
+        _entries: &mut Vec<Entry>,
+        _request: &Request,
+        now: Timestamp,
+    ) -> Result<Result<bool, JobRefused>, StoreError> {
+        let Some(before) = job::one(connection, self.id).await? else { return Ok(Err(JobRefused::Unknown)) };
+        let mut job = before.clone();
+        let (progress, checkpoint) = (self.progress.clone(), self.checkpoint.clone());
+        match job.renew(self.lease, now, self.lease_micros, progress, checkpoint) {
+            Err(lost) => Ok(Err(lost.into())),
+            Ok(_) if !job::update(connection, &before, &job).await? => Ok(Err(Lost.into())),
+            Ok(stop) => Ok(Ok(stop)),
+        }
+    }
+
+    fn render(&self, _: &bool) -> String {
+        String::new()
+    }
+}
+
+#[derive(Debug)]
+struct Settle {
+    id: JobId,
+    lease: i64,
+    ending: Ending,
+}
+
+impl Change for Settle {
+    type Done = Job;
+    type Refused = JobRefused;
+
+    async fn apply(
+        &self,
+        connection: &mut Connection,
+        entries: &mut Vec<Entry>,
+        request: &Request,
+        now: Timestamp,
+    ) -> Result<Result<Job, JobRefused>, StoreError> {
+        let Some(before) = job::one(connection, self.id).await? else { return Ok(Err(JobRefused::Unknown)) };
+        let mut job = before.clone();
+        if let Err(lost) = job.settle(self.lease, self.ending.clone(), now) {
+            return Ok(Err(lost.into()));
+        }
+        if !job::update(connection, &before, &job).await? {
+            return Ok(Err(Lost.into()));
+        }
+        ended(connection, &job, entries, request, now).await?;
+        Ok(Ok(job))
+    }
+
+    fn render(&self, _: &Job) -> String {
+        String::new()
+    }
+}
+
+#[derive(Debug)]
+struct Cancel {
+    id: JobId,
+    render: fn(&Job) -> String,
+}
+
+impl Change for Cancel {
+    type Done = Job;
+    type Refused = JobRefused;
+
+    async fn apply(
+        &self,
+        connection: &mut Connection,
+        entries: &mut Vec<Entry>,
+        request: &Request,
+        now: Timestamp,
+    ) -> Result<Result<Job, JobRefused>, StoreError> {
+        let Some(before) = job::one(connection, self.id).await? else { return Ok(Err(JobRefused::Unknown)) };
+        let mut job = before.clone();
+        if let Err(finished) = job.cancel(now) {
+            return Ok(Err(finished.into()));
+        }
+        if !job::update(connection, &before, &job).await? {
+            return Err(StoreError::Retryable("the job has changed in between".into()));
+        }
+        entries.push(record(&job, "job.cancelRequested", request));
+        ended(connection, &job, entries, request, now).await?;
+        Ok(Ok(job))
+    }
+
+    fn render(&self, done: &Job) -> String {
+        (self.render)(done)
+    }
+}
+
+#[derive(Debug)]
+struct Forget {
+    before: Timestamp,
+}
+
+impl Change for Forget {
+    type Done = u64;
+    type Refused = JobRefused;
+
+    async fn apply(
+        &self,
+        connection: &mut Connection,
+        _entries: &mut Vec<Entry>,
+        _request: &Request,
+        _now: Timestamp,
+    ) -> Result<Result<u64, JobRefused>, StoreError> {
+        Ok(Ok(job::forget(connection, self.before, FORGOTTEN_A_PIECE).await?))
+    }
+
+    fn render(&self, _: &u64) -> String {
+        String::new()
+    }
+}
+
+#[derive(Debug)]
+struct ForgetAnswers {
+    before: Timestamp,
+}
+
+impl Change for ForgetAnswers {
+    type Done = u64;
+    type Refused = JobRefused;
+
+    async fn apply(
+        &self,
+        connection: &mut Connection,
+        _entries: &mut Vec<Entry>,
+        _request: &Request,
+        _now: Timestamp,
+    ) -> Result<Result<u64, JobRefused>, StoreError> {
+        Ok(Ok(request::forget(connection, self.before, FORGOTTEN_A_PIECE).await?))
+    }
+
+    fn render(&self, _: &u64) -> String {
+        String::new()
+    }
+}
+
+/// What follows when a job is finished: its record, and the next one of its series.
+async fn ended(
+    connection: &mut Connection,
+    job: &Job,
+    entries: &mut Vec<Entry>,
+    request: &Request,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let action = match job.state {
+        State::Succeeded => "job.succeeded",
+        State::Failed => "job.failed",
+        State::Canceled => "job.canceled",
+        State::Waiting | State::Running => return Ok(()),
+    };
+    entries.push(record(job, action, request));
+    if let Some(next) = job.successor(JobId(clock::new_id()), now) {
+        job::insert(connection, &next).await?;
+    }
+    Ok(())
+}
+
+fn record(job: &Job, action: &str, request: &Request) -> Entry {
+    Entry {
+        actor: request.actor.clone(),
+        action: action.to_owned(),
+        target: format!("job:{}", job.id),
+        outcome: EntryOutcome::Success,
+        request_id: request.request_id.clone(),
+        payload: serde_json::json!({
+            "kind": job.draft.kind,
+            "tenant": job.draft.tenant.map(|tenant| tenant.to_string()),
+            "attempts": job.attempts,
+            "error": job.error,
+        })
+        .to_string(),
+    }
+}

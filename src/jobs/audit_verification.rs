@@ -1,0 +1,45 @@
+//! Recomputes a whole chain in the background: a tenant's, or the platform's.
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+
+use super::kinds::{Errand, Failure, Work};
+use crate::domain::job::Kind;
+use crate::domain::report::ChainReport;
+
+pub(super) struct AuditVerification;
+
+impl Work for AuditVerification {
+    fn kind(&self) -> Kind {
+        Kind::AuditVerification
+    }
+
+    fn run<'a>(&'a self, errand: &'a Errand) -> BoxFuture<'a, Result<Value, Failure>> {
+        async move {
+            let later = |reason: String| Failure::Retryable(reason);
+            let report = match errand.job.draft.tenant {
+                None => errand.directory.platform_audit_verify().await.map_err(|error| later(error.to_string()))?,
+                Some(tenant) => {
+                    let home = errand.directory.find(tenant).await.map_err(|absent| later(absent.to_string()))?;
+                    let report = home.audit_verify().await.map_err(|error| later(error.to_string()))?;
+                    report.map_err(|error| later(error.to_string()))?
+                }
+            };
+            judge(errand, &report)
+        }
+        .boxed()
+    }
+}
+
+/// A broken chain is a failed job, and a line that on-call reads.
+fn judge(errand: &Errand, report: &ChainReport) -> Result<Value, Failure> {
+    let tenant = errand.job.draft.tenant.map(|tenant| tenant.to_string());
+    match &report.broken {
+        None => Ok(json!({ "records": report.head.seq })),
+        Some(broken) => {
+            tracing::error!(?tenant, ?broken, "the audit chain is broken");
+            Err(Failure::Hopeless(format!("the chain is broken after record {}", report.head.seq)))
+        }
+    }
+}

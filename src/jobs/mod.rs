@@ -1,0 +1,15 @@
+//! Background work: the one runner, and the kinds of work there are.
+//!
+//! What is durable about a job (its state, its lease, its tries) is the [directory](crate::directory::jobs)'s and judged by
+//! [`domain::job`](crate::domain::job); this room runs it. [`runner`]: looks for due jobs, holds as many as it has hands for,
+//! keeps their leases alive, and settles them. [`kinds`]: what can be done. Work goes on from its last checkpoint when a
+//! daemon was killed in the middle; so each kind bears being begun again.
+//!
+//! A new kind of background work is a file here and a line in [`kinds::all`]; there is no second mechanism.
+
+mod audit_verification;
+mod housekeeping;
+pub mod kinds;
+pub mod runner;
+#[cfg(test)]
+mod tests;

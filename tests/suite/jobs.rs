@@ -1,0 +1,117 @@
+//! Background work: asked for, watched, canceled, and finished after its daemon was killed.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::api::Api;
+use crate::harness::{Setup, eventually, on_both};
+
+const HOUR_AHEAD: &str = "2999-01-01T00:00:00Z";
+
+async fn finished(api: &Api, id: &str) -> Value {
+    eventually("the job is finished", async || {
+        let job = api.get(&format!("/v1/jobs/{id}")).await.ok();
+        job["finishedAt"].is_string().then_some(job)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_s_chain_is_verified_in_the_background() {
+    on_both(|engine| async move {
+        let daemon = Setup::on(engine).start().await;
+        let (acme, globex) = (daemon.onboard("Acme").await, daemon.onboard("Globex").await);
+        acme.post_events(&[acme.event(), acme.event()]).await;
+        let asked = acme.api.post("/v1/jobs", &json!({"kind": "auditVerification"})).await;
+        assert_eq!(asked.status, 201, "{}", asked.text);
+        assert_eq!((&asked.body["tenantId"], &asked.body["state"]), (&json!(acme.id), &json!("waiting")));
+        let id = asked.body["id"].as_str().unwrap();
+        let job = finished(&acme.api, id).await;
+        assert_eq!((&job["state"], &job["attempts"]), (&json!("succeeded"), &json!(1)), "{job}");
+        assert!(job["result"]["records"].as_i64().unwrap() > 0, "{job}");
+
+        // Another tenant knows nothing of it; a reader may not see jobs at all.
+        for method in [Method::GET, Method::POST] {
+            let path = format!("/v1/jobs/{id}{}", if method == Method::POST { "/cancel" } else { "" });
+            globex.api.raw(method, &path, &[], Vec::new()).await.refused(404, "JOB_NOT_FOUND");
+        }
+        assert_eq!(globex.api.pages("/v1/jobs", 10).await, Vec::<Value>::new());
+        acme.issue_key("reader").await.1.get("/v1/jobs").await.refused(403, "FORBIDDEN");
+        // The platform sees it, and what it does itself.
+        let all = daemon.platform.pages("/v1/jobs", 1).await;
+        let kinds: Vec<&str> = all.iter().map(|job| job["kind"].as_str().unwrap()).collect();
+        assert!(kinds.contains(&"auditVerification") && kinds.contains(&"housekeeping"), "{kinds:?}");
+        let own = daemon.platform.get(&format!("/v1/jobs?tenantId={}&state=succeeded", acme.id)).await.ok();
+        assert_eq!(own["items"].as_array().unwrap().len(), 1, "{own}");
+        // Each step is in the platform's chain.
+        let records = daemon.platform.pages("/v1/audit", 100).await;
+        let told = |action: &str| {
+            let target = format!("job:{id}");
+            records
+                .iter()
+                .filter(|record| record["record"]["action"] == action && record["record"]["target"] == target.as_str())
+                .count()
+        };
+        assert_eq!([told("job.submitted"), told("job.succeeded")], [1, 1]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_job_is_canceled_once_and_a_key_asks_once() {
+    on_both(|engine| async move {
+        let daemon = Setup::on(engine).start().await;
+        let body = json!({"kind": "auditVerification", "runAt": HOUR_AHEAD});
+        let keyed = async || {
+            let text = serde_json::to_vec(&body).unwrap();
+            let headers = [("content-type", "application/json"), ("idempotency-key", "once")];
+            daemon.platform.raw(Method::POST, "/v1/jobs", &headers, text).await
+        };
+        let (first, second) = (keyed().await, keyed().await);
+        assert_eq!((first.status, second.status, &first.body), (201, 201, &second.body));
+        let id = first.body["id"].as_str().unwrap();
+        let cancel = format!("/v1/jobs/{id}/cancel");
+        let canceled = daemon.platform.raw(Method::POST, &cancel, &[], Vec::new()).await.ok();
+        assert_eq!(canceled["state"], "canceled");
+        let again = daemon.platform.raw(Method::POST, &cancel, &[], Vec::new()).await;
+        again.refused(409, "JOB_FINISHED");
+        assert_eq!(again.body["error"]["details"]["state"], "canceled");
+
+        let acme = daemon.onboard("Acme").await;
+        for (api, body, pointer) in [
+            (&daemon.platform, json!({"kind": "everything"}), "/kind"),
+            (&acme.api, json!({"kind": "housekeeping"}), "/kind"),
+            (&daemon.platform, json!({"kind": "housekeeping", "runAt": "soon"}), "/runAt"),
+        ] {
+            let answer = api.post("/v1/jobs", &body).await;
+            answer.refused(422, "VALIDATION_FAILED");
+            assert_eq!(answer.body["error"]["details"]["fields"][0]["pointer"], pointer);
+        }
+        daemon.platform.get("/v1/jobs?state=done").await.refused(400, "INVALID_PARAMETER");
+        daemon.platform.get("/v1/jobs/0199a8b2-5c00-7abc-8def-0123456789ab").await.refused(404, "JOB_NOT_FOUND");
+        daemon.platform.get("/v1/jobs/1").await.refused(404, "JOB_NOT_FOUND");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_daemon_was_killed_is_done_by_the_next_one() {
+    on_both(|engine| async move {
+        let mut daemon = Setup::on(engine).with("JOBS__LEASE_MS", 1_000).start().await;
+        daemon.stop().await;
+        daemon.spawn_armed("job.begun=return(KILL)");
+        daemon.ready().await;
+        let body = serde_json::to_vec(&json!({"kind": "auditVerification"})).unwrap();
+        let headers = [("content-type", "application/json")];
+        // The daemon may be gone before it answers.
+        let _ = daemon.platform.try_raw(Method::POST, "/v1/jobs", &headers, body).await;
+        daemon.dies_at("job.begun").await;
+        daemon.spawn();
+        daemon.ready().await;
+        let listed = daemon.platform.get("/v1/jobs?kind=auditVerification").await.ok();
+        let id = listed["items"][0]["id"].as_str().unwrap_or_else(|| panic!("{listed}")).to_owned();
+        let job = finished(&daemon.platform, &id).await;
+        assert_eq!((&job["state"], &job["attempts"]), (&json!("succeeded"), &json!(2)), "{job}");
+    })
+    .await;
+}
