@@ -4,6 +4,7 @@
 //! Secrets are [`SecretString`]: no Debug or error output shows them.
 
 mod envoy;
+mod flagsmith;
 mod gateway;
 mod jobs;
 mod kong_admin;
@@ -19,6 +20,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
+pub use flagsmith::Flagsmith;
 pub use gateway::{Gateway, Kong, KongNode, LimitBy};
 pub use jobs::Jobs;
 pub use kong_admin::{KongAdmin, KongMode};
@@ -45,6 +47,7 @@ pub struct Config {
     pub rate_limits: RateLimits,
     pub envoy: Envoy,
     pub kong: KongAdmin,
+    pub flagsmith: Flagsmith,
     pub notify: Notify,
     pub reconcile: Reconcile,
     pub gateway: Gateway,
@@ -601,6 +604,7 @@ impl Config {
         problems.extend(self.envoy.problems());
         problems.extend(self.jobs.problems());
         problems.extend(self.kong.problems());
+        problems.extend(self.flagsmith.problems());
         if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }
     }
 

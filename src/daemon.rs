@@ -20,10 +20,12 @@ use crate::access::{Gate, Pepper};
 use crate::clock::Clock;
 use crate::config::{Config, millis};
 use crate::directory::{self, Settings, handle::Handle as Directory};
+use crate::domain::flag::FlagSource;
 use crate::domain::reconcile::Terms;
 use crate::envoy;
 use crate::fault;
 use crate::http::{self, Api, Dependency, Health, KongDoor, Rooms, State};
+use crate::intake::flagsmith::Flagsmith;
 use crate::intake::kong::counters::Counters;
 use crate::intake::kong::health::{Health as SourceHealth, Standing};
 use crate::intake::kong::log_receiver::LogReceiver;
@@ -138,8 +140,10 @@ impl Daemon {
             state: relay(outlet.state.clone(), outlet_state),
             detail: None,
         }));
-        let (sources, source_health) = open_sources(&config, &directory, &clock)?;
+        let (mut sources, source_health) = open_sources(&config, &directory, &clock)?;
         dependencies.extend(source_health);
+        let (flags, fetching) = open_flags(&config, &directory, &clock, &mut dependencies).await?;
+        sources.extend(fetching);
         let (rate_limits, settlement, sharing) = open_rate_limits(&config)?;
         dependencies.push(sharing);
         let kong = &config.gateway.kong;
@@ -156,8 +160,17 @@ impl Daemon {
         let envoy = open_envoy(&config, &directory, &clock, &rate_limits, answering, patience / STEPS).await?;
         let (kong_sync, channels) = (outlets.kong.clone(), outlets.bench.clone());
         let people = config.organization.limits();
-        let rooms =
-            Rooms { directory: directory.clone(), gate, recorder, kong, rate_limits, kong_sync, people, channels };
+        let rooms = Rooms {
+            directory: directory.clone(),
+            gate,
+            recorder,
+            kong,
+            flags,
+            rate_limits,
+            kong_sync,
+            people,
+            channels,
+        };
         let api = Api::new(rooms, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
         let (answering, stopped) = (answering.to_vec(), stop.clone());
@@ -342,6 +355,27 @@ fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow
         source("kong-log", off("proof: requests, with a reporter's key; missing: gateway.kong.log_token"));
     }
     Ok((tasks, dependencies))
+}
+
+/// Where the platform's feature flags come from, and what fetches them, if anything must.
+async fn open_flags(
+    config: &Config,
+    directory: &Directory,
+    clock: &Clock,
+    dependencies: &mut Vec<Dependency>,
+) -> anyhow::Result<(Arc<dyn FlagSource>, Option<Task>)> {
+    let opened = Flagsmith::open(&config.flagsmith, directory.clone(), clock.clone()).await;
+    let Some(flagsmith) = opened.map_err(anyhow::Error::msg)? else {
+        return Ok((Arc::new(directory.stored_flags()), None));
+    };
+    let health = flagsmith.health();
+    let detail = Some(relay(health.clone(), |health| health.detail.clone()));
+    let state = relay(health, source_state);
+    dependencies.push(Dependency { name: "flagsmith".into(), required: false, state, detail });
+    let source = flagsmith.source();
+    let stop = CancellationToken::new();
+    let handle = tokio::spawn(flagsmith.run(stop.clone()));
+    Ok((source, Some(Task { stop, handle })))
 }
 
 /// A source that is not configured.

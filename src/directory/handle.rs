@@ -130,6 +130,7 @@ pub(super) struct Parts {
     pub(super) registrar: ActorRef<registrar::Message>,
     pub(super) supervisor: ActorRef<supervisor::Message>,
     pub(super) clock: Clock,
+    pub(super) exposures: super::flag::Exposures,
     /// Rings when there may be background work.
     pub(super) job_bell: Notify,
 }
@@ -142,7 +143,17 @@ impl std::fmt::Debug for Handle {
 
 impl Handle {
     pub(super) fn new(parts: Parts) -> Handle {
-        Handle(Arc::new(parts))
+        let parts = Arc::new(parts);
+        super::flag::keep_flushing(Arc::downgrade(&parts));
+        Handle(parts)
+    }
+
+    pub(super) fn of(parts: Arc<Parts>) -> Handle {
+        Handle(parts)
+    }
+
+    pub(super) fn parts(&self) -> &Parts {
+        &self.0
     }
 
     // ---- who is home: memory only ----
@@ -520,6 +531,9 @@ impl Handle {
 
     /// Every tenant commits what is waiting and leaves; nobody is opened any more. Then the registrar leaves.
     pub async fn drain(&self, patience: Duration) {
+        if tokio::time::timeout(patience, self.flush_exposures()).await.is_err() {
+            tracing::warn!("not every count of what was served of feature flags was brought home in time");
+        }
         let (sender, receiver) = ractor::concurrency::oneshot();
         if self.0.supervisor.cast(supervisor::Message::Drain { reply: sender.into() }).is_ok()
             && !matches!(tokio::time::timeout(patience, receiver).await, Ok(Ok(())))

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::domain::chain::Head;
+use crate::domain::flag::FlagSet;
 use crate::domain::ids::{PlatformAdminId, TenantId};
 use crate::domain::platform_admin::PlatformAdmin;
 use crate::domain::report::Page;
@@ -22,6 +23,7 @@ struct Tables {
     keys: HashMap<String, ApiKey>,
     keys_of: HashMap<TenantId, Vec<String>>,
     platform_admins: BTreeMap<PlatformAdminId, PlatformAdmin>,
+    flags: Arc<FlagSet>,
 }
 
 impl Index {
@@ -36,7 +38,7 @@ impl Index {
 
     /// Replaces everything by what the control database holds.
     pub(super) fn load(&self, tenants: Vec<(Tenant, Head)>, keys: Vec<ApiKey>, admins: Vec<PlatformAdmin>) {
-        let mut tables = Tables::default();
+        let mut tables = Tables { flags: self.flags(), ..Tables::default() };
         for (tenant, head) in tenants {
             tables.heads.insert(tenant.id, head);
             tables.put(tenant);
@@ -44,6 +46,15 @@ impl Index {
         keys.into_iter().for_each(|key| tables.put_key(key));
         tables.platform_admins = admins.into_iter().map(|admin| (admin.id, admin)).collect();
         *self.write() = tables;
+    }
+
+    /// The platform's feature flags.
+    pub(super) fn flags(&self) -> Arc<FlagSet> {
+        self.read().flags.clone()
+    }
+
+    pub(super) fn put_flags(&self, flags: FlagSet) {
+        self.write().flags = Arc::new(flags);
     }
 
     pub(super) fn put(&self, tenant: Tenant) {

@@ -6,6 +6,7 @@
 //! - [`slot`]: what a tenant's place may be, as a pure state machine.
 //! - [`registrar`]: the actor that owns the control database's write connection: the only writer of the catalogue.
 //! - [`task`]: a change that a resource of the platform's brings whole. [`platform_admin`]: who administers the platform.
+//!   [`flag`]: the platform's feature flags, and counts of what was served.
 //! - [`jobs`]: background work, as far as it is durable.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
 //! - [`workflow`]: changes that touch the control database and a tenant's; each step may be done again, and whatever a
@@ -14,6 +15,7 @@
 //! A tenant that is not served (pending, archived) and one that does not exist look the same from outside. A tenant whose
 //! database is missing, swapped, corrupt or behind is frozen: answered with "unavailable", never created anew.
 
+pub mod flag;
 pub mod handle;
 mod index;
 pub mod jobs;
@@ -86,6 +88,7 @@ pub async fn open(
         registrar,
         supervisor,
         clock,
+        exposures: flag::Exposures::default(),
         job_bell: Notify::new(),
     });
     workflow::resume(&handle).await;

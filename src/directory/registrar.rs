@@ -24,7 +24,7 @@ use crate::domain::time::Timestamp;
 use crate::fault;
 use crate::store::catalogue::{self, Work};
 use crate::store::database::{Connection, Store};
-use crate::store::{StoreError, audit, platform_admin, quarantine, request, stream};
+use crate::store::{StoreError, audit, flag, platform_admin, quarantine, request, stream};
 
 /// The name of the platform's own chain.
 pub(super) const PLATFORM_CHAIN: &str = "platform";
@@ -166,6 +166,7 @@ pub(super) async fn load(birth: &Birth) -> Result<Vec<TenantId>, StoreError> {
     let mut connection = birth.store.control().await?;
     let (rows, keys) = catalogue::load(&mut connection).await?;
     let admins = platform_admin::all(&mut connection).await?;
+    birth.index.put_flags(flag::all(&mut connection).await?);
     let awake =
         rows.iter().filter(|row| row.awake && is_served(row.tenant.lifecycle)).map(|row| row.tenant.id).collect();
     birth.index.load(rows.into_iter().map(|row| (row.tenant, row.head)).collect(), keys, admins);
@@ -255,6 +256,8 @@ impl State {
             let mut connection = self.birth.store.control_again().await.map_err(|error| unavailable(&error))?;
             let (rows, keys) = catalogue::load(&mut connection).await.map_err(|error| unavailable(&error))?;
             let admins = platform_admin::all(&mut connection).await.map_err(|error| unavailable(&error))?;
+            let flags = flag::all(&mut connection).await.map_err(|error| unavailable(&error))?;
+            self.birth.index.put_flags(flags);
             self.platform_head = audit::head(&mut connection).await.map_err(|error| unavailable(&error))?;
             let unfinished = catalogue::all_work(&mut connection).await.map_err(|error| unavailable(&error))?;
             // A request that a crash interrupted is still running: repeated, it must not begin a second time.

@@ -15,6 +15,7 @@ use aws_lc_rs::digest;
 use jiff::tz::TimeZone;
 
 use super::chain::{self, Entry, EntryOutcome, Head, Record};
+use super::flag::ledger::FlagBooks;
 use super::grouping::{ByScope, Windows, group, starts_and_subjects};
 use super::ids::{AlertId, QuotaId, TenantId};
 use super::notice::{Alert, AlertSubject, Attempt, Delivery, Event, Firing, QuotaThreshold};
@@ -97,6 +98,8 @@ pub struct Books {
     pub comparison: Comparison,
     /// Who the tenant's people are.
     pub organization: Arc<Organization>,
+    /// The tenant's own feature flags, and how often what was served.
+    pub flags: Arc<FlagBooks>,
 }
 
 /// What has to be read before [`Posting::usage`] or [`Posting::replace_quotas`] may go on.
@@ -137,6 +140,7 @@ impl Books {
             head: Head::EMPTY,
             comparison: Comparison::default(),
             organization: Arc::default(),
+            flags: Arc::default(),
         }
     }
 
@@ -321,6 +325,8 @@ pub struct Posting {
     pub cursors: BTreeMap<String, i64>,
     /// What a gateway has said.
     pub gateway: GatewayRows,
+    /// A resource has written rows that nothing here stands for.
+    pub has_other_rows: bool,
     now: Timestamp,
     /// Fresh random bytes, from which each payload's salt is derived.
     salt_seed: [u8; 32],
@@ -345,6 +351,7 @@ impl Posting {
             records: Vec::new(),
             cursors: BTreeMap::new(),
             gateway: GatewayRows::default(),
+            has_other_rows: false,
             now,
             salt_seed,
         }
@@ -359,8 +366,13 @@ impl Posting {
     /// Is there nothing to write?
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Posting { records, attempts, cursors, resolved, gateway, .. } = self;
-        records.is_empty() && attempts.is_empty() && cursors.is_empty() && resolved.is_empty() && gateway.is_empty()
+        let Posting { records, attempts, cursors, resolved, gateway, has_other_rows, .. } = self;
+        !has_other_rows
+            && records.is_empty()
+            && attempts.is_empty()
+            && cursors.is_empty()
+            && resolved.is_empty()
+            && gateway.is_empty()
     }
 
     // ---- usage ----

@@ -20,6 +20,7 @@
 //! - [`rate_limit`]: how often is too often: token buckets.
 //! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.
 //! - [`report`]: questions about the past, and their answers.
+//! - [`flag`]: feature flags: what each says to whom.
 //! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
 //! - [`platform_admin`]: people who administer the platform.
 //! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
@@ -30,6 +31,7 @@ pub mod books;
 #[cfg(test)]
 mod books_tests;
 pub mod chain;
+pub mod flag;
 mod grouping;
 pub mod ids;
 pub mod job;

@@ -38,7 +38,7 @@ pub(super) async fn receive(
 ) -> Result<Bytes, Problem> {
     let (bytes_max, media) = match kind {
         BodyKind::None => return Ok(Bytes::new()),
-        BodyKind::Json => (limits.body_bytes_max, JSON),
+        BodyKind::Json | BodyKind::Evaluation => (limits.body_bytes_max, JSON),
         BodyKind::Patch => (limits.body_bytes_max, PATCH),
         BodyKind::Events | BodyKind::OpenMeter => (limits.events_body_bytes_max, EVENTS),
         BodyKind::LiteLlm => (limits.litellm_body_bytes_max, LINES),

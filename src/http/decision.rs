@@ -113,7 +113,7 @@ fn etag(epoch: i64, decision: &Decision, question: u64) -> String {
 }
 
 /// `If-None-Match` is a list of tags, weak ones included, or `*`.
-fn is_known(header: &str, tag: &str) -> bool {
+pub(super) fn is_known(header: &str, tag: &str) -> bool {
     header.split(',').map(str::trim).any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag)
 }
 

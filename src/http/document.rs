@@ -14,9 +14,9 @@ use serde_json::{Map, Value, json};
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::{Code, Form, Problem};
 use super::{
-    alerts, api_keys, audit, channels, decision, gateway, groups, ingestion, jobs, kong_sync, openmeter,
-    platform_admins, probes, quarantine, quotas, rate_limits, reconciliation, reply, role_assignments, tenants, usage,
-    users,
+    alerts, api_keys, audit, channels, decision, features, flags, gateway, groups, ingestion, jobs, kong_sync, ofrep,
+    openmeter, platform_admins, probes, quarantine, quotas, rate_limits, reconciliation, reply, role_assignments,
+    tenants, usage, users,
 };
 
 /// The chapters of the document.
@@ -36,6 +36,8 @@ pub(super) enum Tag {
     Reconciliation,
     /// The chain of everything that was done or denied.
     Audit,
+    /// Feature flags: what each says to whom, and OpenFeature's remote evaluation.
+    Features,
     /// What was not counted, why, and another try.
     Quarantine,
     /// Background work.
@@ -64,7 +66,8 @@ type Handlers = (
     reconciliation::Reconciliation,
     audit::Audit,
     quarantine::Quarantine,
-    kong_sync::KongSync,
+    // A tuple of the framework's has sixteen places at most.
+    (flags::Flags, kong_sync::KongSync),
     jobs::Jobs,
     rate_limits::RateLimits,
     probes::Probes,
@@ -91,7 +94,7 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         reconciliation::Reconciliation,
         audit::Audit,
         quarantine::Quarantine,
-        kong_sync::KongSync,
+        (flags::Flags, kong_sync::KongSync),
         jobs::Jobs,
         rate_limits::RateLimits,
         probes::Probes,
@@ -127,6 +130,10 @@ const TAGGED: &[&str] = &[
 pub fn openapi_document() -> String {
     let mut document: Value = serde_json::from_str(&service().spec()).unwrap_or_default();
     document["paths"]["/v1/quotas/{tenantId}/decision"] = decision::described();
+    document["paths"]["/v1/features"] = features::described();
+    for (path, described) in ofrep::described() {
+        document["paths"][path] = described;
+    }
     document["paths"]["/openapi.json"] = page("getDocument", "This document", "application/json", "object");
     document["paths"]["/docs"] = page("getDocumentation", "This document, for people", "text/html", "string");
     document["components"]["schemas"]["Decision"] = decision::schema();
@@ -147,6 +154,7 @@ pub fn openapi_document() -> String {
     for operation in OPERATIONS {
         complete(&mut document["paths"][operation.path][operation.method.as_str().to_lowercase()], operation);
     }
+    ofrep::describe_failures(&mut document);
     close_bodies(&mut document);
     for (schema, fields) in NULLABLE {
         for field in *fields {
@@ -479,6 +487,8 @@ mod tests {
         check::<reconciliation::ReconciliationView>();
         check::<ingestion::Recorded>();
         check::<ingestion::UsageEventEnvelope>();
+        check::<flags::FlagBody>();
+        check::<flags::FlagView>();
         check::<audit::AuditReport>();
         check::<quarantine::Replayed>();
         check::<jobs::SubmitJob>();

@@ -9,8 +9,8 @@
 //! 4. [`body`]: the bytes, measured, and read strictly
 //! 5. one handler: [`tenants`], [`api_keys`], [`users`], [`groups`], [`role_assignments`], [`platform_admins`],
 //!    [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`], [`channels`], [`decision`],
-//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`probes`]; [`view`]s and
-//!    [`reply`] are what they speak
+//!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`flags`], [`features`],
+//!    [`ofrep`], [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`people`] has what the resources of an organization share; [`precondition`] reads `If-Match`.
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
@@ -26,12 +26,15 @@ mod cursor;
 mod decision;
 mod document;
 mod door;
+mod features;
+mod flags;
 pub mod framing;
 mod gateway;
 mod groups;
 mod ingestion;
 mod jobs;
 mod kong_sync;
+mod ofrep;
 mod openmeter;
 mod operation;
 mod people;
@@ -79,6 +82,7 @@ use crate::access::Gate;
 use crate::clock::Clock;
 use crate::config::{self, millis};
 use crate::directory;
+use crate::domain::flag::FlagSource;
 use crate::domain::organization::Limits;
 use crate::domain::sync::SyncStatus;
 use crate::intake::record::Recorder;
@@ -102,6 +106,8 @@ pub struct Api {
     health: Health,
     metrics: PrometheusHandle,
     sealer: Sealer,
+    /// Where the platform's feature flags come from.
+    flags: Arc<dyn FlagSource>,
     /// How the tenants stand in Kong, if somebody keeps them there.
     kong_sync: Option<watch::Receiver<SyncStatus>>,
     /// How many people a tenant may have.
@@ -118,6 +124,8 @@ pub struct Rooms {
     pub recorder: Recorder,
     /// Where Kong's access log goes.
     pub kong: KongDoor,
+    /// Where the platform's feature flags come from.
+    pub flags: Arc<dyn FlagSource>,
     /// How often is too often.
     pub rate_limits: Limiter,
     /// How the tenants stand in Kong, if somebody keeps them there.
@@ -132,7 +140,7 @@ impl Api {
     /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
     pub fn new(rooms: Rooms, clock: Clock, limits: config::Http, health: Health, metrics: PrometheusHandle) -> Api {
-        let Rooms { directory, gate, recorder, kong, rate_limits, kong_sync, people, channels } = rooms;
+        let Rooms { directory, gate, recorder, kong, flags, rate_limits, kong_sync, people, channels } = rooms;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
         Api {
@@ -140,6 +148,7 @@ impl Api {
             gate,
             recorder,
             kong,
+            flags,
             rate_limits,
             clock,
             limits,
@@ -226,6 +235,8 @@ async fn hand_over(handlers: Arc<BoxEndpoint<'static>>, ask: Ask, mut request: R
     match ask.operation.id {
         "getDocument" => document::serve_document(),
         "getDocumentation" => document::serve_documentation(),
+        "getFeatures" => or_problem(features::answer(&ask).await),
+        "evaluateFlag" | "evaluateFlags" => or_problem(ofrep::answer(&ask, request.uri().path()).await),
         _ => {
             if *request.method() == Method::HEAD {
                 request.set_method(Method::GET);
@@ -234,4 +245,9 @@ async fn hand_over(handlers: Arc<BoxEndpoint<'static>>, ask: Ask, mut request: R
             handlers.get_response(request).await
         }
     }
+}
+
+/// Carries a problem as the framework would: the door writes it.
+fn or_problem(answered: Result<Response, Problem>) -> Response {
+    answered.unwrap_or_else(|problem| poem::Error::from(problem).into_response())
 }

@@ -31,6 +31,8 @@ pub enum BodyKind {
     Events,
     LiteLlm,
     KongLog,
+    /// The context that feature flags are evaluated for.
+    Evaluation,
     /// Its errors are told in OpenMeter's form, around ours.
     OpenMeter,
 }
@@ -114,7 +116,7 @@ impl Operation {
         match (self.scope, self.body, self.object) {
             (Scope::Open, ..) | (_, BodyKind::LiteLlm | BodyKind::KongLog, _) => None,
             (_, BodyKind::Events | BodyKind::OpenMeter, _) => Some(Class::Ingest),
-            (.., "decision") => Some(Class::Lookup),
+            (.., "decision" | "features") => Some(Class::Lookup),
             _ if self.method == Method::GET => Some(Class::Read),
             (.., "tenants" | "apiKeys") => Some(Class::Admin),
             _ => Some(Class::Write),
@@ -163,15 +165,16 @@ impl Operation {
 
 const PAGE: &[&str] = &["limit", "cursor"];
 
-use BodyKind::{Events, Json, KongLog, LiteLlm, None as NoBody, OpenMeter, Patch};
+use BodyKind::{Evaluation, Events, Json, KongLog, LiteLlm, None as NoBody, OpenMeter, Patch};
 use Code::{
     AdjustmentBelowZero, AdjustmentRefused, AlertNotFound, AlertOver, AlreadyReplayed, ApiKeyNotFound, ChannelNotFound,
-    ExternalIdTaken, FindingClosed, FindingNotFound, GroupNotFound, IdempotencyKeyReused, IdentityTaken, IllegalMove,
-    InvalidCursor, JobFinished, JobNotFound, MemberNotFound, MembershipRefused, NotReady, NothingAccepted,
-    OrganizationFull, PlatformAdminNotFound, PreconditionFailed, PreconditionRequired, QuarantinedNotFound,
-    ReportTooLarge, RoleAlreadyAssigned, RoleAssignmentNotFound, SlugTaken, StillRefused, StoreUnavailable,
-    TenantFrozen, TenantMismatch, TenantNotFound, TenantSaturated, TenantStarting, TestedTooOften, TooManyApiKeys,
-    TooManyEvents, TooManyJobs, UserNotFound, ValidationFailed,
+    ExternalIdTaken, FindingClosed, FindingNotFound, FlagNotFound, FlagNotOverridable, FlagsKeptElsewhere,
+    GroupNotFound, IdempotencyKeyReused, IdentityTaken, IllegalMove, InvalidCursor, JobFinished, JobNotFound,
+    MemberNotFound, MembershipRefused, NotReady, NothingAccepted, OrganizationFull, PlatformAdminNotFound,
+    PreconditionFailed, PreconditionRequired, QuarantinedNotFound, ReportTooLarge, RoleAlreadyAssigned,
+    RoleAssignmentNotFound, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen, TenantMismatch, TenantNotFound,
+    TenantSaturated, TenantStarting, TestedTooOften, TooManyApiKeys, TooManyEvents, TooManyFlags, TooManyJobs,
+    UserNotFound, ValidationFailed,
 };
 use Scope::{Open, Platform, TenantInPath, TenantOfCredential};
 
@@ -308,6 +311,22 @@ pub static OPERATIONS: &[Operation] = &[
     Operation { id: "replayQuarantined", method: Method::POST, path: "/v1/quarantine/{id}/replay", scope: TenantOfCredential, object: "quarantine", action: "replay", body: NoBody,
         query: &[], codes: &[QuarantinedNotFound, TenantNotFound, AlreadyReplayed, StillRefused, StoreUnavailable] },
 
+    Operation { id: "getFeatures", method: Method::GET, path: "/v1/features", scope: TenantOfCredential, object: "features", action: "evaluate", body: NoBody,
+        query: &[], codes: &[TenantNotFound, TenantStarting, TenantFrozen] },
+    Operation { id: "evaluateFlag", method: Method::POST, path: "/ofrep/v1/evaluate/flags/{key}", scope: TenantOfCredential, object: "features", action: "evaluate", body: Evaluation,
+        query: &[], codes: &[FlagNotFound, TenantNotFound, TenantStarting, TenantFrozen] },
+    Operation { id: "evaluateFlags", method: Method::POST, path: "/ofrep/v1/evaluate/flags", scope: TenantOfCredential, object: "features", action: "evaluate", body: Evaluation,
+        query: &["flagConfigEtag", "flagConfigLastModified"], codes: &[TenantNotFound, TenantStarting, TenantFrozen] },
+    Operation { id: "listFlags", method: Method::GET, path: "/v1/flags", scope: TenantOfCredential, object: "flags", action: "read", body: NoBody,
+        query: &["limit", "cursor", "tenantId"], codes: &[InvalidCursor, TenantNotFound, TenantStarting, TenantFrozen] },
+    Operation { id: "getFlag", method: Method::GET, path: "/v1/flags/{key}", scope: TenantOfCredential, object: "flags", action: "read", body: NoBody,
+        query: &["tenantId"], codes: &[FlagNotFound, TenantNotFound, TenantStarting, TenantFrozen] },
+    Operation { id: "getFlagExposures", method: Method::GET, path: "/v1/flags/{key}/exposures", scope: TenantOfCredential, object: "flags", action: "read", body: NoBody,
+        query: &["tenantId"], codes: &[FlagNotFound, TenantNotFound, TenantStarting, TenantFrozen] },
+    Operation { id: "putFlag", method: Method::PUT, path: "/v1/flags/{key}", scope: TenantOfCredential, object: "flags", action: "put", body: Json,
+        query: &["tenantId"], codes: &[FlagNotOverridable, FlagsKeptElsewhere, TooManyFlags, PreconditionFailed, PreconditionRequired, ValidationFailed, IdempotencyKeyReused, TenantNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "deleteFlag", method: Method::DELETE, path: "/v1/flags/{key}", scope: TenantOfCredential, object: "flags", action: "delete", body: NoBody,
+        query: &["tenantId"], codes: &[FlagNotFound, FlagsKeptElsewhere, PreconditionFailed, PreconditionRequired, IdempotencyKeyReused, TenantNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },
     Operation { id: "submitJob", method: Method::POST, path: "/v1/jobs", scope: TenantOfCredential, object: "jobs", action: "submit", body: Json,
         query: &["tenantId"], codes: &[TenantNotFound, TooManyJobs, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
     Operation { id: "listJobs", method: Method::GET, path: "/v1/jobs", scope: TenantOfCredential, object: "jobs", action: "read", body: NoBody,
@@ -378,6 +397,8 @@ mod tests {
             ("recordKongLogs", None),
             ("recordUsageEvents", Some(Class::Ingest)),
             ("decide", Some(Class::Lookup)),
+            ("evaluateFlag", Some(Class::Lookup)),
+            ("putFlag", Some(Class::Write)),
             ("getQuotas", Some(Class::Read)),
             ("listTenants", Some(Class::Read)),
             ("getKongSync", Some(Class::Read)),

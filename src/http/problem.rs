@@ -70,6 +70,7 @@ codes! {
     MemberNotFound "MEMBER_NOT_FOUND" 404 "The group has no such member of its own.";
     RoleAssignmentNotFound "ROLE_ASSIGNMENT_NOT_FOUND" 404 "There is no such role assignment.";
     PlatformAdminNotFound "PLATFORM_ADMIN_NOT_FOUND" 404 "There is no such administrator of the platform.";
+    FlagNotFound "FLAG_NOT_FOUND" 404 "There is no such feature flag.";
     JobNotFound "JOB_NOT_FOUND" 404 "There is no such job.";
     MethodNotAllowed "METHOD_NOT_ALLOWED" 405 "The address does not know this method; see the Allow header.";
     NotAcceptable "NOT_ACCEPTABLE" 406 "The answer is JSON, which the Accept header excludes.";
@@ -80,6 +81,9 @@ codes! {
     TooManyApiKeys "TOO_MANY_API_KEYS" 409 "The tenant has as many API keys as it may have; revoke one first.";
     AlreadyReplayed "ALREADY_REPLAYED" 409 "The quarantined event was counted on an earlier try.";
     FindingClosed "FINDING_CLOSED" 409 "The finding has been dealt with, or has resolved itself; details.status says how.";
+    TooManyFlags "TOO_MANY_FLAGS" 409 "There are as many feature flags as there may be; delete one first.";
+    FlagNotOverridable "FLAG_NOT_OVERRIDABLE" 409 "The platform has a feature flag of this key that tenants may not override.";
+    FlagsKeptElsewhere "FLAGS_KEPT_ELSEWHERE" 409 "The platform's feature flags are kept in another service; change them there.";
     JobFinished "JOB_FINISHED" 409 "The job has ended already; details.state says how.";
     TooManyJobs "TOO_MANY_JOBS" 409 "There are as many unfinished jobs as there may be; wait until some have ended.";
     AlertOver "ALERT_OVER" 409 "What the alert tells is over; details.resolvedAt says since when.";

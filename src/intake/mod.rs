@@ -12,6 +12,8 @@
 //! then parked in quarantine, as far as [`parking`] has room, from where [`replayer`] brings it back. The tenant's ledger makes all of that safe, because
 //! (tenant, source, event id) is counted once however often it arrives.
 //!
+//! [`flagsmith`] is another matter: what it fetches are feature flags.
+//!
 //! No SQL and no answer's wording enters here; nothing here decides what an event costs or whether it is too old.
 
 pub mod arrival;
@@ -19,6 +21,7 @@ pub mod attribution;
 pub mod body;
 pub mod cloudevents;
 pub mod envelope;
+pub mod flagsmith;
 pub mod kong;
 pub mod litellm;
 mod openmeter;

@@ -36,16 +36,17 @@ macro_rules! migration {
     };
 }
 
-pub(super) static CONTROL: [Migration; 6] = [
+pub(super) static CONTROL: [Migration; 7] = [
     migration!(Both, 1, "control", "0001_catalogue"),
     migration!(Sqlite, 2, "control", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "control", "0002_append_only.postgres"),
     migration!(Both, 3, "control", "0003_stream"),
     migration!(Both, 5, "control", "0005_platform_admins"),
+    migration!(Both, 6, "control", "0006_flags"),
     migration!(Both, 7, "control", "0007_jobs"),
 ];
 
-pub(super) static TENANT: [Migration; 10] = [
+pub(super) static TENANT: [Migration; 11] = [
     migration!(Both, 1, "tenant", "0001_books"),
     migration!(Sqlite, 2, "tenant", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "tenant", "0002_append_only.postgres"),
@@ -55,6 +56,7 @@ pub(super) static TENANT: [Migration; 10] = [
     migration!(Both, 5, "tenant", "0005_reconciliation"),
     migration!(Postgres, 7, "tenant", "0007_undated.postgres"),
     migration!(Both, 9, "tenant", "0009_organization"),
+    migration!(Both, 10, "tenant", "0010_flags"),
     migration!(Both, 11, "tenant", "0011_request_age"),
 ];
 

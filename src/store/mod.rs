@@ -11,6 +11,7 @@
 //! - [`load`]: a tenant's books, read by a new owner. [`posting`]: the hot transaction. [`quota`]: a counter that is
 //!   not in memory.
 //! - [`organization`]: who the tenant's people are. [`platform_admin`]: who administers the platform.
+//! - [`flag`]: feature flags, the same table in the control database and in each tenant's.
 //! - [`gateway`]: what gateways say. [`reconciliation`]: how it compares.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
 //! - [`catalogue`], [`quarantine`], [`stream`], [`job`]: the control database.
@@ -21,6 +22,7 @@ mod connection;
 mod copy;
 pub mod database;
 mod failure;
+pub mod flag;
 pub mod gateway;
 pub mod job;
 pub mod load;

@@ -222,6 +222,31 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
     ),
     ("platform_api_kong_sync_objects", Gauge, Unit::Count, "Objects of ours in Kong, by kind: consumers, suspended."),
     ("platform_api_kong_sync_writes_total", Counter, Unit::Count, "Requests that changed Kong, by kind."),
+    // Feature flags.
+    (
+        "platform_api_flag_evaluations_total",
+        Counter,
+        Unit::Count,
+        "Feature flags evaluated, by door (features, ofrep) and reason, or the error that was answered instead.",
+    ),
+    (
+        "platform_api_flag_exposures_dropped_total",
+        Counter,
+        Unit::Count,
+        "Times a variant was served that no tenant has counted: too many wait, or its tenant did not take them.",
+    ),
+    (
+        "platform_api_flag_source_fetches_total",
+        Counter,
+        Unit::Count,
+        "Fetches of Flagsmith's environment document, by result: ok, failed, unreadable.",
+    ),
+    (
+        "platform_api_flag_source_age_seconds",
+        Gauge,
+        Unit::Seconds,
+        "Age of the document that feature flags are served from.",
+    ),
     // Ourselves.
     ("platform_api_build_info", Gauge, Unit::Count, "1, with the version as a label."),
 ];

@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::domain::adjustment::Adjustment;
 use crate::domain::books::{Books, Cursor};
 use crate::domain::chain::Entry;
+use crate::domain::flag::ledger::FlagBooks;
 use crate::domain::ids::{FindingId, TenantId};
 use crate::domain::notice::{Attempt, Delivery, Firing};
 use crate::domain::organization::Organization;
@@ -269,25 +270,32 @@ impl Handle {
     /// [`Unavailable::ComeBack`].
     pub fn organization(&self) -> Result<Arc<Organization>, Unavailable> {
         self.heard();
-        self.vouched()?;
-        Ok(self.pulse.books().organization.clone())
+        Ok(self.published()?.organization.clone())
+    }
+
+    /// The tenant's feature flags, and how often what was served, as of the last commit. Waits for nobody.
+    ///
+    /// # Errors
+    /// [`Unavailable::ComeBack`].
+    pub fn flags(&self) -> Result<Arc<FlagBooks>, Unavailable> {
+        self.heard();
+        Ok(self.published()?.flags.clone())
     }
 
     /// The books of the last commit, while there is a keeper who vouches for them. One that is still starting does: it was
     /// born with the books it has published. When the clock was set back into a period that they do not know, nobody is
     /// told that nothing was used there: a sweep is about to have it read.
     fn committed(&self, now: Timestamp) -> Result<Arc<Books>, Unavailable> {
-        self.vouched()?;
-        let books = self.pulse.books();
+        let books = self.published()?;
         if books.knows_running(now) { Ok(books) } else { Err(Unavailable::ComeBack) }
     }
 
-    /// Is there a keeper who vouches for what is published?
-    fn vouched(&self) -> Result<(), Unavailable> {
-        match self.actor.get_status() {
-            ActorStatus::Draining | ActorStatus::Stopping | ActorStatus::Stopped => Err(Unavailable::ComeBack),
-            _ => Ok(()),
+    /// What was committed last, while there is a keeper who vouches for it.
+    fn published(&self) -> Result<Arc<Books>, Unavailable> {
+        if let ActorStatus::Draining | ActorStatus::Stopping | ActorStatus::Stopped = self.actor.get_status() {
+            return Err(Unavailable::ComeBack);
         }
+        Ok(self.pulse.books())
     }
 
     /// Replaces the set of quotas; answers how the new ones stand.

@@ -120,6 +120,14 @@ const ROWS: &[Row] = &[
     row("listPlatformAdmins", About::Platform, NOBODY, nothing),
     row("getPlatformAdmin", About::Platform, NOBODY, nothing),
     row("deletePlatformAdmin", About::Platform, NOBODY, nothing),
+    row("getFeatures", About::OwnTenant, ALL, nothing),
+    row("evaluateFlag", About::OwnTenant, ALL, empty),
+    row("evaluateFlags", About::OwnTenant, ALL, empty),
+    row("listFlags", About::OwnTenant, READERS, nothing),
+    row("getFlag", About::OwnTenant, READERS, nothing),
+    row("getFlagExposures", About::OwnTenant, READERS, nothing),
+    row("putFlag", About::OwnTenant, ADMIN, empty),
+    row("deleteFlag", About::OwnTenant, ADMIN, nothing),
     row("submitJob", About::OwnTenant, ADMIN, empty),
     row("listJobs", About::OwnTenant, ADMIN, nothing),
     row("getJob", About::OwnTenant, ADMIN, nothing),
@@ -156,6 +164,7 @@ impl Operation {
         };
         let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0");
         let path = path.replace("{memberId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
+        let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0").replace("{key}", "nosuchflag");
         let path = path.replace("{findingId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
         let path = path.replace("{jobId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
         let path =

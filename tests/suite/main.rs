@@ -15,6 +15,7 @@ mod crash_tenants;
 mod dependencies;
 mod envoy;
 mod faults;
+mod flags;
 mod house_rules;
 mod ingest_http;
 mod ingest_nats;

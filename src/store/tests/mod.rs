@@ -6,6 +6,7 @@
 mod books;
 mod catalogue;
 mod databases;
+mod flags;
 mod gateway;
 pub(crate) mod harness;
 mod measure;
