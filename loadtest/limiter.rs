@@ -185,7 +185,7 @@ impl Cycle {
 }
 
 /// The names of a row's columns.
-pub(crate) const COLUMNS: [&str; 12] = [
+pub(crate) const COLUMNS: [&str; 13] = [
     "tenants",
     "commands/cycle",
     "INFO",
@@ -197,6 +197,7 @@ pub(crate) const COLUMNS: [&str; 12] = [
     "CPU µs/tenant",
     "commands ÷ plain",
     "bytes ÷ plain",
+    "Redis CPU ÷ plain",
     "CPU ÷ plain",
 ];
 
@@ -256,6 +257,7 @@ fn cells(tenants: u32, ours: &Cycle, yard: &Cycle, info: f64) -> Vec<String> {
         each(ours.own_micros),
         ratio(ours.commands, yard.commands),
         ratio(ours.bytes_in + ours.bytes_out, yard.bytes_in + yard.bytes_out),
+        ratio(ours.redis_micros, yard.redis_micros),
         ratio(ours.own_micros, yard.own_micros),
     ]
 }
