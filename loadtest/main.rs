@@ -17,6 +17,7 @@ mod freshness;
 mod growth;
 mod ingest;
 mod issuer;
+mod limiter;
 mod link;
 mod nginx;
 mod noisy;
@@ -25,6 +26,7 @@ mod parse;
 mod plant;
 mod profile;
 mod progress;
+mod reconcile;
 mod send;
 mod served;
 mod steady;
@@ -62,6 +64,8 @@ enum Run {
     Noisy(noisy::Noisy),
     /// Look-ups, reports and ingestion as a tenant's ledger grows.
     Growth(growth::Growth),
+    /// What the proof costs: looking at the limiter's counters, readings, comparisons. Needs no daemon, but a Redis binary.
+    Reconcile(reconcile::Reconcile),
 }
 
 /// Where things are.
@@ -123,6 +127,7 @@ fn main() -> anyhow::Result<()> {
                 Run::Tenants(tenants) => tenants::run(&tenants, surroundings).await,
                 Run::Noisy(noisy) => noisy::run(&noisy, surroundings).await,
                 Run::Growth(growth) => growth::run(&growth, surroundings).await,
+                Run::Reconcile(reconcile) => reconcile::run(&reconcile).await,
             }
         };
         // Dropped in the middle, a run ends its processes and deletes its folder.
