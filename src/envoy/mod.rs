@@ -139,7 +139,7 @@ impl Parts {
         let suspended = self.directory.lifecycle(question.tenant) == Some(Lifecycle::Suspended);
         match self.directory.find(question.tenant).await {
             Ok(handle) => match handle.decide(&question.subject) {
-                Ok(decided) => Answer::Judged { decision: decided.decision, suspended, refusal: None },
+                Ok(decided) => Answer::Judged { decision: Box::new(decided.decision), suspended, refusal: None },
                 Err(_) => Answer::Unavailable,
             },
             Err(Absent::Unknown) => Answer::Unknown,
