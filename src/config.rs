@@ -275,6 +275,9 @@ pub struct Notify {
     pub routes: Vec<Route>,
     /// Base of links in messages, as `https://platform.example.com`.
     pub public_url: Option<String>,
+    /// An alert fires, once per quota and period, when a quota will be exhausted sooner than this at the rate of its last
+    /// hour and 5 % of it are used; 0, the default, for no such alert. It is over when the quota lasts half as long again.
+    pub burn_alert_ms: u64,
 }
 
 /// One place alerts go to. The name is stable: what is owed is owed to it.
@@ -517,6 +520,10 @@ impl Config {
         check(
             u32::try_from(self.tenants.permits_bytes / 1024).is_ok_and(|kib| kib > 0),
             "tenants.permits_bytes: must be from 1 KiB to 4 TiB",
+        );
+        check(
+            self.notify.burn_alert_ms == 0 || (60_000..=31 * 86_400_000).contains(&self.notify.burn_alert_ms),
+            "notify.burn_alert_ms: must be 0, or from 60000 to 2678400000",
         );
         check((1..=3_650).contains(&self.intake.retention_days), "intake.retention_days: must be from 1 to 3650");
         check(

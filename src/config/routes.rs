@@ -59,6 +59,7 @@ impl Notify {
         Routing {
             channels: self.channels.iter().map(|channel| channel.name().to_owned()).collect(),
             routes: self.routes.iter().filter_map(|route| route.read(&mut |_, _| ())).collect(),
+            burn_span_micros: i64::try_from(self.burn_alert_ms).unwrap_or(i64::MAX).saturating_mul(1_000),
         }
     }
 

@@ -7,6 +7,7 @@
 //! recounted, before it is used.
 
 mod alerts;
+mod burn;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest;
 use jiff::tz::TimeZone;
 
+use super::burn::{Recent, horizon};
 use super::chain::{self, Entry, EntryOutcome, Head, Record};
 use super::flag::ledger::FlagBooks;
 use super::grouping::{ByScope, Windows, group, starts_and_subjects};
@@ -42,6 +44,8 @@ pub struct Counter {
     pub used: i64,
     /// Thresholds that have an alert, in percent.
     pub fired: Vec<u16>,
+    /// What of it was used lately; empty when the period is a minute.
+    pub recent: Recent,
 }
 
 /// Names a counter: one quota, one period.
@@ -165,7 +169,8 @@ impl Books {
     /// [know what runs](Books::knows_running) then.
     #[must_use]
     pub fn standings(&self, now: Timestamp) -> Vec<Standing> {
-        self.quotas.iter().map(|quota| self.standing(quota, now)).collect()
+        let foreseen = |quota| Standing { exhausts_at: self.exhausts_at(quota, now), ..self.standing(quota, now) };
+        self.quotas.iter().map(foreseen).collect()
     }
 
     /// What a gateway should do with a request attributed to `subject`. True when the books
@@ -187,15 +192,16 @@ impl Books {
             level: quota::level(quota, used),
             period_start: window.start,
             reset_at: window.reset_at(),
+            exhausts_at: None,
         }
     }
 
     /// The next instant at which time alone changes these books: the end of a firing alert's period, or of the time that
-    /// the first channel has.
+    /// the first channel has, or a rate that has fallen.
     #[must_use]
     pub fn next_roll(&self) -> Option<Timestamp> {
         let ends = self.firing.iter().filter_map(Alert::period_end);
-        ends.chain(self.escalations().map(|(_, _, at)| at)).min()
+        ends.chain(self.burns_over()).chain(self.escalations().map(|(_, _, at)| at)).min()
     }
 
     /// The channels that firing alerts are to be escalated to, and when.
@@ -443,31 +449,34 @@ impl Posting {
         let groups = group(events);
         let mut sum = Totals::default();
         let mut windows = Windows::new(&self.books.time_zone);
-        let mut added: BTreeMap<CounterKey, (Window, i64)> = BTreeMap::new();
-        let mut add = |quota: &Quota, window: Window, amounts: &Amounts| {
+        let mut added: BTreeMap<CounterKey, Counter> = BTreeMap::new();
+        let horizon = horizon(self.books.latest_event_at);
+        let mut add = |quota: &Quota, window: Window, quarter: Option<Timestamp>, amounts: &Amounts| {
             let key = CounterKey { quota: quota.id, period_start: window.start };
-            let slot = added.entry(key).or_insert((window, 0));
-            slot.1 = slot.1.saturating_add(quota.metric.of(amounts));
+            let slot = added.entry(key).or_insert_with(|| Counter::new(window));
+            let amount = quota.metric.of(amounts);
+            slot.used = slot.used.saturating_add(amount);
+            quarter.filter(|start| *start >= horizon).into_iter().for_each(|start| slot.recent.add(start, amount));
         };
         let by_scope = ByScope::new(&self.books.quotas);
         for (key, totals) in &groups {
             sum.add(totals);
             for quota in by_scope.covering(&key.subject).filter(|quota| quota.period != PeriodKind::Minute) {
-                add(quota, windows.of(quota.period, key.start), &totals.amounts);
+                add(quota, windows.of(quota.period, key.start), Some(key.start), &totals.amounts);
             }
         }
         if self.books.quotas.iter().any(|quota| quota.period == PeriodKind::Minute) {
             for event in events {
                 for quota in by_scope.covering(&event.subject).filter(|quota| quota.period == PeriodKind::Minute) {
-                    add(quota, windows.of(quota.period, event.occurred_at), &event.amounts);
+                    add(quota, windows.of(quota.period, event.occurred_at), None, &event.amounts);
                 }
             }
         }
         for (key, totals) in groups {
             self.rollups.entry(key).or_default().add(&totals);
         }
-        for (key, (window, amount)) in added {
-            self.raise(key, window, amount);
+        for (key, more) in added {
+            self.raise(key, &more);
         }
         self.books.lifetime.add(&sum);
         self.books.next_position += counts.attempted;
@@ -483,11 +492,13 @@ impl Posting {
         self.record_usage(&sum, keys, counts, request_id);
     }
 
-    fn raise(&mut self, key: CounterKey, window: Window, amount: i64) {
-        let counter = self.books.counters.entry(key).or_insert(Counter { window, used: 0, fired: Vec::new() });
-        counter.used = counter.used.saturating_add(amount);
+    fn raise(&mut self, key: CounterKey, more: &Counter) {
+        let counter = self.books.counters.entry(key).or_insert_with(|| Counter::new(more.window));
+        counter.used = counter.used.saturating_add(more.used);
+        counter.recent.merge(&more.recent);
         self.counters.insert(key, counter.clone());
         self.fire(key);
+        self.judge_burn(key);
     }
 
     /// Fires the alerts that a counter has reached and does not have yet.
@@ -594,12 +605,11 @@ impl Posting {
         }
         // Of quotas that stay as they are, no more is known than before; of the others, nothing of what is over.
         self.books.known = self.books.known.intersection(&self.books.known_from(self.now));
+        let now = self.now;
         // An alert holds while its quota still counts the same period and is still past the threshold.
         self.resolve_where(|books, alert| match &alert.subject {
-            AlertSubject::QuotaThreshold(reached) => !holds(books, reached),
-            AlertSubject::BudgetBurn(burn) => {
-                !books.quotas.iter().any(|quota| quota.id == burn.quota.id && quota.limit <= burn.quota.limit)
-            }
+            AlertSubject::QuotaThreshold(reached) => !alerts::holds(books, reached),
+            AlertSubject::BudgetBurn(burn) => books.burn_is_over(burn, now) != Some(false),
             AlertSubject::ReconciliationDrift(_) | AlertSubject::Test(_) => false,
         });
         let mut unfinished: Vec<CounterKey> = self
@@ -613,6 +623,7 @@ impl Posting {
         unfinished.sort_unstable();
         for key in unfinished {
             self.fire(key);
+            self.judge_burn(key);
         }
     }
 
@@ -646,6 +657,7 @@ impl Posting {
     pub fn close(&mut self) {
         let horizon = self.now.plus_micros(-COUNTER_KEPT_MICROS);
         self.books.counters.retain(|_, counter| counter.window.end > horizon);
+        self.books.counters.values_mut().for_each(|counter| counter.recent.forget(self.books.latest_event_at));
         self.books.known.start = self.books.known.start.max(horizon);
         self.books.version += 1;
     }
@@ -689,14 +701,6 @@ impl Posting {
             payload: payload.to_string(),
         });
     }
-}
-
-/// Is the threshold still one of its quota's, and reached in the period that the quota still counts?
-fn holds(books: &Books, reached: &QuotaThreshold) -> bool {
-    let Some(quota) = books.quotas.iter().find(|quota| quota.id == reached.quota.id) else { return false };
-    let key = CounterKey { quota: quota.id, period_start: reached.period_start };
-    let Some(counter) = books.counters.get(&key) else { return false };
-    quota.thresholds.contains(&reached.threshold) && counter.used >= quota.threshold_amount(reached.threshold)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::amount::NanoUsd;
 use super::books::{BatchCounts, Books, Counter, CounterKey, Missing, Posting, RollupKey};
+use super::burn::Recent;
 use super::chain::{Entry, EntryOutcome, Stored, Verifier};
 use super::ids::{AlertId, QuotaId, TenantId};
 use super::notice::{Alert, Event};
@@ -66,6 +67,17 @@ impl Database {
         events.iter().filter(counts).map(|event| quota.metric.of(&event.amounts)).sum()
     }
 
+    fn recent(&self, quota: &Quota, window: Window) -> Recent {
+        let mut recent = Recent::default();
+        let latest = self.ledger.iter().map(|event| event.occurred_at).max().unwrap_or(Timestamp(0));
+        let longer = self.ledger.iter().filter(|_| quota.period != PeriodKind::Minute);
+        for event in longer.filter(|event| window.contains(event.occurred_at) && quota.scope.covers(&event.subject)) {
+            recent.add(period::rollup_start(event.occurred_at), quota.metric.of(&event.amounts));
+        }
+        recent.forget(latest);
+        recent
+    }
+
     /// Of committed alerts: a database knows nothing of those that the posting in the making has fired.
     fn fired(&self, key: CounterKey) -> Vec<u16> {
         marks_of(self.alerts.values(), key).collect()
@@ -76,7 +88,8 @@ impl Database {
         let key = missing.key();
         let stored = self.counters.get(&key).filter(|_| !missing.recount).map(|counter| counter.used);
         let used = stored.unwrap_or_else(|| self.recount(&missing.quota, missing.window, &self.ledger));
-        (key, Counter { window: missing.window, used, fired: self.fired(key) })
+        let recent = self.recent(&missing.quota, missing.window);
+        (key, Counter { window: missing.window, used, fired: self.fired(key), recent })
     }
 
     fn load(&self, zone: &TimeZone, now: Timestamp) -> Books {
@@ -255,7 +268,8 @@ impl Life {
         let recount = |missing: &Missing| {
             let used = self.database.recount(&missing.quota, missing.window, &self.database.ledger);
             let key = missing.key();
-            (key, Counter { window: missing.window, used, fired: self.database.fired(key) })
+            let recent = self.database.recent(&missing.quota, missing.window);
+            (key, Counter { window: missing.window, used, fired: self.database.fired(key), recent })
         };
         missing.iter().map(recount).collect()
     }
@@ -300,6 +314,10 @@ impl Life {
             assert_eq!(counter.window, period::window(quota.period, key.period_start, &self.zone));
             let used = self.database.recount(quota, counter.window, &self.database.ledger);
             assert_eq!(counter.used, used, "{quota:?} in {:?}", counter.window);
+            if books.counters.contains_key(key) {
+                let recent = self.database.recent(quota, counter.window);
+                assert_eq!(books.counters[key].recent, recent, "{quota:?} in {:?}", counter.window);
+            }
         }
         for (key, counter) in &books.counters {
             let stored: BTreeSet<u16> = counter.fired.iter().copied().collect();

@@ -12,6 +12,7 @@
 //! - [`notice`]: what deserves an alert, once.
 //! - [`chain`]: the audit chain: canonical bytes, link, verify.
 //! - [`books`]: a tenant's [`books::Books`], and the [`books::Posting`] that moves them from one commit to the next.
+//! - [`burn`]: how fast a budget burns.
 //! - `grouping`: how a batch is taken apart before it is counted.
 //! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
 //! - [`adjustment`]: entries that a person makes.
@@ -30,6 +31,9 @@ pub mod amount;
 pub mod books;
 #[cfg(test)]
 mod books_tests;
+pub mod burn;
+#[cfg(test)]
+mod burn_tests;
 pub mod chain;
 pub mod flag;
 mod grouping;

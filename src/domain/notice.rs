@@ -59,8 +59,8 @@ pub struct QuotaThreshold {
     pub used: i64,
 }
 
-/// One quota that will be used up too soon in one period, at the rate of the last minutes. Over when the period is reset
-/// or the limit raised.
+/// One quota that will be used up too soon in one period, at the rate of the last hour. Over when the rate has fallen or
+/// the limit was raised far enough, when the quota is used up, and when the period is reset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BudgetBurn {
     /// The quota as it was when this was foreseen.

@@ -81,7 +81,7 @@ fn open(books: &Books, now: Timestamp) -> Posting {
 fn count(posting: &mut Posting, events: &[UsageEvent]) {
     let events: Vec<&UsageEvent> = events.iter().collect();
     for missing in posting.missing_for_usage(&events) {
-        posting.supply(missing.key(), Counter { window: missing.window, used: 0, fired: Vec::new() });
+        posting.supply(missing.key(), Counter::new(missing.window));
     }
     let keys: Vec<_> = events.iter().map(|event| (event.key(), event.body_hash())).collect();
     let counts = BatchCounts { attempted: events.len() as i64, ..BatchCounts::default() };
@@ -187,7 +187,7 @@ fn a_counter_is_known_when_nothing_in_the_ledger_is_as_young_as_its_period() {
     assert_eq!(books.missing_now(noon()), std::slice::from_ref(&running));
     books.latest_event_at = at("2026-11-20T12:59:00Z");
     assert_eq!(books.missing_now(noon()), std::slice::from_ref(&running));
-    books.counters.insert(running.key(), Counter { window: running.window, used: 1, fired: vec![] });
+    books.counters.insert(running.key(), Counter { used: 1, ..Counter::new(running.window) });
     assert_eq!(books.missing_now(noon()), []);
 }
 
@@ -226,7 +226,7 @@ fn a_period_that_was_over_when_the_books_were_loaded_is_not_known() {
     let window = hour("2026-11-20T11:00:00Z");
     let [missing] = &books.missing_now(set_back)[..1] else { panic!("one quota") };
     assert_eq!(missing.window, window);
-    books.learn(vec![(missing.key(), Counter { window, used: 7, fired: vec![] })], set_back);
+    books.learn(vec![(missing.key(), Counter { used: 7, ..Counter::new(window) })], set_back);
     assert!(books.knows_running(set_back) && !books.needs_roll(set_back));
     assert_eq!(books.standings(set_back)[0].used, 7);
 }
@@ -497,7 +497,7 @@ fn routed(quiet_hours: Option<QuietHours>) -> Books {
     let mut books = books(vec![quota(1, 100, &[50])]);
     let escalation = Some(Escalation { to: "pager".into(), after_micros: MICROS_PER_MINUTE });
     let route = Route { channels: vec!["chat".into()], escalation, quiet_hours, ..Route::default() };
-    books.routing = Arc::new(Routing { channels: vec!["pager".into(), "chat".into()], routes: vec![route] });
+    books.routing = Arc::new(Routing { routes: vec![route], ..Routing::all(vec!["pager".into(), "chat".into()]) });
     books
 }
 
@@ -598,7 +598,7 @@ fn a_new_set_of_quotas_replaces_the_old_one() {
     assert_eq!(before.firing.len(), 2);
     let mut posting = open(&before, noon());
     let window = hour("2026-11-20T12:00:00Z");
-    let recounted = (key(&new, window), Counter { window, used: 60, fired: vec![] });
+    let recounted = (key(&new, window), Counter { used: 60, ..Counter::new(window) });
     posting.replace_quotas(vec![kept.clone(), new.clone()], vec![recounted], entry("quota.replaced"));
     assert_eq!(posting.books.quotas, [kept.clone(), new.clone()]);
     assert_eq!(posting.quotas.as_deref(), Some(&[kept.clone(), new.clone()][..]));
@@ -621,7 +621,7 @@ fn what_was_counted_in_this_posting_under_another_meaning_is_forgotten() {
     count(&mut posting, &[event(noon(), 60), event(late, 60)]);
     assert_eq!(posting.counters.len(), 2);
     let running = hour("2026-11-20T12:00:00Z");
-    let recounted = (key(&new, running), Counter { window: running, used: 1, fired: vec![] });
+    let recounted = (key(&new, running), Counter { used: 1, ..Counter::new(running) });
     posting.replace_quotas(vec![new.clone()], vec![recounted.clone()], entry("quota.replaced"));
     assert_eq!(posting.counters.iter().collect::<Vec<_>>(), [(&recounted.0, &recounted.1)]);
     assert_eq!(posting.books.counters, [recounted].into());
@@ -671,7 +671,7 @@ fn another_calendar_counts_every_quota_anew() {
     let zone = period::time_zone("Asia/Kathmandu").unwrap();
     let mut posting = open(&before, noon());
     let window = period::window(PeriodKind::Hour, noon(), &zone);
-    let recounted = (key(&quota, window), Counter { window, used: 60, fired: vec![] });
+    let recounted = (key(&quota, window), Counter { used: 60, ..Counter::new(window) });
     posting.change_time_zone("Asia/Kathmandu", zone.clone(), vec![recounted], entry("tenant.amended"));
     assert_eq!(posting.books.time_zone, zone);
     assert_eq!(posting.time_zone.as_deref(), Some("Asia/Kathmandu"));

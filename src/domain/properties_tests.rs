@@ -125,7 +125,7 @@ fn books_of(events: &[UsageEvent], quotas: Vec<Quota>) -> Books {
     let mut posting = Posting::open(&books, noon(), [7; 32]);
     let events: Vec<&UsageEvent> = events.iter().collect();
     for missing in posting.missing_for_usage(&events) {
-        posting.supply(missing.key(), Counter { window: missing.window, used: 0, fired: Vec::new() });
+        posting.supply(missing.key(), Counter::new(missing.window));
     }
     posting.usage(&events, &[], Default::default(), "");
     posting.close();

@@ -205,6 +205,8 @@ pub struct Standing {
     pub period_start: Timestamp,
     /// `None` for a quota over all time.
     pub reset_at: Option<Timestamp>,
+    /// When nothing is left at the rate of the last hour, if that is in this period; decisions do not ask.
+    pub exhausts_at: Option<Timestamp>,
 }
 
 /// Judges `used` against a quota.
@@ -352,7 +354,7 @@ mod tests {
 
     fn standing(quota: Quota, used: i64) -> Standing {
         let (remaining, level) = ((quota.limit - used).max(0), level(&quota, used));
-        Standing { quota, used, remaining, level, period_start: Timestamp(0), reset_at: None }
+        Standing { quota, used, remaining, level, period_start: Timestamp(0), reset_at: None, exhausts_at: None }
     }
 
     /// Standings of quotas with different ids.

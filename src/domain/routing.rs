@@ -12,13 +12,15 @@ use super::time::Timestamp;
 /// Days of quiet hours that may follow one another without a break.
 const QUIET_DAYS_MAX: usize = 7;
 
-/// The configured channels and the routes that lead to them.
+/// The configured channels, the routes that lead to them, and how early a burn is told.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Routing {
     /// Every channel, by its configured name.
     pub channels: Vec<String>,
     /// In the order of the configuration; all that match an alert count.
     pub routes: Vec<Route>,
+    /// A budget that lasts a shorter time than this, at its present rate, fires an alert; never when 0.
+    pub burn_span_micros: i64,
 }
 
 /// Which alerts go to which channels. An empty list of tenants, severities or kinds means all of them.
@@ -92,7 +94,7 @@ impl Routing {
     /// Every alert to every channel at once.
     #[must_use]
     pub fn all(channels: Vec<String>) -> Routing {
-        Routing { channels, routes: Vec::new() }
+        Routing { channels, routes: Vec::new(), burn_span_micros: 0 }
     }
 
     /// Whom an alert that fires at `now` is owed to. An alert that no route matches goes to every channel: a gap between
@@ -277,7 +279,7 @@ mod tests {
     }
 
     fn routing(routes: Vec<Route>) -> Routing {
-        Routing { channels: ["pager", "chat", "mail"].map(String::from).to_vec(), routes }
+        Routing { routes, ..Routing::all(["pager", "chat", "mail"].map(String::from).to_vec()) }
     }
 
     fn nights(days: &[&str]) -> QuietHours {

@@ -149,7 +149,7 @@ impl Parts {
                         let counted = "platform_api_refused_after_revocation_total";
                         metrics::counter!(counted, "kind" => revoked.name()).increment(1);
                     }
-                    Answer::Judged { decision: decided.decision, revoked: revoked.is_some(), refusal: None }
+                    Answer::Judged { decision: Box::new(decided.decision), revoked: revoked.is_some(), refusal: None }
                 }
                 Err(_) => Answer::Unavailable,
             },

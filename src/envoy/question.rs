@@ -27,7 +27,7 @@ pub(super) struct Question {
 #[derive(Debug)]
 pub(super) enum Answer {
     Judged {
-        decision: Decision,
+        decision: Box<Decision>,
         /// The tenant, the user, the group or the key is no longer admitted, whatever the quotas say.
         revoked: bool,
         /// The limit that the tenant's traffic is over.
@@ -251,8 +251,9 @@ mod tests {
         };
         let (level, remaining) = (level(&quota, used), (quota.limit - used).max(0));
         let reset_at = Some(Timestamp(3_000_001));
-        let standing = Standing { quota, used, remaining, level, period_start: Timestamp(0), reset_at };
-        Answer::Judged { decision: judge(vec![standing], 1), revoked: false, refusal: None }
+        let standing =
+            Standing { quota, used, remaining, level, period_start: Timestamp(0), reset_at, exhausts_at: None };
+        Answer::Judged { decision: Box::new(judge(vec![standing], 1)), revoked: false, refusal: None }
     }
 
     fn told(answers: &[Answer], on_unknown: OnUnknown) -> Option<(&'static str, Code)> {

@@ -388,7 +388,7 @@ mod tests {
         let level = level(&quota, used);
         let remaining = (quota.limit - used).max(0);
         let (period_start, reset_at) = (Timestamp(0), Some(Timestamp(3_000_000)));
-        Standing { quota, used, remaining, level, period_start, reset_at }
+        Standing { quota, used, remaining, level, period_start, reset_at, exhausts_at: None }
     }
 
     fn told(decision: &Decision, revoked: Option<Revoked>) -> Value {

@@ -432,6 +432,7 @@ impl Example for QuotaList {
                 standing: "warning".into(),
                 period_start: "2026-10-31T23:00:00.000Z".into(),
                 reset_at: Some("2026-11-30T23:00:00.000Z".into()),
+                exhausts_at: Some("2026-11-28T06:30:00.000Z".into()),
             }],
         }
     }

@@ -226,6 +226,11 @@ pub(super) struct StandingView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     pub(super) reset_at: Option<String>,
+    /// When nothing would be left at the rate of the last hour; absent when that would not be within the period, when the
+    /// quota is exhausted already, in the first quarter of an hour of a period, and for quotas by the minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    pub(super) exhausts_at: Option<String>,
 }
 
 impl StandingView {
@@ -244,6 +249,7 @@ impl StandingView {
             standing: standing.level.name().to_owned(),
             period_start: instant(standing.period_start),
             reset_at: standing.reset_at.map(instant),
+            exhausts_at: standing.exhausts_at.map(instant),
         }
     }
 }

@@ -309,7 +309,7 @@ mod tests {
             };
             let window = period::window(quota.period, now, &zone);
             let key = CounterKey { quota: quota.id, period_start: window.start };
-            books.counters.insert(key, Counter { window, used, fired: vec![80] });
+            books.counters.insert(key, Counter { used, fired: vec![80], ..Counter::new(window) });
             books.quotas.push(quota);
         }
         books

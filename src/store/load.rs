@@ -107,6 +107,7 @@ async fn read(connection: &mut Connection, tenant: TenantId, since: Timestamp) -
     check_head(connection, books.head).await?;
     books.quotas = quota::all(connection).await?;
     books.counters = quota::running(connection, since).await?;
+    quota::read_recent(connection, &mut books).await?;
     books.firing = notice::firing(connection).await?;
     books.comparison.progress = gateway::progress(connection).await?;
     books.told = notice::told(connection).await?;

@@ -4,9 +4,10 @@ use super::StoreError;
 use super::connection::Row;
 use super::database::Connection;
 use super::usage;
-use crate::domain::books::{Books, Counter, Missing};
+use crate::domain::books::{Books, Counter, CounterKey, Missing};
+use crate::domain::burn::{self, Recent};
 use crate::domain::ids::QuotaId;
-use crate::domain::period::PeriodKind;
+use crate::domain::period::{self, PeriodKind, Window};
 use crate::domain::quota::{Enforcement, Metric, Quota, Scope};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::FUTURE_TOLERANCE_MICROS;
@@ -34,6 +35,28 @@ const SUM_ROLLUPS: &str = "SELECT
     WHERE start_at >= $1 AND start_at < $2
     AND $4 = CASE $3 WHEN 'tenant' THEN '' WHEN 'group' THEN group_id WHEN 'user' THEN user_id
         WHEN 'apiKey' THEN api_key_id WHEN 'model' THEN model WHEN 'provider' THEN provider END";
+
+/// The rollups that begin in [$1, $2) and that the scope ($3, $4) covers, by quarter of an hour.
+const SUM_QUARTERS: &str = "SELECT start_at,
+    CAST(SUM(requests) AS BIGINT),
+    CAST(SUM(prompt_tokens) AS BIGINT),
+    CAST(SUM(cache_read_tokens) AS BIGINT),
+    CAST(SUM(cache_write_tokens) AS BIGINT),
+    CAST(SUM(completion_tokens) AS BIGINT),
+    CAST(SUM(reasoning_tokens) AS BIGINT),
+    CAST(SUM(unclassified_tokens) AS BIGINT),
+    CAST(SUM(cost_nano_usd) AS BIGINT)
+    FROM usage_rollup
+    WHERE start_at >= $1 AND start_at < $2
+    AND $4 = CASE $3 WHEN 'tenant' THEN '' WHEN 'group' THEN group_id WHEN 'user' THEN user_id
+        WHEN 'apiKey' THEN api_key_id WHEN 'model' THEN model WHEN 'provider' THEN provider END
+    GROUP BY start_at ORDER BY start_at";
+
+/// The latest rollups, each for itself.
+const SELECT_QUARTERS: &str =
+    "SELECT start_at, user_id, group_id, api_key_id, model, provider, requests, prompt_tokens,
+    cache_read_tokens, cache_write_tokens, completion_tokens, reasoning_tokens, unclassified_tokens, cost_nano_usd
+    FROM usage_rollup WHERE start_at >= $1";
 
 /// The same over the ledger's rows at positions [$5, $6), for periods shorter than a rollup.
 const SUM_LEDGER: &str = "SELECT
@@ -70,7 +93,43 @@ pub async fn counter(
     };
     let key = [missing.quota.id.to_string().into(), missing.window.start.into()];
     let fired = connection.fetch(SELECT_FIRED, &key).await?.iter().map(threshold).collect::<Result<_, _>>()?;
-    Ok(Counter { window: missing.window, used, fired })
+    let recent = recent(connection, missing, books.latest_event_at).await?;
+    Ok(Counter { window: missing.window, used, fired, recent })
+}
+
+/// What the counter has counted lately.
+async fn recent(connection: &mut Connection, missing: &Missing, latest: Timestamp) -> Result<Recent, StoreError> {
+    let Missing { quota, window, .. } = missing;
+    let from = window.start.max(burn::horizon(latest));
+    let mut recent = Recent::default();
+    if quota.period == PeriodKind::Minute || from >= window.end {
+        return Ok(recent);
+    }
+    let values = [from.into(), window.end.into(), quota.scope.kind().into(), quota.scope.id().into()];
+    for row in connection.fetch(SUM_QUARTERS, &values).await? {
+        recent.add(Timestamp(row.int(0)?), quota.metric.of(&usage::amounts_at(&row, 1)?));
+    }
+    Ok(recent)
+}
+
+/// The same for every counter of the books: one statement, however many quotas there are.
+pub(super) async fn read_recent(connection: &mut Connection, books: &mut Books) -> Result<(), StoreError> {
+    let longer: Vec<Quota> = books.quotas.iter().filter(|quota| quota.period != PeriodKind::Minute).cloned().collect();
+    if longer.is_empty() {
+        return Ok(());
+    }
+    for row in connection.fetch(SELECT_QUARTERS, &[burn::horizon(books.latest_event_at).into()]).await? {
+        let (start, subject) = (Timestamp(row.int(0)?), usage::subject_at(&row, 1)?);
+        let amounts = usage::amounts_at(&row, 6)?;
+        for quota in longer.iter().filter(|quota| quota.scope.covers(&subject)) {
+            let window = period::window(quota.period, start, &books.time_zone);
+            let key = CounterKey { quota: quota.id, period_start: window.start };
+            if let Some(counter) = books.counters.get_mut(&key) {
+                counter.recent.add(start, quota.metric.of(&amounts));
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn stored(connection: &mut Connection, missing: &Missing) -> Result<Option<i64>, StoreError> {
@@ -147,9 +206,7 @@ pub(super) const SELECT_RUNNING_FIRED: &str = "SELECT counter.quota_id, counter.
 pub(super) async fn running(
     connection: &mut Connection,
     now: Timestamp,
-) -> Result<std::collections::HashMap<crate::domain::books::CounterKey, Counter>, StoreError> {
-    use crate::domain::books::CounterKey;
-    use crate::domain::period::Window;
+) -> Result<std::collections::HashMap<CounterKey, Counter>, StoreError> {
     let key_at = |row: &Row| -> Result<CounterKey, StoreError> {
         let quota = row.parsed(0, |text| text.parse::<QuotaId>().ok())?;
         Ok(CounterKey { quota, period_start: Timestamp(row.int(1)?) })
@@ -158,7 +215,7 @@ pub(super) async fn running(
     for row in connection.fetch(SELECT_RUNNING, &[now.into()]).await? {
         let key = key_at(&row)?;
         let window = Window { start: key.period_start, end: Timestamp(row.int(2)?) };
-        counters.insert(key, Counter { window, used: row.int(3)?, fired: Vec::new() });
+        counters.insert(key, Counter { used: row.int(3)?, ..Counter::new(window) });
     }
     for row in connection.fetch(SELECT_RUNNING_FIRED, &[now.into()]).await? {
         if let Some(counter) = counters.get_mut(&key_at(&row)?) {

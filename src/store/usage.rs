@@ -123,7 +123,7 @@ pub(super) fn amounts_at(row: &Row, first: usize) -> Result<Amounts, StoreError>
     Ok(Amounts::from_array(numbers))
 }
 
-fn subject_at(row: &Row, first: usize) -> Result<Subject, StoreError> {
+pub(super) fn subject_at(row: &Row, first: usize) -> Result<Subject, StoreError> {
     Ok(Subject {
         user: row.text(first)?,
         group: row.text(first + 1)?,

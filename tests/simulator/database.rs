@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use platform_api::domain::books::{Books, Counter, CounterKey, Missing, Posting, RollupKey};
+use platform_api::domain::burn::Recent;
 use platform_api::domain::chain::{Hash, Head, Stored};
 use platform_api::domain::ids::{AlertId, TenantId};
 use platform_api::domain::notice::{Alert, Attempt, AttemptResult, Delivery, Event, RETRY_DELAY_MICROS_MAX};
@@ -308,7 +309,19 @@ impl Tables {
             Some((_, used)) if !missing.recount => *used,
             _ => self.recount(missing, before_position),
         };
-        Counter { window: missing.window, used, fired: self.fired(&missing.key()) }
+        let recent = self.recent(&missing.quota, missing.window);
+        Counter { window: missing.window, used, fired: self.fired(&missing.key()), recent }
+    }
+
+    fn recent(&self, quota: &Quota, window: Window) -> Recent {
+        let mut recent = Recent::default();
+        let longer =
+            self.rollups.iter().filter(|(key, _)| quota.period != PeriodKind::Minute && window.contains(key.start));
+        for (key, totals) in longer.filter(|(key, _)| quota.scope.covers(&key.subject)) {
+            recent.add(key.start, quota.metric.of(&totals.amounts));
+        }
+        recent.forget(self.latest_event_at);
+        recent
     }
 
     /// From the rollups, or from the ledger for what is shorter than they are.
@@ -360,7 +373,11 @@ impl Tables {
         books.quotas.clone_from(&self.quotas);
         let running = self.counters.iter().filter(|(_, (window, _))| window.end > now);
         books.counters = running
-            .map(|(key, (window, used))| (*key, Counter { window: *window, used: *used, fired: self.fired(key) }))
+            .map(|(key, (window, used))| {
+                let recent = self.quotas.iter().find(|quota| quota.id == key.quota);
+                let recent = recent.map(|quota| self.recent(quota, *window)).unwrap_or_default();
+                (*key, Counter { window: *window, used: *used, fired: self.fired(key), recent })
+            })
             .collect();
         books.firing = self.alerts.values().filter(|alert| alert.resolved_at.is_none()).cloned().collect();
         books.firing.sort_by_key(|alert| (alert.fired_at, alert.id));

@@ -10,6 +10,7 @@ mod access_matrix;
 mod alerts;
 mod audit;
 mod bad_input;
+mod burn;
 mod crash;
 mod crash_tenants;
 mod dependencies;

@@ -3,7 +3,9 @@
 use super::{Books, CounterKey, Posting};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::AlertId;
-use crate::domain::notice::{Acknowledgement, Alert, AlertSubject, Attempt, AttemptResult, Delivery, Event};
+use crate::domain::notice::{
+    Acknowledgement, Alert, AlertSubject, Attempt, AttemptResult, Delivery, Event, QuotaThreshold,
+};
 use crate::domain::request::Request;
 use crate::domain::routing::Told;
 use crate::domain::time::Timestamp;
@@ -68,11 +70,18 @@ impl Posting {
         });
     }
 
-    /// What time alone brings by this posting's instant: alerts whose period is over are resolved, those that did not
+    /// What time alone brings by this posting's instant: alerts whose period is over, and burns whose rate has
+    /// fallen, are resolved; those that did not
     /// reach their first channel in time are owed to the second.
     pub fn roll(&mut self) {
         let now = self.now;
-        self.resolve_where(|_, alert| alert.period_end().is_some_and(|end| end <= now));
+        self.resolve_where(|books, alert| {
+            let is_over = match &alert.subject {
+                AlertSubject::BudgetBurn(burn) => books.burn_is_over(burn, now) == Some(true),
+                _ => false,
+            };
+            is_over || alert.period_end().is_some_and(|end| end <= now)
+        });
         let due = self.books.escalations().filter(|(_, _, at)| *at <= now);
         let due: Vec<(Alert, String)> = due.map(|(alert, channel, _)| (alert.clone(), channel.to_owned())).collect();
         for (alert, channel) in due {
@@ -160,4 +169,12 @@ impl Posting {
             payload: payload.to_string(),
         });
     }
+}
+
+/// Is the threshold still one of its quota's, and reached in the period that the quota still counts?
+pub(super) fn holds(books: &Books, reached: &QuotaThreshold) -> bool {
+    let Some(quota) = books.quotas.iter().find(|quota| quota.id == reached.quota.id) else { return false };
+    let key = CounterKey { quota: quota.id, period_start: reached.period_start };
+    let Some(counter) = books.counters.get(&key) else { return false };
+    quota.thresholds.contains(&reached.threshold) && counter.used >= quota.threshold_amount(reached.threshold)
 }

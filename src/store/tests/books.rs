@@ -42,6 +42,7 @@ super::conformance!(
     an_acknowledgement_is_kept_and_told_before_the_end,
     deliveries_are_due_until_they_are_settled,
     alerts_of_every_kind_come_back_as_they_were,
+    a_new_owner_knows_how_fast_a_budget_burns,
     what_is_held_or_withdrawn_is_not_due,
     large_batches_come_back_in_order,
 );
@@ -607,6 +608,36 @@ async fn alerts_of_every_kind_come_back_as_they_were(house: &House) {
     let stored = load::read_books(&mut connection, books.tenant).await.unwrap();
     assert_eq!(fires(&stored), fires(&books));
     assert_eq!(stored.firing.len(), 2);
+}
+
+async fn a_new_owner_knows_how_fast_a_budget_burns(house: &House) {
+    let (_store, mut connection, mut books) = house.owner().await;
+    let routing =
+        Routing { burn_span_micros: 2 * MICROS_PER_HOUR, ..Routing::all(vec!["pager".into(), "mail".into()]) };
+    books.routing = Arc::new(routing);
+    let total = quota_of(Scope::Tenant, Metric::PromptTokens, PeriodKind::Total, 1_000);
+    let own = quota_of(Scope::User("ada".into()), Metric::Requests, PeriodKind::Total, 100);
+    let books = set_quotas(&mut connection, &books, vec![total.clone()], NOW).await;
+    let before = |micros: i64| NOW.plus_micros(-micros);
+    let events = [
+        event("a", "ada", NOW, 400),
+        event("b", "bob", before(MICROS_PER_HOUR / 2), 200),
+        event("c", "ada", before(3 * MICROS_PER_HOUR), 50),
+        event("d", "ada", before(9 * MICROS_PER_HOUR), 50),
+    ];
+    let (books, _) = commit(&mut connection, &books, &events, NOW).await.unwrap();
+    assert_eq!(books.firing.len(), 2, "a threshold and a burn: {:?}", books.firing);
+    // A quota that is new counts what came before it, and so does its rate.
+    let books = set_quotas(&mut connection, &books, vec![total, own], NOW).await;
+    assert!(books.standings(NOW).iter().all(|standing| standing.exhausts_at.is_some()), "{:?}", books.standings(NOW));
+    assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
+    let taken = load::take_over(&mut connection, opening(books.tenant, books.head)).await.unwrap();
+    assert_eq!(taken.standings(NOW), books.standings(NOW));
+    let recent = |books: &crate::domain::books::Books| {
+        let counters: std::collections::BTreeMap<_, _> = books.counters.iter().collect();
+        counters.values().map(|counter| counter.recent.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(recent(&taken), recent(&books));
 }
 
 async fn what_is_held_or_withdrawn_is_not_due(house: &House) {

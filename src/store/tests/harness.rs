@@ -320,6 +320,7 @@ pub(super) fn assert_same(stored: &Books, posted: &Books) {
                 let mut fired = counter.fired.clone();
                 fired.sort_unstable();
                 assert_eq!((found.window, found.used, &found.fired), (counter.window, counter.used, &fired));
+                assert_eq!(found.recent, counter.recent, "{key:?}");
             }
             None => assert_eq!(counter.used, 0, "{key:?} is not stored"),
         }
