@@ -151,7 +151,7 @@ mod tests {
         ("findings", "explain", &[]),
         ("findings", "settle", &[]),
         ("rateLimits", "read", &[Role::Admin, Role::Reporter, Role::Reader, Role::Developer]),
-        ("features", "evaluate", &[Role::Admin, Role::Reader, Role::Reporter]),
+        ("features", "evaluate", &[Role::Admin, Role::Reader, Role::Reporter, Role::Developer, Role::Analyst]),
         ("flags", "read", &[Role::Admin, Role::Reader]),
         ("flags", "put", &[Role::Admin]),
         ("flags", "delete", &[Role::Admin]),
