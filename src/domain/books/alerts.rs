@@ -11,6 +11,41 @@ use crate::domain::routing::Told;
 use crate::domain::time::Timestamp;
 
 impl Posting {
+    /// Fires the alerts that a counter has reached and does not have yet.
+    pub(super) fn fire(&mut self, key: CounterKey) {
+        let Some(quota) = self.books.quotas.iter().find(|quota| quota.id == key.quota) else { return };
+        let Some(counter) = self.books.counters.get_mut(&key) else { return };
+        let reached = |percent: &&u16| counter.used >= quota.threshold_amount(**percent);
+        let new: Vec<u16> = quota
+            .thresholds
+            .iter()
+            .filter(reached)
+            .filter(|percent| !counter.fired.contains(percent))
+            .copied()
+            .collect();
+        if new.is_empty() {
+            return;
+        }
+        counter.fired.extend(&new);
+        self.counters.insert(key, counter.clone());
+        let alerts: Vec<Alert> = new
+            .into_iter()
+            .map(|threshold| QuotaThreshold {
+                quota: quota.clone(),
+                period_start: key.period_start,
+                period_end: counter.window.reset_at(),
+                threshold,
+                used: counter.used,
+            })
+            .map(|reached| Alert::threshold(self.books.tenant, reached, self.now))
+            .collect();
+        for alert in alerts {
+            self.fire_alert(alert);
+        }
+        // A late event may cross a threshold of a period that is over: on-call is told, and told that it is over.
+        self.roll();
+    }
+
     /// Fires an alert that never fired before: it is owed to the channels, and recorded. One that fires already fires on.
     pub fn fire_alert(&mut self, alert: Alert) {
         if self.books.firing.iter().any(|known| known.id == alert.id) {
