@@ -20,7 +20,7 @@ use super::chain::{self, Entry, EntryOutcome, Head, Record};
 use super::flag::ledger::FlagBooks;
 use super::grouping::{ByScope, Windows, group, starts_and_subjects};
 use super::ids::{AlertId, QuotaId, TenantId};
-use super::notice::{Alert, AlertSubject, Attempt, Delivery, Event, Firing, QuotaThreshold};
+use super::notice::{Alert, AlertSubject, Attempt, Delivery, Event, Firing};
 use super::organization::Organization;
 use super::period::{self, PeriodKind, Window};
 use super::quota::{self, Decision, Quota, Standing};
