@@ -194,14 +194,15 @@ mod tests {
     }
 
     #[test]
-    fn the_map_agrees_with_the_enforcer_on_every_combination_of_words() {
+    fn the_map_agrees_with_the_enforcer_on_every_object_and_action() {
         let enforcer = enforcer(MODEL, RULES).unwrap();
         let policy = Policy::built_in().unwrap();
-        let mut words = vec!["", "*", "p", "тенант"];
-        words.extend(EXPECTED.iter().flat_map(|(object, action, _)| [*object, *action]));
+        let strange = ["", "*", "p", "тенант"];
+        let objects: BTreeSet<&str> = EXPECTED.iter().map(|(object, ..)| *object).chain(strange).collect();
+        let actions: BTreeSet<&str> = EXPECTED.iter().map(|(_, action, _)| *action).chain(strange).collect();
         for role in Role::ALL {
-            for object in &words {
-                for action in &words {
+            for object in &objects {
+                for action in &actions {
                     let by_enforcer = decide(&enforcer, role.name(), object, action);
                     assert_eq!(policy.allows(role, object, action), by_enforcer, "{role:?} {object} {action}");
                 }
