@@ -113,7 +113,7 @@ impl Handle {
     /// # Errors
     /// [`Declined::Unavailable`].
     pub async fn forget_jobs(&self, before: Timestamp) -> Result<u64, Declined<JobRefused>> {
-        fresh(self.change(Forget { before }, Request::system()).await)
+        fresh(self.change(Forget { what: Old::Jobs, before }, Request::system()).await)
     }
 
     /// Forgets a piece of the answers that were kept for idempotency keys before `before`; answers how many.
@@ -121,7 +121,7 @@ impl Handle {
     /// # Errors
     /// [`Declined::Unavailable`].
     pub async fn forget_answers(&self, before: Timestamp) -> Result<u64, Declined<JobRefused>> {
-        fresh(self.change(ForgetAnswers { before }, Request::system()).await)
+        fresh(self.change(Forget { what: Old::Answers, before }, Request::system()).await)
     }
 
     /// # Errors
@@ -342,8 +342,18 @@ impl Change for Cancel {
     }
 }
 
+/// What need not be kept for ever.
+#[derive(Debug, Clone, Copy)]
+enum Old {
+    /// That have ended.
+    Jobs,
+    /// Kept for idempotency keys.
+    Answers,
+}
+
 #[derive(Debug)]
 struct Forget {
+    what: Old,
     before: Timestamp,
 }
 
@@ -358,31 +368,10 @@ impl Change for Forget {
         _request: &Request,
         _now: Timestamp,
     ) -> Result<Result<u64, JobRefused>, StoreError> {
-        Ok(Ok(job::forget(connection, self.before, FORGOTTEN_A_PIECE).await?))
-    }
-
-    fn render(&self, _: &u64) -> String {
-        String::new()
-    }
-}
-
-#[derive(Debug)]
-struct ForgetAnswers {
-    before: Timestamp,
-}
-
-impl Change for ForgetAnswers {
-    type Done = u64;
-    type Refused = JobRefused;
-
-    async fn apply(
-        &self,
-        connection: &mut Connection,
-        _entries: &mut Vec<Entry>,
-        _request: &Request,
-        _now: Timestamp,
-    ) -> Result<Result<u64, JobRefused>, StoreError> {
-        Ok(Ok(request::forget(connection, self.before, FORGOTTEN_A_PIECE).await?))
+        Ok(Ok(match self.what {
+            Old::Jobs => job::forget(connection, self.before, FORGOTTEN_A_PIECE).await?,
+            Old::Answers => request::forget(connection, self.before, FORGOTTEN_A_PIECE).await?,
+        }))
     }
 
     fn render(&self, _: &u64) -> String {

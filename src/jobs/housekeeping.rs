@@ -31,7 +31,7 @@ impl Housekeeping {
     }
 
     async fn work(&self, errand: &Errand) -> Result<Value, Failure> {
-        // Measured from when the job was due, so that a try that goes on forgets what the first would have.
+        // Measured from the job's first try, so that one that goes on forgets what the first would have.
         let began = errand.job.started_at;
         let before = |span: i64| began.plus_micros(-span);
         let mut jobs = 0;

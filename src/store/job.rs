@@ -12,9 +12,10 @@ const INSERT: &str =
     request_id, state, attempts, lease, lease_until, cancel_requested, progress_done, progress_total, note, checkpoint,
     result, error, created_at, started_at, finished_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
     $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)";
-/// Only as long as it stands as it was read: another node may have been faster.
+/// Only as long as it stands as it was read: another node may have been faster. What another node has asked to end meanwhile
+/// stays asked.
 const UPDATE: &str = "UPDATE job SET run_at = $4, state = $5, attempts = $6, lease = $7, lease_until = $8,
-    cancel_requested = $9, progress_done = $10, progress_total = $11, note = $12, checkpoint = $13, result = $14,
+    cancel_requested = CASE WHEN cancel_requested = 1 THEN cancel_requested ELSE $9 END, progress_done = $10, progress_total = $11, note = $12, checkpoint = $13, result = $14,
     error = $15, started_at = $16, finished_at = $17 WHERE id = $1 AND lease = $2 AND state = $3";
 macro_rules! select {
     ($rest:literal) => {

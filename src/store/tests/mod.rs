@@ -9,6 +9,7 @@ mod databases;
 mod flags;
 mod gateway;
 pub(crate) mod harness;
+mod jobs;
 mod measure;
 mod reports;
 
