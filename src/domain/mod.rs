@@ -23,6 +23,7 @@
 //! - [`report`]: questions about the past, and their answers.
 //! - [`flag`]: feature flags: what each says to whom.
 //! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
+//! - [`permission`]: what may be done to what, as patterns.
 //! - [`platform_admin`]: people who administer the platform.
 //! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
 
@@ -42,6 +43,7 @@ pub mod job;
 pub mod notice;
 pub mod organization;
 pub mod period;
+pub mod permission;
 pub mod platform_admin;
 #[cfg(test)]
 mod posting_tests;
