@@ -266,6 +266,10 @@ impl Problem {
         if let Some(seconds) = self.retry_after_seconds {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        // The rest of such a body stays unread: a next request on this connection would meet its end.
+        if matches!(self.code, Code::PayloadTooLarge | Code::RequestTimeout) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Some(allow) = self.allow.as_deref().and_then(|methods| HeaderValue::from_str(methods).ok()) {
             headers.insert(header::ALLOW, allow);
         }

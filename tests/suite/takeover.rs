@@ -24,6 +24,8 @@ const DEPOSED: &str = "another node has taken the tenant over";
 /// How long a caller of a node that may be frozen waits, and how long one waits of a node that wakes up.
 const CALL: Duration = Duration::from_millis(400);
 const WAKING_CALL: Duration = Duration::from_secs(8);
+/// How long a node that woke up may take to learn of its heir.
+const LEARNING: Duration = Duration::from_secs(20);
 
 /// Batches whose senders do not know whether they were counted.
 type Unsure = Vec<(usize, Vec<Envelope>)>;
@@ -50,8 +52,14 @@ pub async fn takeovers(setup: Setup, pager: &Receiver, points: &[&str]) -> Fire 
         let mut unsure = work_until_frozen(&zombie, &fire, point).await;
         heir.restart().await;
         count(&heir, &fire, &unsure).await;
+        let deposed = zombie.log().matches(DEPOSED).count();
         zombie.signal("CONT").await;
         unsure = poke(&zombie, &fire).await;
+        // Refused or not, it is given the time to find out.
+        let woke = Instant::now();
+        while !unsure.is_empty() && zombie.log().matches(DEPOSED).count() == deposed && woke.elapsed() < LEARNING {
+            sleep(Duration::from_millis(50)).await;
+        }
         count(&heir, &fire, &unsure).await;
         let kept_aside = heir.platform.pages("/v1/quarantine", 50).await;
         // What a node could not take for long may wait there; none of it is malformed.

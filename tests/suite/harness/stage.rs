@@ -257,7 +257,10 @@ impl Stage {
     /// Oldest window first.
     pub async fn findings(&self, tenant: TenantId) -> Vec<Finding> {
         let query = FindingQuery { status: None, cause: None, after: None, limit: MOST };
-        let mut found = self.home(tenant).await.findings(query).await.unwrap().unwrap().items;
+        let mut found = eventually("the findings", || async {
+            self.home(tenant).await.findings(query).await.ok().map(|answer| answer.unwrap().items)
+        })
+        .await;
         found.sort_by_key(|finding| (finding.found.window, finding.found.cause));
         found
     }
@@ -275,7 +278,10 @@ impl Stage {
     pub async fn judged(&self, tenant: TenantId, proof: Proof) -> Vec<Judged> {
         let window = Window { start: Timestamp(0), end: Timestamp::MAX };
         let query = WindowQuery { window, proof: Some(proof), verdict: None, after: None, limit: MOST };
-        let page = self.home(tenant).await.compared_windows(query).await.unwrap().unwrap();
+        let page = eventually("the windows", || async {
+            self.home(tenant).await.compared_windows(query).await.ok().map(Result::unwrap)
+        })
+        .await;
         page.items.into_iter().rev().map(|(judged, _)| judged).collect()
     }
 
