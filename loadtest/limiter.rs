@@ -217,10 +217,10 @@ pub(crate) async fn row(server: &Server, tenants: u32) -> anyhow::Result<Vec<Str
     let yard = meter.end(&mut connection).await?.each(cycles as f64);
 
     plant(&mut connection, &ids).await?;
-    let kong = config::Kong {
-        redis_url: Some(SecretString::from(server.url())),
+    let kong = config::KongRedis {
+        url: Some(SecretString::from(server.url())),
         limit_by: LimitBy::Header,
-        ..config::Kong::default()
+        ..config::KongRedis::default()
     };
     let listeners = Listeners(std::sync::Arc::new(ids));
     let opened = Counters::open(&kong, &config::Reconcile::default(), Clock::system(), listeners);

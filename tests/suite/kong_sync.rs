@@ -16,7 +16,9 @@ async fn status(daemon: &Daemon) -> Value {
 }
 
 fn following(kong: &Kong, engine: Engine) -> Setup {
-    Setup::on(engine).with("KONG__ADMIN_URL", &kong.url).with("KONG__SYNC_INTERVAL_MS", 1_000)
+    Setup::on(engine)
+        .with("GATEWAY__KONG__ADMIN__URLS", &kong.url)
+        .with("GATEWAY__KONG__ADMIN__SYNC_INTERVAL_MS", 1_000)
 }
 
 async fn shift(daemon: &Daemon, tenant: &str, to: &str) {
@@ -153,7 +155,7 @@ async fn restarted_with(mut daemon: Daemon, kong: &Kong) -> Daemon {
     daemon.terminate().await;
     let file = daemon.config_file();
     let mut toml = std::fs::read_to_string(&file).unwrap();
-    toml.push_str(&format!("[kong]\nadmin_url = \"{}\"\nsync_interval_ms = 1000\n", kong.url));
+    toml.push_str(&format!("[gateway.kong.admin]\nurls = \"{}\"\nsync_interval_ms = 1000\n", kong.url));
     std::fs::write(&file, toml).unwrap();
     daemon.restart().await;
     daemon
@@ -166,7 +168,7 @@ async fn a_kong_without_a_database_is_given_one_document() {
     let base = folder.path().join("kong.json");
     let ours = json!({"services": [{"name": "litellm", "url": "http://litellm:4000"}]});
     std::fs::write(&base, ours.to_string()).unwrap();
-    let daemon = following(&kong, Engine::Sqlite).with("KONG__BASE_FILE", base.display()).start().await;
+    let daemon = following(&kong, Engine::Sqlite).with("GATEWAY__KONG__ADMIN__BASE_FILE", base.display()).start().await;
     let acme = daemon.onboard("Acme").await;
     let of_acme = || {
         let document = kong.document();
@@ -198,15 +200,15 @@ async fn a_kong_without_a_database_is_given_one_document() {
         told["error"].is_string().then_some(told)
     })
     .await;
-    assert!(told["error"].as_str().unwrap().contains("kong.base_file"), "{told}");
+    assert!(told["error"].as_str().unwrap().contains("gateway.kong.admin.base_file"), "{told}");
     assert_eq!(kong.document()["services"], ours["services"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kong_that_is_down_holds_up_nobody_and_is_caught_up_with() {
     let port = services::free_port();
-    let setup = Setup::on(Engine::Sqlite).with("KONG__ADMIN_URL", format!("http://127.0.0.1:{port}"));
-    let daemon = setup.with("KONG__SYNC_INTERVAL_MS", 1_000).start().await;
+    let setup = Setup::on(Engine::Sqlite).with("GATEWAY__KONG__ADMIN__URLS", format!("http://127.0.0.1:{port}"));
+    let daemon = setup.with("GATEWAY__KONG__ADMIN__SYNC_INTERVAL_MS", 1_000).start().await;
     let acme = daemon.onboard("Acme").await;
     shift(&daemon, &acme.id, "suspend").await;
     let health = eventually("health to notice", || async {

@@ -94,16 +94,16 @@ impl<R: Readings> Scraper<R> {
             .build()?;
         let node = |node: &config::KongNode| Node {
             name: node.name.clone(),
-            url: node.metrics_url.clone(),
+            url: node.url.clone(),
             watch: Watch::new(&node.name),
             problem: None,
             missing: Vec::new(),
         };
         Ok(Scraper {
-            nodes: kong.nodes.iter().map(node).collect(),
+            nodes: kong.metrics.nodes.iter().map(node).collect(),
             client,
-            every: config::millis(kong.scrape_ms),
-            cadence: Cadence::new(reconcile, kong.scrape_ms),
+            every: config::millis(kong.metrics.scrape_ms),
+            cadence: Cadence::new(reconcile, kong.metrics.scrape_ms),
             skew_micros: reconcile.terms().skew_micros,
             services: kong.llm_services.clone(),
             clock,
@@ -680,8 +680,9 @@ mod tests {
         let bare = "kong_node_info{node_id=\"b\",version=\"3.9.1\"} 1\n".to_owned();
         let one = serve(vec![("200 OK", BEFORE.into()), ("200 OK", AFTER.into()), ("500 Oh", String::new())]).await;
         let two = serve(vec![("200 OK\r\ndate: Sat, 21 Nov 2026 00:00:00 GMT", bare)]).await;
-        let node = |name: &str, url: &str| config::KongNode { name: name.into(), metrics_url: url.into() };
-        let kong = config::Kong { nodes: vec![node("one", &one), node("two", &two)], ..config::Kong::default() };
+        let node = |name: &str, url: &str| config::KongNode { name: name.into(), url: url.into() };
+        let mut kong = config::Kong::default();
+        kong.metrics.nodes = vec![node("one", &one), node("two", &two)];
         let listeners = listeners();
         let mut scraper =
             Scraper::new(&kong, &config::Reconcile::default(), Clock::system(), listeners.clone()).unwrap();

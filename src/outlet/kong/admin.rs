@@ -58,8 +58,8 @@ impl Admin {
     /// # Errors
     /// When there can be no client.
     pub fn open(settings: &config::KongAdmin) -> Result<Option<Admin>, String> {
-        let Some(url) = &settings.admin_url else { return Ok(None) };
-        Admin::at(url, settings.admin_token.clone()).map(Some)
+        let Some(url) = settings.urls.first() else { return Ok(None) };
+        Admin::at(url, settings.token.clone()).map(Some)
     }
 
     /// # Errors

@@ -51,7 +51,7 @@ const CONFLICTS_TOLD: usize = 20;
 enum Failure {
     #[error(transparent)]
     Admin(#[from] AdminError),
-    #[error("kong.base_file {0}")]
+    #[error("gateway.kong.admin.base_file {0}")]
     Base(String),
 }
 
@@ -75,7 +75,8 @@ impl Sync {
         directory: Directory,
         clock: Clock,
     ) -> Result<Option<Sync>, String> {
-        let Some(admin) = Admin::open(settings).map_err(|problem| format!("kong.admin_url: {problem}"))? else {
+        let Some(admin) = Admin::open(settings).map_err(|problem| format!("gateway.kong.admin.urls: {problem}"))?
+        else {
             return Ok(None);
         };
         Ok(Some(Sync {
