@@ -15,7 +15,7 @@ use platform_api::domain::tenant::ExternalId;
 use platform_api::domain::time::{MICROS_PER_DAY, MICROS_PER_MINUTE};
 use platform_api::intake::kong::counters::Counters;
 use platform_api::intake::kong::limiter_key::NOBODY;
-use platform_api::intake::kong::readings::{Readings, WithConsumers};
+use platform_api::intake::kong::readings::{Forgotten, Readings, Seen, WithConsumers};
 use redis::aio::MultiplexedConnection;
 use secrecy::SecretString;
 use tokio::time::{Instant, sleep};
@@ -92,6 +92,12 @@ impl Readings for Listeners {
     async fn take(&self, _: TenantId, _: Vec<MeterReading>, _: Vec<Interruption>) -> bool {
         true
     }
+
+    async fn recall(&self, _: &str) -> Result<Option<Seen>, Forgotten> {
+        Ok(None)
+    }
+
+    async fn remember(&self, _: &str, _: Seen) {}
 }
 
 /// What Redis has counted since it was started.
