@@ -168,3 +168,35 @@ impl Loader {
         Report { node: self.node, edition: edition.number, took, result, hash }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_everywhere_is_what_the_last_node_has_and_a_failure_is_named() {
+        let admins = ["http://one/", "http://two"].map(|url| Admin::at(url, None).unwrap());
+        let (mut nodes, _reports) = Nodes::new(admins.to_vec());
+        let report = |node, edition, result: Result<bool, AdminError>| {
+            let hash = result.is_ok().then(|| "0f".to_owned());
+            Report { node, edition, took: Duration::ZERO, result, hash }
+        };
+        assert_eq!((nodes.everywhere(), nodes.problem()), (0, None));
+        nodes.heard(&report(0, 2, Ok(true)), Timestamp(1));
+        assert_eq!(nodes.everywhere(), 0, "the other has said nothing");
+        nodes.heard(&report(1, 1, Ok(false)), Timestamp(2));
+        assert_eq!(nodes.everywhere(), 1);
+        nodes.heard(&report(0, 3, Err(AdminError::Unreadable)), Timestamp(3));
+        let problem = nodes.problem().unwrap();
+        assert!(problem.starts_with("1 of 2 nodes, http://one first: "), "{problem}");
+        let [one, two] = &nodes.statuses()[..] else { panic!("two nodes") };
+        assert_eq!((one.last_run_at, one.last_success_at), (Some(Timestamp(3)), Some(Timestamp(1))));
+        assert_eq!((two.error.as_ref(), two.configuration_hash.as_deref()), (None, Some("0f")));
+        // It has what it had, and a node that nobody knows changes nothing.
+        nodes.heard(&report(7, 9, Ok(true)), Timestamp(4));
+        assert_eq!(nodes.everywhere(), 1);
+        nodes.heard(&report(0, 3, Ok(true)), Timestamp(5));
+        nodes.heard(&report(1, 3, Ok(true)), Timestamp(5));
+        assert_eq!((nodes.everywhere(), nodes.problem()), (3, None));
+    }
+}
