@@ -120,23 +120,24 @@ async fn measured(folder: &Folder, tenants: u32, reconcile: &Reconcile) -> anyho
     let mut base = window_start(Clock::system().now(), &terms);
     let stage = Stage::open(folder.0.join(format!("data{tenants}")), open, base, terms).await?;
     let mut costs = Costs::default();
-    let mut resident = 0.0;
+    let mut half: Option<(f64, u32)> = None;
     for first in (0..tenants).step_by(open as usize) {
         stage.clock.set(base);
         let turn = Turn::begin(&stage, first..tenants.min(first + open), &mut costs).await?;
         turn.measure(base, i64::from(reconcile.rounds), &mut costs).await?;
         base = window_start(stage.clock.now().plus_micros(terms.window_micros), &terms);
-        if first == 0 {
-            // With the first ones open, and what the process needs anyhow; those of later turns come on top.
-            resident = resident_kilobytes();
+        let done = tenants.min(first + open);
+        if half.is_none() && done * 2 >= tenants && done < tenants {
+            // By now everything is as large as the open ones make it; what comes on top is of tenants that rest.
+            half = Some((resident_kilobytes(), done));
         }
         if (first / open + 1).is_multiple_of(20) {
-            eprintln!("{} of {tenants} tenants", first + open);
+            eprintln!("{done} of {tenants} tenants");
         }
     }
-    // One turn is open at the end, as one was at the first look.
-    let more = f64::from(tenants - open);
-    let memory = if more > 0.0 { format!("{:.1}", (resident_kilobytes() - resident) / more) } else { "-".into() };
+    let memory = half.map_or("-".into(), |(resident, done)| {
+        format!("{:.1}", (resident_kilobytes() - resident) / f64::from(tenants - done))
+    });
     stage.directory.drain(PATIENCE).await;
     let disk = kilobytes_of(&stage.folder);
     let told = f64::from(tenants) * f64::from(reconcile.rounds);

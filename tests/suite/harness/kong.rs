@@ -47,6 +47,8 @@ impl Kong {
     }
 
     pub async fn start(port: u16, has_database: bool) -> Kong {
+        // Fails when one is installed already, which is as good.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let memory = Arc::new(Mutex::new(Memory { has_database, ..Memory::default() }));
         let ours = memory.clone();
         let endpoint = poem::endpoint::make(move |mut request: Request| {
