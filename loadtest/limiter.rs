@@ -15,7 +15,7 @@ use platform_api::domain::tenant::ExternalId;
 use platform_api::domain::time::{MICROS_PER_DAY, MICROS_PER_MINUTE};
 use platform_api::intake::kong::counters::Counters;
 use platform_api::intake::kong::limiter_key::NOBODY;
-use platform_api::intake::kong::readings::{Readings, WithConsumers};
+use platform_api::intake::kong::readings::{Forgotten, Readings, Seen, WithConsumers};
 use redis::aio::MultiplexedConnection;
 use secrecy::SecretString;
 use tokio::time::{Instant, sleep};
@@ -92,6 +92,12 @@ impl Readings for Listeners {
     async fn take(&self, _: TenantId, _: Vec<MeterReading>, _: Vec<Interruption>) -> bool {
         true
     }
+
+    async fn recall(&self, _: &str) -> Result<Option<Seen>, Forgotten> {
+        Ok(None)
+    }
+
+    async fn remember(&self, _: &str, _: Seen) {}
 }
 
 /// What Redis has counted since it was started.
@@ -217,10 +223,10 @@ pub(crate) async fn row(server: &Server, tenants: u32) -> anyhow::Result<Vec<Str
     let yard = meter.end(&mut connection).await?.each(cycles as f64);
 
     plant(&mut connection, &ids).await?;
-    let kong = config::Kong {
-        redis_url: Some(SecretString::from(server.url())),
+    let kong = config::KongRedis {
+        url: Some(SecretString::from(server.url())),
         limit_by: LimitBy::Header,
-        ..config::Kong::default()
+        ..config::KongRedis::default()
     };
     let listeners = Listeners(std::sync::Arc::new(ids));
     let opened = Counters::open(&kong, &config::Reconcile::default(), Clock::system(), listeners);

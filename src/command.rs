@@ -74,9 +74,10 @@ pub async fn check_kong(
     logs_url: Option<String>,
     as_json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let observed = match admin_url.or(config.kong.admin_url) {
-        None => Err(anyhow::anyhow!("no Admin API is named: --admin-url or kong.admin_url")),
-        Some(url) => observe(&url, config.kong.admin_token).await,
+    let admin = config.gateway.kong.admin;
+    let observed = match admin_url.or(admin.urls.into_iter().next()) {
+        None => Err(anyhow::anyhow!("no Admin API is named: --admin-url or gateway.kong.admin.urls")),
+        Some(url) => observe(&url, admin.token).await,
     };
     let observed = match observed {
         Ok(observed) => observed,
@@ -121,6 +122,6 @@ pub async fn render_kong(config: Config) -> anyhow::Result<()> {
     let (rows, _) = catalogue::load(&mut control).await?;
     let mut tenants: Vec<Tenant> = rows.into_iter().map(|row| row.tenant).collect();
     tenants.sort_by_key(|tenant| tenant.id);
-    println!("{}", kong::rendered(&config.kong, &tenants).await?);
+    println!("{}", kong::rendered(&config.gateway.kong.admin, &tenants).await?);
     Ok(())
 }

@@ -21,7 +21,7 @@ use serde::Deserialize;
 
 pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
 pub use flagsmith::Flagsmith;
-pub use gateway::{Gateway, Kong, KongNode, LimitBy};
+pub use gateway::{Gateway, Kong, KongAccessLog, KongMetrics, KongNode, KongRedis, LimitBy};
 pub use jobs::Jobs;
 pub use kong_admin::{KongAdmin, KongMode};
 pub use nats::Nats;
@@ -46,7 +46,6 @@ pub struct Config {
     pub auth: Auth,
     pub rate_limits: RateLimits,
     pub envoy: Envoy,
-    pub kong: KongAdmin,
     pub flagsmith: Flagsmith,
     pub notify: Notify,
     pub reconcile: Reconcile,
@@ -476,11 +475,13 @@ impl Config {
         let file = config::File::from_str(toml, config::FileFormat::Toml);
         let sources = config::Config::builder().add_source(file);
         let sources = environment.into_iter().fold(sources, |sources, over| sources.add_source(over));
-        let read = sources
-            .build()
-            .and_then(config::Config::try_deserialize::<Config>)
-            .map_err(|error| Invalid { problems: vec![without_source(&error.to_string())] })?;
-        read.validated()
+        let unreadable = |error: config::ConfigError| Invalid { problems: vec![without_source(&error.to_string())] };
+        let sources = sources.build().map_err(unreadable)?;
+        let problems = moved(&sources);
+        if !problems.is_empty() {
+            return Err(Invalid { problems });
+        }
+        sources.try_deserialize::<Config>().map_err(unreadable)?.validated()
     }
 
     /// # Errors
@@ -610,7 +611,6 @@ impl Config {
         problems.extend(self.rate_limits.problems());
         problems.extend(self.envoy.problems());
         problems.extend(self.jobs.problems());
-        problems.extend(self.kong.problems());
         problems.extend(self.flagsmith.problems());
         if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }
     }
@@ -620,6 +620,18 @@ impl Config {
     pub fn retention_micros(&self) -> i64 {
         i64::from(self.intake.retention_days) * crate::domain::time::MICROS_PER_DAY
     }
+}
+
+/// Settings by a name of before, with that of now. A table is told only when none of its settings is.
+fn moved(sources: &config::Config) -> Vec<String> {
+    let mut problems: Vec<String> = Vec::new();
+    for (before, now) in gateway::MOVED {
+        let told = problems.iter().any(|problem| problem.starts_with(&format!("{before}.")));
+        if !told && sources.get::<config::Value>(before).is_ok() {
+            problems.push(format!("{before}: is called {now} now"));
+        }
+    }
+    problems
 }
 
 /// A syntax error without the line it quotes, which may hold a secret.

@@ -149,7 +149,7 @@ impl Daemon {
         let kong = &config.gateway.kong;
         let receiver = LogReceiver::new(directory.clone(), millis(config.intake.litellm_patience_ms))
             .of_services(&kong.llm_services);
-        let kong = KongDoor::new(kong, receiver);
+        let kong = KongDoor::new(&kong.access_log, receiver);
 
         let listener = TcpListener::bind(&config.http.listen)
             .await
@@ -328,17 +328,17 @@ fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow
         dependencies.push(Dependency { name: name.into(), required: false, state, detail });
     };
     let mut start = |stop: CancellationToken, handle| tasks.push(Task { stop, handle });
-    let counters = Counters::open(kong, &config.reconcile, clock.clone(), directory.clone());
+    let counters = Counters::open(&kong.redis, &config.reconcile, clock.clone(), directory.clone());
     let counters = counters.map_err(anyhow::Error::msg)?;
     if let Some(counters) = counters {
         source("kong-limiter", counters.health());
         let stop = CancellationToken::new();
         start(stop.clone(), tokio::spawn(counters.run(stop)));
     } else {
-        source("kong-limiter", off("proof: none, would be attempts; missing: gateway.kong.redis_url"));
+        source("kong-limiter", off("proof: none, would be attempts; missing: gateway.kong.redis.url"));
     }
-    if kong.nodes.is_empty() {
-        source("kong-metrics", off("proof: none, would be cumulative; missing: gateway.kong.nodes"));
+    if kong.metrics.nodes.is_empty() {
+        source("kong-metrics", off("proof: none, would be cumulative; missing: gateway.kong.metrics.nodes"));
     } else {
         let scraper = Scraper::new(kong, &config.reconcile, clock.clone(), directory.clone());
         let scraper = scraper.context("making a client for kong's metrics")?;
@@ -346,13 +346,13 @@ fn open_sources(config: &Config, directory: &Directory, clock: &Clock) -> anyhow
         let stop = CancellationToken::new();
         start(stop.clone(), tokio::spawn(scraper.run(stop)));
     }
-    if kong.log_token.is_some() {
-        let detail = format!("proof: requests, as http-log posts them with {}", kong.log_token_header);
+    if kong.access_log.token.is_some() {
+        let detail = format!("proof: requests, as http-log posts them with {}", kong.access_log.token_header);
         source("kong-log", watch::channel(SourceHealth { standing: Standing::Up, detail }).1);
         let stop = CancellationToken::new();
         start(stop.clone(), tokio::spawn(Presence::new(clock.clone(), directory.clone()).run(stop)));
     } else {
-        source("kong-log", off("proof: requests, with a reporter's key; missing: gateway.kong.log_token"));
+        source("kong-log", off("proof: requests, with a reporter's key; missing: gateway.kong.access_log.token"));
     }
     Ok((tasks, dependencies))
 }

@@ -70,7 +70,7 @@ enum Kong {
     Check {
         #[command(flatten)]
         configured: Configured,
-        /// Base URL of the Admin API; `kong.admin_url` when absent.
+        /// Base URL of the Admin API; the first of `gateway.kong.admin.urls` when absent.
         #[arg(long, value_name = "URL")]
         admin_url: Option<String>,
         /// Where http-log has to send to, exactly; any address that ends in /v1/gateway/kong/logs when absent.
@@ -80,7 +80,7 @@ enum Kong {
         #[arg(long)]
         json: bool,
     },
-    /// Print the declarative document, in JSON, for a Kong without a database: `kong.base_file` with the tenants added.
+    /// Print the declarative document, in JSON, for a Kong without a database: `gateway.kong.admin.base_file` with the tenants added.
     Render(Configured),
 }
 

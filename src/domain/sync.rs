@@ -20,6 +20,20 @@ pub struct SyncStatus {
     /// Tenants whose consumer is somebody else's, or whose name is taken. The first of them.
     pub conflicts: Vec<TenantId>,
     pub last_change: Option<Reached>,
+    /// Those that are loaded one by one: of a gateway without a database.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// One node that keeps its configuration for itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeStatus {
+    pub url: String,
+    pub last_run_at: Option<Timestamp>,
+    pub last_success_at: Option<Timestamp>,
+    /// Why its last load failed.
+    pub error: Option<String>,
+    /// What it says of its configuration: nodes with the same one have the same.
+    pub configuration_hash: Option<String>,
 }
 
 /// A change of a tenant that has reached the gateway.

@@ -36,8 +36,8 @@ pub struct KongDoor {
 
 impl KongDoor {
     #[must_use]
-    pub fn new(kong: &config::Kong, receiver: LogReceiver) -> KongDoor {
-        KongDoor { receiver, header: kong.log_token_header.to_ascii_lowercase(), token: kong.log_token.clone() }
+    pub fn new(log: &config::KongAccessLog, receiver: LogReceiver) -> KongDoor {
+        KongDoor { receiver, header: log.token_header.to_ascii_lowercase(), token: log.token.clone() }
     }
 
     /// The gateway, if it says its token; `None` when it says none, and other credentials are to be looked at.
@@ -80,7 +80,7 @@ impl Gateway {
     /// Record Kong's access log
     ///
     /// What Kong's http-log plugin posts: an object, or an array of them; lines of objects too, as file-log writes them.
-    /// Opened by the token of `gateway.kong.log_token` in its header, or by a reporter's key. Answered after the commit;
+    /// Opened by the token of `gateway.kong.access_log.token` in its header, or by a reporter's key. Answered after the commit;
     /// a record that comes again, by its `request.id`, changes nothing. Of a record only its id, time, route, status,
     /// consumer and counts are read: no other header, and nothing of the query, the client or the bodies.
     #[oai(path = "/v1/gateway/kong/logs", method = "post", operation_id = "recordKongLogs")]

@@ -8,7 +8,7 @@ use super::document::Tag;
 use super::problem::Problem;
 use super::reply::Reply;
 use super::view::instant;
-use crate::domain::sync::{Reached, SyncStatus};
+use crate::domain::sync::{NodeStatus, Reached, SyncStatus};
 
 pub(super) struct KongSync;
 
@@ -56,6 +56,32 @@ struct KongSyncView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     last_change: Option<KongChangeView>,
+    /// The nodes of a Kong without a database, each loaded by itself; empty for one with a database. `consumers`, `suspended`
+    /// and `lastChange` tell of what all of them have.
+    nodes: Vec<KongNodeView>,
+}
+
+/// A node of a Kong without a database.
+#[derive(Debug, Serialize, Deserialize, Object)]
+#[serde(rename_all = "camelCase")]
+#[oai(rename = "KongNode", rename_all = "camelCase")]
+struct KongNodeView {
+    /// Its Admin API, as configured.
+    url: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    last_run_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    last_success_at: Option<String>,
+    /// Why its last load failed; it is tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    error: Option<String>,
+    /// `configuration_hash` of its own status: nodes that say the same have the same document.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    configuration_hash: Option<String>,
 }
 
 /// A change of a tenant that has reached Kong.
@@ -87,6 +113,19 @@ impl KongSyncView {
             strangers: count(status.strangers),
             conflicts: status.conflicts.iter().map(ToString::to_string).collect(),
             last_change: status.last_change.as_ref().map(KongChangeView::of),
+            nodes: status.nodes.into_iter().map(KongNodeView::of).collect(),
+        }
+    }
+}
+
+impl KongNodeView {
+    fn of(node: NodeStatus) -> KongNodeView {
+        KongNodeView {
+            url: node.url,
+            last_run_at: node.last_run_at.map(instant),
+            last_success_at: node.last_success_at.map(instant),
+            error: node.error,
+            configuration_hash: node.configuration_hash,
         }
     }
 }

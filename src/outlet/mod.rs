@@ -140,7 +140,9 @@ impl Outlets {
         tasks.push(tokio::spawn(dispatcher.run(hints, stopping.clone())));
 
         let mut status = None;
-        if let Some(kong) = kong::Sync::open(&config.kong, directory.clone(), clock.clone()).map_err(unusable)? {
+        if let Some(kong) =
+            kong::Sync::open(&config.gateway.kong.admin, directory.clone(), clock.clone()).map_err(unusable)?
+        {
             let (hints_sender, hints) = mpsc::channel(HINTS_MAX);
             listeners.push(hints_sender);
             health.push(Dependency { name: "kong".into(), state: kong.health() });

@@ -211,9 +211,9 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "platform_api_kong_sync_runs_total",
         Counter,
         Unit::Count,
-        "Comparisons of Kong's consumers with the tenants, by result: ok, failed.",
+        "Comparisons of Kong's consumers with the tenants, and loads of nodes without a database, by result: ok, failed.",
     ),
-    ("platform_api_kong_sync_seconds", Histogram, Unit::Seconds, "Time one comparison takes."),
+    ("platform_api_kong_sync_seconds", Histogram, Unit::Seconds, "Time one comparison, or load of a node, takes."),
     (
         "platform_api_kong_sync_lag_seconds",
         Histogram,
@@ -221,6 +221,12 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Time from a change of a tenant until Kong had it.",
     ),
     ("platform_api_kong_sync_objects", Gauge, Unit::Count, "Objects of ours in Kong, by kind: consumers, suspended."),
+    (
+        "platform_api_kong_sync_node_up",
+        Gauge,
+        Unit::Count,
+        "Whether a node of a Kong without a database has taken its last load, by node.",
+    ),
     ("platform_api_kong_sync_writes_total", Counter, Unit::Count, "Requests that changed Kong, by kind."),
     // Feature flags.
     (

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use platform_api::domain::books::{Posting, RollupKey};
+use platform_api::domain::books::{CounterKey, Posting, RollupKey};
+use platform_api::domain::notice::{AlertSubject, BURN_MARK};
 use platform_api::domain::period;
+use platform_api::domain::quota::Quota;
 use platform_api::domain::time::{MICROS_PER_MINUTE, Timestamp};
 use platform_api::domain::usage::{Subject, UsageEvent};
 
@@ -12,6 +14,9 @@ use super::ground::Ground;
 use super::oracle::{self, Label, Naive};
 use super::sender::{Draft, DraftKind, RETENTION_MICROS, tenant_id};
 use super::vault::Vault;
+
+/// Below this part of its limit a quota alerts of no burn.
+const BURN_PERCENT_MIN: u16 = 5;
 
 /// Is this row what the sender sent?
 pub fn is(event: &UsageEvent, draft: &Draft) -> bool {
@@ -140,6 +145,9 @@ fn counters_and_alerts(ground: &mut Ground, vault: &Vault, done: &Transaction, t
         if changed {
             labels.insert(naive.label(quota.period, now));
         }
+        if let [posting] = done.postings.as_slice() {
+            burn(ground, vault, posting, quota, &labels);
+        }
         for label in labels {
             for percent in quota.thresholds.iter().filter(|percent| oracle::reaches(of(&label), quota, **percent)) {
                 let alert = oracle::alert_for(naive, tables.alerts.values(), quota, label, *percent);
@@ -163,6 +171,9 @@ fn counters_and_alerts(ground: &mut Ground, vault: &Vault, done: &Transaction, t
         }
         for alert in &posting.resolved {
             let by_time = alert.period_end().is_some_and(|end| end <= posting.now());
+            if matches!(alert.subject, AlertSubject::BudgetBurn(_)) && !by_time && posting.quotas.is_none() {
+                ground.coverage.saw("alert: resolved because a budget lasts again");
+            }
             ground.coverage.saw(if by_time { "alert: resolved by time" } else { "alert: resolved by a change" });
             if posting.fired.iter().any(|fired| fired.id == alert.id) {
                 ground.coverage.saw("alert: fired and resolved in one commit");
@@ -174,6 +185,21 @@ fn counters_and_alerts(ground: &mut Ground, vault: &Vault, done: &Transaction, t
 /// Q2: the alert is true, unless it fired `in_passing`, and the only one.
 fn fired(ground: &mut Ground, vault: &Vault, alert: &platform_api::domain::notice::Alert, in_passing: bool) {
     ground.coverage.saw("alert: fired");
+    if let Some(mark) = alert.mark() {
+        let first = ground.alerts.entry(vault.tenant).or_default().insert(mark);
+        ground.require(first, "Q2", || format!("the alert at {} % fired twice", mark.2));
+    }
+    if let AlertSubject::BudgetBurn(burn) = &alert.subject {
+        ground.coverage.saw("alert: fired for a budget that burns");
+        let label = vault.naive.label(burn.quota.period, burn.period_start.0);
+        let used = vault.naive.used(&burn.quota).get(&label).copied().unwrap_or(0);
+        let lasts = vault.naive.lasts(&burn.quota, burn.period_start.0, alert.fired_at.0);
+        // What the same transaction has counted besides may have used up the rest.
+        let is_short = used >= burn.quota.limit || lasts.is_some_and(|lasts| lasts < ground.plan.burn_span_micros);
+        ground.require(in_passing || oracle::reaches(used, &burn.quota, BURN_PERCENT_MIN) && is_short, "Q2", || {
+            format!("a budget of {} burns: {} used, {used} by the oracle, lasts {lasts:?}", burn.quota.limit, burn.used)
+        });
+    }
     let Some(reached) = alert.reached() else { return };
     let label = vault.naive.label(reached.quota.period, reached.period_start.0);
     let used = vault.naive.used(&reached.quota).get(&label).copied().unwrap_or(0);
@@ -185,10 +211,33 @@ fn fired(ground: &mut Ground, vault: &Vault, alert: &platform_api::domain::notic
             reached.threshold, quota.limit, reached.used
         )
     });
-    let key = (reached.quota.id, reached.period_start, reached.threshold);
-    let again = ground.alerts.entry(vault.tenant).or_default();
-    let first = again.insert(key);
-    ground.require(first, "Q2", || format!("the alert at {} % fired twice", reached.threshold));
+}
+
+/// Q2: a budget that burns, by the ledger, has its alert, be it over by now. A commit that counted for the quota judges it, and
+/// so does a change of quotas or of the calendar.
+fn burn(ground: &mut Ground, vault: &Vault, posting: &Posting, quota: &Quota, judged: &BTreeSet<Label>) {
+    let (span, now, tables) = (ground.plan.burn_span_micros, posting.now(), &vault.database.tables);
+    let label = vault.naive.label(quota.period, now.0);
+    // After a clock that was set back further than that, quarters of the last hour may be forgotten.
+    let is_rate_known = tables.latest_event_at.0 <= now.0 + 5 * MICROS_PER_MINUTE;
+    if span == 0 || !judged.contains(&label) || !is_rate_known {
+        return;
+    }
+    let is_running =
+        |key: &&CounterKey| key.quota == quota.id && vault.naive.label(quota.period, key.period_start.0) == label;
+    let Some(key) = tables.counters.keys().find(is_running) else { return };
+    let used = vault.naive.used(quota).get(&label).copied().unwrap_or(0);
+    let lasts = vault.naive.lasts(quota, key.period_start.0, now.0);
+    if oracle::reaches(used, quota, BURN_PERCENT_MIN) && lasts.is_some_and(|lasts| lasts < span) {
+        let mark = Some((quota.id, key.period_start, BURN_MARK));
+        let told = tables.alerts.values().any(|alert| alert.mark() == mark);
+        ground.require(told, "Q2", || {
+            format!(
+                "{:?} {:?} lasts {lasts:?} us, and nobody was told: {used} of {}",
+                quota.scope, quota.period, quota.limit
+            )
+        });
+    }
 }
 
 /// A1 and A3: the chain goes on, and says what was done.
@@ -238,6 +287,14 @@ pub fn at_the_end(ground: &mut Ground, vault: &Vault) {
     let tables = &vault.database.tables;
     let now = Timestamp(ground.now);
     for alert in tables.alerts.values().filter(|alert| alert.resolved_at.is_none()) {
+        if let AlertSubject::BudgetBurn(burn) = &alert.subject {
+            let (start, before) = (burn.period_start.0, now.0 - 10_000_000);
+            let span = ground.plan.burn_span_micros;
+            let quota = tables.quotas.iter().find(|quota| quota.id == burn.quota.id);
+            let lasts = quota.and_then(|quota| vault.naive.lasts(quota, start, before));
+            let burns = lasts.is_some_and(|lasts| lasts <= span + span / 2);
+            ground.require(burns, "V1", || format!("a budget burns no more, and its alert fires on: lasts {lasts:?}"));
+        }
         let Some(reached) = alert.reached() else { continue };
         let over = alert.period_end().is_some_and(|end| end < now.plus_micros(-10_000_000));
         ground.require(!over, "V1", || format!("an alert fires on after its period, {}", reached.period_start));

@@ -42,6 +42,8 @@ pub const OUTCOMES: &[&str] = &[
     "stream: full of unacknowledged messages",
     "stream: late acknowledgement",
     "alert: fired",
+    "alert: fired for a budget that burns",
+    "alert: resolved because a budget lasts again",
     "alert: resolved by time",
     "alert: resolved by a change",
     "alert: fired and resolved in one commit",

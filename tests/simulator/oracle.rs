@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 use platform_api::domain::notice::Alert;
 use platform_api::domain::period::PeriodKind;
 use platform_api::domain::quota::{Enforcement, Metric, Quota, Scope, Verdict};
-use platform_api::domain::time::Timestamp;
+use platform_api::domain::time::{MICROS_PER_HOUR, Timestamp};
 
 use super::sender::Draft;
 
@@ -75,6 +75,34 @@ impl Naive {
             *used.entry(labels[quota.period as usize]).or_default() += amount(quota.metric, draft);
         }
         used
+    }
+
+    /// How long the quota lasts from `now` on, in microseconds, at the rate of its last hour, or of its period since `start`
+    /// when that is younger. An event counts with the part of its quarter of an hour that is within the last hour. `None` when
+    /// the period is younger than a quarter, without usage in that hour, and when the quota outlasts the period.
+    pub fn lasts(&self, quota: &Quota, start: i64, now: i64) -> Option<i64> {
+        let quarter = MICROS_PER_HOUR / 4;
+        let label = self.label(quota.period, start);
+        let (mut used, mut recent) = (0_i128, 0_i128);
+        for (draft, labels) in &self.events {
+            if labels[quota.period as usize] == label && covers(&quota.scope, draft) {
+                let amount = i128::from(amount(quota.metric, draft));
+                let over_at = (draft.occurred_at.div_euclid(quarter) + 1) * quarter;
+                let within = (over_at - (now - MICROS_PER_HOUR)).clamp(0, quarter);
+                used += amount;
+                recent += amount * i128::from(within);
+            }
+        }
+        let watched = (now - start).min(MICROS_PER_HOUR);
+        let left = i128::from(quota.limit) - used;
+        if watched < quarter || recent == 0 || left <= 0 {
+            return None;
+        }
+        // What was used in the hour, per microsecond, is recent / quarter / watched.
+        let lasts = (left * i128::from(quarter) * i128::from(watched) + recent - 1) / recent;
+        // The simulated years are near ours: what lasts for centuries outlasts every period but that of all time.
+        let lasts = i64::try_from(lasts).ok().filter(|lasts| *lasts < 400 * 365 * 24 * MICROS_PER_HOUR)?;
+        (self.label(quota.period, now + lasts) == label).then_some(lasts)
     }
 
     /// Events, requests, prompt tokens, completion tokens and cost of everything.

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use platform_api::domain::time::MICROS_PER_HOUR;
+
 use super::dice::Dice;
 
 /// Everything that can go wrong around the code under test.
@@ -146,6 +148,8 @@ pub struct Plan {
     pub leaps: f64,
     /// Share of steps in which somebody changes quotas or the calendar.
     pub changes: f64,
+    /// A budget that lasts a shorter time than this fires an alert; 0 for no such alert.
+    pub burn_span_micros: i64,
     rates: BTreeMap<Fault, f64>,
 }
 
@@ -176,6 +180,7 @@ impl Plan {
             step_micros: [20_000, 400_000, 5_000_000][dice.below(3)],
             leaps,
             changes,
+            burn_span_micros: if dice.chance(0.5) { [1, 12, 72][dice.below(3)] * MICROS_PER_HOUR } else { 0 },
             rates,
         }
     }

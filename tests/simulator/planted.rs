@@ -31,10 +31,12 @@ pub enum Planted {
     NoResumeCheck,
     /// What is not in memory after the clock was set back passes for a quota that nobody has used.
     UnknownForUnused,
+    /// A new owner knows the counters, and not how fast they have risen.
+    RateForgotten,
 }
 
 impl Planted {
-    pub const ALL: [Planted; 14] = [
+    pub const ALL: [Planted; 15] = [
         Planted::AckBeforeCommit,
         Planted::CounterOutside,
         Planted::DedupeBySequence,
@@ -49,5 +51,6 @@ impl Planted {
         Planted::CursorOutside,
         Planted::NoResumeCheck,
         Planted::UnknownForUnused,
+        Planted::RateForgotten,
     ];
 }

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use platform_api::domain::books::{Books, Counter, Missing, Posting};
+use platform_api::domain::burn::Recent;
 use platform_api::domain::chain::{Entry, EntryOutcome, Head};
 use platform_api::domain::period;
 use platform_api::domain::routing::Routing;
@@ -91,7 +92,11 @@ impl Session {
         self.next_epoch(books.epoch).await?;
         books.epoch += 1;
         books.retention_micros = RETENTION_MICROS;
-        books.routing = std::sync::Arc::new(Routing::all(channels));
+        let burn_span_micros = lock(&self.ground).plan.burn_span_micros;
+        books.routing = std::sync::Arc::new(Routing { burn_span_micros, ..Routing::all(channels) });
+        if lock(&self.ground).plants(Planted::RateForgotten) {
+            books.counters.values_mut().for_each(|counter| counter.recent = Recent::default());
+        }
         if lock(&self.ground).plants(Planted::AlertWithoutKey) {
             books.counters.values_mut().for_each(|counter| counter.fired.clear());
         }

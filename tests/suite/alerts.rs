@@ -1,15 +1,21 @@
 //! Alerts leave the house: each threshold once, to every channel, whatever fails or dies in between.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 use crate::harness::events::token_quota;
-use crate::harness::receiver::{Received, Receiver, SECRET};
+use crate::harness::postbox::Postbox;
+use crate::harness::receiver::{ROUTING_KEY, Received, Receiver, SECRET, actions, pagerduty_at};
 use crate::harness::{Daemon, Engine, Setup, Tenant, eventually, on_both, services};
 
 async fn cross_every_threshold(tenant: &Tenant) {
@@ -191,29 +197,78 @@ async fn alerts_are_published_on_nats_under_a_stable_id() {
     .await;
 }
 
-fn pagerduty(name: &str, receiver: &Receiver) -> String {
-    format!(
-        "[[notify.channels]]\ntype = \"pagerduty\"\nname = \"{name}\"\nurl = \"http://127.0.0.1:{}\"\n\
-         routing_key = \"0123456789abcdef0123456789abcdef\"\nallow_private_addresses = true\n",
-        receiver.port
-    )
+/// A port on which somebody accepts, reads what comes and never answers, until `stop`; then connections break.
+struct Hanging {
+    port: u16,
+    asked: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
 }
 
-/// What PagerDuty was told, and about which incident. What was taken and not yet noted when the daemon died may be told
-/// again at once, under the same key.
-fn actions(receiver: &Receiver) -> Vec<(String, String)> {
-    let text = |one: &Received, name: &str| one.body[name].as_str().unwrap_or_default().to_owned();
-    let mut told: Vec<_> =
-        receiver.taken().iter().map(|one| (text(one, "event_action"), text(one, "dedup_key"))).collect();
-    told.dedup();
-    told
+impl Hanging {
+    async fn start() -> Hanging {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, asked) = (listener.local_addr().unwrap().port(), Arc::<AtomicUsize>::default());
+        let counting = asked.clone();
+        let task = tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                // Held back from the answer, not from the reading: the request has arrived.
+                let _ = stream.read(&mut [0; 4_096]).await;
+                held.push(stream);
+                counting.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Hanging { port, asked, task }
+    }
+
+    async fn stop(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_hangs_holds_up_no_other_and_is_told_once_afterwards() {
+    let (hanging, well) = (Hanging::start().await, Receiver::start().await);
+    let sections = format!("{}{}", pagerduty_at("pager", hanging.port), well.channel("chat"));
+    let daemon = Setup::on(Engine::Sqlite).with_section(&sections).start().await;
+    let (acme, globex) = (daemon.onboard("Acme").await, daemon.onboard("Globex").await);
+    cross_every_threshold(&acme).await;
+    eventually("somebody to hang on it", || async { (hanging.asked.load(Ordering::Relaxed) > 0).then_some(()) }).await;
+    // It hangs, and what is for others, of this tenant and of another one, goes its way.
+    cross_every_threshold(&globex).await;
+    told(&well, 6).await;
+    assert_eq!(daemon.platform.get("/v1/notification-channels").await.ok()["items"][0]["delivered"], 0);
+    let port = hanging.port;
+    hanging.stop().await;
+    let pager = Receiver::start_at(port).await;
+    let incidents = eventually("every incident", || async {
+        let told = actions(&pager);
+        (told.len() >= 6).then_some(told)
+    })
+    .await;
+    let alerts: BTreeSet<String> = [acme.alerts().await, globex.alerts().await]
+        .concat()
+        .iter()
+        .map(|alert| alert["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(incidents.iter().all(|(action, _)| action == "trigger"), "{incidents:?}");
+    assert_eq!(incidents.iter().map(|(_, key)| key.clone()).collect::<BTreeSet<_>>(), alerts);
+    // All six are settled, and nobody is told twice.
+    let path = format!("/v1/quotas/{}/deliveries", acme.id);
+    eventually("nothing to be owed", || async {
+        let history = acme.api.pages(&path, 50).await;
+        history.iter().all(|one| one["outcome"] == "delivered").then_some(())
+    })
+    .await;
+    assert_eq!((pager.received().len(), well.received().len()), (6, 6));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_acknowledgement_reaches_pagerduty_whoever_dies_and_the_history_shows_it() {
     on_both(|engine| async move {
         let receiver = Receiver::start().await;
-        let mut daemon = Setup::on(engine).with_section(&pagerduty("pager", &receiver)).start().await;
+        let mut daemon = Setup::on(engine).with_section(&receiver.pagerduty("pager")).start().await;
         let tenant = daemon.onboard("Acme").await;
         let mut quota = token_quota(10, "month");
         quota["thresholds"] = json!([100]);
@@ -280,10 +335,20 @@ async fn an_acknowledgement_reaches_pagerduty_whoever_dies_and_the_history_shows
 async fn a_channel_is_shown_without_its_secrets_and_tried_without_leaving_anything_open() {
     on_both(|engine| async move {
         let (hook, pager) = (Receiver::start().await, Receiver::start().await);
-        let sections = format!("{}{}", hook.channel("hook"), pagerduty("pager", &pager));
+        let (chat, mail) = (Receiver::start().await, Postbox::start().await);
+        let alertmanager = services::alertmanager_url().expect("TEST_ALERTMANAGER_URL names a running Alertmanager");
+        let sections = format!(
+            "{}{}{}[[notify.channels]]\ntype = \"slack\"\nname = \"chat\"\nurl = \"http://127.0.0.1:{}/hook\"\n\
+             allow_private_addresses = true\n[[notify.channels]]\ntype = \"alertmanager\"\nname = \"oncall\"\n\
+             url = \"{alertmanager}\"\nallow_private_addresses = true\n",
+            hook.channel("hook"),
+            pager.pagerduty("pager"),
+            mail.channel("mail"),
+            chat.port,
+        );
         let daemon = Setup::on(engine).with_section(&sections).start().await;
         let shown = daemon.platform.get("/v1/notification-channels").await;
-        assert!(!shown.text.contains(SECRET) && !shown.text.contains("0123456789abcdef"), "{}", shown.text);
+        assert!(!shown.text.contains(SECRET) && !shown.text.contains(ROUTING_KEY), "{}", shown.text);
         let shown = shown.ok();
         assert_eq!((&shown["items"][0]["id"], &shown["items"][0]["kind"]), (&json!("hook"), &json!("webhook")));
         assert_eq!(shown["items"][1]["circuit"], "closed");
@@ -294,6 +359,21 @@ async fn a_channel_is_shown_without_its_secrets_and_tried_without_leaving_anythi
         let told = actions(&pager);
         assert_eq!(told.iter().map(|(action, _)| action.as_str()).collect::<Vec<_>>(), ["trigger", "resolve"]);
         assert!(told.iter().all(|(_, key)| *key == tested["testId"]), "{told:?}");
+
+        for (channel, kind) in [("chat", "slack"), ("mail", "email"), ("oncall", "alertmanager")] {
+            let tested = daemon.platform.call(Method::POST, &path(channel), None).await.ok();
+            assert_eq!(tested["outcome"], "delivered", "{kind}: {tested}");
+        }
+        assert_eq!(chat.received().len(), 1);
+        assert!(chat.received()[0].body["text"].as_str().is_some_and(|text| !text.is_empty()));
+        let mails = mail.mails();
+        assert!(mails.len() == 1 && mails[0].contains("To: on-call@example.com"), "{mails:?}");
+        let alerts = format!("{alertmanager}/api/v2/alerts?filter=alertname%3D%22ChannelTest%22");
+        eventually("the test in Alertmanager", || async {
+            let alerts: Vec<Value> = reqwest::get(&alerts).await.ok()?.json().await.ok()?;
+            alerts.iter().any(|alert| alert["labels"]["channel"] == "oncall").then_some(())
+        })
+        .await;
 
         hook.will_answer(&[302]);
         let keyed = [("idempotency-key", "try-the-hook")];
@@ -310,7 +390,7 @@ async fn a_channel_is_shown_without_its_secrets_and_tried_without_leaving_anythi
         daemon.platform.call(Method::POST, &path("nobody"), None).await.refused(404, "CHANNEL_NOT_FOUND");
         let audit = daemon.platform.get("/v1/audit?limit=500").await.ok();
         let records = audit["items"].as_array().unwrap().iter();
-        assert_eq!(records.filter(|one| one["record"]["action"] == "channel.tested").count(), 2, "{audit}");
+        assert_eq!(records.filter(|one| one["record"]["action"] == "channel.tested").count(), 5, "{audit}");
         let tenant = daemon.onboard("Acme").await;
         tenant.api.call(Method::POST, &path("pager"), None).await.refused(403, "FORBIDDEN");
         assert!(tenant.alerts().await.is_empty());

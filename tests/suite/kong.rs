@@ -39,7 +39,7 @@ fn counts(answer: Answer) -> (u64, u64, u64, usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_captured_log_is_kept_once_and_with_its_consumers_tenants() {
     on_both(|engine| async move {
-        let daemon = Setup::on(engine).with("GATEWAY__KONG__LOG_TOKEN", TOKEN).start().await;
+        let daemon = Setup::on(engine).with("GATEWAY__KONG__ACCESS_LOG__TOKEN", TOKEN).start().await;
         let (acme, globex) = the_captured_tenants(&daemon).await;
         let batch = counts(posted(&daemon, TOKEN, fixture("http-log-batch.json")).await);
         assert!(batch.0 > 0 && batch.2 >= 2 && batch.3 == 0, "{batch:?}");
@@ -70,7 +70,7 @@ async fn the_captured_log_is_kept_once_and_with_its_consumers_tenants() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_s_door_opens_to_its_token_and_to_reporters_of_their_own() {
     on_both(|engine| async move {
-        let daemon = Setup::on(engine).with("GATEWAY__KONG__LOG_TOKEN", TOKEN).start().await;
+        let daemon = Setup::on(engine).with("GATEWAY__KONG__ACCESS_LOG__TOKEN", TOKEN).start().await;
         let (acme, globex) = the_captured_tenants(&daemon).await;
         let body = fixture("http-log-single.json");
         posted(&daemon, "kong-ingest-token-9876543210", body.clone()).await.refused(401, "INVALID_CREDENTIALS");
@@ -101,7 +101,8 @@ async fn a_dead_redis_of_kong_s_is_named_and_slows_nothing() {
     on_both(|engine| async move {
         let mut redis = Server::redis().await;
         let url = redis.url("redis");
-        let setup = Setup::on(engine).with("GATEWAY__KONG__REDIS_URL", &url).with("GATEWAY__KONG__POLL_MS", 1_000);
+        let setup =
+            Setup::on(engine).with("GATEWAY__KONG__REDIS__URL", &url).with("GATEWAY__KONG__REDIS__POLL_MS", 1_000);
         let daemon = setup.start().await;
         let tenant = daemon.onboard("Acme").await;
         let limiter = async |status: &str| {
@@ -124,7 +125,7 @@ async fn a_dead_redis_of_kong_s_is_named_and_slows_nothing() {
         limiter("down").await;
         let off = daemon.platform.anonymous().get("/health").await.body;
         assert_eq!(off["dependencies"]["kong-metrics"]["status"], "off");
-        assert!(off["dependencies"]["kong-metrics"]["detail"].as_str().unwrap().contains("gateway.kong.nodes"));
+        assert!(off["dependencies"]["kong-metrics"]["detail"].as_str().unwrap().contains("gateway.kong.metrics.nodes"));
     })
     .await;
 }

@@ -75,7 +75,7 @@ impl Node {
     }
 
     fn section(&self, name: &str) -> String {
-        format!("[[gateway.kong.nodes]]\nname = \"{name}\"\nmetrics_url = \"http://127.0.0.1:{}/metrics\"\n", self.port)
+        format!("[[gateway.kong.metrics.nodes]]\nname = \"{name}\"\nurl = \"http://127.0.0.1:{}/metrics\"\n", self.port)
     }
 }
 
@@ -125,7 +125,10 @@ async fn two_nodes_are_scraped_and_each_counts_by_itself() {
     on_both(|engine| async move {
         let (one, two) = (Node::start(captured(NODE_ID, 0)).await, Node::start(captured("node-two", 0)).await);
         let nodes = [one.section("one"), two.section("two")].concat();
-        let setup = Setup::on(engine).with_section(&nodes).with("GATEWAY__KONG__SCRAPE_MS", 1_000).with(WINDOW, 60_000);
+        let setup = Setup::on(engine)
+            .with_section(&nodes)
+            .with("GATEWAY__KONG__METRICS__SCRAPE_MS", 1_000)
+            .with(WINDOW, 60_000);
         let daemon = setup.start().await;
         let (acme, stranger) = (acme(&daemon).await, daemon.onboard("Stranger").await);
         let series = "SELECT value FROM gateway_series WHERE source = 'metrics' ORDER BY series";
@@ -161,9 +164,9 @@ async fn sources_that_are_not_configured_say_which_setting_is_missing() {
         assert_eq!(health.body["status"], "up", "{}", health.text);
         let log = daemon.log();
         for (source, proof, setting) in [
-            ("kong-limiter", "attempts", "gateway.kong.redis_url"),
-            ("kong-metrics", "cumulative", "gateway.kong.nodes"),
-            ("kong-log", "requests", "gateway.kong.log_token"),
+            ("kong-limiter", "attempts", "gateway.kong.redis.url"),
+            ("kong-metrics", "cumulative", "gateway.kong.metrics.nodes"),
+            ("kong-log", "requests", "gateway.kong.access_log.token"),
         ] {
             let found = &health.body["dependencies"][source];
             let detail = found["detail"].as_str().unwrap_or_default();
@@ -182,8 +185,12 @@ async fn a_kong_that_hangs_slows_nothing() {
         let (one, two) = (Node::start(captured(NODE_ID, 0)).await, Node::start(captured("node-two", 0)).await);
         let mut redis = Server::redis().await;
         let nodes = [one.section("one"), two.section("two")].concat();
-        let setup = Setup::on(engine).with_section(&nodes).with("GATEWAY__KONG__SCRAPE_MS", 1_000).with(WINDOW, 60_000);
-        let setup = setup.with("GATEWAY__KONG__REDIS_URL", redis.url("redis")).with("GATEWAY__KONG__POLL_MS", 1_000);
+        let setup = Setup::on(engine)
+            .with_section(&nodes)
+            .with("GATEWAY__KONG__METRICS__SCRAPE_MS", 1_000)
+            .with(WINDOW, 60_000);
+        let setup =
+            setup.with("GATEWAY__KONG__REDIS__URL", redis.url("redis")).with("GATEWAY__KONG__REDIS__POLL_MS", 1_000);
         let daemon = setup.start().await;
         let acme = acme(&daemon).await;
         health_of(&daemon, "kong-metrics", "up").await;
@@ -249,8 +256,8 @@ async fn the_limiter_s_counters_are_read_and_never_written() {
     on_both(|engine| async move {
         let redis = Server::redis().await;
         let mut connection = connected(&redis).await;
-        let setup = Setup::on(engine).with("GATEWAY__KONG__REDIS_URL", redis.url("redis"));
-        let daemon = setup.with("GATEWAY__KONG__POLL_MS", 1_000).with(WINDOW, 60_000).start().await;
+        let setup = Setup::on(engine).with("GATEWAY__KONG__REDIS__URL", redis.url("redis"));
+        let daemon = setup.with("GATEWAY__KONG__REDIS__POLL_MS", 1_000).with(WINDOW, 60_000).start().await;
         let id = |id: &str| json!({"externalIds": [{"source": "kong", "kind": "customId", "id": id}]});
         let initech = daemon.onboard_as(id(INITECH), "Initech").await;
         let stranger = daemon.onboard("Stranger").await;
@@ -305,7 +312,7 @@ async fn the_captured_tenants(daemon: &Daemon) -> (Tenant, Tenant) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_claims_another_tenant_stands_in_both_books() {
     on_both(|engine| async move {
-        let daemon = Setup::on(engine).with("GATEWAY__KONG__LOG_TOKEN", TOKEN).start().await;
+        let daemon = Setup::on(engine).with("GATEWAY__KONG__ACCESS_LOG__TOKEN", TOKEN).start().await;
         let (acme, globex) = the_captured_tenants(&daemon).await;
         for accepted in [1, 0] {
             let answer = posted(&daemon, TOKEN, fixture("http-log-single.json").into_bytes()).await.ok();
@@ -328,7 +335,7 @@ async fn a_request_that_claims_another_tenant_stands_in_both_books() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_record_makes_kong_come_back_for_ever() {
     on_both(|engine| async move {
-        let daemon = Setup::on(engine).with("GATEWAY__KONG__LOG_TOKEN", TOKEN).start().await;
+        let daemon = Setup::on(engine).with("GATEWAY__KONG__ACCESS_LOG__TOKEN", TOKEN).start().await;
         let (acme, _globex) = the_captured_tenants(&daemon).await;
         let single: Value = serde_json::from_str(&fixture("http-log-single.json")).unwrap();
         let with = |id: &str, change: &dyn Fn(&mut Value)| {
@@ -384,7 +391,8 @@ async fn no_record_makes_kong_come_back_for_ever() {
 /// Somebody holds the row that every commit of the tenant needs.
 #[tokio::test(flavor = "multi_thread")]
 async fn kong_is_asked_to_come_back_to_a_tenant_that_starts_or_is_saturated() {
-    let setup = Setup::on(Engine::Postgres).with("GATEWAY__KONG__LOG_TOKEN", TOKEN).with("INTAKE__PATIENCE_MS", 50);
+    let setup =
+        Setup::on(Engine::Postgres).with("GATEWAY__KONG__ACCESS_LOG__TOKEN", TOKEN).with("INTAKE__PATIENCE_MS", 50);
     let setup = setup.with("TENANTS__PERMITS_EVENTS", 1).with("TENANTS__COMMIT_EVENTS_MAX", 1);
     let mut daemon = setup.start().await;
     let (acme, globex) = the_captured_tenants(&daemon).await;
@@ -441,7 +449,7 @@ async fn kong_is_asked_to_come_back_to_a_tenant_that_starts_or_is_saturated() {
 #[tokio::test(flavor = "multi_thread")]
 async fn guesses_at_kong_s_token_are_slowed_down_and_kong_is_not() {
     on_both(|engine| async move {
-        let setup = Setup::on(engine).with("GATEWAY__KONG__LOG_TOKEN", TOKEN);
+        let setup = Setup::on(engine).with("GATEWAY__KONG__ACCESS_LOG__TOKEN", TOKEN);
         let daemon = setup.with("AUTH__FAILURES_PER_SOURCE_MAX", 3).start().await;
         let (acme, _) = the_captured_tenants(&daemon).await;
         let body = || fixture("http-log-single.json").into_bytes();

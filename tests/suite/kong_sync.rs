@@ -16,7 +16,9 @@ async fn status(daemon: &Daemon) -> Value {
 }
 
 fn following(kong: &Kong, engine: Engine) -> Setup {
-    Setup::on(engine).with("KONG__ADMIN_URL", &kong.url).with("KONG__SYNC_INTERVAL_MS", 1_000)
+    Setup::on(engine)
+        .with("GATEWAY__KONG__ADMIN__URLS", &kong.url)
+        .with("GATEWAY__KONG__ADMIN__SYNC_INTERVAL_MS", 1_000)
 }
 
 async fn shift(daemon: &Daemon, tenant: &str, to: &str) {
@@ -153,7 +155,7 @@ async fn restarted_with(mut daemon: Daemon, kong: &Kong) -> Daemon {
     daemon.terminate().await;
     let file = daemon.config_file();
     let mut toml = std::fs::read_to_string(&file).unwrap();
-    toml.push_str(&format!("[kong]\nadmin_url = \"{}\"\nsync_interval_ms = 1000\n", kong.url));
+    toml.push_str(&format!("[gateway.kong.admin]\nurls = \"{}\"\nsync_interval_ms = 1000\n", kong.url));
     std::fs::write(&file, toml).unwrap();
     daemon.restart().await;
     daemon
@@ -166,7 +168,7 @@ async fn a_kong_without_a_database_is_given_one_document() {
     let base = folder.path().join("kong.json");
     let ours = json!({"services": [{"name": "litellm", "url": "http://litellm:4000"}]});
     std::fs::write(&base, ours.to_string()).unwrap();
-    let daemon = following(&kong, Engine::Sqlite).with("KONG__BASE_FILE", base.display()).start().await;
+    let daemon = following(&kong, Engine::Sqlite).with("GATEWAY__KONG__ADMIN__BASE_FILE", base.display()).start().await;
     let acme = daemon.onboard("Acme").await;
     let of_acme = || {
         let document = kong.document();
@@ -191,6 +193,9 @@ async fn a_kong_without_a_database_is_given_one_document() {
     let rendered: Value = serde_json::from_slice(&rendered.stdout).unwrap();
     assert_eq!(rendered, kong.document());
     assert!(!daemon.log().contains(SECRET), "an answer of Kong is in the log");
+    // A node that was started again went back to its file: it is found, and given the document.
+    kong.forget();
+    eventually("the document again", || async { of_acme() }).await;
     // Without the operator's document there is nothing that could be loaded and would not take the routes away.
     let bare = following(&kong, Engine::Sqlite).start().await;
     let told = eventually("the refusal", || async {
@@ -198,15 +203,79 @@ async fn a_kong_without_a_database_is_given_one_document() {
         told["error"].is_string().then_some(told)
     })
     .await;
-    assert!(told["error"].as_str().unwrap().contains("kong.base_file"), "{told}");
+    assert!(told["error"].as_str().unwrap().contains("gateway.kong.admin.base_file"), "{told}");
     assert_eq!(kong.document()["services"], ours["services"]);
+}
+
+/// Three nodes: one takes everything, one hangs, one is not there yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_node_without_a_database_is_loaded_whatever_the_others_do() {
+    let (well, late) = (Kong::without_database().await, services::free_port());
+    let hanging = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let urls = [
+        format!("http://127.0.0.1:{}", hanging.local_addr().unwrap().port()),
+        format!("http://127.0.0.1:{late}"),
+        well.url.clone(),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("kong.json");
+    std::fs::write(&base, json!({"services": []}).to_string()).unwrap();
+    let setup = following(&well, Engine::Sqlite).with("GATEWAY__KONG__ADMIN__URLS", urls.join(","));
+    let daemon = setup.with("GATEWAY__KONG__ADMIN__BASE_FILE", base.display()).start().await;
+    let acme = daemon.onboard("Acme").await;
+    let denied = |kong: &Kong| {
+        let document = kong.document();
+        let consumers = document["consumers"].as_array().cloned().unwrap_or_default();
+        let groups = |consumer: &Value| consumer["custom_id"] == acme.id.as_str() && consumer["acls"].is_array();
+        consumers.iter().any(groups)
+    };
+    let knows = |kong: &Kong| kong.document().to_string().contains(&acme.id);
+    eventually("Acme in the node that is well", || async { knows(&well).then_some(()) }).await;
+    shift(&daemon, &acme.id, "suspend").await;
+    eventually("the suspension in the node that is well", || async { denied(&well).then_some(()) }).await;
+    let told = eventually("what each node says", || async {
+        let told = status(&daemon).await;
+        let (away, up) = (&told["nodes"][1], &told["nodes"][2]);
+        (away["error"].is_string() && up["configurationHash"].is_string()).then_some(told)
+    })
+    .await;
+    let nodes = told["nodes"].as_array().unwrap();
+    assert_eq!(nodes.iter().map(|node| node["url"].as_str().unwrap()).collect::<Vec<_>>(), urls, "{told}");
+    assert_eq!((&nodes[0]["lastSuccessAt"], &nodes[1]["lastSuccessAt"]), (&Value::Null, &Value::Null), "{told}");
+    assert!(nodes[2]["error"].is_null() && nodes[2]["lastSuccessAt"].is_string(), "{told}");
+    assert!(told["error"].as_str().unwrap().contains(" of 3 nodes"), "{told}");
+    assert_eq!((&told["lastChange"], &told["lastSuccessAt"]), (&Value::Null, &Value::Null), "not everywhere: {told}");
+    let metrics = daemon.platform.anonymous().get("/metrics").await.text;
+    for (url, up) in [(&urls[1], 0), (&urls[2], 1)] {
+        assert!(metrics.contains(&format!("platform_api_kong_sync_node_up{{node=\"{url}\"}} {up}")), "{metrics}");
+    }
+    let health = daemon.platform.anonymous().get("/health").await.body;
+    assert_eq!(health["dependencies"]["kong"]["status"], "down", "{health}");
+    // What is there at last gets what it missed; so does the place of what hung.
+    let late = Kong::start(late, false).await;
+    eventually("the suspension in the late node", || async { denied(&late).then_some(()) }).await;
+    let port = hanging.local_addr().unwrap().port();
+    drop(hanging);
+    let third = Kong::start(port, false).await;
+    let told = eventually("the suspension everywhere", || async {
+        let told = status(&daemon).await;
+        (told["lastChange"]["change"] == "suspended" && told["error"].is_null()).then_some(told)
+    })
+    .await;
+    assert!(denied(&third), "{told}");
+    let hashes: Vec<&Value> = told["nodes"].as_array().unwrap().iter().map(|node| &node["configurationHash"]).collect();
+    assert!(hashes[0].is_string() && hashes.iter().all(|hash| *hash == hashes[0]), "{told}");
+    assert!(!daemon.log().contains(SECRET), "an answer of Kong is in the log");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kong_that_is_down_holds_up_nobody_and_is_caught_up_with() {
     let port = services::free_port();
-    let setup = Setup::on(Engine::Sqlite).with("KONG__ADMIN_URL", format!("http://127.0.0.1:{port}"));
-    let daemon = setup.with("KONG__SYNC_INTERVAL_MS", 1_000).start().await;
+    // Two nodes of one database, of which only the second will ever answer.
+    let urls = format!("http://127.0.0.1:{},http://127.0.0.1:{port}", services::free_port());
+    let setup = Setup::on(Engine::Sqlite).with("GATEWAY__KONG__ADMIN__URLS", urls);
+    let setup = setup.with("GATEWAY__KONG__ADMIN__MODE", "database");
+    let daemon = setup.with("GATEWAY__KONG__ADMIN__SYNC_INTERVAL_MS", 1_000).start().await;
     let acme = daemon.onboard("Acme").await;
     shift(&daemon, &acme.id, "suspend").await;
     let health = eventually("health to notice", || async {

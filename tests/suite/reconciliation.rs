@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::harness::database::Database;
 use crate::harness::events::{now, token_quota};
-use crate::harness::receiver::Receiver;
+use crate::harness::receiver::{Receiver, actions};
 use crate::harness::{Daemon, Engine, Setup, Tenant, eventually, on_both};
 
 const MINUTE: i64 = 60_000_000;
@@ -199,7 +199,9 @@ async fn what_is_planted_is_found_and_nothing_else() {
 async fn a_drift_is_told_once_and_over_when_it_is_settled() {
     on_both(|engine| async move {
         let receiver = Receiver::start().await;
-        let mut daemon = setup(engine).with_section(&receiver.channel("pager")).start().await;
+        let incidents = Receiver::start().await;
+        let sections = format!("{}{}", receiver.channel("pager"), incidents.pagerduty("incidents"));
+        let mut daemon = setup(engine).with_section(&sections).start().await;
         let tenant = daemon.onboard("Acme").await;
         tenant.put_quotas(json!([token_quota(1_000, "total")])).await;
         let first = minutes_ago(5);
@@ -227,6 +229,13 @@ async fn a_drift_is_told_once_and_over_when_it_is_settled() {
         assert_eq!(findings.len(), 2, "{findings:?}");
         let used = |quotas: Vec<Value>| quotas[0]["used"].as_i64().unwrap();
         assert_eq!(used(tenant.quotas().await), 60);
+        // Whoever looks at a finding has seen its alert: the incident hears of it, once for both findings.
+        for finding in &findings {
+            let path = tenant.reconciliation(&format!("/findings/{}/acknowledge", finding["id"].as_str().unwrap()));
+            tenant.api.post(&path, &json!({"reason": "We look at it."})).await.ok();
+        }
+        let told = || actions(&incidents);
+        eventually("the acknowledgement", || async { (told().len() >= 2).then_some(()) }).await;
         for (at, finding) in findings.iter().enumerate() {
             let path = tenant.reconciliation(&format!("/findings/{}/settle", finding["id"].as_str().unwrap()));
             let body = json!({"reason": "Booked twice by hand.", "adjustment": {"requests": -1, "promptTokens": -10,
@@ -243,6 +252,9 @@ async fn a_drift_is_told_once_and_over_when_it_is_settled() {
         let resolved = fired.replace(".fired", ".resolved");
         eventually("the end of it to be told", || async { (!of(&resolved).is_empty()).then_some(()) }).await;
         assert_eq!((of(&fired).len(), of(&resolved).len()), (1, 1), "{:?}", kinds());
+        eventually("the incident to be resolved", || async { (told().len() >= 3).then_some(()) }).await;
+        let (words, keys): (Vec<String>, BTreeSet<String>) = told().into_iter().unzip();
+        assert_eq!((words, keys.len()), (["trigger", "acknowledge", "resolve"].map(String::from).to_vec(), 1));
         let ledger = tenant.ledger().await;
         let adjustments: Vec<&Value> = ledger.iter().filter(|row| row["kind"] == "adjustment").collect();
         assert_eq!(adjustments.len(), 2);

@@ -277,7 +277,7 @@ async fn the_recorded_log_is_matched_by_the_real_binary() {
         let setup = settings
             .into_iter()
             .fold(Setup::on(engine), |setup, (name, value)| setup.with(&format!("RECONCILE__{name}"), value));
-        let daemon = setup.with("GATEWAY__KONG__LOG_TOKEN", TOKEN).start().await;
+        let daemon = setup.with("GATEWAY__KONG__ACCESS_LOG__TOKEN", TOKEN).start().await;
         let (now, end) = (crate::harness::events::now(), (FIRST + 5 * 60) * MICROS_PER_SECOND);
         let moved = (now.0 - end).div_euclid(MICROS_PER_MINUTE) * MICROS_PER_MINUTE;
         let mut tenants = Vec::new();

@@ -83,13 +83,13 @@ impl<R: Readings> Counters<R> {
     /// # Errors
     /// When the URL cannot be used.
     pub fn open(
-        kong: &config::Kong,
+        kong: &config::KongRedis,
         reconcile: &config::Reconcile,
         clock: Clock,
         readings: R,
     ) -> Result<Option<Counters<R>>, String> {
-        let Some(url) = &kong.redis_url else { return Ok(None) };
-        let unusable = |_| "gateway.kong.redis_url: must be a redis:// or rediss:// URL".to_owned();
+        let Some(url) = &kong.url else { return Ok(None) };
+        let unusable = |_| "gateway.kong.redis.url: must be a redis:// or rediss:// URL".to_owned();
         // Fails when a provider is installed already, which is as good.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let at = url.expose_secret().into_connection_info().map_err(unusable)?;
@@ -342,7 +342,7 @@ mod tests {
     async fn a_real_redis_is_read_emptied_and_started_again() {
         let Some(mut redis) = Private::start().await else { return };
         let listeners = listeners();
-        let kong = config::Kong { redis_url: Some(SecretString::from(redis.url())), ..config::Kong::default() };
+        let kong = config::KongRedis { url: Some(SecretString::from(redis.url())), ..config::KongRedis::default() };
         let clock = Clock::system();
         let mut counters =
             Counters::open(&kong, &config::Reconcile::default(), clock.clone(), listeners.clone()).unwrap().unwrap();
@@ -394,7 +394,7 @@ mod tests {
         let name = format!("ratelimit:r:s:{ACME}:1795219200000:day");
         redis.say(&["SET", &name, "5", "EX", "80000"]).await;
         redis.say(&["CONFIG", "RESETSTAT"]).await;
-        let kong = config::Kong { redis_url: Some(SecretString::from(redis.url())), ..config::Kong::default() };
+        let kong = config::KongRedis { url: Some(SecretString::from(redis.url())), ..config::KongRedis::default() };
         let mut counters =
             Counters::open(&kong, &config::Reconcile::default(), Clock::system(), listeners()).unwrap().unwrap();
         for _ in 0..2 {

@@ -19,6 +19,7 @@ use crate::domain::ids::TenantId;
 use crate::domain::reconcile::Terms;
 use crate::domain::reconcile::meter::window_start;
 use crate::domain::reconcile::reading::{Interruption, MeterReading, Source};
+use crate::domain::stream::Checkpoint;
 use crate::domain::tenant::ExternalId;
 use crate::domain::time::{MICROS_PER_MINUTE, Timestamp};
 
@@ -47,6 +48,19 @@ const OWED_MAX: usize = 1_000;
 /// Tenants, each with the usernames of its consumers.
 pub type WithConsumers = Vec<(TenantId, Vec<String>)>;
 
+/// A node of the gateway, when it was last seen by anybody of us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Of the id that it has drawn at its start.
+    pub node: [u8; 32],
+    pub at: Timestamp,
+}
+
+/// It cannot be said now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("what is remembered cannot be read now")]
+pub struct Forgotten;
+
 /// Whose a gateway's ids are, and who takes its readings.
 pub trait Readings: Clone + Send + Sync + 'static {
     /// The tenant with this id, if there is one.
@@ -68,7 +82,16 @@ pub trait Readings: Clone + Send + Sync + 'static {
         readings: Vec<MeterReading>,
         interruptions: Vec<Interruption>,
     ) -> impl Future<Output = bool> + Send;
+
+    /// A node as it was last [remembered](Readings::remember), by its configured name; `None` when it never was.
+    fn recall(&self, name: &str) -> impl Future<Output = Result<Option<Seen>, Forgotten>> + Send;
+
+    /// Remembers a node, also for the next process. What cannot be written now is with the next look.
+    fn remember(&self, name: &str, seen: Seen) -> impl Future<Output = ()> + Send;
 }
+
+/// Prefix of the names under which nodes are remembered.
+const NODE_MARK: &str = "gateway.kong.node.";
 
 impl Readings for Directory {
     fn tenant(&self, id: TenantId) -> Option<TenantId> {
@@ -107,6 +130,20 @@ impl Readings for Directory {
         match self.find(tenant).await {
             Ok(handle) => handle.gateway_readings(readings, interruptions).await.is_ok(),
             Err(_) => false,
+        }
+    }
+
+    async fn recall(&self, name: &str) -> Result<Option<Seen>, Forgotten> {
+        let mark = self.checkpoint(&format!("{NODE_MARK}{name}")).await.map_err(|_| Forgotten)?;
+        Ok(mark.and_then(|mark| Some(Seen { node: mark.hash?, at: Timestamp(mark.at_nanos / 1_000) })))
+    }
+
+    async fn remember(&self, name: &str, Seen { node, at }: Seen) {
+        let stream = format!("{NODE_MARK}{name}");
+        let at_nanos = at.0.saturating_mul(1_000);
+        let mark = Checkpoint { stream, created_nanos: 0, sequence: 0, at_nanos, hash: Some(node) };
+        if self.keep_checkpoint(mark, Vec::new()).await.is_err() {
+            tracing::debug!(node = name, "what runs cannot be remembered now");
         }
     }
 }
@@ -314,6 +351,9 @@ pub(super) mod tests {
         pub(in crate::intake::kong) heard: Arc<Mutex<HashMap<TenantId, Told, ahash::RandomState>>>,
         pub(in crate::intake::kong) deaf: Arc<Mutex<Vec<TenantId>>>,
         pub(in crate::intake::kong) awake: Arc<Mutex<WithConsumers>>,
+        pub(in crate::intake::kong) seen: Arc<Mutex<HashMap<String, Seen>>>,
+        /// Nothing that is remembered can be read.
+        pub(in crate::intake::kong) forgets: Arc<Mutex<bool>>,
     }
 
     impl Listeners {
@@ -350,6 +390,17 @@ pub(super) mod tests {
             told.readings.extend(readings);
             told.interruptions.extend(interruptions);
             true
+        }
+
+        async fn recall(&self, name: &str) -> Result<Option<Seen>, Forgotten> {
+            if *self.forgets.lock().unwrap() {
+                return Err(Forgotten);
+            }
+            Ok(self.seen.lock().unwrap().get(name).copied())
+        }
+
+        async fn remember(&self, name: &str, seen: Seen) {
+            self.seen.lock().unwrap().insert(name.to_owned(), seen);
         }
     }
 

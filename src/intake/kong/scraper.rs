@@ -8,11 +8,13 @@
 //! A tenant that nobody uses is not woken by a meter that does not move: before a meter that has moved is told, so is the
 //! last look at which it had not. A tenant that is awake and has a consumer is told that none of its requests was passed on,
 //! before the first is: what stands in its ledger then came another way. And every tenant that is awake is told that a node
-//! was started again, because records of its access log may be lost with it, whoever's they were.
+//! was started again, because records of its access log may be lost with it, whoever's they were; which node ran is kept in the
+//! control database, so that one that was started again while we were away is noticed, too.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use bytes::BytesMut;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -20,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exposition::{self, Exposition};
 use super::health::{Health, Standing};
-use super::readings::{Cadence, LastTold, Owed, Readings, USERNAME, owner_of};
+use super::readings::{Cadence, LastTold, Owed, Readings, Seen, USERNAME, owner_of};
 use super::rounds::{self, Looker};
 use crate::clock::Clock;
 use crate::config;
@@ -94,16 +96,16 @@ impl<R: Readings> Scraper<R> {
             .build()?;
         let node = |node: &config::KongNode| Node {
             name: node.name.clone(),
-            url: node.metrics_url.clone(),
+            url: node.url.clone(),
             watch: Watch::new(&node.name),
             problem: None,
             missing: Vec::new(),
         };
         Ok(Scraper {
-            nodes: kong.nodes.iter().map(node).collect(),
+            nodes: kong.metrics.nodes.iter().map(node).collect(),
             client,
-            every: config::millis(kong.scrape_ms),
-            cadence: Cadence::new(reconcile, kong.scrape_ms),
+            every: config::millis(kong.metrics.scrape_ms),
+            cadence: Cadence::new(reconcile, kong.metrics.scrape_ms),
             skew_micros: reconcile.terms().skew_micros,
             services: kong.llm_services.clone(),
             clock,
@@ -131,6 +133,7 @@ impl<R: Readings> Scraper<R> {
 
     /// Looks at every node once, at all of them at the same time, and tells the tenants.
     pub async fn look(&mut self) {
+        self.recall().await;
         let asked = self.nodes.iter().map(|node| ask(&self.client, &node.url, &self.services, &self.clock));
         let answers = futures_util::future::join_all(asked).await;
         for (node, answered) in self.nodes.iter_mut().zip(answers) {
@@ -164,7 +167,28 @@ impl<R: Readings> Scraper<R> {
             node.problem = problem;
         }
         self.owed.settle().await;
+        self.remember().await;
         self.tell();
+    }
+
+    /// Which nodes ran when anybody last looked, be it before our own start: one that was started again while we were away
+    /// has lost what waited in its log's queue.
+    async fn recall(&mut self) {
+        for node in self.nodes.iter_mut().filter(|node| matches!(node.watch.before, Before::Unread)) {
+            // What cannot be read now is read with the next look.
+            if let Ok(seen) = self.owed.readings().recall(&node.name).await {
+                node.watch.before = Before::Read(seen);
+            }
+        }
+    }
+
+    async fn remember(&self) {
+        for node in &self.nodes {
+            let (Some(id), Some(at)) = (&node.watch.node_id, node.watch.looked_at) else { continue };
+            if matches!(node.watch.before, Before::Read(_)) && node.watch.missed_at.is_none() {
+                self.owed.readings().remember(&node.name, Seen { node: digest_of(id), at }).await;
+            }
+        }
     }
 
     fn tell(&self) {
@@ -245,9 +269,24 @@ async fn gather(mut response: reqwest::Response) -> Result<BytesMut, &'static st
     Ok(body)
 }
 
+/// An id of any length, in one that has always the same.
+fn digest_of(id: &str) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(digest::digest(&digest::SHA256, id.as_bytes()).as_ref());
+    bytes
+}
+
+/// What was known of a node before our own start.
+enum Before {
+    Unread,
+    /// Nothing, once it has been compared with the node that runs.
+    Read(Option<Seen>),
+}
+
 /// What is known of one node's counts.
 struct Watch {
     name: String,
+    before: Before,
     node_id: Option<String>,
     /// The last good look.
     looked_at: Option<Timestamp>,
@@ -283,6 +322,7 @@ impl Watch {
     fn new(name: &str) -> Watch {
         Watch {
             name: name.to_owned(),
+            before: Before::Unread,
             node_id: None,
             looked_at: None,
             missed_at: None,
@@ -341,6 +381,11 @@ impl Watch {
         self.tell_of_clocks(at, skewed, cadence, owed);
         if let (Some(from), true) = (self.looked_at, restarted) {
             self.restarts.push_back(Restart { from, until: at, told: HashSet::default() });
+        }
+        if let Before::Read(before) = &mut self.before
+            && let Some(seen) = before.take().filter(|seen| seen.node != digest_of(node_id))
+        {
+            self.restarts.push_back(Restart { from: seen.at.min(at), until: at, told: HashSet::default() });
         }
         self.tell_of_restart(&awake, at, owed);
         self.node_id = Some(node_id.clone());
@@ -452,253 +497,5 @@ impl Meter {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::readings::tests::{Listeners, cadence};
-    use super::*;
-    use crate::domain::ids::TenantId;
-    use serde_json::Value;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use uuid::Uuid;
-
-    const BEFORE: &str = include_str!("../../../tests/fixtures/kong/metrics-3.9.1.prom");
-    const AFTER: &str = include_str!("../../../tests/fixtures/kong/metrics-3.9.1-after-restart.prom");
-    const RECON: &str = include_str!("../../../tests/fixtures/kong/recon/metrics-scrapes.jsonl");
-    const ACME: TenantId = TenantId(Uuid::from_u128(1));
-    const GLOBEX: TenantId = TenantId(Uuid::from_u128(2));
-
-    fn listeners() -> Listeners {
-        Listeners {
-            names: vec![(USERNAME, "tenant-acme", ACME), (USERNAME, "tenant-globex", GLOBEX)],
-            ..Listeners::default()
-        }
-    }
-
-    fn text(node: &str, rows: &[(&str, &str, i64)]) -> Exposition {
-        let mut text = format!("kong_node_info{{node_id=\"{node}\",version=\"3.9.1\"}} 1\n");
-        for (consumer, route, count) in rows {
-            text.push_str(&format!(
-                "kong_http_requests_total{{service=\"s\",route=\"{route}\",code=\"200\",source=\"service\",consumer=\"{consumer}\"}} {count}\n"
-            ));
-        }
-        exposition::read(&text)
-    }
-
-    fn second(second: i64) -> Timestamp {
-        Timestamp(second * MICROS_PER_SECOND)
-    }
-
-    /// Looks at `expositions`, ten seconds apart; `None` is a look that failed.
-    async fn looked(expositions: &[Option<Exposition>]) -> Listeners {
-        let listeners = listeners();
-        let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
-        for (at, exposition) in (0..).zip(expositions) {
-            match exposition {
-                Some(exposition) => watch.look(exposition, second(at * 10), false, &cadence(), &mut owed),
-                None => watch.miss(second(at * 10), &cadence(), &mut owed),
-            }
-            owed.settle().await;
-        }
-        watch.hand_over(&mut owed);
-        owed.settle().await;
-        listeners
-    }
-
-    fn values(listeners: &Listeners, tenant: TenantId) -> Vec<(i64, i64, bool)> {
-        let heard = listeners.heard_by(tenant).readings;
-        heard.iter().map(|reading| (reading.at.0 / MICROS_PER_SECOND, reading.value, reading.from_zero)).collect()
-    }
-
-    #[tokio::test]
-    async fn only_what_moved_is_told_and_what_appears_was_zero_before() {
-        let one = |count| Some(text("n", &[("tenant-acme", "r", count), ("stranger", "r", 9)]));
-        let both = Some(text("n", &[("tenant-acme", "r", 7), ("tenant-globex", "r", 2), ("tenant-globex", "q", 1)]));
-        let listeners = looked(&[one(5), one(5), one(7), both]).await;
-        // As it was last seen.
-        assert_eq!(values(&listeners, ACME), [(0, 5, false), (30, 7, true)]);
-        assert_eq!(values(&listeners, GLOBEX), [(30, 3, true)]);
-        assert!(listeners.heard_by(ACME).interruptions.is_empty());
-    }
-
-    #[tokio::test]
-    async fn what_was_counted_before_it_was_anybody_s_is_not_new() {
-        let one = |count| text("n", &[("tenant-late", "r", count)]);
-        let mut listeners = listeners();
-        let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
-        watch.look(&text("n", &[]), second(0), false, &cadence(), &mut owed);
-        watch.look(&one(5), second(10), false, &cadence(), &mut owed);
-        listeners.names.push((USERNAME, "tenant-late", ACME));
-        let mut owed = Owed::new(listeners.clone());
-        watch.look(&one(6), second(20), false, &cadence(), &mut owed);
-        watch.look(&one(8), second(30), false, &cadence(), &mut owed);
-        watch.hand_over(&mut owed);
-        owed.settle().await;
-        assert_eq!(values(&listeners, ACME), [(20, 6, false), (30, 8, true)]);
-    }
-
-    #[tokio::test]
-    async fn a_meter_that_stood_still_is_told_as_it_was_last_seen_before_it_moves() {
-        let one = |count| Some(text("n", &[("tenant-acme", "r", count)]));
-        let listeners = looked(&[one(5), one(5), one(5), one(5), one(5), one(6)]).await;
-        assert_eq!(values(&listeners, ACME), [(0, 5, false), (40, 5, false), (50, 6, true)]);
-    }
-
-    #[tokio::test]
-    async fn another_node_id_is_another_epoch_even_for_those_who_did_not_call_since() {
-        let before = Some(text("n", &[("tenant-acme", "r", 5), ("tenant-globex", "r", 4)]));
-        let after = Some(text("m", &[("tenant-acme", "r", 6)]));
-        let listeners = looked(&[before, after]).await;
-        let heard = listeners.heard_by(ACME).readings;
-        assert_eq!(heard.iter().map(|reading| reading.epoch.as_str()).collect::<Vec<_>>(), ["n", "m"]);
-        assert_eq!(values(&listeners, ACME), [(0, 5, false), (10, 6, true)]);
-        assert_eq!(values(&listeners, GLOBEX), [(0, 4, false), (10, 0, true)]);
-    }
-
-    #[tokio::test]
-    async fn a_lost_interval_a_fall_and_a_series_that_is_gone_are_marked() {
-        let one = |count| Some(text("n", &[("tenant-acme", "r", count), ("tenant-acme", "q", 1)]));
-        let gone = Some(text("n", &[("tenant-acme", "r", 9)]));
-        let listeners = looked(&[one(5), None, None, one(6), one(2), gone]).await;
-        let told = listeners.heard_by(ACME);
-        let epochs: Vec<&str> = told.readings.iter().map(|reading| reading.epoch.as_str()).collect();
-        assert_eq!(epochs, ["n", "n", "n/1", "n/1"]);
-        assert_eq!(told.readings.last().map(|reading| reading.value), Some(10));
-        let marked = |from, until| Interruption {
-            source: Source::Metrics,
-            from: second(from),
-            until: second(until),
-            reason: InterruptionReason::Gap,
-        };
-        assert_eq!(told.interruptions, [marked(0, 30), marked(40, 50)]);
-    }
-
-    #[tokio::test]
-    async fn a_node_that_is_away_is_marked_before_each_window_ends() {
-        let one = |count| Some(text("n", &[("tenant-acme", "r", count)]));
-        let mut looks = vec![one(5)];
-        looks.extend((0..70).map(|_| None));
-        looks.push(one(9));
-        let told = looked(&looks).await.heard_by(ACME).interruptions;
-        let seconds = |one: &Interruption| (one.from.0 / MICROS_PER_SECOND, one.until.0 / MICROS_PER_SECOND);
-        let expected = [(0, 290), (0, 300), (0, 590), (0, 600), (0, 710)];
-        assert_eq!(told.iter().map(seconds).collect::<Vec<_>>(), expected);
-        assert!(told.iter().all(|one| (one.source, one.reason) == (Source::Metrics, InterruptionReason::Gap)));
-    }
-
-    #[tokio::test]
-    async fn every_tenant_that_is_awake_hears_of_a_restart_and_of_no_request_of_its_own() {
-        let listeners = listeners();
-        let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
-        let is_awake = |names: &[(TenantId, &str)]| {
-            let named = names.iter().map(|(tenant, name)| (*tenant, Vec::from([(*name).to_owned()])));
-            *listeners.awake.lock().unwrap() = named.collect();
-        };
-        let one = |node| text(node, &[("tenant-acme", "r", 5)]);
-        is_awake(&[(GLOBEX, "tenant-globex")]);
-        watch.look(&text("n", &[]), second(0), false, &cadence(), &mut owed);
-        owed.settle().await;
-        assert!(values(&listeners, GLOBEX).is_empty(), "as long as no consumer is named");
-        watch.look(&one("n"), second(10), false, &cadence(), &mut owed);
-        watch.look(&one("m"), second(20), false, &cadence(), &mut owed);
-        owed.settle().await;
-        assert_eq!(values(&listeners, GLOBEX), [(10, 0, true), (20, 0, true)]);
-        let restarts = |tenant| {
-            let heard = listeners.heard_by(tenant).interruptions;
-            heard.iter().filter(|one| one.reason == InterruptionReason::GatewayRestarted).count()
-        };
-        assert_eq!((restarts(GLOBEX), restarts(ACME)), (1, 0));
-        // One that wakes later is told, once; one that wakes much later is not.
-        is_awake(&[(GLOBEX, "tenant-globex"), (ACME, "tenant-acme")]);
-        for at in [30, 40] {
-            watch.look(&one("m"), second(at), false, &cadence(), &mut owed);
-            owed.settle().await;
-        }
-        assert_eq!((restarts(GLOBEX), restarts(ACME)), (1, 1));
-        let late = TenantId(Uuid::from_u128(3));
-        is_awake(&[(late, "nobody")]);
-        watch.look(&one("m"), second(4_000), false, &cadence(), &mut owed);
-        owed.settle().await;
-        assert_eq!(restarts(late), 0);
-    }
-
-    /// The captured run: everything that was counted up to the last look of each epoch arrives, and nothing else.
-    #[tokio::test]
-    async fn the_captured_run_adds_up() {
-        let listeners = listeners();
-        let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
-        let mut last: Vec<(Option<String>, i64)> = Vec::new();
-        for line in RECON.lines() {
-            let scrape: Value = serde_json::from_str(line).unwrap();
-            let at = Timestamp((scrape["scrape_at"].as_f64().unwrap() * 1e6) as i64);
-            let Some(lines) = scrape["lines"].as_array() else {
-                watch.miss(at, &cadence(), &mut owed);
-                continue;
-            };
-            let lines: Vec<&str> = lines.iter().filter_map(Value::as_str).collect();
-            let exposition = exposition::read(&lines.join("\n"));
-            if exposition.node_id.is_none() {
-                watch.miss(at, &cadence(), &mut owed);
-                continue;
-            }
-            let acme: i64 = exposition.proxied.get("tenant-acme").map_or(0, |routes| routes.values().sum());
-            match last.last_mut().filter(|(node, _)| *node == exposition.node_id) {
-                Some((_, value)) => *value = acme,
-                None => last.push((exposition.node_id.clone(), acme)),
-            }
-            watch.look(&exposition, at, false, &cadence(), &mut owed);
-        }
-        watch.hand_over(&mut owed);
-        owed.settle().await;
-        assert_eq!(last.len(), 2, "{last:?}");
-        let told = listeners.heard_by(ACME).readings;
-        let mut sum = 0;
-        let mut known: HashMap<String, i64> = HashMap::new();
-        for reading in told.iter().filter(|reading| reading.from_zero) {
-            sum += reading.value - known.insert(reading.epoch.clone(), reading.value).unwrap_or(0);
-        }
-        assert_eq!(sum, last.iter().map(|(_, value)| value).sum::<i64>());
-    }
-
-    /// Answers each connection with the next of `bodies`.
-    async fn serve(bodies: Vec<(&'static str, String)>) -> String {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            for (head, body) in bodies {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut request = [0; 1024];
-                let _ = stream.read(&mut request).await;
-                let length = body.len();
-                let answer = format!("HTTP/1.1 {head}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
-                let _ = stream.write_all(answer.as_bytes()).await;
-            }
-        });
-        format!("http://{address}/metrics")
-    }
-
-    #[tokio::test]
-    async fn real_nodes_are_asked_and_say_what_is_missing() {
-        let bare = "kong_node_info{node_id=\"b\",version=\"3.9.1\"} 1\n".to_owned();
-        let one = serve(vec![("200 OK", BEFORE.into()), ("200 OK", AFTER.into()), ("500 Oh", String::new())]).await;
-        let two = serve(vec![("200 OK\r\ndate: Sat, 21 Nov 2026 00:00:00 GMT", bare)]).await;
-        let node = |name: &str, url: &str| config::KongNode { name: name.into(), metrics_url: url.into() };
-        let kong = config::Kong { nodes: vec![node("one", &one), node("two", &two)], ..config::Kong::default() };
-        let listeners = listeners();
-        let mut scraper =
-            Scraper::new(&kong, &config::Reconcile::default(), Clock::system(), listeners.clone()).unwrap();
-        scraper.look().await;
-        let health = scraper.health().borrow().clone();
-        assert_eq!(health.standing, Standing::Degraded);
-        for said in ["cumulative", "status_code_metrics", "two: its clock is off by"] {
-            assert!(health.detail.contains(said), "{said}: {}", health.detail);
-        }
-        let first = listeners.heard_by(ACME).readings;
-        assert_eq!(first.len(), 1, "{first:?}");
-        scraper.look().await;
-        let told = listeners.heard_by(ACME).readings;
-        assert_eq!(told.last().unwrap().series, "one/tenant-acme");
-        assert_ne!(told.last().unwrap().epoch, first[0].epoch);
-        scraper.look().await;
-        let health = scraper.health().borrow().clone();
-        assert_eq!(health.standing, Standing::Down, "{}", health.detail);
-    }
-}
+#[path = "scraper_test.rs"]
+mod tests;

@@ -53,13 +53,12 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// `None` when no address is configured.
+    /// One for each address that is configured.
     ///
     /// # Errors
     /// When there can be no client.
-    pub fn open(settings: &config::KongAdmin) -> Result<Option<Admin>, String> {
-        let Some(url) = &settings.admin_url else { return Ok(None) };
-        Admin::at(url, settings.admin_token.clone()).map(Some)
+    pub fn open(settings: &config::KongAdmin) -> Result<Vec<Admin>, String> {
+        settings.urls.iter().map(|url| Admin::at(url, settings.token.clone())).collect()
     }
 
     /// # Errors
@@ -76,6 +75,11 @@ impl Admin {
             .build()
             .map_err(|error| format!("no HTTP client: {}", error.without_url()))?;
         Ok(Admin { http, base: url.trim_end_matches('/').to_owned(), token })
+    }
+
+    /// Where it is.
+    pub(super) fn base(&self) -> &str {
+        &self.base
     }
 
     /// What is at `path`; `None` when nothing is.
@@ -136,6 +140,14 @@ impl Admin {
             (status, _) if status.is_success() => Ok(true),
             (status, body) => Err(refused("load the document", status, &body)),
         }
+    }
+
+    /// What a Kong without a database says its document's hash is.
+    pub(super) async fn configuration_hash(&self) -> Option<String> {
+        let status = self.get("/status").await.ok()??;
+        let hash = status["configuration_hash"].as_str()?;
+        let is_hash = hash.len() <= 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_hash.then(|| hash.to_owned())
     }
 
     async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Value), AdminError> {

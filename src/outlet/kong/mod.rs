@@ -6,7 +6,9 @@
 //! we keep hashes of keys, and Kong needs the keys. What the operator gives a consumer stays with it.
 //!
 //! A Kong without a database takes no entities, only one document: the operator's own ([`config::KongAdmin::base_file`]) with
-//! the tenants added. Without that file nothing is loaded, for it would take every route away.
+//! the tenants added. Without that file nothing is loaded, for it would take every route away. Each of its [`nodes`] is loaded
+//! by itself; a change has reached Kong when it has reached all of them. Nodes with a database share it: one of them is written,
+//! and the next one when it fails.
 //!
 //! [`admin`] speaks, [`plan`] and [`document`] decide, [`check`] tells what in a Kong makes our guarantees void. A Kong that
 //! is down is an entry in the health report, and nobody waits for it.
@@ -14,11 +16,13 @@
 pub mod admin;
 pub mod check;
 mod document;
+mod nodes;
 mod plan;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
+use futures_util::future::select_ok;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -33,6 +37,7 @@ use crate::domain::sync::{Change, Reached, SyncStatus};
 use crate::domain::tenant::{Lifecycle, Tenant};
 use crate::domain::time::Timestamp;
 use admin::{Admin, AdminError};
+use nodes::{Nodes, Report};
 use plan::{Act, Consumer, Step, TAG};
 
 /// Objects of one page.
@@ -51,13 +56,18 @@ const CONFLICTS_TOLD: usize = 20;
 enum Failure {
     #[error(transparent)]
     Admin(#[from] AdminError),
-    #[error("kong.base_file {0}")]
+    #[error("gateway.kong.admin.base_file {0}")]
     Base(String),
 }
 
 /// Keeps Kong's consumers what our tenants are.
 pub(super) struct Sync {
-    admin: Admin,
+    /// The Admin API of each node that is configured.
+    admins: Vec<Admin>,
+    /// The one that is written, of those that share a database.
+    at: usize,
+    nodes: Nodes,
+    reports: Option<mpsc::Receiver<Report>>,
     directory: Directory,
     clock: Clock,
     settings: config::KongAdmin,
@@ -66,6 +76,17 @@ pub(super) struct Sync {
     /// What Kong has been told of whom, so that a commit which changes no tenant costs a look.
     told: HashMap<TenantId, Lifecycle>,
     changed: HashSet<TenantId>,
+    /// What a document tells that some node does not have yet.
+    under_way: BTreeMap<TenantId, UnderWay>,
+    /// Consumers, and suspended ones, of the newest document.
+    published: (usize, usize),
+}
+
+/// A change on its way to every node.
+struct UnderWay {
+    edition: u64,
+    change: Change,
+    since: Timestamp,
 }
 
 impl Sync {
@@ -75,11 +96,16 @@ impl Sync {
         directory: Directory,
         clock: Clock,
     ) -> Result<Option<Sync>, String> {
-        let Some(admin) = Admin::open(settings).map_err(|problem| format!("kong.admin_url: {problem}"))? else {
+        let admins = Admin::open(settings).map_err(|problem| format!("gateway.kong.admin.urls: {problem}"))?;
+        if admins.is_empty() {
             return Ok(None);
-        };
+        }
+        let (nodes, reports) = Nodes::new(admins.clone());
         Ok(Some(Sync {
-            admin,
+            admins,
+            at: 0,
+            nodes,
+            reports: Some(reports),
             directory,
             clock,
             settings: settings.clone(),
@@ -87,6 +113,8 @@ impl Sync {
             status: watch::channel(SyncStatus::default()).0,
             told: HashMap::new(),
             changed: HashSet::new(),
+            under_way: BTreeMap::new(),
+            published: (0, 0),
         }))
     }
 
@@ -100,6 +128,7 @@ impl Sync {
 
     /// Works until asked to stop. What is not written then is found by the next start.
     pub(super) async fn run(mut self, mut hints: mpsc::Receiver<TenantId>, stopping: CancellationToken) {
+        let Some(mut reports) = self.reports.take() else { return };
         let interval = millis(self.settings.sync_interval_ms);
         let mut round = tokio::time::interval(interval);
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -114,9 +143,10 @@ impl Sync {
                     None => hinting = false,
                 },
                 _ = round.tick() => everything = true,
+                Some(report) = reports.recv() => self.heard(&report),
                 () = tokio::time::sleep_until(not_before), if everything || !self.changed.is_empty() => {
                     everything |= self.changed.len() > ONE_BY_ONE_MAX;
-                    let Some(done) = stopping.run_until_cancelled(self.work(everything)).await else { return };
+                    let Some(done) = stopping.run_until_cancelled(self.work(everything, &stopping)).await else { return };
                     if done {
                         (everything, pause) = (false, PAUSE);
                     } else {
@@ -138,34 +168,22 @@ impl Sync {
     }
 
     /// Writes what changed, or compares everything; false when it has to be tried again.
-    async fn work(&mut self, everything: bool) -> bool {
+    async fn work(&mut self, everything: bool, stopping: &CancellationToken) -> bool {
         let began = Instant::now();
-        let now = self.clock.now();
         let changed: Vec<TenantId> = self.changed.iter().copied().collect();
-        let done = self.try_work(everything, &changed).await;
-        metrics::histogram!("platform_api_kong_sync_seconds").record(began.elapsed().as_secs_f64());
-        let result = if done.is_ok() { "ok" } else { "failed" };
-        metrics::counter!("platform_api_kong_sync_runs_total", "result" => result).increment(1);
-        let error = done.as_ref().err().map(ToString::to_string);
-        let was_up = !matches!(*self.health.borrow(), State::Down { .. });
-        match &error {
-            None if !was_up => tracing::info!("Kong is written again"),
-            Some(reason) if was_up => tracing::warn!(reason, "Kong does not take the tenants; it is tried again"),
-            _ => {}
+        let done = self.try_work(everything, &changed, stopping).await;
+        let is_published = matches!(done, Ok(KongMode::Declarative));
+        if !is_published {
+            count(done.is_ok(), began.elapsed());
+            self.ended(done.as_ref().err().map(ToString::to_string));
         }
-        self.health.send_replace(error.clone().map_or(State::Up, |reason| State::Down { reason }));
-        let is_elsewhere = matches!(&done, Err(Failure::Admin(error)) if error.is_without_database());
-        self.status.send_modify(|status| {
-            status.last_run_at = Some(now);
-            if is_elsewhere {
+        if let Err(Failure::Admin(error)) = &done {
+            self.at = (self.at + 1) % self.admins.len().max(1);
+            if error.is_without_database() {
                 // It had a database, and has none now: it is asked again.
-                status.mode = None;
+                self.status.send_modify(|status| status.mode = None);
             }
-            if error.is_none() {
-                status.last_success_at = Some(now);
-            }
-            status.error = error;
-        });
+        }
         if done.is_ok() {
             for tenant in changed {
                 self.changed.remove(&tenant);
@@ -174,21 +192,47 @@ impl Sync {
         done.is_ok()
     }
 
-    async fn try_work(&mut self, everything: bool, changed: &[TenantId]) -> Result<(), Failure> {
-        match self.mode().await? {
-            KongMode::Declarative => self.load().await,
-            _ if everything => self.compare().await,
+    /// What everybody is told of how it went.
+    fn ended(&self, error: Option<String>) {
+        let now = self.clock.now();
+        let was_up = !matches!(*self.health.borrow(), State::Down { .. });
+        match &error {
+            None if !was_up => tracing::info!("Kong is written again"),
+            Some(reason) if was_up => tracing::warn!(reason, "Kong does not take the tenants; it is tried again"),
+            _ => {}
+        }
+        self.health.send_replace(error.clone().map_or(State::Up, |reason| State::Down { reason }));
+        self.status.send_modify(|status| {
+            status.last_run_at = Some(now);
+            if error.is_none() {
+                status.last_success_at = Some(now);
+            }
+            status.error = error;
+        });
+    }
+
+    /// Answers where Kong keeps what was done.
+    async fn try_work(
+        &mut self,
+        everything: bool,
+        changed: &[TenantId],
+        stopping: &CancellationToken,
+    ) -> Result<KongMode, Failure> {
+        let mode = self.mode().await?;
+        match mode {
+            KongMode::Declarative => self.publish(stopping).await?,
+            _ if everything => self.compare().await?,
             _ => {
                 for tenant in changed {
                     self.follow(*tenant).await?;
                 }
-                Ok(())
             }
         }
+        Ok(mode)
     }
 
-    /// Where Kong keeps its configuration; asked for again while nobody knows.
-    async fn mode(&self) -> Result<KongMode, AdminError> {
+    /// Where Kong keeps its configuration; asked for again while nobody knows. The first node that answers is believed.
+    async fn mode(&mut self) -> Result<KongMode, AdminError> {
         let mode = match (self.settings.mode, self.status.borrow().mode) {
             (KongMode::Auto, Some("declarative")) => KongMode::Declarative,
             (KongMode::Auto, Some(_)) => KongMode::Database,
@@ -196,7 +240,13 @@ impl Sync {
         };
         let mode = match mode {
             KongMode::Auto => {
-                let root = self.admin.get("/").await?.ok_or(AdminError::Unreadable)?;
+                let ask = |(at, admin): (usize, &Admin)| {
+                    let admin = admin.clone();
+                    Box::pin(async move { Ok((at, admin.get("/").await?.ok_or(AdminError::Unreadable)?)) })
+                };
+                let asked: Vec<_> = self.admins.iter().enumerate().map(ask).collect();
+                let ((at, root), _): ((usize, Value), _) = select_ok(asked).await?;
+                self.at = at;
                 let off = root["configuration"]["database"] == "off";
                 if off { KongMode::Declarative } else { KongMode::Database }
             }
@@ -205,6 +255,11 @@ impl Sync {
         let word = if mode == KongMode::Declarative { "declarative" } else { "database" };
         self.status.send_modify(|status| status.mode = Some(word));
         Ok(mode)
+    }
+
+    /// The Admin API that is written, of a Kong with a database.
+    fn admin(&self) -> Result<Admin, AdminError> {
+        self.admins.get(self.at).cloned().ok_or(AdminError::Unreadable)
     }
 
     fn tenants(&self) -> Vec<Tenant> {
@@ -222,26 +277,29 @@ impl Sync {
 
     /// Everything, for a Kong with a database.
     async fn compare(&mut self) -> Result<(), Failure> {
-        let consumers = self.admin.list(&format!("/consumers?size={PAGE}&tags={TAG}")).await?;
+        let admin = self.admin()?;
+        let consumers = admin.list(&format!("/consumers?size={PAGE}&tags={TAG}")).await?;
         let consumers: Vec<Consumer> = consumers.iter().filter_map(Consumer::read).collect();
-        let memberships = self.admin.list(&format!("/acls?size={PAGE}&tags={TAG}")).await?;
+        let memberships = admin.list(&format!("/acls?size={PAGE}&tags={TAG}")).await?;
         let suspended: BTreeSet<String> = memberships.iter().filter_map(plan::suspended).collect();
         let tenants = self.tenants();
         let directory = self.directory.clone();
         let plan = plan::plan(&tenants, &consumers, &suspended, |tenant| directory.lifecycle(tenant).is_some());
         let conflicts = self.take(plan.steps, &tenants).await?;
-        self.tell(&tenants, &conflicts, plan.strangers);
+        self.told = tenants.iter().map(|tenant| (tenant.id, tenant.lifecycle)).collect();
+        self.tell(standing(&tenants, &conflicts), &conflicts, plan.strangers);
         Ok(())
     }
 
     /// One tenant, for a Kong with a database.
     async fn follow(&mut self, tenant: TenantId) -> Result<(), Failure> {
         let Some(tenant) = self.directory.tenant(tenant) else { return Ok(()) };
-        let consumers = self.admin.list(&format!("/consumers?custom_id={}", tenant.id)).await?;
+        let admin = self.admin()?;
+        let consumers = admin.list(&format!("/consumers?custom_id={}", tenant.id)).await?;
         let consumers: Vec<Consumer> = consumers.iter().filter_map(Consumer::read).collect();
         let mut suspended = BTreeSet::new();
         for consumer in &consumers {
-            let memberships = self.admin.list(&format!("/consumers/{}/acls", consumer.id)).await?;
+            let memberships = admin.list(&format!("/consumers/{}/acls", consumer.id)).await?;
             suspended.extend(memberships.iter().filter_map(plan::suspended));
         }
         let plan = plan::plan(std::slice::from_ref(&tenant), &consumers, &suspended, |id| id == tenant.id);
@@ -277,35 +335,36 @@ impl Sync {
     }
 
     async fn step(&self, step: &Step) -> Result<Option<Change>, AdminError> {
+        let admin = self.admin()?;
         let path = format!("/consumers/{}", step.consumer);
         let group = format!("{path}/acls/{}", plan::SUSPENDED_GROUP);
         let (kind, change) = match &step.act {
             Act::Create(body) => {
-                if self.admin.get(&path).await?.is_some() {
+                if admin.get(&path).await?.is_some() {
                     return Err(AdminError::Refused { action: "create".into(), status: 409, code: 0 });
                 }
-                self.admin.put(&path, body).await?;
+                admin.put(&path, body).await?;
                 ("create", None)
             }
             Act::Correct(body) => {
-                self.admin.put(&path, body).await?;
+                admin.put(&path, body).await?;
                 ("correct", None)
             }
             Act::Suspend => {
                 // The operator may have put it there, and would not want us to take it away.
-                let memberships = self.admin.list(&format!("{path}/acls")).await?;
+                let memberships = admin.list(&format!("{path}/acls")).await?;
                 if memberships.iter().any(|membership| membership["group"] == plan::SUSPENDED_GROUP) {
                     return Ok(None);
                 }
-                self.admin.put(&group, &json!({ "tags": [TAG] })).await?;
+                admin.put(&group, &json!({ "tags": [TAG] })).await?;
                 ("suspend", Some(Change::Suspended))
             }
             Act::Reinstate => {
-                self.admin.delete(&group).await?;
+                admin.delete(&group).await?;
                 ("reinstate", Some(Change::Reinstated))
             }
             Act::Remove => {
-                self.admin.delete(&path).await?;
+                admin.delete(&path).await?;
                 ("remove", Some(Change::Removed))
             }
         };
@@ -313,27 +372,51 @@ impl Sync {
         Ok(change)
     }
 
-    /// Everything, for a Kong without a database.
-    async fn load(&mut self) -> Result<(), Failure> {
+    /// Everything, for a Kong without a database: its nodes are given the document, and say themselves when they have it.
+    async fn publish(&mut self, stopping: &CancellationToken) -> Result<(), Failure> {
         let base = base(&self.settings).await?.ok_or_else(|| {
             Failure::Base("is needed: what is loaded into a Kong without a database replaces all it has".into())
         })?;
         let tenants = self.tenants();
         let document = render(&base, &tenants)?;
-        if self.admin.load(&document).await? {
-            metrics::counter!("platform_api_kong_sync_writes_total", "kind" => "load").increment(1);
-            for tenant in &tenants {
-                let change = match (self.told.get(&tenant.id), tenant.lifecycle) {
-                    (Some(Lifecycle::Active), Lifecycle::Suspended) => Change::Suspended,
-                    (Some(Lifecycle::Suspended), Lifecycle::Active) => Change::Reinstated,
-                    (Some(Lifecycle::Suspended), Lifecycle::Archived) => Change::Removed,
-                    _ => continue,
-                };
-                self.reached(tenant.id, change, tenant.updated_at);
-            }
+        let edition = self.nodes.publish(document, millis(self.settings.sync_interval_ms), stopping);
+        for tenant in &tenants {
+            let change = match (self.told.get(&tenant.id), tenant.lifecycle) {
+                (Some(Lifecycle::Active), Lifecycle::Suspended) => Change::Suspended,
+                (Some(Lifecycle::Suspended), Lifecycle::Active) => Change::Reinstated,
+                (Some(Lifecycle::Suspended), Lifecycle::Archived) => Change::Removed,
+                _ => continue,
+            };
+            self.under_way.insert(tenant.id, UnderWay { edition, change, since: tenant.updated_at });
         }
-        self.tell(&tenants, &BTreeSet::new(), 0);
+        self.told = tenants.iter().map(|tenant| (tenant.id, tenant.lifecycle)).collect();
+        self.published = standing(&tenants, &BTreeSet::new());
+        self.status.send_modify(|status| status.nodes = self.nodes.statuses());
         Ok(())
+    }
+
+    /// A node has said how its load went.
+    fn heard(&mut self, report: &Report) {
+        count(report.result.is_ok(), report.took);
+        if matches!(report.result, Ok(true)) {
+            metrics::counter!("platform_api_kong_sync_writes_total", "kind" => "load").increment(1);
+        }
+        self.nodes.heard(report, self.clock.now());
+        let everywhere = self.nodes.everywhere();
+        let (arrived, left): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.under_way).into_iter().partition(|(_, change)| change.edition <= everywhere);
+        self.under_way = left;
+        for (tenant, UnderWay { change, since, .. }) in arrived {
+            self.reached(tenant, change, since);
+        }
+        self.status.send_modify(|status| status.nodes = self.nodes.statuses());
+        let problem = self.nodes.problem();
+        if problem.is_some() || everywhere == self.nodes.newest() {
+            if problem.is_none() {
+                self.tell(self.published, &BTreeSet::new(), 0);
+            }
+            self.ended(problem);
+        }
     }
 
     /// How long it took until Kong had it.
@@ -347,15 +430,8 @@ impl Sync {
         self.status.send_modify(|status| status.last_change = Some(Reached { tenant, change, at, lag_ms }));
     }
 
-    /// What Kong has now, after everything was compared.
-    fn tell(&mut self, tenants: &[Tenant], conflicts: &BTreeSet<TenantId>, strangers: usize) {
-        self.told = tenants.iter().map(|tenant| (tenant.id, tenant.lifecycle)).collect();
-        let count = |wanted: &[Lifecycle]| {
-            let there = |tenant: &&Tenant| wanted.contains(&tenant.lifecycle) && !conflicts.contains(&tenant.id);
-            tenants.iter().filter(there).count()
-        };
-        let suspended = count(&[Lifecycle::Suspended]);
-        let consumers = count(&[Lifecycle::Active, Lifecycle::Suspended]);
+    /// What Kong has now, after everything was compared: so many consumers, and suspended ones.
+    fn tell(&self, (consumers, suspended): (usize, usize), conflicts: &BTreeSet<TenantId>, strangers: usize) {
         for (kind, number) in [("consumers", consumers), ("suspended", suspended)] {
             let number = u32::try_from(number).unwrap_or(u32::MAX);
             metrics::gauge!("platform_api_kong_sync_objects", "kind" => kind).set(f64::from(number));
@@ -365,6 +441,22 @@ impl Sync {
             status.conflicts = conflicts.iter().take(CONFLICTS_TOLD).copied().collect();
         });
     }
+}
+
+/// How many consumers tenants have, and how many of them are suspended, where nothing stands in their way.
+fn standing(tenants: &[Tenant], conflicts: &BTreeSet<TenantId>) -> (usize, usize) {
+    let count = |wanted: &[Lifecycle]| {
+        let there = |tenant: &&Tenant| wanted.contains(&tenant.lifecycle) && !conflicts.contains(&tenant.id);
+        tenants.iter().filter(there).count()
+    };
+    (count(&[Lifecycle::Active, Lifecycle::Suspended]), count(&[Lifecycle::Suspended]))
+}
+
+/// One comparison, or one load of a node.
+fn count(is_ok: bool, took: Duration) {
+    metrics::histogram!("platform_api_kong_sync_seconds").record(took.as_secs_f64());
+    let result = if is_ok { "ok" } else { "failed" };
+    metrics::counter!("platform_api_kong_sync_runs_total", "result" => result).increment(1);
 }
 
 /// The operator's document, if there is one.

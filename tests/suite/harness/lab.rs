@@ -126,7 +126,7 @@ impl Lab {
     pub async fn open(engine: Engine, seed: u64, habits: &[(&'static str, Habit)], faults: &[(i64, Fault)]) -> Lab {
         let now = Timestamp(BEGIN * MICROS_PER_SECOND);
         let change = |kong: &mut platform_api::config::Kong| {
-            (kong.scrape_ms, kong.llm_services) = (EVERY as u64 * 1_000, vec!["litellm".into()]);
+            (kong.metrics.scrape_ms, kong.llm_services) = (EVERY as u64 * 1_000, vec!["litellm".into()]);
         };
         let mut stage = Stage::open(engine, Lab::terms(), now, change).await;
         let mut members = Vec::new();

@@ -13,6 +13,7 @@ pub mod kong;
 pub mod lab;
 pub mod load;
 pub mod oracle;
+pub mod postbox;
 pub mod process;
 pub mod proxy;
 pub mod receiver;

@@ -14,6 +14,9 @@ use super::services;
 /// Base64 of `the-suite-signs-with-this-secret`.
 pub const SECRET: &str = "whsec_dGhlLXN1aXRlLXNpZ25zLXdpdGgtdGhpcy1zZWNyZXQ=";
 
+/// Of a service of PagerDuty's.
+pub const ROUTING_KEY: &str = "0123456789abcdef0123456789abcdef";
+
 #[derive(Debug, Clone)]
 pub struct Received {
     pub headers: HeaderMap,
@@ -47,7 +50,10 @@ pub struct Receiver {
 
 impl Receiver {
     pub async fn start() -> Receiver {
-        let port = services::free_port();
+        Receiver::start_at(services::free_port()).await
+    }
+
+    pub async fn start_at(port: u16) -> Receiver {
         let memory = Arc::new(Mutex::new(Memory::default()));
         let route =
             Route::new().at("/hook", remember).at("/v2/enqueue", remember).at("/elsewhere", stray).data(memory.clone());
@@ -76,6 +82,11 @@ impl Receiver {
         self.memory.lock().unwrap().strayed
     }
 
+    /// A PagerDuty channel of this receiver, for the configuration.
+    pub fn pagerduty(&self, name: &str) -> String {
+        pagerduty_at(name, self.port)
+    }
+
     /// A channel of this receiver, for the configuration.
     pub fn channel(&self, name: &str) -> String {
         channel_at(name, self.port)
@@ -88,6 +99,24 @@ pub fn channel_at(name: &str, port: u16) -> String {
         "[[notify.channels]]\ntype = \"webhook\"\nname = \"{name}\"\nurl = \"http://127.0.0.1:{port}/hook\"\n\
          secret = \"{SECRET}\"\nallow_private_addresses = true\n"
     )
+}
+
+/// A PagerDuty channel of a receiver at this port.
+pub fn pagerduty_at(name: &str, port: u16) -> String {
+    format!(
+        "[[notify.channels]]\ntype = \"pagerduty\"\nname = \"{name}\"\nurl = \"http://127.0.0.1:{port}\"\n\
+         routing_key = \"{ROUTING_KEY}\"\nallow_private_addresses = true\n"
+    )
+}
+
+/// What PagerDuty was told, and about which incident. What was taken and not yet noted when the daemon died may be told
+/// again at once, under the same key.
+pub fn actions(receiver: &Receiver) -> Vec<(String, String)> {
+    let text = |one: &Received, name: &str| one.body[name].as_str().unwrap_or_default().to_owned();
+    let mut told: Vec<_> =
+        receiver.taken().iter().map(|one| (text(one, "event_action"), text(one, "dedup_key"))).collect();
+    told.dedup();
+    told
 }
 
 async fn serve(port: u16, route: impl Endpoint + 'static, ready: tokio::sync::oneshot::Sender<()>) {

@@ -94,9 +94,10 @@ impl Stage {
         let store = Store::open(&store).await.unwrap();
         let directory = open(store.clone(), &terms, &clock).await;
         let (redis, metrics) = (Server::redis().await, Arc::<Mutex<Metrics>>::default());
-        let node = KongNode { name: "one".into(), metrics_url: serve(metrics.clone()).await };
-        let mut kong = Kong { redis_url: Some(SecretString::from(redis.url("redis"))), ..Kong::default() };
-        kong.nodes = vec![node];
+        let node = KongNode { name: "one".into(), url: serve(metrics.clone()).await };
+        let mut kong = Kong::default();
+        kong.redis.url = Some(SecretString::from(redis.url("redis")));
+        kong.metrics.nodes = vec![node];
         change(&mut kong);
         let (scraper, counters) = watch(&kong, &terms, &clock, &directory);
         let receiver = LogReceiver::new(directory.clone(), PATIENCE).of_services(&kong.llm_services);
@@ -345,7 +346,7 @@ fn watch(
     let window_ms = u64::try_from(terms.window_micros / 1_000).unwrap();
     let reconcile = config::Reconcile { window_ms, ..config::Reconcile::default() };
     let scraper = Scraper::new(kong, &reconcile, clock.clone(), directory.clone()).unwrap();
-    (scraper, Counters::open(kong, &reconcile, clock.clone(), directory.clone()).unwrap().unwrap())
+    (scraper, Counters::open(&kong.redis, &reconcile, clock.clone(), directory.clone()).unwrap().unwrap())
 }
 
 /// Plays a node's Status API. By hand, because a server of a library would say the true date.
