@@ -67,7 +67,7 @@ fn step(policies: u32, seconds: u64) -> anyhow::Result<Vec<String>> {
     let models: Vec<String> = (0..MODELS).map(|model| format!("model-{model}")).collect();
     let user = people.users_after(None).next().context("a user")?;
     let question = |model: usize| {
-        let mut subject = Subject::of_user(&people, user, "ada");
+        let mut subject = Subject::of_user(&people, user);
         subject.roles.push("developer");
         let resource_id = models.get(model).map(String::as_str);
         Question { subject, object: "model", action: "use", resource_id, said: &said, surroundings: &texts }

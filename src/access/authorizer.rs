@@ -238,8 +238,7 @@ impl Authorizer {
         let wanted = {
             let wanted = Wanted::default();
             // Nothing is decided by this: it only shows what would be asked for.
-            let pair = authority.set().candidates(question.object, question.action);
-            drop(authority.set().applied(&pair, question, &wanted));
+            authority.engine.look(question, &wanted);
             wanted.0.into_inner()
         };
         let Some(openfga) = self.openfga.as_ref().filter(|_| wanted.len() <= RELATIONS_MAX) else {

@@ -96,6 +96,12 @@ impl Engine {
         Decided { allowed: allowed == Some(true), reason: self.reason(allowed, &applied), version: self.set.version }
     }
 
+    /// Looks for the rules that would apply, and decides nothing: for who wants to know which relations it takes.
+    pub(super) fn look(&self, question: &Question<'_>, relations: &dyn Relations) {
+        let pair = self.pair(question.object, question.action);
+        drop(self.set.applied(&pair.candidates, question, relations));
+    }
+
     /// Decides without anything that was kept: every rule is looked at, and Casbin matches objects and actions. This is
     /// what [`decide`](Engine::decide) must agree with, and what it is measured against.
     #[must_use]

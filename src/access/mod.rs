@@ -169,9 +169,9 @@ impl Gate {
     ) -> Result<Gate, Unusable> {
         let bootstrap = auth.bootstrap_key.as_ref().map(|key| pepper.hash(key.expose_secret()));
         let policy = policy::Policy::built_in()?;
+        let tokens = token::Tokens::new(&auth.issuers, clock.clone())?;
         let openfga = OpenFga::new(&authorization.openfga, clock.clone())?;
         let authorizer = Authorizer::new(&policy, openfga, directory.clone(), clock.clone())?;
-        let tokens = token::Tokens::new(&auth.issuers, clock.clone())?;
         let failures = Failures::new(auth);
         let shared = Shared { bootstrap, pepper, policy, tokens, failures, directory, authorizer, clock };
         Ok(Gate { shared: Arc::new(shared) })
@@ -473,11 +473,11 @@ fn subject_of<'a>(authority: &'a Authority, caller: &'a Caller, holder: Option<&
     let people = &authority.people;
     let mut subject = match (&caller.api_key, holder, caller.person.and_then(|id| people.user(id))) {
         (Some(key), Some(holder), _) => Subject::of_key(people, key, holder, None),
-        (_, _, Some(user)) => Subject::of_user(people, user, caller.user.as_deref().unwrap_or_default()),
+        (_, _, Some(user)) => Subject::of_user(people, user),
         // Somebody whom an issuer vouches for and the books do not know.
         _ => Subject {
             kind: "user",
-            id: caller.user.as_deref().unwrap_or_default(),
+            id: caller.user.as_deref().unwrap_or_default().into(),
             is_known: true,
             ..Subject::default()
         },

@@ -74,6 +74,8 @@ impl OpenFga {
     /// When the client cannot be made.
     pub fn new(settings: &config::OpenFga, clock: Clock) -> Result<Option<OpenFga>, reqwest::Error> {
         let Some(check) = settings.check_url() else { return Ok(None) };
+        // The daemon has installed it already; installing it twice is refused and harmless.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let patience = config::millis(settings.timeout_ms);
         let client = reqwest::Client::builder()
             .timeout(patience)

@@ -16,7 +16,7 @@ use super::gateway;
 use super::operation::{Operation, Scope};
 use super::problem::{Code, Problem};
 use super::rate_limits;
-use crate::access::{Caller, Credentials, FAILURES_WINDOW, Unauthenticated, Wish, count_revoked};
+use crate::access::{Caller, Credentials, FAILURES_WINDOW, Judged, Unauthenticated, Wish, count_revoked};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::TenantId;
 use crate::domain::organization::Revoked;
@@ -77,7 +77,14 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
     let (mut judged, mut denied_by) = (judge(&caller, passage, |_| true), None);
     if judged.is_ok() {
         let wish = Wish { object, action, id: passage.resource_id(), source: source(passage) };
-        let verdict = api.gate.judge(&mut caller, &wish).await.map_err(|away| unauthenticated(&away))?;
+        let verdict = match api.gate.judge(&mut caller, &wish).await {
+            Ok(verdict) => verdict,
+            // What these senders report is lost when it is refused, and waits in quarantine for a tenant that is away.
+            Err(_) if passage.operation.class().is_none() => {
+                Judged { allowed: api.gate.allows(&caller, object, action), denied_by: None }
+            }
+            Err(away) => return Err(unauthenticated(&away)),
+        };
         judged = judge(&caller, passage, |_| verdict.allowed);
         denied_by = verdict.denied_by;
     }

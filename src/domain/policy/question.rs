@@ -1,5 +1,6 @@
 //! What is asked: may this subject do this to that, here and now?
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use serde_json::{Map, Value};
@@ -18,8 +19,8 @@ use crate::domain::tenant::Role;
 pub struct Subject<'a> {
     /// `user`, `apiKey`, or whatever a gateway calls its own.
     pub kind: &'a str,
-    /// As it was called.
-    pub id: &'a str,
+    /// The books' id of a user, whichever name it was called by; of anything else what it was called.
+    pub id: Cow<'a, str>,
     /// The books know it, it is active, or it is none of theirs to know.
     pub is_known: bool,
     pub user: Option<&'a User>,
@@ -33,7 +34,8 @@ pub struct Subject<'a> {
 impl<'a> Subject<'a> {
     /// A user of the tenant's. One that is inactive is nobody.
     #[must_use]
-    pub fn of_user(people: &'a Organization, user: &'a User, id: &'a str) -> Subject<'a> {
+    pub fn of_user(people: &'a Organization, user: &'a User) -> Subject<'a> {
+        let id = Cow::Owned(user.id.to_string());
         if !user.profile.active {
             return Subject { kind: "user", id, ..Subject::default() };
         }
@@ -53,7 +55,7 @@ impl<'a> Subject<'a> {
     pub fn of_key(people: &'a Organization, key: &'a str, holder: &'a Holder, own: Option<Role>) -> Subject<'a> {
         let mut roles: Vec<&str> = own.map(Role::name).into_iter().collect();
         roles.extend(people.roles_of(holder).map(|(role, _)| role));
-        Subject { kind: "apiKey", id: key, is_known: true, api_key: Some(key), roles, ..Subject::default() }
+        Subject { kind: "apiKey", id: key.into(), is_known: true, api_key: Some(key), roles, ..Subject::default() }
     }
 
     /// Whoever a gateway calls so: a user by its id, its name or its external id. Of what is no user and no API key, the
@@ -65,13 +67,13 @@ impl<'a> Subject<'a> {
                 let by_id = id.parse().ok().and_then(|id| people.user(id));
                 let found = by_id.or_else(|| people.user_named(id)).or_else(|| people.user_of_external_id(id));
                 match found {
-                    Some(user) => Subject::of_user(people, user, id),
-                    None => Subject { kind, id, ..Subject::default() },
+                    Some(user) => Subject::of_user(people, user),
+                    None => Subject { kind, id: id.into(), ..Subject::default() },
                 }
             }
             // Keys are asked for with `of_key`; one that is not there is nobody.
-            "apiKey" => Subject { kind, id, ..Subject::default() },
-            _ => Subject { kind, id, is_known: true, ..Subject::default() },
+            "apiKey" => Subject { kind, id: id.into(), ..Subject::default() },
+            _ => Subject { kind, id: id.into(), is_known: true, ..Subject::default() },
         }
     }
 
@@ -86,7 +88,7 @@ impl<'a> Subject<'a> {
         let text = |text: Option<&'a str>| text.map(Seen::text);
         match name {
             "type" => Some(Seen::text(self.kind)),
-            "id" => Some(Seen::text(self.id)),
+            "id" => Some(Seen::text(&self.id)),
             "roles" => Some(Seen::Many(self.roles.iter().map(|role| Atom::Text(role)).collect())),
             "userName" => text(profile.map(|profile| profile.user_name.as_str())),
             "displayName" => text(profile.map(|profile| profile.display_name.as_str())),
@@ -205,9 +207,7 @@ impl World for Asked<'_> {
             // Without an object there is nothing that it could be related to.
             (None, None) => return Some(false),
         };
-        // By the id that the books have, whichever name it was called by.
-        let id = question.subject.user.map_or_else(|| question.subject.id.to_owned(), |user| user.id.to_string());
-        let subject = format!("{}:{id}", question.subject.kind);
+        let subject = format!("{}:{}", question.subject.kind, question.subject.id);
         self.relations.holds(&Tuple { subject, relation: relation.relation.clone(), object })
     }
 }
