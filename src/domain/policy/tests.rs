@@ -327,3 +327,30 @@ fn each_rule_says_how_far_it_got() {
     let second = traced([("ip".to_owned(), json!("10.0.0.1"))].into_iter().collect());
     assert_eq!(second[1], fails("/all/1", Truth::Unavailable));
 }
+
+proptest::proptest! {
+    /// Whatever anybody writes is refused or read, and looked at, without a fall.
+    #[test]
+    fn no_text_is_too_odd(text in "\\PC{0,40}", number in proptest::prelude::any::<i64>()) {
+        let _ = text.parse::<super::network::Network>();
+        let _ = text.parse::<super::statement::ResourcePattern>();
+        let _ = super::role::name_flaw(&text);
+        for operator in super::condition::Operator::ALL {
+            let said = json!({
+                "attribute": format!("context.{text}"), "operator": operator.1, "values": [text, number],
+            });
+            let mut flaws = Vec::new();
+            let _ = super::condition::Condition::read(&said, "", &mut flaws);
+            let said = json!({"not": {"attribute": "context.a", "operator": operator.1, "values": [text]}});
+            let Some(condition) = super::condition::Condition::read(&said, "", &mut flaws) else { continue };
+            let (people, texts) = (Organization::default(), Texts::default());
+            let said = Said { context: json!({ "a": [text, number] }).as_object().unwrap().clone(), ..Said::default() };
+            let subject = Who::called(&people, "user", &text);
+            let question = Question {
+                subject, object: &text, action: &text, resource_id: Some(&text), said: &said, surroundings: &texts,
+            };
+            let _ = condition.truth(&super::question::Asked { question: &question, relations: &Nothing });
+            assert_eq!(serde_json::from_value::<super::condition::Condition>(Value::from(condition.clone())).unwrap(), condition);
+        }
+    }
+}
