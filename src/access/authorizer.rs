@@ -36,10 +36,13 @@ pub struct Authorizer {
     directory: directory::handle::Handle,
     /// For tenants that have nothing of their own.
     plain: Arc<Engine>,
-    engines: RwLock<HashMap<TenantId, (Arc<PolicyBooks>, Arc<Engine>)>>,
+    engines: RwLock<HashMap<TenantId, Made>>,
     openfga: Option<OpenFga>,
     clock: Clock,
 }
+
+/// An engine, with the books that it was made of.
+type Made = (Arc<PolicyBooks>, Arc<Engine>);
 
 /// What a tenant's decisions are made by, of one commit.
 #[derive(Clone)]

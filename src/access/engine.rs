@@ -63,9 +63,11 @@ pub struct Decided {
 pub struct Engine {
     set: PolicySet,
     enforcer: Enforcer,
-    /// Object → action → what is known of the pair.
-    pairs: RwLock<HashMap<Box<str>, HashMap<Box<str>, Arc<Pair>>>>,
+    pairs: RwLock<Pairs>,
 }
+
+/// Object → action → what is known of the pair.
+type Pairs = HashMap<Box<str>, HashMap<Box<str>, Arc<Pair>>>;
 
 /// What is known of one pair of object and action.
 struct Pair {

@@ -251,7 +251,7 @@ fn rules_apply_by_subject_resource_and_condition() {
     ] {
         assert_eq!(applied(&set, ada(), "model", "use", id, context), []);
     }
-    assert_eq!(applied(&set, ada(), "usage", "read", None, json!({})), [auditor.clone()]);
+    assert_eq!(applied(&set, ada(), "usage", "read", None, json!({})), std::slice::from_ref(&auditor));
     assert_eq!(applied(&set, ada(), "invoice", "inspect", Some("1"), json!({})), [auditor]);
     assert_eq!(
         applied(&set, ada(), "tenants", "create", None, json!({})),
