@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "what measures reads the clock")]
 
 mod asker;
+mod authorize;
 mod cpu;
 mod decide;
 mod events;
@@ -66,6 +67,8 @@ enum Run {
     Growth(growth::Growth),
     /// What the proof costs: looking at the limiter's counters, readings, comparisons. Needs no daemon, but a Redis binary.
     Reconcile(reconcile::Reconcile),
+    /// Decides by a tenant's policies, as kept and by plain Casbin. Needs no daemon.
+    Authorize(authorize::Authorize),
 }
 
 /// Where things are.
@@ -128,6 +131,7 @@ fn main() -> anyhow::Result<()> {
                 Run::Noisy(noisy) => noisy::run(&noisy, surroundings).await,
                 Run::Growth(growth) => growth::run(&growth, surroundings).await,
                 Run::Reconcile(reconcile) => reconcile::run(&reconcile).await,
+                Run::Authorize(authorize) => authorize::run(&authorize),
             }
         };
         // Dropped in the middle, a run ends its processes and deletes its folder.

@@ -3,6 +3,7 @@
 //! Environment overrides are `PLATFORM_API__<SECTION>__<KEY>`, as in `PLATFORM_API__HTTP__LISTEN=0.0.0.0:8082`.
 //! Secrets are [`SecretString`]: no Debug or error output shows them.
 
+mod authorization;
 mod envoy;
 mod flagsmith;
 mod gateway;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+pub use authorization::{Authorization, OpenFga};
 pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
 pub use flagsmith::Flagsmith;
 pub use gateway::{Gateway, Kong, KongAccessLog, KongMetrics, KongNode, KongRedis, LimitBy};
@@ -44,6 +46,7 @@ pub struct Config {
     pub nats: Nats,
     pub redis: Redis,
     pub auth: Auth,
+    pub authorization: Authorization,
     pub rate_limits: RateLimits,
     pub envoy: Envoy,
     pub flagsmith: Flagsmith,
@@ -608,6 +611,7 @@ impl Config {
         }
         problems.extend(self.notify.route_problems());
         problems.extend(self.organization.problems());
+        problems.extend(self.authorization.problems());
         problems.extend(self.rate_limits.problems());
         problems.extend(self.envoy.problems());
         problems.extend(self.jobs.problems());

@@ -113,8 +113,8 @@ impl Daemon {
         let outlets = Outlets::start(&config, directory.clone(), clock.clone(), committed)?;
 
         let pepper = Pepper::open(&config.auth, &config.store).context("reading the key pepper")?;
-        let gate =
-            Gate::new(&config.auth, pepper, directory.clone(), clock.clone()).context("reading the access policy")?;
+        let gate = Gate::new(&config.auth, &config.authorization, pepper, directory.clone(), clock.clone())
+            .context("reading the access policy")?;
         let warming = gate.clone();
         tokio::spawn(async move { warming.warm().await });
 
@@ -170,6 +170,7 @@ impl Daemon {
             kong_sync,
             people,
             channels,
+            public_url: config.authorization.public_url.clone(),
         };
         let api = Api::new(rooms, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();

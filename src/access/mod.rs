@@ -1,7 +1,8 @@
 //! May this caller do this?
 //!
 //! The lock on the http door. [`Gate::authenticate`] turns a request's credentials into a [`Caller`]: the platform's
-//! bootstrap key, a tenant's API key ([`api_key`]) or an issuer's access token. [`Gate::allows`] asks the [`policy`].
+//! bootstrap key, a tenant's API key ([`api_key`]) or an issuer's access token. [`Gate::judge`] asks the built-in [`policy`]
+//! and what the caller's tenant has laid down itself: the [`authorizer`] with its [`engine`]s, and relations in [`openfga`].
 //! Whether the thing asked for belongs to the caller's tenant is the door's own question, because only the door has
 //! the path.
 //!
@@ -9,12 +10,21 @@
 //! ever printed, and none leaves this room.
 
 pub mod api_key;
+pub mod authorizer;
+#[cfg(test)]
+mod authorizer_test;
+pub mod engine;
+#[cfg(test)]
+mod engine_test;
 mod failures;
 #[cfg(test)]
 mod gate_test;
 #[cfg(test)]
 mod issuer_peer;
 mod keyring;
+pub mod openfga;
+#[cfg(test)]
+mod openfga_peer;
 #[cfg(test)]
 mod openid_test;
 pub mod pepper;
@@ -31,15 +41,19 @@ pub use failures::FAILURES_WINDOW;
 pub use pepper::Pepper;
 pub use token::TOKEN_BYTES_MAX;
 
+use authorizer::{Authority, Authorizer};
 use failures::Failures;
+use openfga::OpenFga;
 use standing::Standing;
 
 use crate::clock::Clock;
 use crate::config;
 use crate::directory;
 use crate::directory::handle::Absent;
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{TenantId, UserId};
 use crate::domain::organization::Revoked;
+use crate::domain::organization::role::Holder;
+use crate::domain::policy::question::{Question, Said, Subject, Surroundings, Texts};
 use crate::domain::tenant::{ApiKey, Lifecycle, Role};
 
 /// Whoever is behind a request.
@@ -61,6 +75,27 @@ pub struct Caller {
     pub api_key: Option<String>,
     /// Roles it would have if no group of its were deactivated.
     pub withheld: Vec<Role>,
+    /// The user of the tenant's books that a token means.
+    pub person: Option<UserId>,
+}
+
+/// What a caller wants to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    pub object: &'a str,
+    pub action: &'a str,
+    /// Which one, if it is about one.
+    pub id: Option<&'a str>,
+    /// Where the request came from.
+    pub source: Option<IpAddr>,
+}
+
+/// Whether it may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    pub allowed: bool,
+    /// The id of the tenant's policy that denies it.
+    pub denied_by: Option<String>,
 }
 
 /// The credentials of one request, as they came. Never printed.
@@ -118,6 +153,8 @@ struct Shared {
     tokens: token::Tokens,
     failures: Failures,
     directory: directory::handle::Handle,
+    authorizer: Authorizer,
+    clock: Clock,
 }
 
 impl Gate {
@@ -125,15 +162,19 @@ impl Gate {
     /// [`Unusable`].
     pub fn new(
         auth: &config::Auth,
+        authorization: &config::Authorization,
         pepper: Pepper,
         directory: directory::handle::Handle,
         clock: Clock,
     ) -> Result<Gate, Unusable> {
         let bootstrap = auth.bootstrap_key.as_ref().map(|key| pepper.hash(key.expose_secret()));
         let policy = policy::Policy::built_in()?;
-        let tokens = token::Tokens::new(&auth.issuers, clock)?;
+        let tokens = token::Tokens::new(&auth.issuers, clock.clone())?;
+        let openfga = OpenFga::new(&authorization.openfga, clock.clone())?;
+        let authorizer = Authorizer::new(&policy, openfga, directory.clone(), clock.clone())?;
         let failures = Failures::new(auth);
-        Ok(Gate { shared: Arc::new(Shared { bootstrap, pepper, policy, tokens, failures, directory }) })
+        let shared = Shared { bootstrap, pepper, policy, tokens, failures, directory, authorizer, clock };
+        Ok(Gate { shared: Arc::new(shared) })
     }
 
     /// Reads the issuers' keys ahead of the first token. An issuer that does not answer is asked again later.
@@ -162,23 +203,60 @@ impl Gate {
         source.is_some_and(|source| self.shared.failures.is_one_too_many(source, credential))
     }
 
-    /// May this caller do `action` to `object`? Nobody may what the policy does not name.
+    /// Do the caller's built-in roles let it do `action` to `object`? Nobody may what the policy does not name.
     #[must_use]
     pub fn allows(&self, caller: &Caller, object: &str, action: &str) -> bool {
-        !caller.actor.is_empty() && caller.roles.iter().any(|role| self.shared.policy.allows(*role, object, action))
+        is_left(caller, object, action)
+            && caller.roles.iter().any(|role| self.shared.policy.allows(*role, object, action))
     }
 
-    /// Lets a caller's key do what its tenant has allowed it besides the key's own role. Asked when that role does not
-    /// suffice, so that a request that it does suffice for needs no tenant.
+    /// May this caller do what it wishes, by its built-in roles and by what its tenant has laid down? The platform's own
+    /// callers are bound by no tenant's policies. Waits only for a tenant that is not open, and for relations.
     ///
     /// # Errors
-    /// [`Unauthenticated::TenantAway`].
-    pub async fn widen(&self, caller: &mut Caller) -> Result<(), Unauthenticated> {
-        let (Some(tenant), Some(key)) = (caller.tenant, &caller.api_key) else { return Ok(()) };
-        let people = standing::people_of(&self.shared.directory, tenant).await.map_err(Unauthenticated::TenantAway)?;
-        let standing = Standing::of_key(&people, key);
-        caller.roles.extend(standing.roles);
-        Ok(())
+    /// [`Unauthenticated::TenantAway`]: whether a policy denies it cannot be told.
+    pub async fn judge(&self, caller: &mut Caller, wish: &Wish<'_>) -> Result<Judged, Unauthenticated> {
+        let Some(tenant) = caller.tenant else {
+            return Ok(Judged { allowed: self.allows(caller, wish.object, wish.action), denied_by: None });
+        };
+        let authority = self.shared.authorizer.of(tenant).await.map_err(Unauthenticated::TenantAway)?;
+        if let Some(key) = &caller.api_key {
+            let given = Standing::of_key(&authority.people, key).roles;
+            caller.roles.extend(given.into_iter().filter(|role| !caller.roles.contains(role)).collect::<Vec<_>>());
+        }
+        if authority.policies.is_empty() {
+            return Ok(Judged { allowed: self.allows(caller, wish.object, wish.action), denied_by: None });
+        }
+        Ok(Box::pin(self.judge_by(&authority, caller, wish)).await)
+    }
+
+    async fn judge_by(&self, authority: &Authority, caller: &Caller, wish: &Wish<'_>) -> Judged {
+        if !is_left(caller, wish.object, wish.action) {
+            return Judged { allowed: false, denied_by: None };
+        }
+        let surroundings = Surroundings {
+            ip: wish.source,
+            on_behalf_of: caller.user.clone().filter(|_| caller.service),
+            time: self.shared.clock.now().to_string(),
+        };
+        let (texts, said) = (Texts::from(surroundings), Said::default());
+        let holder = caller.api_key.clone().map(Holder::ApiKey);
+        let question = Question {
+            subject: subject_of(authority, caller, holder.as_ref()),
+            object: wish.object,
+            action: wish.action,
+            resource_id: wish.id,
+            said: &said,
+            surroundings: &texts,
+        };
+        let decided = self.shared.authorizer.judge(authority, &question).await;
+        Judged { allowed: decided.allowed, denied_by: authorizer::denying(&decided) }
+    }
+
+    /// Who decides by tenants' own policies.
+    #[must_use]
+    pub fn authorizer(&self) -> &Authorizer {
+        &self.shared.authorizer
     }
 
     /// Is a denial of this caller what the deactivation of a group has brought about?
@@ -307,7 +385,7 @@ impl Shared {
     async fn by_token(&self, text: &str) -> Result<Caller, Refusal> {
         let identity = self.tokens.verify(text).await.map_err(Refusal::Token)?;
         let mut roles = identity.roles.clone();
-        let (mut suspended, mut withheld) = (false, Vec::new());
+        let (mut suspended, mut withheld, mut person) = (false, Vec::new(), None);
         match identity.tenant {
             None if roles.is_empty() && !self.directory.is_platform_admin(&identity.issuer, &identity.subject) => {
                 return Err(Refusal::Token(token::Refusal::Claims));
@@ -318,6 +396,7 @@ impl Shared {
                 let standing = if suspended { Standing::default() } else { self.standing(tenant, &identity).await? };
                 roles.extend(standing.roles);
                 withheld = standing.withheld;
+                person = standing.person;
             }
         }
         Ok(Caller {
@@ -329,6 +408,7 @@ impl Shared {
             suspended,
             api_key: None,
             withheld,
+            person,
         })
     }
 
@@ -389,6 +469,31 @@ pub fn count_revoked(revoked: Revoked) {
     metrics::counter!("platform_api_refused_after_revocation_total", "kind" => revoked.name()).increment(1);
 }
 
+/// Does its credential leave this to a caller, whichever role or policy gives it?
+fn is_left(caller: &Caller, _object: &str, _action: &str) -> bool {
+    !caller.actor.is_empty()
+}
+
+/// A caller as its tenant's books know it, with the built-in roles that its credential brings.
+fn subject_of<'a>(authority: &'a Authority, caller: &'a Caller, holder: Option<&'a Holder>) -> Subject<'a> {
+    let people = &authority.people;
+    let mut subject = match (&caller.api_key, holder, caller.person.and_then(|id| people.user(id))) {
+        (Some(key), Some(holder), _) => Subject::of_key(people, key, holder, None),
+        (_, _, Some(user)) => Subject::of_user(people, user),
+        // Somebody whom an issuer vouches for and the books do not know.
+        _ => Subject {
+            kind: "user",
+            id: caller.user.as_deref().unwrap_or_default().into(),
+            is_known: true,
+            ..Subject::default()
+        },
+    };
+    let own = caller.roles.iter().map(|role| role.name());
+    let more: Vec<&str> = own.filter(|role| !subject.roles.contains(role)).collect();
+    subject.roles.extend(more);
+    subject
+}
+
 fn platform() -> Caller {
     Caller {
         actor: "platform".into(),
@@ -399,6 +504,7 @@ fn platform() -> Caller {
         suspended: false,
         api_key: None,
         withheld: Vec::new(),
+        person: None,
     }
 }
 
@@ -414,6 +520,7 @@ fn of_key(key: ApiKey, suspended: bool) -> Caller {
         suspended,
         api_key: Some(key.id),
         withheld: Vec::new(),
+        person: None,
     }
 }
 

@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use casbin::{CoreApi, DefaultModel, Enforcer, MgmtApi, StringAdapter};
 use futures_util::FutureExt;
 
+use crate::domain::policy::ceiling::BuiltIn;
 use crate::domain::tenant::Role;
 
 const MODEL: &str = include_str!("../../config/access_model.conf");
@@ -68,6 +69,12 @@ impl Policy {
             .get(object)
             .and_then(|actions| actions.get(action))
             .is_some_and(|allowed| allowed.contains(&role))
+    }
+
+    /// What the roles may do, for rules of tenants' own to stand beside.
+    #[must_use]
+    pub fn built_in_rights(&self) -> BuiltIn {
+        BuiltIn::of(self.rules.iter().map(|rule| (rule.role, rule.object.as_str(), rule.action.as_str())))
     }
 
     /// Every rule, in the order of the file.
@@ -172,6 +179,18 @@ mod tests {
         ("roleAssignments", "create", &[Role::Admin]),
         ("roleAssignments", "read", &[Role::Admin, Role::Reader]),
         ("roleAssignments", "delete", &[Role::Admin]),
+        ("roles", "create", &[Role::Admin]),
+        ("roles", "read", &[Role::Admin, Role::Reader]),
+        ("roles", "change", &[Role::Admin]),
+        ("roles", "delete", &[Role::Admin]),
+        ("policies", "create", &[Role::Admin]),
+        ("policies", "read", &[Role::Admin, Role::Reader]),
+        ("policies", "change", &[Role::Admin]),
+        ("policies", "delete", &[Role::Admin]),
+        ("policies", "try", &[Role::Admin]),
+        ("access", "explain", &[Role::Admin]),
+        ("access", "evaluate", &[Role::Admin, Role::Reporter, Role::Developer]),
+        ("access", "search", &[Role::Admin, Role::Reporter]),
         ("platformAdmins", "create", &[]),
         ("platformAdmins", "read", &[]),
         ("platformAdmins", "delete", &[]),

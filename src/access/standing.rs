@@ -5,7 +5,7 @@
 
 use crate::directory;
 use crate::directory::handle::Absent;
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{TenantId, UserId};
 use crate::domain::organization::Organization;
 use crate::domain::organization::role::Holder;
 use crate::domain::tenant::Role;
@@ -19,6 +19,8 @@ pub(super) struct Standing {
     pub(super) roles: Vec<Role>,
     /// What it would have besides if no group were deactivated.
     pub(super) withheld: Vec<Role>,
+    /// Who it is in the books.
+    pub(super) person: Option<UserId>,
 }
 
 impl Standing {
@@ -31,7 +33,7 @@ impl Standing {
         let roles = known(organization.roles_of_user(user.id));
         let mut withheld = known(organization.roles_of_user_regardless(user.id));
         withheld.retain(|role| !roles.contains(role));
-        Standing { is_deactivated: false, roles, withheld }
+        Standing { is_deactivated: false, roles, withheld, person: Some(user.id) }
     }
 
     /// Of an API key.

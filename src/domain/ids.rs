@@ -72,6 +72,10 @@ uuid_id! {
     RoleAssignmentId
 }
 uuid_id! {
+    /// A policy of one tenant.
+    PolicyId
+}
+uuid_id! {
     /// A person who administers the platform.
     PlatformAdminId
 }

@@ -24,6 +24,7 @@
 //! - [`flag`]: feature flags: what each says to whom.
 //! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
 //! - [`permission`]: what may be done to what, as patterns.
+//! - [`policy`]: roles and policies of a tenant's own, and which of them apply to a question.
 //! - [`platform_admin`]: people who administer the platform.
 //! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
 
@@ -45,6 +46,7 @@ pub mod organization;
 pub mod period;
 pub mod permission;
 pub mod platform_admin;
+pub mod policy;
 #[cfg(test)]
 mod posting_tests;
 #[cfg(test)]

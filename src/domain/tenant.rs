@@ -107,6 +107,9 @@ impl Role {
         (Role::Reader, "reads usage, quotas, alerts and the audit chain"),
     ];
 
+    /// What some of them are called elsewhere.
+    pub const ALIASES: [(&'static str, Role); 2] = [("tenantAdmin", Role::Admin), ("service", Role::Reporter)];
+
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -122,6 +125,13 @@ impl Role {
     #[must_use]
     pub fn from_name(name: &str) -> Option<Role> {
         Role::ALL.into_iter().find(|role| role.name() == name)
+    }
+
+    /// The role of this name, or the one that is also called so.
+    #[must_use]
+    pub fn from_alias(name: &str) -> Option<Role> {
+        let alias = || Role::ALIASES.into_iter().find(|(alias, _)| *alias == name).map(|(_, role)| role);
+        Role::from_name(name).or_else(alias)
     }
 }
 

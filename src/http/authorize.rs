@@ -16,7 +16,7 @@ use super::gateway;
 use super::operation::{Operation, Scope};
 use super::problem::{Code, Problem};
 use super::rate_limits;
-use crate::access::{Caller, Credentials, FAILURES_WINDOW, Unauthenticated, count_revoked};
+use crate::access::{Caller, Credentials, FAILURES_WINDOW, Judged, Unauthenticated, Wish, count_revoked};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::TenantId;
 use crate::domain::organization::Revoked;
@@ -73,12 +73,20 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
     let span = tracing::Span::current();
     span.record("actor", caller.actor.as_str());
     let (object, action) = (passage.operation.object, passage.operation.action);
-    let allows = |caller: &Caller| api.gate.allows(caller, object, action);
-    let mut judged = judge(&caller, passage, allows);
-    let may_widen = caller.api_key.is_some() && passage.operation.scope != Scope::Platform;
-    if may_widen && judged.as_ref().is_err_and(|problem| problem.code == Code::Forbidden) {
-        Box::pin(api.gate.widen(&mut caller)).await.map_err(|away| unauthenticated(&away))?;
-        judged = judge(&caller, passage, allows);
+    // Whose it is comes first: of another tenant's, and by a suspended one, nothing is asked.
+    let (mut judged, mut denied_by) = (judge(&caller, passage, |_| true), None);
+    if judged.is_ok() {
+        let wish = Wish { object, action, id: passage.resource_id(), source: source(passage) };
+        let verdict = match api.gate.judge(&mut caller, &wish).await {
+            Ok(verdict) => verdict,
+            // What these senders report is lost when it is refused, and waits in quarantine for a tenant that is away.
+            Err(_) if passage.operation.class().is_none() => {
+                Judged { allowed: api.gate.allows(&caller, object, action), denied_by: None }
+            }
+            Err(away) => return Err(unauthenticated(&away)),
+        };
+        judged = judge(&caller, passage, |_| verdict.allowed);
+        denied_by = verdict.denied_by;
     }
     match judged {
         Ok(tenant) => {
@@ -93,7 +101,7 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
                 Code::Forbidden if api.gate.is_withheld(&caller, object, action) => count_revoked(Revoked::Group),
                 _ => {}
             }
-            Box::pin(record_denial(api, &caller, passage, problem.code)).await;
+            Box::pin(record_denial(api, &caller, passage, problem.code, denied_by)).await;
             Err(problem)
         }
     }
@@ -187,15 +195,19 @@ pub(super) fn subject(caller: &Caller, passage: &Passage) -> Result<Option<Tenan
 }
 
 /// One record in the caller's own chain, or the platform's. A chain that cannot take it does not hide the denial.
-async fn record_denial(api: &Api, caller: &Caller, passage: &Passage, code: Code) {
+async fn record_denial(api: &Api, caller: &Caller, passage: &Passage, code: Code, policy: Option<String>) {
     metrics::counter!("platform_api_http_denials_total", "code" => code.name()).increment(1);
+    let mut payload = json!({ "code": code.name(), "path": passage.request.uri().path() });
+    if let Some(policy) = policy {
+        payload["policy"] = json!(policy);
+    }
     let entry = Entry {
         actor: caller.actor.clone(),
         action: "access.denied".into(),
         target: format!("operation:{}", passage.operation.id),
         outcome: EntryOutcome::Denied,
         request_id: passage.identity.request_id.clone(),
-        payload: json!({ "code": code.name(), "path": passage.request.uri().path() }).to_string(),
+        payload: payload.to_string(),
     };
     let recorded = tokio::time::timeout(AUDIT_PATIENCE, async {
         match caller.tenant {
@@ -322,6 +334,7 @@ mod tests {
             suspended: false,
             api_key: None,
             withheld: Vec::new(),
+            person: None,
         }
     }
 

@@ -14,9 +14,9 @@ use serde_json::{Map, Value, json};
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::{Code, Form, Problem};
 use super::{
-    alerts, api_keys, audit, channels, decision, features, flags, gateway, groups, ingestion, jobs, kong_sync, ofrep,
-    openmeter, platform_admins, probes, quarantine, quotas, rate_limits, reconciliation, reply, role_assignments,
-    tenants, usage, users,
+    alerts, api_keys, audit, authzen, channels, decision, explain, features, flags, gateway, groups, ingestion, jobs,
+    kong_sync, ofrep, openmeter, platform_admins, policies, probes, quarantine, quotas, rate_limits, reconciliation,
+    reply, role_assignments, roles, tenants, usage, users,
 };
 
 /// The chapters of the document.
@@ -28,6 +28,8 @@ pub(super) enum Tag {
     ApiKeys,
     /// A tenant's people, the groups they are in, and the roles they have.
     Organization,
+    /// What a tenant's roles and policies allow, why, and decisions for whoever enforces them (AuthZEN).
+    Access,
     /// Events coming in; reports and the ledger going out.
     Usage,
     /// Limits, how they stand, decisions for gateways, alerts.
@@ -54,6 +56,7 @@ type Handlers = (
         users::Users,
         groups::Groups,
         role_assignments::RoleAssignments,
+        (roles::Roles, policies::Policies, explain::Explain),
         platform_admins::PlatformAdmins,
     ),
     ingestion::Ingestion,
@@ -82,6 +85,7 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
             users::Users,
             groups::Groups,
             role_assignments::RoleAssignments,
+            (roles::Roles, policies::Policies, explain::Explain),
             platform_admins::PlatformAdmins,
         ),
         ingestion::Ingestion,
@@ -123,6 +127,12 @@ const TAGGED: &[&str] = &[
     "listGroupMembers",
     "addGroupMembers",
     "removeGroupMember",
+    "createRole",
+    "getRole",
+    "replaceRole",
+    "createPolicy",
+    "getPolicy",
+    "replacePolicy",
 ];
 
 /// The whole document, pretty and the same in every build.
@@ -131,7 +141,7 @@ pub fn openapi_document() -> String {
     let mut document: Value = serde_json::from_str(&service().spec()).unwrap_or_default();
     document["paths"]["/v1/quotas/{tenantId}/decision"] = decision::described();
     document["paths"]["/v1/features"] = features::described();
-    for (path, described) in ofrep::described() {
+    for (path, described) in ofrep::described().into_iter().chain(authzen::described()) {
         document["paths"][path] = described;
     }
     document["paths"]["/openapi.json"] = page("getDocument", "This document", "application/json", "object");
@@ -487,6 +497,12 @@ mod tests {
         check::<reconciliation::ReconciliationView>();
         check::<ingestion::Recorded>();
         check::<ingestion::UsageEventEnvelope>();
+        check::<roles::CreateRoleBody>();
+        check::<roles::RoleView>();
+        check::<policies::PolicyBody>();
+        check::<policies::PolicyView>();
+        check::<explain::QuestionBody>();
+        check::<explain::DryRunBody>();
         check::<flags::FlagBody>();
         check::<flags::FlagView>();
         check::<audit::AuditReport>();

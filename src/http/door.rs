@@ -34,6 +34,14 @@ pub(super) struct Passage {
     pub(super) told: Told,
 }
 
+impl Passage {
+    /// What the path names besides a tenant, if anything.
+    pub(super) fn resource_id(&self) -> Option<&str> {
+        let at = usize::from(self.operation.scope == operation::Scope::TenantInPath);
+        self.segments.get(at)?.as_deref()
+    }
+}
+
 /// Answers `request` with what `inner` makes of it, whatever `inner` does.
 pub(super) async fn pass<F, Answer>(request: Request, deadline: Duration, inner: F) -> Response
 where

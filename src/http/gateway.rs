@@ -69,6 +69,7 @@ impl KongDoor {
             suspended: false,
             api_key: None,
             withheld: Vec::new(),
+            person: None,
         }))
     }
 }

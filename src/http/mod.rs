@@ -7,7 +7,8 @@
 //!    [`problem`]s
 //! 3. [`authorize`]: who calls, not too often ([`rate_limits`]), about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
-//! 5. one handler: [`tenants`], [`api_keys`], [`users`], [`groups`], [`role_assignments`], [`platform_admins`],
+//! 5. one handler: [`tenants`], [`api_keys`], [`users`], [`groups`], [`role_assignments`], [`roles`], [`policies`],
+//!    [`explain`], [`authzen`], [`platform_admins`],
 //!    [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`], [`channels`], [`decision`],
 //!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`flags`], [`features`],
 //!    [`ofrep`], [`probes`]; [`view`]s and [`reply`] are what they speak
@@ -20,12 +21,14 @@ mod alerts;
 mod api_keys;
 mod audit;
 mod authorize;
+mod authzen;
 mod body;
 mod channels;
 mod cursor;
 mod decision;
 mod document;
 mod door;
+mod explain;
 mod features;
 mod flags;
 pub mod framing;
@@ -39,6 +42,7 @@ mod openmeter;
 mod operation;
 mod people;
 mod platform_admins;
+mod policies;
 mod precondition;
 mod probes;
 mod problem;
@@ -50,6 +54,7 @@ mod reconciliation;
 mod reply;
 mod request;
 mod role_assignments;
+mod roles;
 mod server;
 mod settlement;
 mod tenants;
@@ -113,6 +118,8 @@ pub struct Api {
     /// How many people a tenant may have.
     people: Limits,
     channels: Bench,
+    /// Under which address gateways reach us.
+    public_url: Option<String>,
     /// Where everything is done but answering.
     work: Handle,
 }
@@ -134,13 +141,16 @@ pub struct Rooms {
     pub people: Limits,
     /// Where alerts go to.
     pub channels: Bench,
+    /// Under which address gateways reach us.
+    pub public_url: Option<String>,
 }
 
 impl Api {
     /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
     pub fn new(rooms: Rooms, clock: Clock, limits: config::Http, health: Health, metrics: PrometheusHandle) -> Api {
-        let Rooms { directory, gate, recorder, kong, flags, rate_limits, kong_sync, people, channels } = rooms;
+        let Rooms { directory, gate, recorder, kong, flags, rate_limits, kong_sync, people, channels, public_url } =
+            rooms;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
         Api {
@@ -158,6 +168,7 @@ impl Api {
             kong_sync,
             people,
             channels,
+            public_url,
             work,
         }
     }
@@ -236,6 +247,9 @@ async fn hand_over(handlers: Arc<BoxEndpoint<'static>>, ask: Ask, mut request: R
         "getDocument" => document::serve_document(),
         "getDocumentation" => document::serve_documentation(),
         "getFeatures" => or_problem(features::answer(&ask).await),
+        "evaluateAccess" | "evaluateAccesses" | "searchSubjects" | "searchActions" | "getAuthzenConfiguration" => {
+            or_problem(authzen::answer(&ask).await)
+        }
         "evaluateFlag" | "evaluateFlags" => or_problem(ofrep::answer(&ask, request.uri().path()).await),
         _ => {
             if *request.method() == Method::HEAD {

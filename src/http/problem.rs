@@ -12,6 +12,7 @@ use crate::directory::handle::{Absent, Refused};
 use crate::directory::platform_admin;
 use crate::directory::task::Declined as PlatformDeclined;
 use crate::domain::organization::{Flaw, Refusal};
+use crate::domain::policy;
 use crate::tenant::acknowledge::NotAcknowledged;
 use crate::tenant::handle::Unavailable;
 use crate::tenant::message::{ChangeRefused, ReadFailure};
@@ -69,6 +70,8 @@ codes! {
     GroupNotFound "GROUP_NOT_FOUND" 404 "There is no such group.";
     MemberNotFound "MEMBER_NOT_FOUND" 404 "The group has no such member of its own.";
     RoleAssignmentNotFound "ROLE_ASSIGNMENT_NOT_FOUND" 404 "There is no such role assignment.";
+    RoleNotFound "ROLE_NOT_FOUND" 404 "There is no such role.";
+    PolicyNotFound "POLICY_NOT_FOUND" 404 "There is no such policy.";
     PlatformAdminNotFound "PLATFORM_ADMIN_NOT_FOUND" 404 "There is no such administrator of the platform.";
     FlagNotFound "FLAG_NOT_FOUND" 404 "There is no such feature flag.";
     JobNotFound "JOB_NOT_FOUND" 404 "There is no such job.";
@@ -90,6 +93,8 @@ codes! {
     IdentityTaken "IDENTITY_TAKEN" 409 "Another one has this name, external id or subject; details.pointer says which.";
     MembershipRefused "MEMBERSHIP_REFUSED" 409 "A group would be a member of itself, or groups would be nested more than 8 deep; details.reason says which.";
     RoleAlreadyAssigned "ROLE_ALREADY_ASSIGNED" 409 "The holder has this role already.";
+    RoleBuiltIn "ROLE_BUILT_IN" 409 "It is, or would be called as, one of the roles that every tenant has and nobody changes.";
+    RoleInUse "ROLE_IN_USE" 409 "The role is given to somebody, or a policy speaks of it; take it back first.";
     OrganizationFull "ORGANIZATION_FULL" 409 "There are as many as there may be; details says of what, and how many.";
     PreconditionFailed "PRECONDITION_FAILED" 412 "It has changed since the version in If-Match; read it again.";
     PayloadTooLarge "PAYLOAD_TOO_LARGE" 413 "The body is longer than this address takes.";
@@ -443,6 +448,22 @@ impl From<Refusal> for Problem {
             Refusal::Cycle { index } => membership("cycle", index),
             Refusal::TooDeep { index } => membership("depth", index),
             Refusal::AlreadyAssigned => Problem::new(Code::RoleAlreadyAssigned),
+            Refusal::UnknownRole => Problem::field("/role", "the tenant has no role of this name"),
+        }
+    }
+}
+
+impl From<policy::Refusal> for Problem {
+    fn from(refusal: policy::Refusal) -> Problem {
+        match refusal {
+            policy::Refusal::UnknownRole => Problem::new(Code::RoleNotFound),
+            policy::Refusal::UnknownPolicy => Problem::new(Code::PolicyNotFound),
+            policy::Refusal::Stale => Refusal::Stale.into(),
+            policy::Refusal::Flawed(flaws) => Problem::flaws(flaws),
+            policy::Refusal::Taken { pointer } => Refusal::Taken { pointer }.into(),
+            policy::Refusal::Full { what, most } => Refusal::Full { what, most }.into(),
+            policy::Refusal::BuiltIn => Problem::new(Code::RoleBuiltIn),
+            policy::Refusal::InUse => Problem::new(Code::RoleInUse),
         }
     }
 }

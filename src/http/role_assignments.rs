@@ -16,6 +16,7 @@ use crate::clock;
 use crate::domain::ids::{GroupId, RoleAssignmentId, UserId};
 use crate::domain::organization::role::{Holder, RoleAssignment};
 use crate::domain::organization::{Organization, Refusal};
+use crate::domain::policy::role;
 use crate::domain::tenant::Role;
 use crate::json::object;
 use crate::tenant::organization::{AssignRole, UnassignRole};
@@ -46,7 +47,7 @@ impl RoleAssignments {
             ask.api.directory.api_key(key).filter(|key| key.tenant == tenant).ok_or_else(unknown)?;
         }
         let id = RoleAssignmentId(clock::new_id());
-        let change = AssignRole { id, role: role.name().to_owned(), holder, limits: ask.api.people, render };
+        let change = AssignRole { id, role, holder, limits: ask.api.people, render };
         match handle.change(change, ask.change()).await? {
             Ok(answer) => Ok(Reply::of(answer, |done| RoleAssignmentView::of(&done))),
             Err(Declined::Refused(Refusal::UnknownUser | Refusal::UnknownGroup)) => Err(unknown()),
@@ -187,21 +188,27 @@ pub(super) struct HolderView {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[oai(rename = "AssignRole", rename_all = "camelCase", deny_unknown_fields, example)]
 pub(super) struct AssignRoleBody {
-    /// `admin`, `developer`, `analyst`, `reporter` or `reader`.
+    /// A built-in role (`admin`, `developer`, `analyst`, `reporter`, also called `service`, or `reader`), or one of the
+    /// tenant's own.
     role: String,
     #[serde(deserialize_with = "object")]
     holder: HolderView,
 }
 
 impl AssignRoleBody {
-    fn checked(self) -> Result<(Role, Holder), Problem> {
+    fn checked(self) -> Result<(String, Holder), Problem> {
         let mut problems = Vec::new();
         let mut wrong = |pointer: &str, message: &str| {
             problems.push(FieldProblem { pointer: pointer.into(), message: message.into() });
         };
-        let role = Role::from_name(&self.role).filter(|role| *role != Role::PlatformAdmin);
+        // Whether there is such a role of the tenant's own is known to its books.
+        let role = match Role::from_alias(&self.role) {
+            Some(Role::PlatformAdmin) => None,
+            Some(role) => Some(role.name().to_owned()),
+            None => role::name_flaw(&self.role).is_none().then_some(self.role),
+        };
         if role.is_none() {
-            wrong("/role", "must be admin, developer, analyst, reporter or reader");
+            wrong("/role", "must be admin, developer, analyst, reporter, reader or a role of the tenant's own");
         }
         let holder = Holder::from_parts(&self.holder.kind, &self.holder.id);
         if holder.is_none() {

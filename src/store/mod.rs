@@ -10,7 +10,7 @@
 //!   fills a table the fast way, `migration` brings a schema up to date, `failure` sorts what the drivers report into [`StoreError`].
 //! - [`load`]: a tenant's books, read by a new owner. [`posting`]: the hot transaction. [`quota`]: a counter that is
 //!   not in memory.
-//! - [`organization`]: who the tenant's people are. [`platform_admin`]: who administers the platform.
+//! - [`organization`]: who the tenant's people are. [`policy`]: its own roles and policies. [`platform_admin`]: who administers the platform.
 //! - [`flag`]: feature flags, the same table in the control database and in each tenant's.
 //! - [`gateway`]: what gateways say. [`reconciliation`]: how it compares.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
@@ -31,6 +31,7 @@ pub mod notice;
 pub mod organization;
 mod place;
 pub mod platform_admin;
+pub mod policy;
 pub mod posting;
 pub mod quarantine;
 pub mod quota;

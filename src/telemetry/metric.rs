@@ -112,6 +112,24 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
     ("platform_api_store_reader_wait_seconds", Histogram, Unit::Seconds, "Time a slow read waits for a connection."),
     ("platform_api_store_readers_busy", Gauge, Unit::Count, "Connections in use by slow reads."),
     // The HTTP door and its lock.
+    (
+        "platform_api_policy_decisions_total",
+        Counter,
+        Unit::Count,
+        "Decisions by a tenant's own roles and policies, by door (own, authzen) and decision (allow, deny).",
+    ),
+    (
+        "platform_api_policy_engine_questions_total",
+        Counter,
+        Unit::Count,
+        "Questions that had not been asked before at this version of a tenant's policies, and were put to Casbin.",
+    ),
+    (
+        "platform_api_openfga_checks_total",
+        Counter,
+        Unit::Count,
+        "Relations asked of OpenFGA, by outcome (allowed, denied, timed_out, failed, unaskable); the last three are denials.",
+    ),
     ("platform_api_http_requests_total", Counter, Unit::Count, "Requests answered, by operation and status."),
     ("platform_api_http_request_seconds", Histogram, Unit::Seconds, "Time to answer a request, by operation."),
     ("platform_api_http_connections_open", Gauge, Unit::Count, "Open connections."),

@@ -23,6 +23,7 @@ use crate::domain::flag::ledger::FlagBooks;
 use crate::domain::ids::{FindingId, TenantId};
 use crate::domain::notice::{Attempt, Delivery, Firing};
 use crate::domain::organization::Organization;
+use crate::domain::policy::books::PolicyBooks;
 use crate::domain::quota::Standing;
 use crate::domain::reconcile::finding::Finding;
 use crate::domain::reconcile::pass::Treatment;
@@ -271,6 +272,17 @@ impl Handle {
     pub fn organization(&self) -> Result<Arc<Organization>, Unavailable> {
         self.heard();
         Ok(self.published()?.organization.clone())
+    }
+
+    /// The tenant's people with its own roles and policies, of the same commit. Answered here, as
+    /// [`decide`](Handle::decide) is.
+    ///
+    /// # Errors
+    /// [`Unavailable::ComeBack`].
+    pub fn policies(&self) -> Result<(Arc<Organization>, Arc<PolicyBooks>), Unavailable> {
+        self.heard();
+        let books = self.published()?;
+        Ok((books.organization.clone(), books.policies.clone()))
     }
 
     /// The tenant's feature flags, and how often what was served, as of the last commit. Waits for nobody.

@@ -17,7 +17,8 @@
 //! - [`keeper`], [`writer`]: the two actors. [`queue`]: what waits between them. [`work`]: what travels from one to the
 //!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
 //! - [`guess`]: whether events are taken for new before the ledger is asked.
-//! - [`task`]: a change that a resource brings whole. [`organization`]: those to the tenant's people.
+//! - [`task`]: a change that a resource brings whole. [`organization`]: those to the tenant's people. [`policy`]: those to
+//!   its own roles and policies.
 //! - [`task`]: a change that a resource brings whole. [`flag`]: feature flags.
 //! - [`housekeeping`]: what need not be kept for ever.
 //! - [`change`], [`gateway`]: how each queued change, and what a gateway says, becomes part of a posting. [`read`]: slow reads, in tasks of their own.
@@ -36,6 +37,7 @@ pub(crate) mod keeper;
 pub mod ledger;
 pub mod message;
 pub mod organization;
+pub mod policy;
 pub mod pulse;
 pub mod queue;
 mod read;

@@ -44,6 +44,7 @@ const REPORTER: &[&str] = &["reporter"];
 const FIGURES: &[&str] = &["admin", "reader", "developer", "analyst"];
 const PROOFS: &[&str] = &["admin", "reader", "analyst"];
 const GATEWAYS: &[&str] = &["admin", "reporter", "reader", "developer"];
+const ASKERS: &[&str] = &["admin", "reporter", "developer"];
 const ALL: &[&str] = &["admin", "reporter", "reader", "developer", "analyst"];
 
 fn nothing() -> Option<Value> {
@@ -116,6 +117,23 @@ const ROWS: &[Row] = &[
     row("listRoleAssignments", About::OwnTenant, READERS, nothing),
     row("getRoleAssignment", About::OwnTenant, READERS, nothing),
     row("deleteRoleAssignment", About::OwnTenant, ADMIN, nothing),
+    row("createRole", About::OwnTenant, ADMIN, empty),
+    row("listRoles", About::OwnTenant, READERS, nothing),
+    row("getRole", About::OwnTenant, READERS, nothing),
+    row("replaceRole", About::OwnTenant, ADMIN, empty),
+    row("deleteRole", About::OwnTenant, ADMIN, nothing),
+    row("createPolicy", About::OwnTenant, ADMIN, empty),
+    row("listPolicies", About::OwnTenant, READERS, nothing),
+    row("dryRunPolicies", About::OwnTenant, ADMIN, empty),
+    row("getPolicy", About::OwnTenant, READERS, nothing),
+    row("replacePolicy", About::OwnTenant, ADMIN, empty),
+    row("deletePolicy", About::OwnTenant, ADMIN, nothing),
+    row("explainAccess", About::OwnTenant, ADMIN, empty),
+    row("evaluateAccess", About::OwnTenant, ASKERS, empty),
+    row("evaluateAccesses", About::OwnTenant, ASKERS, empty),
+    row("searchSubjects", About::OwnTenant, REPORTERS, empty),
+    row("searchActions", About::OwnTenant, REPORTERS, empty),
+    row("getAuthzenConfiguration", About::Nobody, ALL, nothing),
     row("createPlatformAdmin", About::Platform, NOBODY, empty),
     row("listPlatformAdmins", About::Platform, NOBODY, nothing),
     row("getPlatformAdmin", About::Platform, NOBODY, nothing),
@@ -165,6 +183,7 @@ impl Operation {
         let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0");
         let path = path.replace("{memberId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
         let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0").replace("{key}", "nosuchflag");
+        let path = path.replace("{name}", "nosuchrole");
         let path = path.replace("{findingId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
         let path = path.replace("{jobId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
         let path =

@@ -59,6 +59,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "tenant::handle",
             "tenant::message",
             "tenant::organization",
+            "tenant::policy",
             "tenant::task",
             // The rows of the chain as the tenant's protocol hands them out.
             "store::audit::StoredRecord",

@@ -9,6 +9,7 @@ mod harness;
 mod access_matrix;
 mod alerts;
 mod audit;
+mod authorization;
 mod bad_input;
 mod burn;
 mod crash;

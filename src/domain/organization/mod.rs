@@ -100,6 +100,8 @@ pub enum Refusal {
         index: usize,
     },
     AlreadyAssigned,
+    /// The tenant has no role of this name.
+    UnknownRole,
 }
 
 /// Who or what was known and is no longer admitted.

@@ -7,7 +7,7 @@ use crate::domain::time::Timestamp;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleAssignment {
     pub id: RoleAssignmentId,
-    /// A role's name; whether there is such a role is the door's to know.
+    /// A role's name: a built-in one's, or one of the tenant's own.
     pub role: String,
     pub holder: Holder,
     pub created_at: Timestamp,

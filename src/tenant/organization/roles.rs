@@ -14,7 +14,7 @@ use crate::store::database::Connection;
 use crate::store::{StoreError, organization as rows};
 use crate::tenant::task::Change;
 
-/// A role, given. Whether there is such a role, and such an API key, is known at the door.
+/// A role, given. Whether there is such an API key is known at the door.
 #[derive(Debug)]
 pub struct AssignRole {
     pub id: RoleAssignmentId,
@@ -34,6 +34,9 @@ impl Change for AssignRole {
         posting: &mut Posting,
         request: &Request,
     ) -> Result<Result<Arc<RoleAssignment>, Refusal>, StoreError> {
+        if !posting.books.policies.knows_role(&self.role) {
+            return Ok(Err(Refusal::UnknownRole));
+        }
         let (role, holder) = (self.role.clone(), self.holder.clone());
         let assignment = RoleAssignment { id: self.id, role, holder, created_at: posting.now() };
         let assignment = match organization(posting).assign(assignment, &self.limits) {
