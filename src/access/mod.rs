@@ -38,9 +38,10 @@ use crate::clock::Clock;
 use crate::config;
 use crate::directory;
 use crate::directory::handle::Absent;
+use crate::domain::api_key::{ApiKey, Ended, Terms};
 use crate::domain::ids::TenantId;
 use crate::domain::organization::Revoked;
-use crate::domain::tenant::{ApiKey, Lifecycle, Role};
+use crate::domain::tenant::{Lifecycle, Role};
 
 /// Whoever is behind a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub struct Caller {
     pub api_key: Option<String>,
     /// Roles it would have if no group of its were deactivated.
     pub withheld: Vec<Role>,
+    /// What its key takes away from all of that.
+    pub terms: Terms,
 }
 
 /// The credentials of one request, as they came. Never printed.
@@ -118,6 +121,7 @@ struct Shared {
     tokens: token::Tokens,
     failures: Failures,
     directory: directory::handle::Handle,
+    clock: Clock,
 }
 
 impl Gate {
@@ -131,9 +135,9 @@ impl Gate {
     ) -> Result<Gate, Unusable> {
         let bootstrap = auth.bootstrap_key.as_ref().map(|key| pepper.hash(key.expose_secret()));
         let policy = policy::Policy::built_in()?;
-        let tokens = token::Tokens::new(&auth.issuers, clock)?;
+        let tokens = token::Tokens::new(&auth.issuers, clock.clone())?;
         let failures = Failures::new(auth);
-        Ok(Gate { shared: Arc::new(Shared { bootstrap, pepper, policy, tokens, failures, directory }) })
+        Ok(Gate { shared: Arc::new(Shared { bootstrap, pepper, policy, tokens, failures, directory, clock }) })
     }
 
     /// Reads the issuers' keys ahead of the first token. An issuer that does not answer is asked again later.
@@ -165,7 +169,8 @@ impl Gate {
     /// May this caller do `action` to `object`? Nobody may what the policy does not name.
     #[must_use]
     pub fn allows(&self, caller: &Caller, object: &str, action: &str) -> bool {
-        !caller.actor.is_empty() && caller.roles.iter().any(|role| self.shared.policy.allows(*role, object, action))
+        let is_left = !caller.actor.is_empty() && caller.terms.leave(object, action);
+        is_left && caller.roles.iter().any(|role| self.shared.policy.allows(*role, object, action))
     }
 
     /// Lets a caller's key do what its tenant has allowed it besides the key's own role. Asked when that role does not
@@ -210,6 +215,9 @@ enum Refusal {
     KeyForm,
     KeyWrong,
     KeyRevoked,
+    KeyExpired,
+    /// The secret was exchanged for another one, and its time is over.
+    KeySuperseded,
     /// The tenant is not served: unknown, pending or archived.
     Tenant,
     /// The tenant's books know the person, who was deactivated.
@@ -227,6 +235,8 @@ impl Refusal {
             Refusal::KeyForm => "key_form",
             Refusal::KeyWrong => "key_wrong",
             Refusal::KeyRevoked => "key_revoked",
+            Refusal::KeyExpired => "key_expired",
+            Refusal::KeySuperseded => "key_superseded",
             Refusal::Tenant => "tenant",
             Refusal::UserDeactivated => "user_deactivated",
             Refusal::TenantAway(_) => "tenant_away",
@@ -285,7 +295,7 @@ impl Shared {
         self.bootstrap.is_some_and(|expected| pepper::same(&self.pepper.hash(text), &expected))
     }
 
-    /// The same work whether the key exists or not: one hash, one comparison.
+    /// The same work whether the key exists or not: one hash, two comparisons.
     fn by_key(&self, text: &str) -> Result<Caller, Refusal> {
         let hash = self.pepper.hash(text);
         if self.bootstrap.is_some_and(|expected| pepper::same(&hash, &expected)) {
@@ -294,12 +304,21 @@ impl Shared {
         let parsed = api_key::parse(text).map_err(|_| Refusal::KeyForm)?;
         let known = self.directory.api_key(parsed.id);
         let expected = known.as_ref().map_or([0; 32], |key| key.hash);
-        let matches = pepper::same(&hash, &expected);
-        let key = known.filter(|_| matches).ok_or(Refusal::KeyWrong)?;
-        if key.revoked_at.is_some() {
-            count_revoked(Revoked::ApiKey);
-            return Err(Refusal::KeyRevoked);
+        let before = known.as_ref().and_then(|key| key.previous).map_or([0; 32], |previous| previous.hash);
+        let (is_current, is_previous) = (pepper::same(&hash, &expected), pepper::same(&hash, &before));
+        let key = known.filter(|_| is_current || is_previous).ok_or(Refusal::KeyWrong)?;
+        let now = self.clock.now();
+        let ended = match key.ended(now) {
+            Some(Ended::Revoked) => Some((Revoked::ApiKey, Refusal::KeyRevoked)),
+            Some(Ended::Expired) => Some((Revoked::ApiKeyExpired, Refusal::KeyExpired)),
+            None if is_current || key.overlap(now).is_some() => None,
+            None => Some((Revoked::ApiKeyExpired, Refusal::KeySuperseded)),
+        };
+        if let Some((revoked, refusal)) = ended {
+            count_revoked(revoked);
+            return Err(refusal);
         }
+        self.directory.note_key_use(&key.id);
         let suspended = self.is_suspended(key.tenant)?;
         Ok(of_key(key, suspended))
     }
@@ -329,6 +348,7 @@ impl Shared {
             suspended,
             api_key: None,
             withheld,
+            terms: Terms::default(),
         })
     }
 
@@ -399,6 +419,7 @@ fn platform() -> Caller {
         suspended: false,
         api_key: None,
         withheld: Vec::new(),
+        terms: Terms::default(),
     }
 }
 
@@ -414,6 +435,7 @@ fn of_key(key: ApiKey, suspended: bool) -> Caller {
         suspended,
         api_key: Some(key.id),
         withheld: Vec::new(),
+        terms: key.terms,
     }
 }
 
@@ -450,7 +472,9 @@ mod tests {
     #[test]
     fn a_caller_learns_only_what_it_may() {
         let told = |refusal: Refusal| Unauthenticated::from(refusal);
-        assert_eq!(told(Refusal::KeyRevoked), told(Refusal::KeyWrong));
+        for ended in [Refusal::KeyRevoked, Refusal::KeyExpired, Refusal::KeySuperseded] {
+            assert_eq!(told(ended), told(Refusal::KeyWrong));
+        }
         assert_eq!(told(Refusal::Tenant), told(Refusal::KeyForm));
         assert_eq!(told(Refusal::Token(token::Refusal::Expired)), Unauthenticated::Invalid);
         assert_eq!(told(Refusal::Token(token::Refusal::KeysUnavailable)), Unauthenticated::KeysUnavailable);

@@ -25,10 +25,11 @@
 //! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
 //! - [`permission`]: what may be done to what, as patterns.
 //! - [`platform_admin`]: people who administer the platform.
-//! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
+//! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle. [`api_key`]: a tenant's keys.
 
 pub mod adjustment;
 pub mod amount;
+pub mod api_key;
 pub mod books;
 #[cfg(test)]
 mod books_tests;

@@ -8,6 +8,7 @@ mod harness;
 
 mod access_matrix;
 mod alerts;
+mod api_keys;
 mod audit;
 mod bad_input;
 mod burn;
