@@ -51,10 +51,15 @@ pub enum NotAKey {
 /// Makes a key. `environment` is its visible label, as `live`: its letters and digits in lower case, 8 at most.
 #[must_use]
 pub fn mint(pepper: &Pepper, environment: &str) -> Minted {
-    let id = base62_random::<ID_LENGTH>();
+    mint_again(pepper, environment, &base62_random::<ID_LENGTH>())
+}
+
+/// Another secret for the key that `id` names publicly.
+#[must_use]
+pub fn mint_again(pepper: &Pepper, environment: &str, id: &str) -> Minted {
     let secret = base62_random::<SECRET_LENGTH>();
     let mut key = Zeroizing::new(String::with_capacity(96));
-    for part in [PREFIX, &label(environment), "_", &id, "_", &secret] {
+    for part in [PREFIX, &label(environment), "_", id, "_", &secret] {
         key.push_str(part);
     }
     let checksum = checksum(&key);
@@ -141,6 +146,9 @@ mod tests {
         assert_eq!(minted.hash, pepper().hash(key));
         assert_ne!(minted.hash, Pepper::from_bytes(&[8; 32]).hash(key));
         assert!(!format!("{minted:?}").contains(key), "Debug shows no secret");
+        let again = mint_again(&pepper(), "live", &minted.id);
+        assert_eq!(parse(again.secret.expose_secret()), parse(key));
+        assert_ne!(again.hash, minted.hash);
     }
 
     #[test]

@@ -9,7 +9,10 @@ use tokio::time::Instant;
 use super::issuer_peer::{IssuerPeer, Signer, settings};
 use super::*;
 use crate::directory::handle::{Handle, NewKey, NewTenant};
+use crate::domain::api_key::{Edit, Patch};
+use crate::domain::organization::Expected;
 use crate::domain::request::{Answer, Request};
+use crate::domain::time::Timestamp;
 use crate::store::database::Store;
 
 pub(super) struct House {
@@ -66,10 +69,26 @@ impl House {
     }
 
     pub(super) async fn key(&self, role: Role) -> (SecretString, String) {
+        self.key_under(role, Terms::default()).await
+    }
+
+    async fn key_under(&self, role: Role, terms: Terms) -> (SecretString, String) {
         let (secret, key) = new_key(self.gate.pepper(), role);
         let id = key.id.clone();
-        self.directory.issue_key(self.tenant, key, Request::system(), |_| String::new()).await.unwrap();
+        self.directory.issue_key(self.tenant, key, terms, Request::system(), |_| String::new()).await.unwrap();
         (secret, id)
+    }
+
+    async fn edit(&self, id: &str, edit: Edit) {
+        let (request, any) = (Request::system(), Expected::Any);
+        self.directory.edit_key(self.tenant, id, edit, any, request, |_| String::new()).await.unwrap();
+    }
+
+    /// Another secret for a key; the old one goes on for so many microseconds.
+    async fn rotate(&self, id: &str, overlap_micros: i64) -> SecretString {
+        let minted = api_key::mint_again(self.gate.pepper(), api_key::LIVE, id);
+        self.edit(id, Edit::Rotate { hash: minted.hash, overlap_micros }).await;
+        minted.secret
     }
 
     pub(super) fn token(&self, tenant: &str, roles: &[&str]) -> String {
@@ -191,6 +210,85 @@ async fn a_revoked_key_and_a_tenant_that_is_not_served_are_refused_at_once() {
     house.directory.shift(house.tenant, Lifecycle::Archived, Request::system()).await.unwrap();
     assert_eq!(house.bearer(house.admin_key.expose_secret()).await, Err(Unauthenticated::Invalid));
     assert_eq!(house.bearer(&token).await, Err(Unauthenticated::Invalid));
+}
+
+#[tokio::test]
+async fn scopes_narrow_every_role_of_a_key_also_those_it_was_given() {
+    use crate::domain::ids::RoleAssignmentId;
+    use crate::domain::organization::Limits;
+    use crate::domain::organization::role::Holder;
+    use crate::tenant::organization::AssignRole;
+
+    let house = House::new().await;
+    let scopes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+    let terms = Terms { scopes: scopes(&["usage:read", "quotas:*"]), ..Terms::default() };
+    let (secret, id) = house.key_under(Role::Reader, terms).await;
+    let mut caller = house.bearer(secret.expose_secret()).await.unwrap();
+    let allowed = |caller: &Caller| {
+        [("usage", "read"), ("quotas", "read"), ("quotas", "replace"), ("alerts", "read"), ("users", "read")]
+            .map(|(object, action)| house.gate.allows(caller, object, action))
+    };
+    assert_eq!(allowed(&caller), [true, true, false, false, false], "neither more than the role nor than the scopes");
+    // An admin's role, given besides, is narrowed as well.
+    let limits = Limits { users: 9, groups: 9, members: 9, role_assignments: 9 };
+    let (assignment, holder) = (RoleAssignmentId(crate::clock::new_id()), Holder::ApiKey(id.clone()));
+    let assign = AssignRole { id: assignment, role: "admin".into(), holder, limits, render: |_| String::new() };
+    let home = house.directory.find(house.tenant).await.unwrap();
+    home.change(assign, Request::system()).await.unwrap().unwrap();
+    let wish = Wish { object: "usage", action: "read", id: None, source: None };
+    assert!(house.gate.judge(&mut caller, &wish).await.unwrap().allowed);
+    assert_eq!(allowed(&caller), [true, true, true, false, false]);
+    // Changed, they hold from the next request on.
+    house.edit(&id, Edit::Patch(Patch { scopes: Some(scopes(&["alerts:read"])), ..Patch::default() })).await;
+    let caller = house.bearer(secret.expose_secret()).await.unwrap();
+    assert_eq!(allowed(&caller), [false, false, false, true, false]);
+}
+
+#[tokio::test]
+async fn a_key_ends_by_itself_and_so_does_a_secret_that_was_exchanged() {
+    let house = House::new().await;
+    let far = Clock::system().now().plus_micros(3_600_000_000);
+    let (secret, id) = house.key_under(Role::Reader, Terms { expires_at: Some(far), ..Terms::default() }).await;
+    assert!(house.bearer(secret.expose_secret()).await.is_ok());
+    assert_eq!(house.directory.key_ended(house.tenant, &id), None);
+    let (expired, expired_id) =
+        house.key_under(Role::Reader, Terms { expires_at: Some(Timestamp(1)), ..Terms::default() }).await;
+    assert_eq!(house.bearer(expired.expose_secret()).await, Err(Unauthenticated::Invalid));
+    assert_eq!(house.gate.shared.by_key(expired.expose_secret()), Err(Refusal::KeyExpired));
+    assert_eq!(house.directory.key_ended(house.tenant, &expired_id), Some(Revoked::ApiKeyExpired));
+    house.edit(&expired_id, Edit::Patch(Patch { expires_at: Some(None), ..Patch::default() })).await;
+    assert!(house.bearer(expired.expose_secret()).await.is_ok(), "it was given time");
+
+    let second = house.rotate(&id, 3_600_000_000).await;
+    for (secret, caller) in [(&secret, "the old one"), (&second, "the new one")] {
+        let found = house.bearer(secret.expose_secret()).await.unwrap();
+        assert_eq!(found.actor, format!("apiKey:{id}"), "{caller}");
+    }
+    let third = house.rotate(&id, 0).await;
+    for old in [&secret, &second] {
+        assert_eq!(house.bearer(old.expose_secret()).await, Err(Unauthenticated::Invalid));
+    }
+    assert_eq!(house.gate.shared.by_key(second.expose_secret()), Err(Refusal::KeySuperseded));
+    assert!(house.bearer(third.expose_secret()).await.is_ok());
+    house.directory.revoke_key(house.tenant, &id, Request::system()).await.unwrap();
+    assert_eq!(house.bearer(third.expose_secret()).await, Err(Unauthenticated::Invalid));
+    assert_eq!(house.directory.key_ended(house.tenant, &id), Some(Revoked::ApiKey));
+}
+
+#[tokio::test]
+async fn only_what_opens_something_is_a_use() {
+    let house = House::new().await;
+    let (secret, id) = house.key(Role::Reader).await;
+    let (expired, expired_id) =
+        house.key_under(Role::Reader, Terms { expires_at: Some(Timestamp(1)), ..Terms::default() }).await;
+    let mixed = mixed(secret.expose_secret(), expired.expose_secret());
+    for refused in [expired.expose_secret(), &mixed] {
+        assert!(house.bearer(refused).await.is_err());
+    }
+    assert_eq!([&id, &expired_id].map(|id| house.directory.key_last_used(id)), [None, None]);
+    house.bearer(secret.expose_secret()).await.unwrap();
+    let used = house.directory.key_last_used(&id).unwrap();
+    assert!(used <= Clock::system().now() && used.0 % 3_600_000_000 == 0, "by the hour: {used}");
 }
 
 #[tokio::test]

@@ -50,11 +50,12 @@ use crate::clock::Clock;
 use crate::config;
 use crate::directory;
 use crate::directory::handle::Absent;
+use crate::domain::api_key::{ApiKey, Ended, Terms};
 use crate::domain::ids::{TenantId, UserId};
 use crate::domain::organization::Revoked;
 use crate::domain::organization::role::Holder;
 use crate::domain::policy::question::{Question, Said, Subject, Surroundings, Texts};
-use crate::domain::tenant::{ApiKey, Lifecycle, Role};
+use crate::domain::tenant::{Lifecycle, Role};
 
 /// Whoever is behind a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub struct Caller {
     pub withheld: Vec<Role>,
     /// The user of the tenant's books that a token means.
     pub person: Option<UserId>,
+    /// What its key takes away from all of that.
+    pub terms: Terms,
 }
 
 /// What a caller wants to do.
@@ -288,6 +291,9 @@ enum Refusal {
     KeyForm,
     KeyWrong,
     KeyRevoked,
+    KeyExpired,
+    /// The secret was exchanged for another one, and its time is over.
+    KeySuperseded,
     /// The tenant is not served: unknown, pending or archived.
     Tenant,
     /// The tenant's books know the person, who was deactivated.
@@ -305,6 +311,8 @@ impl Refusal {
             Refusal::KeyForm => "key_form",
             Refusal::KeyWrong => "key_wrong",
             Refusal::KeyRevoked => "key_revoked",
+            Refusal::KeyExpired => "key_expired",
+            Refusal::KeySuperseded => "key_superseded",
             Refusal::Tenant => "tenant",
             Refusal::UserDeactivated => "user_deactivated",
             Refusal::TenantAway(_) => "tenant_away",
@@ -363,7 +371,7 @@ impl Shared {
         self.bootstrap.is_some_and(|expected| pepper::same(&self.pepper.hash(text), &expected))
     }
 
-    /// The same work whether the key exists or not: one hash, one comparison.
+    /// The same work whether the key exists or not: one hash, two comparisons.
     fn by_key(&self, text: &str) -> Result<Caller, Refusal> {
         let hash = self.pepper.hash(text);
         if self.bootstrap.is_some_and(|expected| pepper::same(&hash, &expected)) {
@@ -372,12 +380,21 @@ impl Shared {
         let parsed = api_key::parse(text).map_err(|_| Refusal::KeyForm)?;
         let known = self.directory.api_key(parsed.id);
         let expected = known.as_ref().map_or([0; 32], |key| key.hash);
-        let matches = pepper::same(&hash, &expected);
-        let key = known.filter(|_| matches).ok_or(Refusal::KeyWrong)?;
-        if key.revoked_at.is_some() {
-            count_revoked(Revoked::ApiKey);
-            return Err(Refusal::KeyRevoked);
+        let before = known.as_ref().and_then(|key| key.previous).map_or([0; 32], |previous| previous.hash);
+        let (is_current, is_previous) = (pepper::same(&hash, &expected), pepper::same(&hash, &before));
+        let key = known.filter(|_| is_current || is_previous).ok_or(Refusal::KeyWrong)?;
+        let now = self.clock.now();
+        let ended = match key.ended(now) {
+            Some(Ended::Revoked) => Some((Revoked::ApiKey, Refusal::KeyRevoked)),
+            Some(Ended::Expired) => Some((Revoked::ApiKeyExpired, Refusal::KeyExpired)),
+            None if is_current || key.overlap(now).is_some() => None,
+            None => Some((Revoked::ApiKeyExpired, Refusal::KeySuperseded)),
+        };
+        if let Some((revoked, refusal)) = ended {
+            count_revoked(revoked);
+            return Err(refusal);
         }
+        self.directory.note_key_use(&key.id);
         let suspended = self.is_suspended(key.tenant)?;
         Ok(of_key(key, suspended))
     }
@@ -409,6 +426,7 @@ impl Shared {
             api_key: None,
             withheld,
             person,
+            terms: Terms::default(),
         })
     }
 
@@ -470,8 +488,8 @@ pub fn count_revoked(revoked: Revoked) {
 }
 
 /// Does its credential leave this to a caller, whichever role or policy gives it?
-fn is_left(caller: &Caller, _object: &str, _action: &str) -> bool {
-    !caller.actor.is_empty()
+fn is_left(caller: &Caller, object: &str, action: &str) -> bool {
+    !caller.actor.is_empty() && caller.terms.leave(object, action)
 }
 
 /// A caller as its tenant's books know it, with the built-in roles that its credential brings.
@@ -505,6 +523,7 @@ fn platform() -> Caller {
         api_key: None,
         withheld: Vec::new(),
         person: None,
+        terms: Terms::default(),
     }
 }
 
@@ -521,6 +540,7 @@ fn of_key(key: ApiKey, suspended: bool) -> Caller {
         api_key: Some(key.id),
         withheld: Vec::new(),
         person: None,
+        terms: key.terms,
     }
 }
 
@@ -557,7 +577,9 @@ mod tests {
     #[test]
     fn a_caller_learns_only_what_it_may() {
         let told = |refusal: Refusal| Unauthenticated::from(refusal);
-        assert_eq!(told(Refusal::KeyRevoked), told(Refusal::KeyWrong));
+        for ended in [Refusal::KeyRevoked, Refusal::KeyExpired, Refusal::KeySuperseded] {
+            assert_eq!(told(ended), told(Refusal::KeyWrong));
+        }
         assert_eq!(told(Refusal::Tenant), told(Refusal::KeyForm));
         assert_eq!(told(Refusal::Token(token::Refusal::Expired)), Unauthenticated::Invalid);
         assert_eq!(told(Refusal::Token(token::Refusal::KeysUnavailable)), Unauthenticated::KeysUnavailable);

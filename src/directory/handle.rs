@@ -7,28 +7,28 @@ use ractor::{ActorRef, RpcReplyPort};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+pub use super::api_key::NewKey;
+use super::api_key::key_record;
 use super::index::Index;
 use super::registrar::{self, Change, Edit, What, Written};
 use super::supervisor::{self, Homes};
 use super::task::{self, Task};
 use super::workflow::{self, Plan, PlannedRecord};
 use crate::clock::Clock;
+use crate::domain::api_key::{self, ApiKey};
 use crate::domain::chain::Entry;
 use crate::domain::ids::TenantId;
 use crate::domain::period;
 use crate::domain::report::{ChainQuery, ChainReport, Page, Quarantined, Retried};
 use crate::domain::request::{Answer, Request};
 use crate::domain::stream::Checkpoint;
-use crate::domain::tenant::{ApiKey, ExternalId, Lifecycle, Role, Tenant};
-use crate::domain::time::Timestamp;
+use crate::domain::tenant::{ExternalId, Lifecycle, Tenant};
 use crate::domain::usage::Refusal;
 use crate::store::audit::StoredRecord;
 use crate::store::database::{Reader, Store};
 use crate::store::{StoreError, audit, quarantine, stream};
 use crate::tenant;
 
-/// Live API keys one tenant may have.
-pub const API_KEYS_MAX: usize = 100;
 /// Longest slug we derive, leaving room for a number.
 const SLUG_DERIVED_MAX: usize = 48;
 /// How long a look-up waits for a resting tenant to open before the caller is told to come back.
@@ -74,6 +74,8 @@ pub enum Refused {
     /// The tenant has as many live keys as it may have.
     #[error("too many API keys")]
     TooManyKeys,
+    #[error("the API key is not changed: {0:?}")]
+    Key(api_key::Refusal),
     /// The catalogue or the tenant could not be reached; whether the change was made is unknown, asking again is safe.
     #[error("the change could not be completed: {0}")]
     Unavailable(String),
@@ -100,16 +102,6 @@ pub struct Amendment {
     pub time_zone: Option<String>,
     pub external_ids: Option<Vec<ExternalId>>,
     pub settings: Option<String>,
-}
-
-/// A key that the http door has made. The secret itself never comes past that door.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewKey {
-    pub id: String,
-    /// HMAC-SHA-256 of the whole key under the platform's pepper.
-    pub hash: [u8; 32],
-    pub name: String,
-    pub role: Role,
 }
 
 /// A finished onboarding.
@@ -145,6 +137,7 @@ impl Handle {
     pub(super) fn new(parts: Parts) -> Handle {
         let parts = Arc::new(parts);
         super::flag::keep_flushing(Arc::downgrade(&parts));
+        super::key_use::keep_writing(Arc::downgrade(&parts));
         Handle(parts)
     }
 
@@ -214,12 +207,6 @@ impl Handle {
         self.0.index.tier(tenant, read)
     }
 
-    /// The API key with this public id; revoked ones too.
-    #[must_use]
-    pub fn api_key(&self, id: &str) -> Option<ApiKey> {
-        self.0.index.key(id)
-    }
-
     /// The tenant that owns the first of these external ids that anybody owns.
     #[must_use]
     pub fn attribute(&self, candidates: &[ExternalId]) -> Option<TenantId> {
@@ -230,12 +217,6 @@ impl Handle {
     #[must_use]
     pub fn tenants(&self, after: Option<TenantId>, limit: usize) -> Page<Tenant, TenantId> {
         self.0.index.page(after, limit)
-    }
-
-    /// The tenant's keys, oldest first.
-    #[must_use]
-    pub fn api_keys(&self, tenant: TenantId) -> Vec<ApiKey> {
-        self.0.index.keys_of(tenant)
     }
 
     /// How many tenants are in which state; a moment old.
@@ -276,7 +257,7 @@ impl Handle {
             created_at: now,
             updated_at: now,
         };
-        let key = admin_key.into_key(id, now);
+        let key = admin_key.into_key(id, api_key::Terms::default(), now);
         let what = What::Reserve { tenant, key, slug_is_derived };
         let idempotency = request.idempotency.clone();
         let plan = Box::new(move |written: &Written| {
@@ -341,53 +322,6 @@ impl Handle {
             Answer::Fresh(written) => Ok(written.tenant),
             Answer::Replayed(_) => Err(Refused::UnknownTenant),
         }
-    }
-
-    /// Gives a tenant another key. `render` makes the answer that is kept for the idempotency key, without the secret.
-    ///
-    /// # Errors
-    /// [`Refused`].
-    pub async fn issue_key(
-        &self,
-        tenant: TenantId,
-        key: NewKey,
-        request: Request,
-        render: fn(&ApiKey) -> String,
-    ) -> Result<Answer<ApiKey>, Refused> {
-        let key = key.into_key(tenant, self.0.clock.now());
-        let idempotency = request.idempotency.clone();
-        let issued = key.clone();
-        let plan = Box::new(move |_: &Written| {
-            let plan = Plan { records: vec![key_record(&request, "apiKey.created", &issued)], ..Plan::default() };
-            plan.answering(request.idempotency.as_ref(), || render(&issued))
-        });
-        let change = Change { what: What::IssueKey { key: key.clone() }, plan, idempotency };
-        match workflow::run(self, change).await? {
-            Answer::Fresh(_) => Ok(Answer::Fresh(key)),
-            Answer::Replayed(answer) => Ok(Answer::Replayed(answer)),
-        }
-    }
-
-    /// Revokes a key for every request that begins after the catalogue has the change, which is before this returns.
-    ///
-    /// # Errors
-    /// [`Refused`].
-    pub async fn revoke_key(&self, tenant: TenantId, id: &str, request: Request) -> Result<ApiKey, Refused> {
-        let plan = Box::new(move |written: &Written| {
-            let records = written.key.iter().map(|key| key_record(&request, "apiKey.revoked", key)).collect();
-            Plan { records, ..Plan::default() }
-        });
-        let what = What::RevokeKey { tenant, id: id.to_owned() };
-        match workflow::run(self, Change { what, plan, idempotency: None }).await? {
-            Answer::Fresh(Written { key: Some(key), .. }) => Ok(key),
-            _ => Err(Refused::UnknownKey),
-        }
-    }
-
-    /// Was this key of the tenant's revoked? A label that names no key of ours is none.
-    #[must_use]
-    pub fn is_key_revoked(&self, tenant: TenantId, id: &str) -> bool {
-        self.0.index.is_key_revoked(tenant, id)
     }
 
     /// The catalogue in memory, for the resources that bring their changes whole.
@@ -534,6 +468,9 @@ impl Handle {
         if tokio::time::timeout(patience, self.flush_exposures()).await.is_err() {
             tracing::warn!("not every count of what was served of feature flags was brought home in time");
         }
+        if tokio::time::timeout(patience, self.write_key_uses()).await.is_err() {
+            tracing::warn!("when API keys were last used was not written down in time");
+        }
         let (sender, receiver) = ractor::concurrency::oneshot();
         if self.0.supervisor.cast(supervisor::Message::Drain { reply: sender.into() }).is_ok()
             && !matches!(tokio::time::timeout(patience, receiver).await, Ok(Ok(())))
@@ -575,20 +512,6 @@ impl Handle {
     }
 }
 
-impl NewKey {
-    fn into_key(self, tenant: TenantId, now: Timestamp) -> ApiKey {
-        ApiKey {
-            id: self.id,
-            tenant,
-            name: self.name,
-            role: self.role,
-            hash: self.hash,
-            created_at: now,
-            revoked_at: None,
-        }
-    }
-}
-
 impl Onboarded {
     /// The tenant as it will be once its onboarding is finished.
     fn of(written: Written) -> Option<Onboarded> {
@@ -615,7 +538,7 @@ fn derive_slug(name: &str) -> String {
     }
 }
 
-fn record(request: &Request, action: &str, target: String, payload: String) -> PlannedRecord {
+pub(super) fn record(request: &Request, action: &str, target: String, payload: String) -> PlannedRecord {
     PlannedRecord {
         actor: request.actor.clone(),
         action: action.to_owned(),
@@ -623,11 +546,6 @@ fn record(request: &Request, action: &str, target: String, payload: String) -> P
         request_id: request.request_id.clone(),
         payload,
     }
-}
-
-fn key_record(request: &Request, action: &str, key: &ApiKey) -> PlannedRecord {
-    let payload = serde_json::json!({ "name": key.name, "role": key.role.name() }).to_string();
-    record(request, action, format!("apiKey:{}", key.id), payload)
 }
 
 fn tenant_payload(tenant: &Tenant) -> String {

@@ -4,15 +4,22 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::key_use::KeyUses;
+use crate::domain::api_key::{ApiKey, Ended};
 use crate::domain::chain::Head;
 use crate::domain::flag::FlagSet;
 use crate::domain::ids::{PlatformAdminId, TenantId};
 use crate::domain::platform_admin::PlatformAdmin;
 use crate::domain::report::Page;
-use crate::domain::tenant::{ApiKey, ExternalId, Lifecycle, Tenant};
+use crate::domain::tenant::{ExternalId, Lifecycle, Tenant};
+use crate::domain::time::Timestamp;
 
 #[derive(Debug, Default)]
-pub(super) struct Index(RwLock<Tables>);
+pub(super) struct Index {
+    tables: RwLock<Tables>,
+    /// Beside the tables: a request that leaves a word here holds up nobody who reads there.
+    pub(super) uses: KeyUses,
+}
 
 #[derive(Debug, Default)]
 struct Tables {
@@ -29,11 +36,11 @@ struct Tables {
 impl Index {
     /// A panic while writing cannot leave the tables half-written in a way a reload would not mend; go on reading.
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Tables> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replaces everything by what the control database holds.
@@ -107,10 +114,10 @@ impl Index {
         self.read().keys.get(id).cloned()
     }
 
-    /// Is this a key of the tenant's that was revoked?
-    pub(super) fn is_key_revoked(&self, tenant: TenantId, id: &str) -> bool {
+    /// Why a key of the tenant's opens nothing any more.
+    pub(super) fn key_ended(&self, tenant: TenantId, id: &str, now: Timestamp) -> Option<Ended> {
         let tables = self.read();
-        tables.keys.get(id).is_some_and(|key| key.tenant == tenant && key.revoked_at.is_some())
+        tables.keys.get(id).filter(|key| key.tenant == tenant)?.ended(now)
     }
 
     pub(super) fn put_platform_admin(&self, admin: PlatformAdmin) {

@@ -7,6 +7,7 @@
 //! - [`registrar`]: the actor that owns the control database's write connection: the only writer of the catalogue.
 //! - [`task`]: a change that a resource of the platform's brings whole. [`platform_admin`]: who administers the platform.
 //!   [`flag`]: the platform's feature flags, and counts of what was served.
+//! - [`api_key`]: a tenant's keys. `key_use`: when each was last used.
 //! - [`jobs`]: background work, as far as it is durable.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
 //! - [`workflow`]: changes that touch the control database and a tenant's; each step may be done again, and whatever a
@@ -15,10 +16,12 @@
 //! A tenant that is not served (pending, archived) and one that does not exist look the same from outside. A tenant whose
 //! database is missing, swapped, corrupt or behind is frozen: answered with "unavailable", never created anew.
 
+pub mod api_key;
 pub mod flag;
 pub mod handle;
 mod index;
 pub mod jobs;
+mod key_use;
 pub mod noted;
 pub mod platform_admin;
 mod registrar;

@@ -14,17 +14,19 @@ use super::index::Index;
 use super::task::Task;
 use super::workflow::{self, Plan};
 use crate::clock::{self, Clock};
+use crate::domain::api_key::{self, ApiKey};
 use crate::domain::chain::{self, Entry, EntryOutcome, Head};
 use crate::domain::ids::TenantId;
+use crate::domain::organization::Expected;
 use crate::domain::report::{Fate, Quarantined, Retried};
 use crate::domain::request::{Idempotency, Request};
 use crate::domain::stream::Checkpoint;
-use crate::domain::tenant::{ApiKey, Lifecycle, Tenant};
+use crate::domain::tenant::{Lifecycle, Tenant};
 use crate::domain::time::Timestamp;
 use crate::fault;
 use crate::store::catalogue::{self, Work};
 use crate::store::database::{Connection, Store};
-use crate::store::{StoreError, audit, flag, platform_admin, quarantine, request, stream};
+use crate::store::{self, StoreError, audit, flag, platform_admin, quarantine, request, stream};
 
 /// The name of the platform's own chain.
 pub(super) const PLATFORM_CHAIN: &str = "platform";
@@ -125,6 +127,12 @@ pub(super) enum What {
         tenant: TenantId,
         id: String,
     },
+    EditKey {
+        tenant: TenantId,
+        id: String,
+        edit: api_key::Edit,
+        expected: Expected,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -166,6 +174,7 @@ pub(super) async fn load(birth: &Birth) -> Result<Vec<TenantId>, StoreError> {
     let mut connection = birth.store.control().await?;
     let (rows, keys) = catalogue::load(&mut connection).await?;
     let admins = platform_admin::all(&mut connection).await?;
+    birth.index.uses.load(store::api_key::uses(&mut connection).await?);
     birth.index.put_flags(flag::all(&mut connection).await?);
     let awake =
         rows.iter().filter(|row| row.awake && is_served(row.tenant.lifecycle)).map(|row| row.tenant.id).collect();
@@ -340,8 +349,8 @@ impl State {
             }
             What::IssueKey { key } => {
                 let tenant = known(index, key.tenant)?;
-                let live = index.keys_of(key.tenant).iter().filter(|known| known.revoked_at.is_none()).count();
-                if live >= super::handle::API_KEYS_MAX {
+                let live = index.keys_of(key.tenant).iter().filter(|known| known.ended(now).is_none()).count();
+                if live >= super::api_key::API_KEYS_MAX {
                     return Err(Refused::TooManyKeys);
                 }
                 Ok(Written { tenant, key: Some(key.clone()) })
@@ -351,6 +360,11 @@ impl State {
                 let mut key = index.key(id).filter(|key| key.tenant == tenant.id).ok_or(Refused::UnknownKey)?;
                 key.revoked_at.get_or_insert(now);
                 Ok(Written { tenant, key: Some(key) })
+            }
+            What::EditKey { tenant, id, edit, expected } => {
+                let tenant = known(index, *tenant)?;
+                let key = index.key(id).filter(|key| key.tenant == tenant.id).ok_or(Refused::UnknownKey)?;
+                Ok(Written { tenant, key: Some(key.edited(edit, expected, now).map_err(Refused::Key)?) })
             }
         }
     }
@@ -377,12 +391,13 @@ impl State {
         match (what, &written.key) {
             (What::Reserve { .. }, Some(key)) => {
                 catalogue::insert_tenant(connection, &written.tenant).await?;
-                catalogue::insert_key(connection, key).await?;
+                store::api_key::insert(connection, key).await?;
             }
-            (What::IssueKey { .. }, Some(key)) => catalogue::insert_key(connection, key).await?,
+            (What::IssueKey { .. }, Some(key)) => store::api_key::insert(connection, key).await?,
             (What::RevokeKey { .. }, Some(key)) => {
-                catalogue::revoke_key(connection, &key.id, key.revoked_at.unwrap_or(now)).await?
+                store::api_key::revoke(connection, &key.id, key.revoked_at.unwrap_or(now)).await?
             }
+            (What::EditKey { .. }, Some(key)) => store::api_key::update(connection, key).await?,
             (_, _) => catalogue::update_tenant(connection, &written.tenant).await?,
         }
         catalogue::insert_work(connection, work).await?;

@@ -10,8 +10,10 @@ use super::handle::{Amendment, Handle, NewKey, NewTenant, Onboarded, Refused};
 use super::{Settings, open, task};
 use crate::clock::{self, Clock};
 use crate::config;
+use crate::domain::api_key::{self, ApiKey, Edit, Patch, Terms, hour_of};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::{QuotaId, TenantId};
+use crate::domain::organization::Expected;
 use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Enforcement, Metric, Quota, Scope, Verdict};
 use crate::domain::report::ChainQuery;
@@ -233,6 +235,56 @@ async fn onboarding_is_idempotent_and_guards_what_is_taken() {
     assert_eq!(handle.tenant(id).unwrap().time_zone, "Asia/Kathmandu");
     let tenant = handle.find(id).await.unwrap();
     assert_eq!(tenant.describe().await.unwrap().books.time_zone.iana_name(), Some("Asia/Kathmandu"));
+    handle.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_rotated_changed_and_used_across_a_restart() {
+    let node = Node::sqlite();
+    let handle = node.open().await;
+    let (acme, globex) = (onboard(&handle, "acme").await, onboard(&handle, "globex").await);
+    let show = |key: &ApiKey| format!("version {}", key.version);
+    let rotate = |hash, overlap_micros| Edit::Rotate { hash: [hash; 32], overlap_micros };
+    let edit = async |tenant, id: &str, edit: Edit, expected: Expected, once: Option<&str>| {
+        handle.edit_key(tenant, id, edit, expected, request(once), show).await
+    };
+    let any = || Expected::Any;
+    let first = edit(acme, "key-acme", rotate(1, 60_000_000), any(), Some("once")).await.unwrap();
+    let Answer::Fresh(rotated) = first else { panic!("nothing was asked before") };
+    assert_eq!((rotated.hash, rotated.previous.unwrap().hash, rotated.version), ([1; 32], [7; 32], 2));
+    let again = edit(acme, "key-acme", rotate(2, 60_000_000), any(), Some("once")).await;
+    assert_eq!(again, Ok(Answer::Replayed("version 2".into())), "the secret is another one, and is not taken");
+    assert_eq!(handle.api_key("key-acme").unwrap().hash, [1; 32]);
+    let early = edit(acme, "key-acme", rotate(2, 60_000_000), any(), None).await;
+    assert!(matches!(early, Err(Refused::Key(api_key::Refusal::Overlapping { .. }))), "{early:?}");
+    let stale = edit(acme, "key-acme", rotate(2, 0), Expected::OneOf(vec![1]), None).await;
+    assert_eq!(stale, Err(Refused::Key(api_key::Refusal::Stale)));
+    for (tenant, id) in [(globex, "key-acme"), (acme, "nobody")] {
+        assert_eq!(edit(tenant, id, rotate(2, 0), any(), None).await, Err(Refused::UnknownKey), "{id}");
+    }
+    let patch = Patch { scopes: Some(vec!["usage:*".parse().unwrap()]), ..Patch::default() };
+    edit(acme, "key-acme", Edit::Patch(patch), Expected::OneOf(vec![2]), None).await.unwrap();
+    // A place of an expired key is free.
+    for number in 0..super::api_key::API_KEYS_MAX {
+        let terms = Terms { expires_at: Some(Timestamp(1)), ..Terms::default() };
+        let key = new_key(&format!("{number}"));
+        handle.issue_key(globex, key, terms, request(None), |_| String::new()).await.unwrap();
+    }
+    handle.issue_key(globex, new_key("k"), Terms::default(), request(None), |_| String::new()).await.unwrap();
+    handle.note_key_use("key-acme");
+    let (kept, used) = (handle.api_key("key-acme"), handle.key_last_used("key-acme").unwrap());
+    assert_eq!(used, hour_of(used));
+    let chain =
+        handle.find(acme).await.unwrap().audit_page(ChainQuery { after: 0, limit: 100 }).await.unwrap().unwrap();
+    let text: String =
+        chain.items.iter().map(|record| String::from_utf8_lossy(&record.link.bytes).into_owned()).collect();
+    assert_eq!(["apiKey.rotated", "apiKey.changed"].map(|action| text.matches(action).count()), [1, 1], "{text}");
+    handle.drain(PATIENCE).await;
+    drop(handle);
+
+    let handle = node.open().await;
+    assert_eq!((handle.api_key("key-acme"), handle.key_last_used("key-acme")), (kept, Some(used)));
+    assert_eq!(handle.key_last_used("key-globex"), None);
     handle.drain(PATIENCE).await;
 }
 

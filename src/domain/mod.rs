@@ -26,10 +26,11 @@
 //! - [`permission`]: what may be done to what, as patterns.
 //! - [`policy`]: roles and policies of a tenant's own, and which of them apply to a question.
 //! - [`platform_admin`]: people who administer the platform.
-//! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
+//! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle. [`api_key`]: a tenant's keys.
 
 pub mod adjustment;
 pub mod amount;
+pub mod api_key;
 pub mod books;
 #[cfg(test)]
 mod books_tests;

@@ -52,6 +52,14 @@ impl Class {
         Class::ApiKeyTraffic,
     ];
 
+    /// What a credential of our own API may do.
+    pub const OF_A_PRINCIPAL: [Class; 5] = [Class::Read, Class::Write, Class::Admin, Class::Ingest, Class::Lookup];
+
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Class> {
+        Class::ALL.into_iter().find(|class| class.name() == name)
+    }
+
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

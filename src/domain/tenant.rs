@@ -135,20 +135,6 @@ impl Role {
     }
 }
 
-/// An API key as the index has it: never the key itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ApiKey {
-    /// The public part, which names the key in logs and rules.
-    pub id: String,
-    pub tenant: TenantId,
-    pub name: String,
-    pub role: Role,
-    /// HMAC-SHA-256 of the whole key under the platform's pepper.
-    pub hash: [u8; 32],
-    pub created_at: Timestamp,
-    pub revoked_at: Option<Timestamp>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -139,11 +139,10 @@ impl Parts {
     async fn ask(&self, question: &Question) -> Answer {
         let suspended = self.directory.lifecycle(question.tenant) == Some(Lifecycle::Suspended);
         let suspended = suspended.then_some(Revoked::Tenant);
-        let is_key_revoked = || self.directory.is_key_revoked(question.tenant, &question.subject.api_key);
         match self.directory.find(question.tenant).await {
             Ok(handle) => match handle.decide(&question.subject) {
                 Ok(decided) => {
-                    let key = || is_key_revoked().then_some(Revoked::ApiKey);
+                    let key = || self.directory.key_ended(question.tenant, &question.subject.api_key);
                     let revoked = suspended.or(decided.revoked).or_else(key);
                     if let Some(revoked) = revoked {
                         let counted = "platform_api_refused_after_revocation_total";

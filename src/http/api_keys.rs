@@ -1,25 +1,24 @@
-//! `/v1/tenants/{id}/api-keys`: issuing, listing and revoking a tenant's keys.
+//! `/v1/tenants/{id}/api-keys`: issuing, listing, changing, rotating and revoking a tenant's keys.
 
-use poem_openapi::param::{Path, Query};
-use poem_openapi::types::Example;
-use poem_openapi::{Object, OpenApi};
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
+use poem_openapi::OpenApi;
+use poem_openapi::param::{Header, Path, Query};
 
+use super::api_key_view::{ApiKeyCreated, ApiKeyPage, ApiKeyPatch, ApiKeyView, CreateApiKey, RotateApiKey};
 use super::authorize::Ask;
 use super::body::Strict;
 use super::document::Tag;
-use super::problem::{FieldProblem, Problem};
+use super::precondition;
+use super::problem::{Code, Problem};
 use super::reply::Reply;
-use super::view::{instant, page_limit};
+use super::view::page_limit;
 use crate::access::api_key;
 use crate::directory::handle::NewKey;
-use crate::domain::tenant::{ApiKey, Role};
+use crate::domain::api_key::{ApiKey, Edit};
+use crate::domain::permission::Pattern;
+use crate::domain::request::Answer;
 
 /// The word in a key that says which kind of platform it opens.
 pub(super) const KEY_ENVIRONMENT: &str = "live";
-/// Longest name, in characters.
-const NAME_CHARACTERS_MAX: usize = 100;
 
 pub(super) struct ApiKeys;
 
@@ -28,7 +27,8 @@ impl ApiKeys {
     /// Issue an API key
     ///
     /// The key is shown in this answer and never again. An answer repeated under the same Idempotency-Key does not
-    /// show it.
+    /// show it. A key holds what its role allows, less what its scopes do not cover; a caller whose own key has scopes
+    /// issues only keys that hold no more.
     #[oai(path = "/v1/tenants/:id/api-keys", method = "post", operation_id = "createApiKey")]
     async fn create(
         &self,
@@ -38,16 +38,17 @@ impl ApiKeys {
         _id: Path<String>,
         body: Strict<CreateApiKey>,
     ) -> Result<Reply<ApiKeyCreated, 201>, Problem> {
-        let (name, role) = body.0.checked()?;
+        let (name, role, terms) = body.0.checked(ask.api.clock.now())?;
+        check_scopes(&ask, &[&terms.scopes]).await?;
         let minted = api_key::mint(ask.api.gate.pepper(), KEY_ENVIRONMENT);
         let key = NewKey { id: minted.id, hash: minted.hash, name, role };
-        let answer = ask.api.directory.issue_key(ask.tenant()?, key, ask.change(), render_without_key).await?;
-        Ok(Reply::of(answer, |key: ApiKey| ApiKeyCreated::of(&key, Some(&minted.secret))))
+        let answer = ask.api.directory.issue_key(ask.tenant()?, key, terms, ask.change(), render_created).await?;
+        Ok(Reply::of(answer, |key| ApiKeyCreated::of(&key, None, Some(&minted.secret))))
     }
 
     /// List API keys
     ///
-    /// Revoked ones too; the keys themselves are never shown.
+    /// Revoked and expired ones too; the keys themselves are never shown.
     #[oai(path = "/v1/tenants/:id/api-keys", method = "get", operation_id = "listApiKeys")]
     async fn list(
         &self,
@@ -67,8 +68,87 @@ impl ApiKeys {
         let rest = keys.iter().filter(|key| after.as_ref().is_none_or(|after| key.id > *after));
         let found: Vec<&ApiKey> = rest.take(limit + 1).collect();
         let next = (found.len() > limit).then(|| ask.seal(&found[limit - 1].id));
-        let items = found.into_iter().take(limit).map(ApiKeyView::of).collect();
+        let items = found.into_iter().take(limit).map(|key| view(&ask, key)).collect();
         Ok(Reply::new(ApiKeyPage { items, next_cursor: next }))
+    }
+
+    /// Read an API key
+    ///
+    /// The key itself is never shown. The answer's ETag is what `If-Match` of a change takes.
+    #[oai(path = "/v1/tenants/:id/api-keys/:keyId", method = "get", operation_id = "getApiKey")]
+    async fn get(
+        &self,
+        ask: Ask,
+        /// The tenant's id.
+        #[oai(name = "id")]
+        _id: Path<String>,
+        /// The key's public id.
+        #[oai(name = "keyId")]
+        key_id: Path<String>,
+    ) -> Result<Reply<ApiKeyView>, Problem> {
+        let key = found(&ask, &key_id)?;
+        Ok(Reply::new(view(&ask, &key)).tagged(key.version))
+    }
+
+    /// Change an API key
+    ///
+    /// A merge patch (RFC 7396): what is absent stays, lists are replaced whole, `expiresAt: null` lets the key hold until
+    /// it is revoked. Its role stays; issue another key for another one. It holds from the next request on.
+    #[oai(path = "/v1/tenants/:id/api-keys/:keyId", method = "patch", operation_id = "patchApiKey")]
+    async fn patch(
+        &self,
+        ask: Ask,
+        /// The tenant's id.
+        #[oai(name = "id")]
+        _id: Path<String>,
+        /// The key's public id.
+        #[oai(name = "keyId")]
+        key_id: Path<String>,
+        /// The ETag that was read, or `*`.
+        #[oai(name = "If-Match")]
+        _if_match: Header<Option<String>>,
+        body: Strict<ApiKeyPatch>,
+    ) -> Result<Reply<ApiKeyView>, Problem> {
+        let expected = precondition::required(&ask)?;
+        let patch = body.0.checked(ask.api.clock.now())?;
+        let key = found(&ask, &key_id)?;
+        let scopes = patch.scopes.as_deref().unwrap_or(&key.terms.scopes);
+        check_scopes(&ask, &[&key.terms.scopes, scopes]).await?;
+        let (directory, edit) = (&ask.api.directory, Edit::Patch(patch));
+        let answer = directory.edit_key(ask.tenant()?, &key_id, edit, expected, ask.change(), render).await?;
+        Ok(reply(answer, |key| view(&ask, key)))
+    }
+
+    /// Exchange an API key's secret
+    ///
+    /// The new key is shown in this answer and never again; an answer repeated under the same Idempotency-Key does not
+    /// show it. The key's id stays, and with it its quotas, roles and limits. The old secret goes on opening the key for
+    /// `overlapSeconds`, and ends by itself; both are good until then. While two are, another rotation is refused, unless
+    /// it says `overlapSeconds: 0`, which ends every secret but the new one at once: what to do when a key has leaked.
+    #[oai(path = "/v1/tenants/:id/api-keys/:keyId/rotate", method = "post", operation_id = "rotateApiKey")]
+    async fn rotate(
+        &self,
+        ask: Ask,
+        /// The tenant's id.
+        #[oai(name = "id")]
+        _id: Path<String>,
+        /// The key's public id.
+        #[oai(name = "keyId")]
+        key_id: Path<String>,
+        /// The ETag that was read, or `*`; may be absent.
+        #[oai(name = "If-Match")]
+        _if_match: Header<Option<String>>,
+        body: Strict<RotateApiKey>,
+    ) -> Result<Reply<ApiKeyCreated>, Problem> {
+        let expected = precondition::optional(&ask)?;
+        let overlap_micros = body.0.checked()?;
+        let key = found(&ask, &key_id)?;
+        check_scopes(&ask, &[&key.terms.scopes]).await?;
+        let minted = api_key::mint_again(ask.api.gate.pepper(), KEY_ENVIRONMENT, &key.id);
+        let (directory, edit) = (&ask.api.directory, Edit::Rotate { hash: minted.hash, overlap_micros });
+        let answer = directory.edit_key(ask.tenant()?, &key_id, edit, expected, ask.change(), render_created).await?;
+        let used = directory.key_last_used(&key.id);
+        Ok(reply(answer, |key| ApiKeyCreated::of(key, used, Some(&minted.secret))))
     }
 
     /// Revoke an API key
@@ -86,142 +166,42 @@ impl ApiKeys {
         key_id: Path<String>,
     ) -> Result<Reply<ApiKeyView>, Problem> {
         let key = ask.api.directory.revoke_key(ask.tenant()?, &key_id, ask.change()).await?;
-        Ok(Reply::new(ApiKeyView::of(&key)))
+        Ok(Reply::new(view(&ask, &key)))
     }
+}
+
+/// A key of the tenant in question.
+fn found(ask: &Ask, id: &str) -> Result<ApiKey, Problem> {
+    let tenant = ask.row()?.id;
+    let key = ask.api.directory.api_key(id).filter(|key| key.tenant == tenant);
+    key.ok_or_else(|| Problem::new(Code::ApiKeyNotFound))
+}
+
+/// Nobody lends out more than it has: a caller with scopes makes and opens only keys whose scopes its own cover.
+async fn check_scopes(ask: &Ask, scopes: &[&[Pattern]]) -> Result<(), Problem> {
+    let caller = ask.admitted.caller.as_ref();
+    if caller.is_some_and(|caller| scopes.iter().all(|scopes| caller.terms.leave_all_of(scopes))) {
+        return Ok(());
+    }
+    Err(ask.deny("The caller's own scopes do not cover those of the key.").await)
+}
+
+fn view(ask: &Ask, key: &ApiKey) -> ApiKeyView {
+    ApiKeyView::of(key, ask.api.directory.key_last_used(&key.id))
+}
+
+fn reply<T>(answer: Answer<ApiKey>, view: impl FnOnce(&ApiKey) -> T) -> Reply<T> {
+    match answer {
+        Answer::Fresh(key) => Reply::new(view(&key)).tagged(key.version),
+        stored @ Answer::Replayed(_) => Reply::of(stored, |key| view(&key)),
+    }
+}
+
+fn render(key: &ApiKey) -> String {
+    serde_json::to_string(&ApiKeyView::of(key, None)).unwrap_or_default()
 }
 
 /// What is stored with an idempotency key: everything but the secret.
-fn render_without_key(key: &ApiKey) -> String {
-    serde_json::to_string(&ApiKeyCreated::of(key, None)).unwrap_or_default()
-}
-
-/// A key to be.
-#[derive(Debug, Deserialize, Serialize, Object)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[oai(rename_all = "camelCase", deny_unknown_fields, example)]
-pub(super) struct CreateApiKey {
-    /// What it is for: 1 to 100 characters.
-    name: String,
-    /// `admin`, `developer`, `analyst`, `reporter` or `reader`.
-    role: String,
-}
-
-impl CreateApiKey {
-    fn checked(self) -> Result<(String, Role), Problem> {
-        let mut problems = Vec::new();
-        let mut wrong = |pointer: &str, message: &str| {
-            problems.push(FieldProblem { pointer: pointer.into(), message: message.into() });
-        };
-        let characters = self.name.chars().count();
-        let clean = self.name.trim() == self.name && !self.name.chars().any(char::is_control);
-        if !clean || !(1..=NAME_CHARACTERS_MAX).contains(&characters) {
-            wrong("/name", "must be 1 to 100 characters, none of them a control character, without space at the ends");
-        }
-        let role = Role::from_name(&self.role).filter(|role| *role != Role::PlatformAdmin);
-        if role.is_none() {
-            wrong("/role", "must be admin, developer, analyst, reporter or reader");
-        }
-        match role {
-            Some(role) if problems.is_empty() => Ok((self.name, role)),
-            _ => Err(Problem::fields(problems)),
-        }
-    }
-}
-
-/// An API key, without the key.
-#[derive(Debug, Serialize, Deserialize, Object)]
-#[serde(rename_all = "camelCase")]
-#[oai(rename = "ApiKey", rename_all = "camelCase", example)]
-pub(super) struct ApiKeyView {
-    /// The public part, which names the key in logs and rules.
-    id: String,
-    name: String,
-    role: String,
-    created_at: String,
-    /// Absent while the key is good.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[oai(skip_serializing_if_is_none)]
-    revoked_at: Option<String>,
-}
-
-/// A page of API keys.
-#[derive(Debug, Serialize, Deserialize, Object)]
-#[serde(rename_all = "camelCase")]
-#[oai(rename_all = "camelCase")]
-pub(super) struct ApiKeyPage {
-    items: Vec<ApiKeyView>,
-    /// Absent on the last page.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[oai(skip_serializing_if_is_none)]
-    next_cursor: Option<String>,
-}
-
-/// A new API key.
-#[derive(Serialize, Deserialize, Object)]
-#[serde(rename_all = "camelCase")]
-#[oai(rename_all = "camelCase", example)]
-pub(super) struct ApiKeyCreated {
-    api_key: ApiKeyView,
-    /// Shown once: absent when the answer is a repeated one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[oai(skip_serializing_if_is_none)]
-    key: Option<String>,
-}
-
-impl ApiKeyCreated {
-    fn of(key: &ApiKey, secret: Option<&SecretString>) -> ApiKeyCreated {
-        ApiKeyCreated { api_key: ApiKeyView::of(key), key: secret.map(|secret| secret.expose_secret().to_owned()) }
-    }
-}
-
-impl ApiKeyView {
-    fn of(key: &ApiKey) -> ApiKeyView {
-        ApiKeyView {
-            id: key.id.clone(),
-            name: key.name.clone(),
-            role: key.role.name().to_owned(),
-            created_at: instant(key.created_at),
-            revoked_at: key.revoked_at.map(instant),
-        }
-    }
-}
-
-impl Example for CreateApiKey {
-    fn example() -> CreateApiKey {
-        CreateApiKey { name: "kong production".into(), role: "reporter".into() }
-    }
-}
-
-impl Example for ApiKeyView {
-    fn example() -> ApiKeyView {
-        ApiKeyView {
-            id: "7Q2MXK4T".into(),
-            name: "kong production".into(),
-            role: "reporter".into(),
-            created_at: "2026-11-20T15:37:12.345Z".into(),
-            revoked_at: None,
-        }
-    }
-}
-
-impl Example for ApiKeyCreated {
-    fn example() -> ApiKeyCreated {
-        ApiKeyCreated { api_key: Example::example(), key: Some("shown here once".into()) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_tenant_s_key_has_the_platform_s_role() {
-        for (name, role, problems) in
-            [("kong", "reporter", 0), ("kong", "platformAdmin", 1), ("kong", "", 1), (" ", "root", 2), ("", "admin", 1)]
-        {
-            let checked = CreateApiKey { name: name.into(), role: role.into() }.checked();
-            let found = checked.err().map_or(0, |problem| problem.details["fields"].as_array().unwrap().len());
-            assert_eq!(found, problems, "{name:?} {role:?}");
-        }
-    }
+fn render_created(key: &ApiKey) -> String {
+    serde_json::to_string(&ApiKeyCreated::of(key, None, None)).unwrap_or_default()
 }

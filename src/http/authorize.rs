@@ -101,7 +101,13 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
                 Code::Forbidden if api.gate.is_withheld(&caller, object, action) => count_revoked(Revoked::Group),
                 _ => {}
             }
-            Box::pin(record_denial(api, &caller, passage, problem.code, denied_by)).await;
+            let denied = Denied {
+                operation: passage.operation,
+                request_id: &passage.identity.request_id,
+                code: problem.code,
+                policy: denied_by,
+            };
+            Box::pin(record_denial(api, &caller, denied, passage.request.uri().path())).await;
             Err(problem)
         }
     }
@@ -194,19 +200,29 @@ pub(super) fn subject(caller: &Caller, passage: &Passage) -> Result<Option<Tenan
     }
 }
 
+/// What was denied, and why.
+struct Denied<'a> {
+    operation: &'static Operation,
+    request_id: &'a str,
+    code: Code,
+    /// The id of the tenant's policy that denies it.
+    policy: Option<String>,
+}
+
 /// One record in the caller's own chain, or the platform's. A chain that cannot take it does not hide the denial.
-async fn record_denial(api: &Api, caller: &Caller, passage: &Passage, code: Code, policy: Option<String>) {
+async fn record_denial(api: &Api, caller: &Caller, denied: Denied<'_>, path: &str) {
+    let Denied { operation, request_id, code, policy } = denied;
     metrics::counter!("platform_api_http_denials_total", "code" => code.name()).increment(1);
-    let mut payload = json!({ "code": code.name(), "path": passage.request.uri().path() });
+    let mut payload = json!({ "code": code.name(), "path": path });
     if let Some(policy) = policy {
         payload["policy"] = json!(policy);
     }
     let entry = Entry {
         actor: caller.actor.clone(),
         action: "access.denied".into(),
-        target: format!("operation:{}", passage.operation.id),
+        target: format!("operation:{}", operation.id),
         outcome: EntryOutcome::Denied,
-        request_id: passage.identity.request_id.clone(),
+        request_id: request_id.to_owned(),
         payload: payload.to_string(),
     };
     let recorded = tokio::time::timeout(AUDIT_PATIENCE, async {
@@ -262,6 +278,16 @@ impl Ask {
 
     pub(super) fn is_platform(&self) -> bool {
         self.admitted.caller.as_ref().is_some_and(is_platform)
+    }
+
+    /// Denies what only the body or the thing itself shows that the caller may not; in the chain when this returns.
+    pub(super) async fn deny(&self, message: &'static str) -> Problem {
+        let code = Code::Forbidden;
+        if let Some(caller) = &self.admitted.caller {
+            let denied = Denied { operation: self.operation, request_id: &self.request_id, code, policy: None };
+            Box::pin(record_denial(&self.api, caller, denied, self.operation.path)).await;
+        }
+        Problem::new(code).saying(message)
     }
 
     /// Who asks for a change, for its record and its idempotency.
@@ -335,6 +361,7 @@ mod tests {
             api_key: None,
             withheld: Vec::new(),
             person: None,
+            terms: crate::domain::api_key::Terms::default(),
         }
     }
 

@@ -33,9 +33,8 @@ pub(super) async fn answer(ask: &Ask) -> Result<Response, Problem> {
     // A tenant's own credential was refused at the door if it is suspended; the platform's was not.
     let suspended = ask.is_platform() && ask.row()?.lifecycle == Lifecycle::Suspended;
     let decided = ask.handle().await?.decide(&subject)?;
-    let key_revoked =
-        || ask.api.directory.is_key_revoked(ask.tenant().ok()?, &subject.api_key).then_some(Revoked::ApiKey);
-    let revoked = suspended.then_some(Revoked::Tenant).or(decided.revoked).or_else(key_revoked);
+    let key_ended = || ask.api.directory.key_ended(ask.tenant().ok()?, &subject.api_key);
+    let revoked = suspended.then_some(Revoked::Tenant).or(decided.revoked).or_else(key_ended);
     if let Some(revoked) = revoked {
         count_revoked(revoked);
     }
@@ -206,6 +205,7 @@ fn code_of(revoked: Revoked) -> &'static str {
         Revoked::User => "USER_DEACTIVATED",
         Revoked::Group => "GROUP_DEACTIVATED",
         Revoked::ApiKey => "API_KEY_REVOKED",
+        Revoked::ApiKeyExpired => "API_KEY_EXPIRED",
         Revoked::Tenant => "TENANT_SUSPENDED",
     }
 }
@@ -311,7 +311,8 @@ pub(super) fn schema() -> Value {
     });
     let instant = json!({"type": "string", "format": "date-time"});
     let maybe_instant = json!({"type": "string", "format": "date-time", "nullable": true});
-    let revoked = [Revoked::Tenant, Revoked::User, Revoked::Group, Revoked::ApiKey].map(code_of);
+    let revoked =
+        [Revoked::Tenant, Revoked::User, Revoked::Group, Revoked::ApiKey, Revoked::ApiKeyExpired].map(code_of);
     let codes: Vec<&str> = revoked.into_iter().chain([RATE_LIMITED, LIMIT_REACHED, THRESHOLD_REACHED]).collect();
     json!({
         "type": "object",

@@ -111,11 +111,15 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
 /// Fields of merge patches that `null` takes away, which the framework cannot tell from those that may be absent.
 const NULLABLE: &[(&str, &[&str])] = &[
     ("UserPatch", &["displayName", "givenName", "familyName", "externalId", "attributes"]),
+    ("ApiKeyPatch", &["expiresAt"]),
     ("GroupPatch", &["externalId", "description", "attributes"]),
 ];
 
 /// Operations whose answer has an ETag.
 const TAGGED: &[&str] = &[
+    "getApiKey",
+    "patchApiKey",
+    "rotateApiKey",
     "createUser",
     "getUser",
     "replaceUser",
@@ -478,7 +482,7 @@ mod tests {
     /// The framework describes and serde writes; each example proves that they mean the same names.
     #[test]
     fn examples_read_as_they_are_written() {
-        use super::super::settlement;
+        use super::super::{api_key_view, settlement};
         use poem_openapi::types::{Example, ToJSON};
         fn check<T: Example + ToJSON + serde::Serialize>() {
             let (described, written) = (T::example().to_json().unwrap(), serde_json::to_value(T::example()).unwrap());
@@ -487,8 +491,10 @@ mod tests {
         check::<tenants::CreateTenant>();
         check::<tenants::AmendTenant>();
         check::<tenants::TenantCreated>();
-        check::<api_keys::CreateApiKey>();
-        check::<api_keys::ApiKeyCreated>();
+        check::<api_key_view::CreateApiKey>();
+        check::<api_key_view::ApiKeyPatch>();
+        check::<api_key_view::RotateApiKey>();
+        check::<api_key_view::ApiKeyCreated>();
         check::<quotas::ReplaceQuotas>();
         check::<quotas::QuotaList>();
         check::<settlement::TreatFindingBody>();

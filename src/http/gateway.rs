@@ -18,6 +18,7 @@ use super::problem::{Code, Problem};
 use super::reply::Reply;
 use crate::access::{Caller, Gate};
 use crate::config;
+use crate::domain::api_key::Terms;
 use crate::domain::tenant::Role;
 use crate::fault;
 use crate::intake::kong::log_receiver::{LogReceiver, Received};
@@ -70,6 +71,7 @@ impl KongDoor {
             api_key: None,
             withheld: Vec::new(),
             person: None,
+            terms: Terms::default(),
         }))
     }
 }

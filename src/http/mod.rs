@@ -18,6 +18,7 @@
 //! [`reading`] has the parsers among all this without the door around them.
 
 mod alerts;
+mod api_key_view;
 mod api_keys;
 mod audit;
 mod authorize;

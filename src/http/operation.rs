@@ -167,14 +167,15 @@ const PAGE: &[&str] = &["limit", "cursor"];
 
 use BodyKind::{Evaluation, Events, Json, KongLog, LiteLlm, None as NoBody, OpenMeter, Patch};
 use Code::{
-    AdjustmentBelowZero, AdjustmentRefused, AlertNotFound, AlertOver, AlreadyReplayed, ApiKeyNotFound, ChannelNotFound,
-    ExternalIdTaken, FindingClosed, FindingNotFound, FlagNotFound, FlagNotOverridable, FlagsKeptElsewhere,
-    GroupNotFound, IdempotencyKeyReused, IdentityTaken, IllegalMove, InvalidCursor, JobFinished, JobNotFound,
-    MemberNotFound, MembershipRefused, NotFound, NotReady, NothingAccepted, OrganizationFull, PlatformAdminNotFound,
-    PolicyNotFound, PreconditionFailed, PreconditionRequired, QuarantinedNotFound, ReportTooLarge, RoleAlreadyAssigned,
-    RoleAssignmentNotFound, RoleBuiltIn, RoleInUse, RoleNotFound, SlugTaken, StillRefused, StoreUnavailable,
-    TenantFrozen, TenantMismatch, TenantNotFound, TenantSaturated, TenantStarting, TestedTooOften, TooManyApiKeys,
-    TooManyEvents, TooManyFlags, TooManyJobs, UserNotFound, ValidationFailed,
+    AdjustmentBelowZero, AdjustmentRefused, AlertNotFound, AlertOver, AlreadyReplayed, ApiKeyEnded, ApiKeyNotFound,
+    ChannelNotFound, ExternalIdTaken, FindingClosed, FindingNotFound, FlagNotFound, FlagNotOverridable,
+    FlagsKeptElsewhere, GroupNotFound, IdempotencyKeyReused, IdentityTaken, IllegalMove, InvalidCursor, JobFinished,
+    JobNotFound, MemberNotFound, MembershipRefused, NotFound, NotReady, NothingAccepted, OrganizationFull,
+    PlatformAdminNotFound, PolicyNotFound, PreconditionFailed, PreconditionRequired, QuarantinedNotFound,
+    ReportTooLarge, RoleAlreadyAssigned, RoleAssignmentNotFound, RoleBuiltIn, RoleInUse, RoleNotFound,
+    RotationUnderWay, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen, TenantMismatch, TenantNotFound,
+    TenantSaturated, TenantStarting, TestedTooOften, TooManyApiKeys, TooManyEvents, TooManyFlags, TooManyJobs,
+    UserNotFound, ValidationFailed,
 };
 use Scope::{Open, Platform, TenantInPath, TenantOfCredential};
 
@@ -221,6 +222,12 @@ pub static OPERATIONS: &[Operation] = &[
         query: PAGE, codes: &[InvalidCursor] },
     Operation { id: "revokeApiKey", method: Method::DELETE, path: "/v1/tenants/{id}/api-keys/{keyId}", scope: TenantInPath, object: "apiKeys", action: "revoke", body: NoBody,
         query: &[], codes: &[ApiKeyNotFound, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "getApiKey", method: Method::GET, path: "/v1/tenants/{id}/api-keys/{keyId}", scope: TenantInPath, object: "apiKeys", action: "read", body: NoBody,
+        query: &[], codes: &[ApiKeyNotFound] },
+    Operation { id: "patchApiKey", method: Method::PATCH, path: "/v1/tenants/{id}/api-keys/{keyId}", scope: TenantInPath, object: "apiKeys", action: "change", body: Patch,
+        query: &[], codes: &[ApiKeyNotFound, ApiKeyEnded, PreconditionRequired, PreconditionFailed, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "rotateApiKey", method: Method::POST, path: "/v1/tenants/{id}/api-keys/{keyId}/rotate", scope: TenantInPath, object: "apiKeys", action: "rotate", body: Json,
+        query: &[], codes: &[ApiKeyNotFound, ApiKeyEnded, RotationUnderWay, PreconditionFailed, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
 
     Operation { id: "reportUsage", method: Method::GET, path: "/v1/tenants/{id}/usage", scope: TenantInPath, object: "usage", action: "read", body: NoBody,
         query: &["from", "to", "granularity", "groupBy"], codes: &[ValidationFailed, ReportTooLarge, TenantStarting, TenantFrozen, StoreUnavailable] },

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::directory::handle::{Absent, Refused};
 use crate::directory::platform_admin;
 use crate::directory::task::Declined as PlatformDeclined;
+use crate::domain::api_key;
 use crate::domain::organization::{Flaw, Refusal};
 use crate::domain::policy;
 use crate::tenant::acknowledge::NotAcknowledged;
@@ -82,6 +83,8 @@ codes! {
     ExternalIdTaken "EXTERNAL_ID_TAKEN" 409 "Another tenant has this external id.";
     IllegalMove "ILLEGAL_TRANSITION" 409 "The tenant's lifecycle does not allow this.";
     TooManyApiKeys "TOO_MANY_API_KEYS" 409 "The tenant has as many API keys as it may have; revoke one first.";
+    ApiKeyEnded "API_KEY_ENDED" 409 "The API key is revoked or has expired; one that has expired may be given more time.";
+    RotationUnderWay "ROTATION_UNDER_WAY" 409 "Two secrets open the API key until details.previousUntil; rotate it then, or with overlapSeconds 0 to end both.";
     AlreadyReplayed "ALREADY_REPLAYED" 409 "The quarantined event was counted on an earlier try.";
     FindingClosed "FINDING_CLOSED" 409 "The finding has been dealt with, or has resolved itself; details.status says how.";
     TooManyFlags "TOO_MANY_FLAGS" 409 "There are as many feature flags as there may be; delete one first.";
@@ -394,6 +397,11 @@ impl From<Refused> for Problem {
             Refused::UnknownTimeZone => Problem::field("/timeZone", "not an IANA time zone, such as Europe/Berlin"),
             Refused::IdempotencyMismatch => Problem::new(Code::IdempotencyKeyReused),
             Refused::TooManyKeys => Problem::new(Code::TooManyApiKeys),
+            Refused::Key(api_key::Refusal::Stale) => Problem::new(Code::PreconditionFailed),
+            Refused::Key(api_key::Refusal::Ended) => Problem::new(Code::ApiKeyEnded),
+            Refused::Key(api_key::Refusal::Overlapping { until }) => {
+                Problem::new(Code::RotationUnderWay).with("previousUntil", json!(until.to_string()))
+            }
             Refused::Unavailable(reason) => {
                 tracing::warn!(reason, "the catalogue could not be reached");
                 Problem::new(Code::StoreUnavailable)

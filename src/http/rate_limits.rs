@@ -51,13 +51,17 @@ impl Told {
 /// 429, with the time after which it passes.
 pub(super) fn admit(api: &Api, passage: &Passage, caller: &Caller) -> Result<(), Problem> {
     let limiter = &api.rate_limits;
-    let Some(class) = passage.operation.class().filter(|class| limiter.limits(*class)) else { return Ok(()) };
+    let Some(class) = passage.operation.class() else { return Ok(()) };
+    let own = caller.terms.limit(class);
+    if own.is_none() && !limiter.limits(class) {
+        return Ok(());
+    }
     // The platform's credentials are counted by the tenant they ask about: one tenant's gateway holds up no other's.
     let about = caller.tenant.or_else(|| authorize::subject(caller, passage).ok().flatten());
     let known = about.and_then(|tenant| Some((tenant, tier_of(api, tenant)?)));
     let (tenant, tier) = known.map_or((None, limiter.tier(None)), |(tenant, tier)| (Some(tenant), tier));
-    let Some(policy) = tier.policy(class) else { return Ok(()) };
-    let standing = limiter.judge(class, policy, tenant, &caller.actor);
+    let judged = limiter.judge(class, [tier.policy(class), own], tenant, &caller.actor);
+    let Some((policy, standing)) = judged else { return Ok(()) };
     // One request is judged once.
     let _ = passage.told.0.set((class, policy, standing));
     if standing.admitted { Ok(()) } else { Err(refusal(standing)) }
@@ -93,7 +97,7 @@ pub(super) struct RateLimits;
 impl RateLimits {
     /// Show the rate limits in force
     ///
-    /// For a tenant the limits of its tier; for the platform without a tenant those of every tier, the default first. A
+    /// An API key may be limited more tightly besides: its `rateLimits` say how. For a tenant the limits of its tier; for the platform without a tenant those of every tier, the default first. A
     /// class that is absent is not limited. `read`, `write`, `admin`, `ingest` and `lookup` hold for each credential;
     /// `tenantTraffic` and `apiKeyTraffic` for what gateways ask on a tenant's behalf.
     #[oai(path = "/v1/rate-limits", method = "get", operation_id = "getRateLimits")]

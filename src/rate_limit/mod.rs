@@ -6,7 +6,8 @@
 //! **Who is limited.** A caller of our API, once its credential holds, by (tenant, principal, class): the principal is the
 //! credential (an API key, a token's subject), the tenant its own, and for the platform's credentials the one it asks
 //! about, so that one tenant's flood through a shared gateway refuses no other. The class is the operation's (`http`):
-//! `read`, `write`, `admin`, `ingest`, `lookup`. What cannot come back is not limited: LiteLLM's callback and Kong's log
+//! `read`, `write`, `admin`, `ingest`, `lookup`. An API key may have limits of its own besides: a request takes a token of
+//! both or of neither, so a key's own limit never lifts that of its tier. What cannot come back is not limited: LiteLLM's callback and Kong's log
 //! lose what is refused, and tenants' permits bound them already. Credentials that do not hold are the affair of the
 //! failure limit in `access`.
 //!
@@ -179,14 +180,37 @@ impl Limiter {
         self.0.sharing.subscribe()
     }
 
-    /// Judges one request of a principal.
+    /// Judges one request of a principal by each policy that holds for it: all of the buckets or none. Answers for the one
+    /// that is nearest to its end; `None` where no policy holds.
     #[must_use]
-    pub fn judge(&self, class: Class, policy: Policy, tenant: Option<TenantId>, principal: &str) -> Standing {
-        let standing = self.0.buckets.take(Name { class, policy, tenant, principal }, ticks());
-        if !standing.admitted {
+    pub fn judge(
+        &self,
+        class: Class,
+        policies: [Option<Policy>; 2],
+        tenant: Option<TenantId>,
+        principal: &str,
+    ) -> Option<(Policy, Standing)> {
+        let [first, second] = if self.0.enabled { policies } else { [None; 2] };
+        // Equal ones are one bucket, which gives one token.
+        let second = second.filter(|_| first != second);
+        let (name, now) = (|policy| Name { class, policy, tenant, principal }, ticks());
+        let take = |policy: Policy| (policy, self.0.buckets.take(name(policy), now));
+        let told = match (first.map(take), second) {
+            (Some(one), Some(other)) if one.1.admitted => {
+                let other = take(other);
+                if !other.1.admitted {
+                    self.0.buckets.put_back(name(one.0), now);
+                }
+                let is_nearer = !other.1.admitted || other.1.remaining < one.1.remaining;
+                Some(if is_nearer { other } else { one })
+            }
+            (Some(one), _) => Some(one),
+            (None, other) => other.map(take),
+        };
+        if told.is_some_and(|(_, standing)| !standing.admitted) {
             count_refusal(class);
         }
-        standing
+        told
     }
 
     /// Judges one request of a tenant's traffic, which several of the gateway's API keys may have to do with: all of the
@@ -269,7 +293,8 @@ mod tests {
     fn a_principal_at_its_limit_refuses_nobody_else() {
         let limiter = limiter(TierLimits::default());
         let policy = limiter.tier(None).policy(Class::Read).unwrap();
-        let ask = |class, tenant, principal| limiter.judge(class, policy, tenant, principal).admitted;
+        let judged = |class, tenant, principal| limiter.judge(class, [Some(policy), None], tenant, principal);
+        let ask = |class, tenant, principal| judged(class, tenant, principal).unwrap().1.admitted;
         let of = Some(tenant(1));
         assert_eq!([0; 3].map(|_| ask(Class::Read, of, "apiKey:a")), [true, true, false]);
         for (class, tenant, principal) in [
@@ -280,6 +305,29 @@ mod tests {
         ] {
             assert!(ask(class, tenant, principal), "{class:?} {tenant:?} {principal}");
         }
+    }
+
+    #[test]
+    fn a_key_s_own_limit_only_narrows_that_of_its_tier() {
+        let limiter = limiter(TierLimits::default());
+        let policy = |quota, burst| Policy::new(quota, 3_600, burst).unwrap();
+        let (wide, narrow) = (Some(policy(60, 4)), Some(policy(10, 2)));
+        let ask = |policies, who| limiter.judge(Class::Read, policies, Some(tenant(1)), who);
+        let quotas = |policies, who| {
+            [0; 4].map(|_| ask(policies, who).map(|(policy, standing)| (policy.quota(), standing.admitted)))
+        };
+        let twice_then_not = [Some((10, true)), Some((10, true)), Some((10, false)), Some((10, false))];
+        for (policies, who) in
+            [([wide, narrow], "a"), ([narrow, wide], "b"), ([None, narrow], "c"), ([narrow, None], "d")]
+        {
+            assert_eq!(quotas(policies, who), twice_then_not, "{who}");
+        }
+        // What the narrow one refused cost the wide one nothing; equal ones are one bucket.
+        assert_eq!([0; 3].map(|_| ask([wide, None], "a").unwrap().1.admitted), [true, true, false]);
+        assert_eq!(quotas([narrow, narrow], "e"), twice_then_not);
+        assert_eq!(ask([None, None], "f"), None);
+        let off = Limiter::new(&RateLimits { enabled: false, ..RateLimits::default() }, false);
+        assert_eq!(off.judge(Class::Read, [narrow, narrow], None, "a"), None);
     }
 
     #[test]

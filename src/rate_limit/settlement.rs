@@ -212,7 +212,8 @@ mod tests {
     impl Node {
         fn take(&self) -> Standing {
             let policy = self.limiter.tier(None).policy(Class::Read).unwrap();
-            self.limiter.judge(Class::Read, policy, Some(self.tenant), "apiKey:a")
+            let judged = self.limiter.judge(Class::Read, [Some(policy), None], Some(self.tenant), "apiKey:a");
+            judged.unwrap().1
         }
 
         async fn settle(&mut self) {

@@ -1,4 +1,4 @@
-//! The catalogue: tenants, external ids, API keys, work to be finished. In the control database,
+//! The catalogue: tenants, external ids, work to be finished; [`super::api_key`] has the keys. In the control database,
 //! whose one writer keeps all of it in memory as well.
 
 use std::collections::HashMap;
@@ -6,18 +6,18 @@ use std::sync::LazyLock;
 
 use uuid::Uuid;
 
-use super::StoreError;
 use super::connection::{Bulk, Column};
 use super::database::{Connection, Row as Answer};
+use super::{StoreError, api_key};
+use crate::domain::api_key::ApiKey;
 use crate::domain::chain::{Hash, Head};
 use crate::domain::ids::TenantId;
-use crate::domain::tenant::{ApiKey, ExternalId, Lifecycle, Role, Tenant};
+use crate::domain::tenant::{ExternalId, Lifecycle, Tenant};
 use crate::domain::time::Timestamp;
 
 const SELECT_TENANTS: &str = "SELECT id, name, slug, tier, time_zone, lifecycle, settings, created_at, updated_at,
     head_seq, head_hash, awake FROM tenant ORDER BY id";
 const SELECT_EXTERNAL_IDS: &str = "SELECT tenant_id, source, kind, id FROM external_id ORDER BY source, kind, id";
-const SELECT_KEYS: &str = "SELECT id, tenant_id, name, role, hash, created_at, revoked_at FROM api_key ORDER BY id";
 const INSERT_TENANT: &str = "INSERT INTO tenant (id, name, slug, tier, time_zone, lifecycle, settings, created_at,
     updated_at, head_seq, head_hash, awake) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0)";
 const UPDATE_TENANT: &str = "UPDATE tenant SET name = $2, slug = $3, tier = $4, time_zone = $5, lifecycle = $6,
@@ -26,10 +26,6 @@ const DELETE_EXTERNAL_IDS: &str = "DELETE FROM external_id WHERE tenant_id = $1"
 static INSERT_EXTERNAL_IDS: LazyLock<Bulk> = LazyLock::new(|| {
     Bulk::new("INSERT INTO external_id (source, kind, id, tenant_id)", &["TEXT", "TEXT", "TEXT", "TEXT"], "")
 });
-const INSERT_KEY: &str = "INSERT INTO api_key (id, tenant_id, name, role, hash, created_at, revoked_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7)";
-/// A key that is revoked stays revoked at the instant it was.
-const REVOKE_KEY: &str = "UPDATE api_key SET revoked_at = $2 WHERE id = $1 AND revoked_at = 0";
 /// Never backwards: a late report of an older head changes nothing.
 const REMEMBER_HEAD: &str = "UPDATE tenant SET head_seq = $2, head_hash = $3, awake = $4
     WHERE id = $1 AND head_seq <= $2";
@@ -70,8 +66,7 @@ pub async fn load(connection: &mut Connection) -> Result<(Vec<Row>, Vec<ApiKey>)
     }
     let rows = connection.fetch(SELECT_TENANTS, &[]).await?;
     let tenants = rows.iter().map(|row| tenant_at(row, &mut external_ids)).collect::<Result<_, _>>()?;
-    let keys = connection.fetch(SELECT_KEYS, &[]).await?.iter().map(key_at).collect::<Result<_, _>>()?;
-    Ok((tenants, keys))
+    Ok((tenants, api_key::all(connection).await?))
 }
 
 /// Inserts a tenant and its external ids; belongs in a transaction.
@@ -94,31 +89,6 @@ pub async fn update_tenant(connection: &mut Connection, tenant: &Tenant) -> Resu
     one_row(updated, "tenant")?;
     connection.execute(DELETE_EXTERNAL_IDS, &[tenant.id.to_string().into()]).await?;
     insert_external_ids(connection, tenant).await
-}
-
-/// # Errors
-/// [`StoreError`].
-pub async fn insert_key(connection: &mut Connection, key: &ApiKey) -> Result<(), StoreError> {
-    let values = [
-        key.id.as_str().into(),
-        key.tenant.to_string().into(),
-        key.name.as_str().into(),
-        key.role.name().into(),
-        key.hash.as_slice().into(),
-        key.created_at.into(),
-        key.revoked_at.unwrap_or(Timestamp(0)).into(),
-    ];
-    connection.execute(INSERT_KEY, &values).await?;
-    Ok(())
-}
-
-/// Revoking again changes nothing.
-///
-/// # Errors
-/// [`StoreError`].
-pub async fn revoke_key(connection: &mut Connection, id: &str, at: Timestamp) -> Result<(), StoreError> {
-    connection.execute(REVOKE_KEY, &[id.into(), at.into()]).await?;
-    Ok(())
 }
 
 /// Remembers how long a tenant's chain is, so that a database that is restored from a copy or swapped is noticed.
@@ -210,18 +180,6 @@ fn tenant_at(row: &Answer, external_ids: &mut HashMap<String, Vec<ExternalId>>) 
     Ok(Row { tenant, head, awake: row.int(11)? != 0 })
 }
 
-fn key_at(row: &Answer) -> Result<ApiKey, StoreError> {
-    Ok(ApiKey {
-        id: row.text(0)?,
-        tenant: row.parsed(1, |text| text.parse().ok())?,
-        name: row.text(2)?,
-        role: row.parsed(3, Role::from_name)?,
-        hash: row.array(4)?,
-        created_at: Timestamp(row.int(5)?),
-        revoked_at: Some(row.int(6)?).filter(|at| *at != 0).map(Timestamp),
-    })
-}
-
 fn work_at(row: &Answer) -> Result<Work, StoreError> {
     Ok(Work {
         id: row.parsed(0, |text| Uuid::try_parse(text).ok())?,
@@ -232,6 +190,6 @@ fn work_at(row: &Answer) -> Result<Work, StoreError> {
     })
 }
 
-fn one_row(changed: u64, what: &str) -> Result<(), StoreError> {
+pub(super) fn one_row(changed: u64, what: &str) -> Result<(), StoreError> {
     if changed == 1 { Ok(()) } else { Err(StoreError::Wrong(format!("there is no such {what}"))) }
 }

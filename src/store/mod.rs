@@ -14,8 +14,9 @@
 //! - [`flag`]: feature flags, the same table in the control database and in each tenant's.
 //! - [`gateway`]: what gateways say. [`reconciliation`]: how it compares.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
-//! - [`catalogue`], [`quarantine`], [`stream`], [`job`]: the control database.
+//! - [`catalogue`], [`api_key`], [`quarantine`], [`stream`], [`job`]: the control database.
 
+pub mod api_key;
 pub mod audit;
 pub mod catalogue;
 mod connection;

@@ -8,6 +8,7 @@ mod harness;
 
 mod access_matrix;
 mod alerts;
+mod api_keys;
 mod audit;
 mod authorization;
 mod bad_input;

@@ -110,6 +110,8 @@ pub enum Revoked {
     User,
     Group,
     ApiKey,
+    /// Of an API key, the time or that of the secret it came with is over.
+    ApiKeyExpired,
     Tenant,
 }
 
@@ -121,6 +123,7 @@ impl Revoked {
             Revoked::User => "user",
             Revoked::Group => "group",
             Revoked::ApiKey => "api_key",
+            Revoked::ApiKeyExpired => "api_key_expired",
             Revoked::Tenant => "tenant",
         }
     }

@@ -1,17 +1,20 @@
 //! The control database.
 
 use super::harness::{House, NOW, entry};
+use crate::domain::api_key::{ApiKey, Previous, Terms};
 use crate::domain::chain::{self, Hash, Head};
 use crate::domain::ids::TenantId;
+use crate::domain::rate_limit::{Class, Policy};
 use crate::domain::report::Quarantined;
-use crate::domain::tenant::{ApiKey, ExternalId, Lifecycle, Role, Tenant};
+use crate::domain::tenant::{ExternalId, Lifecycle, Role, Tenant};
 use crate::domain::usage::Refusal;
 use crate::store::catalogue::{self, Work};
-use crate::store::{StoreError, audit, quarantine, request};
+use crate::store::{StoreError, api_key, audit, quarantine, request};
 
 super::conformance!(
     the_catalogue_comes_back_as_it_was_written,
     slugs_and_external_ids_have_one_owner,
+    a_key_comes_back_with_its_terms_and_its_uses,
     work_is_kept_until_it_is_done,
     the_quarantine_keeps_each_poison_once,
     an_answer_is_kept_for_its_key,
@@ -50,10 +53,13 @@ async fn the_catalogue_comes_back_as_it_was_written(house: &House) {
         name: "first".into(),
         role: Role::Admin,
         hash: [5; 32],
+        terms: Terms::default(),
+        previous: None,
+        version: 1,
         created_at: NOW,
         revoked_at: None,
     };
-    catalogue::insert_key(&mut connection, &key).await.unwrap();
+    api_key::insert(&mut connection, &key).await.unwrap();
     one.lifecycle = Lifecycle::Active;
     one.name = "Another".into();
     one.external_ids.remove(0);
@@ -67,8 +73,8 @@ async fn the_catalogue_comes_back_as_it_was_written(house: &House) {
     let older = Head { seq: 3, hash: Hash([3; 32]) };
     catalogue::remember_head(&mut connection, one.id, older, false).await.unwrap();
     let revoked_at = NOW.plus_micros(2);
-    catalogue::revoke_key(&mut connection, "pk_1", revoked_at).await.unwrap();
-    catalogue::revoke_key(&mut connection, "pk_1", NOW.plus_micros(9)).await.unwrap();
+    api_key::revoke(&mut connection, "pk_1", revoked_at).await.unwrap();
+    api_key::revoke(&mut connection, "pk_1", NOW.plus_micros(9)).await.unwrap();
 
     let mut reader = store.control_reader().await.unwrap();
     let (rows, keys) = catalogue::load(&mut reader).await.unwrap();
@@ -82,6 +88,45 @@ async fn the_catalogue_comes_back_as_it_was_written(house: &House) {
     assert_eq!(keys, [ApiKey { revoked_at: Some(revoked_at), ..key }]);
     one.id = TenantId(crate::clock::new_id());
     let unknown = catalogue::update_tenant(&mut connection, &one).await;
+    assert!(matches!(unknown, Err(StoreError::Wrong(_))), "{unknown:?}");
+}
+
+async fn a_key_comes_back_with_its_terms_and_its_uses(house: &House) {
+    let store = house.store().await;
+    let mut connection = store.control().await.unwrap();
+    let owner = tenant("one");
+    catalogue::insert_tenant(&mut connection, &owner).await.unwrap();
+    let terms = Terms {
+        scopes: ["usage:report", "quotas:*"].map(|text| text.parse().unwrap()).to_vec(),
+        expires_at: Some(NOW.plus_micros(5)),
+        limits: vec![(Class::Read, Policy::new(60, 60, 10).unwrap())],
+    };
+    let mut key = ApiKey {
+        id: "pk_1".into(),
+        tenant: owner.id,
+        name: "first".into(),
+        role: Role::Reporter,
+        hash: [5; 32],
+        terms,
+        previous: None,
+        version: 1,
+        created_at: NOW,
+        revoked_at: None,
+    };
+    api_key::insert(&mut connection, &key).await.unwrap();
+    assert_eq!(catalogue::load(&mut connection).await.unwrap().1, [key.clone()]);
+    assert_eq!(api_key::uses(&mut connection).await.unwrap(), [], "it was never used");
+    for at in [7, 9, 8] {
+        api_key::note_use(&mut connection, "pk_1", NOW.plus_micros(at)).await.unwrap();
+    }
+    key.name = "second".into();
+    key.previous = Some(Previous { hash: [5; 32], until: NOW.plus_micros(3) });
+    (key.hash, key.version, key.terms) = ([6; 32], 2, Terms::default());
+    api_key::update(&mut connection, &key).await.unwrap();
+    assert_eq!(catalogue::load(&mut connection).await.unwrap().1, [key.clone()]);
+    assert_eq!(api_key::uses(&mut connection).await.unwrap(), [("pk_1".to_owned(), NOW.plus_micros(9))]);
+    key.id = "pk_2".into();
+    let unknown = api_key::update(&mut connection, &key).await;
     assert!(matches!(unknown, Err(StoreError::Wrong(_))), "{unknown:?}");
 }
 
