@@ -7,7 +7,7 @@
 //! - [`registrar`]: the actor that owns the control database's write connection: the only writer of the catalogue.
 //! - [`task`]: a change that a resource of the platform's brings whole. [`platform_admin`]: who administers the platform.
 //!   [`flag`]: the platform's feature flags, and counts of what was served.
-//! - [`jobs`]: background work, as far as it is durable.
+//! - [`jobs`]: background work, as far as it is durable. [`session`]: sessions of browsers, and passwords.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
 //! - [`workflow`]: changes that touch the control database and a tenant's; each step may be done again, and whatever a
 //!   crash left unfinished is finished at the next start.
@@ -22,6 +22,7 @@ pub mod jobs;
 pub mod noted;
 pub mod platform_admin;
 mod registrar;
+pub mod session;
 pub mod slot;
 mod supervisor;
 pub mod task;

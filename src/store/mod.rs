@@ -14,7 +14,7 @@
 //! - [`flag`]: feature flags, the same table in the control database and in each tenant's.
 //! - [`gateway`]: what gateways say. [`reconciliation`]: how it compares.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
-//! - [`catalogue`], [`quarantine`], [`stream`], [`job`]: the control database.
+//! - [`catalogue`], [`quarantine`], [`stream`], [`job`], [`session`]: the control database.
 
 pub mod audit;
 pub mod catalogue;
@@ -36,6 +36,7 @@ pub mod quarantine;
 pub mod quota;
 pub mod reconciliation;
 pub mod request;
+pub mod session;
 pub mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
