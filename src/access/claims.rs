@@ -13,7 +13,7 @@ use crate::domain::organization::user::{Email, IssuedSubject, Profile};
 use crate::domain::tenant::Role;
 
 /// OpenID Connect Core 2: a subject has at most 255 characters.
-const SUBJECT_MAX: usize = 255;
+pub(super) const SUBJECT_MAX: usize = 255;
 const ROLES_MAX: usize = 100;
 const GROUPS_MAX: usize = 500;
 
@@ -36,6 +36,8 @@ pub struct Person {
     pub profile: Profile,
     /// Of the groups that the configuration maps to, those it is in; `None` when the claims say nothing about groups.
     pub groups: Option<BTreeSet<String>>,
+    /// All the groups that the configuration maps to.
+    pub mapped: BTreeSet<String>,
 }
 
 /// Whom the claims speak for.
@@ -67,12 +69,11 @@ fn tenant(claims: &Map<String, Value>, settings: &config::Issuer) -> Result<Opti
         (Some(fixed), _) => Some(parse(fixed)?),
         (None, None | Some(Value::Null)) => None,
         (None, Some(value)) => {
-            let text = only_text(value).ok_or(Refusal::Claims)?;
             let id = match settings.tenant_ids.is_empty() {
-                true => text,
-                false => settings.tenant_ids.get(text).ok_or(Refusal::Claims)?,
+                true => value.as_str(),
+                false => only_text(value).and_then(|name| settings.tenant_ids.get(name)).map(String::as_str),
             };
-            Some(parse(id)?)
+            Some(parse(id.ok_or(Refusal::Claims)?)?)
         }
     };
     // Compared as ids: they may be written in either case.
@@ -159,7 +160,7 @@ pub(super) fn person(claims: &Map<String, Value>, subject: &str, settings: &conf
         let theirs = names(Some(value), GROUPS_MAX);
         theirs.into_iter().filter_map(|name| settings.groups.get(name).cloned()).collect()
     });
-    Person { profile, groups }
+    Person { profile, groups, mapped: settings.groups.values().cloned().collect() }
 }
 
 #[cfg(test)]
@@ -177,8 +178,7 @@ mod tests {
 
     #[test]
     fn an_issuer_speaks_for_its_tenants_and_no_other() {
-        let confined =
-            config::Issuer { tenants: vec![TENANT.to_uppercase()], ..settings("https://issuer.example") };
+        let confined = config::Issuer { tenants: vec![TENANT.to_uppercase()], ..settings("https://issuer.example") };
         assert_eq!(tenant_of(&json!({"sub": "u", "tenant": TENANT}), &confined), Ok(Some(TENANT.into())));
         for claims in [
             json!({"sub": "u", "tenant": OTHER}),

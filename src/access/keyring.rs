@@ -229,13 +229,13 @@ impl Keyring {
             jwks_uri: String,
         }
         let url = discovery_url(&self.issuer);
-        let document: Discovery = serde_json::from_slice(&get(&self.client, &url).await?).map_err(|_| FetchError::Json)?;
+        let document: Discovery =
+            serde_json::from_slice(&get(&self.client, &url).await?).map_err(|_| FetchError::Json)?;
         if document.issuer != self.issuer {
             return Err(FetchError::WrongIssuer);
         }
         if is_allowed(&document.jwks_uri, &self.issuer) { Ok(document.jwks_uri) } else { Err(FetchError::WrongPlace) }
     }
-
 }
 
 /// Where an issuer describes itself.

@@ -110,13 +110,8 @@ impl Provider {
             end_session_endpoint,
             ..
         } = &mut metadata;
-        let all = [
-            authorization_endpoint,
-            token_endpoint,
-            userinfo_endpoint,
-            introspection_endpoint,
-            end_session_endpoint,
-        ];
+        let all =
+            [authorization_endpoint, token_endpoint, userinfo_endpoint, introspection_endpoint, end_session_endpoint];
         for address in all {
             if address.as_ref().is_some_and(|address| !is_allowed(address, &self.issuer)) {
                 *address = None;

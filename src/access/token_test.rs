@@ -1,6 +1,7 @@
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::super::claims::SUBJECT_MAX;
 use super::super::issuer_peer::{AUDIENCE, IssuerPeer, Signer, hmac_token, jwks, message, settings};
 use super::super::keyring::{FETCH_EVERY, KEEP_FOR, REFRESH_AFTER};
 use super::*;

@@ -123,10 +123,7 @@ impl Auth {
         check((10_000..=hour).contains(&login.flow_ms), "auth.login.flow_ms: must be from 10000 to 3600000");
         check(login.stale_ms <= 1_000, "auth.login.stale_ms: must not be above 1000");
         let local = &self.local;
-        check(
-            (7_168..=1_048_576).contains(&local.memory_kib),
-            "auth.local.memory_kib: must be from 7168 to 1048576",
-        );
+        check((7_168..=1_048_576).contains(&local.memory_kib), "auth.local.memory_kib: must be from 7168 to 1048576");
         check((1..=16).contains(&local.passes), "auth.local.passes: must be from 1 to 16");
         check(
             local.memory_kib >= 19_456 || u64::from(local.memory_kib) * u64::from(local.passes) >= 35_000,

@@ -14,9 +14,9 @@ use serde_json::{Map, Value, json};
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::{Code, Form, Problem};
 use super::{
-    alerts, api_keys, audit, channels, decision, features, flags, gateway, groups, ingestion, jobs, kong_sync, ofrep,
-    openmeter, platform_admins, probes, quarantine, quotas, rate_limits, reconciliation, reply, role_assignments,
-    tenants, usage, users,
+    alerts, api_keys, audit, auth, channels, decision, features, flags, gateway, groups, ingestion, jobs, kong_sync,
+    ofrep, openmeter, passwords, platform_admins, probes, quarantine, quotas, rate_limits, reconciliation, reply,
+    role_assignments, tenants, usage, users,
 };
 
 /// The chapters of the document.
@@ -28,6 +28,8 @@ pub(super) enum Tag {
     ApiKeys,
     /// A tenant's people, the groups they are in, and the roles they have.
     Organization,
+    /// Logging in with a browser: sessions, and passwords that are kept here.
+    Login,
     /// Events coming in; reports and the ledger going out.
     Usage,
     /// Limits, how they stand, decisions for gateways, alerts.
@@ -55,6 +57,7 @@ type Handlers = (
         groups::Groups,
         role_assignments::RoleAssignments,
         platform_admins::PlatformAdmins,
+        (auth::Auth, passwords::Passwords),
     ),
     ingestion::Ingestion,
     openmeter::OpenMeter,
@@ -83,6 +86,7 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
             groups::Groups,
             role_assignments::RoleAssignments,
             platform_admins::PlatformAdmins,
+            (auth::Auth, passwords::Passwords),
         ),
         ingestion::Ingestion,
         openmeter::OpenMeter,
@@ -147,6 +151,10 @@ pub fn openapi_document() -> String {
         "apiKey": {
             "type": "apiKey", "in": "header", "name": "X-API-Key",
             "description": "An API key, for gateways that can only set a plain header."
+        },
+        "session": {
+            "type": "apiKey", "in": "cookie", "name": "__Host-platform-session",
+            "description": "A browser's session; without TLS the cookie's name is platform-session. A request that is no GET also needs the session's token in X-CSRF-Token."
         }
     });
     document["components"]["parameters"] = common_parameters();
@@ -262,14 +270,14 @@ fn references(described: &Value) -> Vec<String> {
 /// What the table knows of an operation.
 fn complete(described: &mut Value, operation: &Operation) {
     if operation.scope != Scope::Open {
-        described["security"] = json!([{ "bearer": [] }, { "apiKey": [] }]);
+        described["security"] = json!([{ "bearer": [] }, { "apiKey": [] }, { "session": [] }]);
     }
     let mut parameters = vec!["RequestId"];
     if operation.scope != Scope::Open {
         parameters.extend(["TenantId", "UserId"]);
     }
     let reads_keys = matches!(operation.body, BodyKind::None | BodyKind::Json | BodyKind::Patch);
-    if operation.method != poem::http::Method::GET && reads_keys {
+    if operation.method != poem::http::Method::GET && reads_keys && operation.scope != Scope::Open {
         parameters.push("IdempotencyKey");
     }
     let mut all = described["parameters"].as_array().cloned().unwrap_or_default();

@@ -10,7 +10,7 @@
 //! 5. one handler: [`tenants`], [`api_keys`], [`users`], [`groups`], [`role_assignments`], [`platform_admins`],
 //!    [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`], [`channels`], [`decision`],
 //!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`flags`], [`features`],
-//!    [`ofrep`], [`probes`]; [`view`]s and [`reply`] are what they speak
+//!    [`ofrep`], [`auth`], [`passwords`], [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`people`] has what the resources of an organization share; [`precondition`] reads `If-Match`.
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
@@ -19,6 +19,7 @@
 mod alerts;
 mod api_keys;
 mod audit;
+mod auth;
 mod authorize;
 mod body;
 mod channels;
@@ -37,6 +38,7 @@ mod kong_sync;
 mod ofrep;
 mod openmeter;
 mod operation;
+mod passwords;
 mod people;
 mod platform_admins;
 mod precondition;

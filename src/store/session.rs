@@ -79,7 +79,9 @@ pub async fn update(connection: &mut Connection, before: &SecretHash, session: &
     if connection.execute(UPDATE, &values).await? == 0 {
         return Ok(false);
     }
-    connection.execute(INSERT_SECRET, &[session.secret.as_slice().into(), id.into()]).await?;
+    if session.secret != *before {
+        connection.execute(INSERT_SECRET, &[session.secret.as_slice().into(), id.into()]).await?;
+    }
     Ok(true)
 }
 
