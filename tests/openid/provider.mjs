@@ -7,7 +7,8 @@
 // A client gets access tokens (client_credentials) for the resource AUDIENCE, carrying its claims: JWTs signed with its
 // algorithm, or opaque ones, which it may have looked up. A client with "redirectUris" (and "backChannelLogoutUri") is one
 // that people log in with; whoever comes is logged in as "jane" at once. Prints `ready ISSUER` when it listens.
-// `POST /rotate` replaces every signing key; `POST /users` says what is claimed of whom: {"jane": {…}}.
+// `POST /rotate` replaces every signing key; `POST /users` says what is claimed of whom, clients among them:
+// {"jane": {…}}.
 
 import { createServer } from 'node:http';
 import { exportJWK, generateKeyPair } from 'jose';
@@ -51,7 +52,7 @@ async function provider(issuer) {
     clients: clients.map(described),
     jwks: { keys },
     cookies: { keys: ['only for tests'] },
-    extraTokenClaims: (_, token) => byId.get(token.clientId)?.claims,
+    extraTokenClaims: (_, token) => ({ ...byId.get(token.clientId)?.claims, ...users[token.clientId] }),
     findAccount: (_, id) => ({ accountId: id, claims: () => ({ sub: id, ...users[id] }) }),
     claims: { openid: ['sub', 'tenant', 'roles', 'name', 'preferred_username', 'groups'] },
     conformIdTokenClaims: false,
@@ -125,6 +126,9 @@ server.listen(Number(port), '127.0.0.1', async () => {
   handle = await provider(issuer);
   console.log(`ready ${issuer}`);
 });
+
+// Whoever has read `ready` need not read what the library has to say after it.
+process.stdout.on('error', () => {});
 
 for (const signal of ['SIGINT', 'SIGTERM']) {
   process.on(signal, () => process.exit(0));

@@ -128,26 +128,16 @@ async fn house(engine: Engine) -> (Daemon, Provider, String) {
     let clients = json!([
         {"id": "console", "secret": "secret", "redirectUris": [format!("{base}/v1/auth/callback")],
             "backChannelLogoutUri": format!("{base}/v1/auth/backchannel-logout")},
-        {"id": "batch", "secret": "secret", "opaque": true, "claims": {"tenant": "acme", "roles": ["reader"]}},
+        {"id": "batch", "secret": "secret", "opaque": true},
     ]);
     let provider = Provider::start(&clients).await;
     let prefix = &daemon.redis_prefix;
-    let login = format!("[auth.login]\npublic_url = \"{base}\"\nkey_prefix = \"{prefix}sessions:\"\n");
-    std::fs::File::options()
-        .append(true)
-        .open(daemon.config_file())
-        .and_then(|mut file| file.write_all(login.as_bytes()))
-        .expect("the folder is ours");
-    daemon.restart().await;
-    // The issuer knows tenants by names of its own, which are told apart when there are tenants.
-    let acme = daemon.onboard("Acme").await;
-    daemon.terminate().await;
-    let issuer = format!(
-        "[[auth.issuers]]\nissuer = \"{}\"\naudience = \"{AUDIENCE}\"\nname = \"real\"\nprovision = true\n\
-         tenant_ids = {{ acme = \"{}\" }}\n\
+    let settings = format!(
+        "[auth.login]\npublic_url = \"{base}\"\nkey_prefix = \"{prefix}sessions:\"\n\
+         [[auth.issuers]]\nissuer = \"{}\"\naudience = \"{AUDIENCE}\"\nname = \"real\"\nprovision = true\n\
          introspection = {{ client_id = \"batch\", client_secret = \"secret\" }}\n\
          login = {{ client_id = \"console\", client_secret = \"secret\", scopes = [\"openid\", \"offline_access\"] }}\n",
-        provider.issuer, acme.id
+        provider.issuer
     );
     std::fs::File::options()
         .append(true)
