@@ -142,11 +142,12 @@ async fn house(engine: Engine) -> (Daemon, Provider, String) {
     std::fs::File::options()
         .append(true)
         .open(daemon.config_file())
-        .and_then(|mut file| file.write_all(issuer.as_bytes()))
+        .and_then(|mut file| file.write_all(settings.as_bytes()))
         .expect("the folder is ours");
     daemon.restart().await;
-    let users =
-        json!({"jane": {"tenant": "acme", "roles": ["admin"], "name": "Jane Doe", "preferred_username": "jane"}});
+    let acme = daemon.onboard("Acme").await;
+    let jane = json!({"tenant": acme.id, "roles": ["admin"], "name": "Jane Doe", "preferred_username": "jane"});
+    let users = json!({"jane": jane, "batch": {"tenant": acme.id, "roles": ["reader"]}});
     let told = Browser::new().send(Method::POST, &format!("{}/users", provider.issuer), &[], users.to_string()).await;
     assert_eq!(told.status, 204);
     (daemon, provider, acme.id)
