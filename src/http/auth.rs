@@ -81,13 +81,13 @@ impl Auth {
         };
         let flow = cookie(&ask, Cookie::Login);
         let finished = gate.finish_login(answer, flow, cookie(&ask, Cookie::Session), &ask.request_id).await;
-        let spent = gate.clear_cookie(Cookie::Login);
         match finished {
             Ok(Entered { mut cookies, return_to, .. }) => {
-                cookies.push(spent);
+                cookies.push(gate.clear_cookie(Cookie::Login));
                 Sent { location: return_to, cookies, page: None }
             }
-            Err(refused) => failed(gate.login_error_url(), Problem::from(refused).code, spent),
+            // The cookie stays: anybody can send a browser here in the middle of a login of its own.
+            Err(refused) => failed(gate.login_error_url(), Problem::from(refused).code),
         }
     }
 
@@ -124,10 +124,8 @@ impl Auth {
     #[oai(path = "/v1/auth/logout", method = "post", operation_id = "logOut")]
     async fn log_out(&self, ask: Ask) -> Result<WithCookies<LoggedOut>, Problem> {
         let gate = &ask.api.gate;
-        let logout_url = match cookie(&ask, Cookie::Session) {
-            Some(cookie) => gate.end_session(cookie, provenance(&ask.headers), &ask.request_id).await?,
-            None => None,
-        };
+        let (session, said) = (cookie(&ask, Cookie::Session), provenance(&ask.headers));
+        let logout_url = gate.end_session(session, said, &ask.request_id).await?;
         let cookies = [Cookie::Session, Cookie::Csrf].map(|cookie| gate.clear_cookie(cookie)).to_vec();
         Ok(WithCookies { view: LoggedOut { logout_url }, cookies })
     }
@@ -225,14 +223,14 @@ pub(super) struct Sent {
 pub(super) struct ForPeople;
 
 /// Nothing of what the browser came with is in the answer.
-fn failed(error_url: Option<&str>, code: Code, spent: String) -> Sent {
+fn failed(error_url: Option<&str>, code: Code) -> Sent {
     match error_url {
         Some(url) => {
             let separator = if url.contains('?') { '&' } else { '?' };
             let location = format!("{url}{separator}error={}", code.name());
-            Sent { location, cookies: vec![spent], page: None }
+            Sent { location, cookies: Vec::new(), page: None }
         }
-        None => Sent { location: String::new(), cookies: vec![spent], page: Some(code) },
+        None => Sent { location: String::new(), cookies: Vec::new(), page: Some(code) },
     }
 }
 
@@ -490,15 +488,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_login_that_failed_shows_nothing_of_what_came() {
-        let sent = failed(Some("https://console.example.com/failed?a=b"), Code::LoginFailed, "c=; Max-Age=0".into());
+        let sent = failed(Some("https://console.example.com/failed?a=b"), Code::LoginFailed);
         let response = sent.into_response();
         assert_eq!(response.status(), StatusCode::SEE_OTHER);
         assert_eq!(response.header("location"), Some("https://console.example.com/failed?a=b&error=LOGIN_FAILED"));
-        let mut response = failed(None, Code::LoginFailed, "c=; Max-Age=0".into()).into_response();
+        let mut response = failed(None, Code::LoginFailed).into_response();
         assert_eq!(response.status(), StatusCode::BAD_REQUEST);
         assert!(response.header("content-security-policy").unwrap().starts_with("default-src 'none'"));
         assert_eq!(response.header("referrer-policy"), Some("no-referrer"));
-        assert_eq!(response.header("set-cookie"), Some("c=; Max-Age=0"));
+        assert_eq!(response.header("set-cookie"), None);
         assert!(response.take_body().into_string().await.unwrap().contains("LOGIN_FAILED"));
     }
 

@@ -191,6 +191,14 @@ async fn a_browser_logs_in_at_a_real_provider_works_and_leaves() {
         refused.refused(403, "CSRF_REFUSED");
         assert_eq!(browser.change(&base, Method::POST, "/v1/groups", &group).await.status, 201);
 
+        // Nor may a form of another site's, with which the browser sends no cookie, take the session's away.
+        let mut elsewhere = Browser::new();
+        let logout = format!("{base}/v1/auth/logout");
+        let form = [("content-type", "application/x-www-form-urlencoded"), ("origin", "https://evil.example.com")];
+        let refused = elsewhere.send(Method::POST, &logout, &form, String::new()).await;
+        refused.refused(403, "CSRF_REFUSED");
+        assert_eq!(refused.header("set-cookie"), "");
+
         // A refresh: the provider is asked with a refresh token that it changes each time.
         for _ in 0..2 {
             let before = browser.cookie(&base, "platform-session");

@@ -353,7 +353,10 @@ async fn an_issuer_ends_sessions_behind_the_browser_s_back(place: Where) {
 async fn leaving_ends_the_session(place: Where) {
     let stage = Stage::new(place).await;
     let jar = stage.log_in().await;
-    let leave = async |jar: &Jar, said| stage.gate().end_session(&jar.session, said, "r").await;
+    let leave = async |jar: &Jar, said| stage.gate().end_session(Some(&jar.session), said, "r").await;
+    let foreign = Provenance { origin: Some("https://evil.example.com"), ..Provenance::default() };
+    let by_a_form = stage.gate().end_session(None, foreign, "r").await;
+    assert_eq!(by_a_form, Err(LoginRefused::Unproven), "its answer would take the cookie away");
     assert_eq!(leave(&jar, Provenance::default()).await, Err(LoginRefused::Unproven));
     let url = leave(&jar, jar.said()).await.unwrap().unwrap();
     let expected = format!("{}/end?client_id={CLIENT}&post_logout_redirect_uri=", stage.house.issuer.url);

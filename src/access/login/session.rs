@@ -378,12 +378,16 @@ impl Gate {
     /// [`LoginRefused`].
     pub async fn end_session(
         &self,
-        cookie: &str,
+        cookie: Option<&str>,
         said: Provenance<'_>,
         request_id: &str,
     ) -> Result<Option<String>, LoginRefused> {
         let login = &self.shared.login;
-        let Some(secret) = login.mint.read(cookie) else { return Ok(None) };
+        // A form of another site's comes without the session's cookie, and its answer would take the cookie away.
+        if !login.cookies.is_from_us(&said) {
+            return Err(LoginRefused::Unproven);
+        }
+        let Some(secret) = cookie.and_then(|cookie| login.mint.read(cookie)) else { return Ok(None) };
         let Some(session) = login.keep.find_now(&secret.hash()).await? else { return Ok(None) };
         if !login.cookies.is_proven(session.id, &said) {
             return Err(LoginRefused::Unproven);
