@@ -55,7 +55,7 @@ impl Mint {
         let mut bytes = Zeroizing::new([0; SECRET_BYTES + TAG_BYTES]);
         bytes[..SECRET_BYTES].copy_from_slice(&*secret.0);
         bytes[SECRET_BYTES..].copy_from_slice(&hmac::sign(&self.tag, &*secret.0).as_ref()[..TAG_BYTES]);
-        URL_SAFE_NO_PAD.encode(&*bytes)
+        URL_SAFE_NO_PAD.encode(bytes.as_slice())
     }
 
     /// A secret of ours.
