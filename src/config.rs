@@ -7,8 +7,10 @@ mod authorization;
 mod envoy;
 mod flagsmith;
 mod gateway;
+mod issuer;
 mod jobs;
 mod kong_admin;
+mod login;
 mod nats;
 mod organization;
 mod rate_limits;
@@ -24,8 +26,10 @@ pub use authorization::{Authorization, OpenFga};
 pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
 pub use flagsmith::Flagsmith;
 pub use gateway::{Gateway, Kong, KongAccessLog, KongMetrics, KongNode, KongRedis, LimitBy};
+pub use issuer::{Introspection, Issuer, LoginClient};
 pub use jobs::Jobs;
 pub use kong_admin::{KongAdmin, KongMode};
+pub use login::{Local, Login};
 pub use nats::Nats;
 pub use organization::Organization;
 pub use rate_limits::{Limit, RateLimits, TierLimits};
@@ -221,6 +225,8 @@ pub struct Auth {
     /// The same from one address with whatever credentials.
     pub failures_per_source_max: u32,
     pub issuers: Vec<Issuer>,
+    pub login: Login,
+    pub local: Local,
 }
 
 impl Default for Auth {
@@ -232,41 +238,10 @@ impl Default for Auth {
             failures_per_credential_max: 100,
             failures_per_source_max: 1_000,
             issuers: Vec::new(),
+            login: Login::default(),
+            local: Local::default(),
         }
     }
-}
-
-/// A trusted OpenID issuer, and how its claims read.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Issuer {
-    /// `iss`, exactly.
-    pub issuer: String,
-    /// `aud` must contain it.
-    pub audience: String,
-    /// Where the keys are; from the issuer's discovery document when absent.
-    pub jwks_url: Option<String>,
-    /// Claim with the tenant's id; `/`-separated for a nested claim.
-    #[serde(default = "tenant_claim")]
-    pub tenant_claim: String,
-    #[serde(default = "user_claim")]
-    pub user_claim: String,
-    /// Claim with a role name or a list of them.
-    #[serde(default = "roles_claim")]
-    pub roles_claim: String,
-    /// The issuer's role names → ours (`platformAdmin`, `admin`, `reporter`, `reader`).
-    #[serde(default)]
-    pub roles: std::collections::BTreeMap<String, String>,
-}
-
-fn tenant_claim() -> String {
-    "tenant".into()
-}
-fn user_claim() -> String {
-    "sub".into()
-}
-fn roles_claim() -> String {
-    "roles".into()
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -575,24 +550,6 @@ impl Config {
             self.auth.key_pepper.is_some() || stored_beside_data,
             "auth.key_pepper: must be set (or auth.key_pepper_file) when the store is Postgres",
         );
-        for (at, issuer) in self.auth.issuers.iter().enumerate() {
-            check(
-                is_trusted_url(&issuer.issuer),
-                &format!("auth.issuers[{at}].issuer: must be an https:// URL (http:// only for this machine)"),
-            );
-            check(!issuer.audience.is_empty(), &format!("auth.issuers[{at}].audience: must not be empty"));
-            check(
-                issuer.jwks_url.as_deref().is_none_or(is_trusted_url),
-                &format!("auth.issuers[{at}].jwks_url: must be an https:// URL (http:// only for this machine)"),
-            );
-            for role in issuer.roles.values() {
-                let known = crate::domain::tenant::Role::from_name(role).is_some();
-                check(
-                    known,
-                    &format!("auth.issuers[{at}].roles: {role} is none of platformAdmin, admin, reporter, reader"),
-                );
-            }
-        }
         let mut names = std::collections::BTreeSet::new();
         for (at, channel) in self.notify.channels.iter().enumerate() {
             let name = channel.name();
@@ -609,6 +566,8 @@ impl Config {
                 check(self.nats.url.is_some(), &format!("notify.channels[{at}]: needs nats.url"));
             }
         }
+        problems.extend(issuer::problems(&self.auth.issuers));
+        problems.extend(self.auth.login_problems());
         problems.extend(self.notify.route_problems());
         problems.extend(self.organization.problems());
         problems.extend(self.authorization.problems());

@@ -113,8 +113,7 @@ impl Daemon {
         let outlets = Outlets::start(&config, directory.clone(), clock.clone(), committed)?;
 
         let pepper = Pepper::open(&config.auth, &config.store).context("reading the key pepper")?;
-        let gate = Gate::new(&config.auth, &config.authorization, pepper, directory.clone(), clock.clone())
-            .context("reading the access policy")?;
+        let gate = Gate::new(&config, pepper, directory.clone(), clock.clone()).context("reading the access policy")?;
         let warming = gate.clone();
         tokio::spawn(async move { warming.warm().await });
 

@@ -193,7 +193,8 @@ const PATIENT_MS: u64 = 5_000;
 #[tokio::test]
 async fn relations_are_openfga_s_and_each_tenant_s_own() {
     let peer = OpenFgaPeer::start().await;
-    let house = House::with(delegating(&peer, PATIENT_MS, 60_000)).await;
+    let house =
+        House::with(Clock::system(), |config| config.authorization = delegating(&peer, PATIENT_MS, 60_000)).await;
     house.lays_down(Effect::Allow, About::Everybody, "document:open", json!({"relation": "viewer"})).await;
     let blocked = json!({"relation": "blocked", "object": "site:hq"});
     house.lays_down(Effect::Deny, About::Everybody, "document:open", blocked).await;
@@ -226,7 +227,7 @@ async fn a_relation_that_cannot_be_asked_for_is_a_denial() {
     for mood in [Mood::Broken, Mood::Silent, Mood::Babbling] {
         // Silence is waited for; whatever is answered comes long before the end of a long patience.
         let patience = if mood == Mood::Silent { 50 } else { PATIENT_MS };
-        let house = House::with(delegating(&peer, patience, 0)).await;
+        let house = House::with(Clock::system(), |config| config.authorization = delegating(&peer, patience, 0)).await;
         house.lays_down(Effect::Allow, About::Everybody, "document:open", json!({"relation": "viewer"})).await;
         house.lays_down(Effect::Allow, About::Everybody, "document:close", Value::Null).await;
         house.lays_down(Effect::Deny, About::Everybody, "document:close", json!({"relation": "blocked"})).await;

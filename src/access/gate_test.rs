@@ -20,17 +20,18 @@ pub(super) struct House {
     pub(super) directory: Handle,
     pub(super) tenant: TenantId,
     pub(super) admin_key: SecretString,
-    signer: Signer,
+    pub(super) signer: Signer,
     pub(super) issuer: IssuerPeer,
     _data: TempDir,
 }
 
 impl House {
     pub(super) async fn new() -> House {
-        House::with(config::Authorization::default()).await
+        House::with(Clock::system(), |_| {}).await
     }
 
-    pub(super) async fn with(authorization: config::Authorization) -> House {
+    /// With another configuration: its one issuer is the house's.
+    pub(super) async fn with(clock: Clock, configure: impl FnOnce(&mut config::Config)) -> House {
         let data = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", data.path().display());
         let store = config::Store { url: SecretString::from(url), ..config::Store::default() };
@@ -49,7 +50,6 @@ impl House {
             reconcile: crate::domain::reconcile::Terms::default(),
         };
         let (hints, _) = mpsc::channel(1);
-        let clock = Clock::system();
         let directory =
             crate::directory::open(Store::open(&store).await.unwrap(), rules, clock.clone(), hints).await.unwrap();
 
@@ -64,7 +64,9 @@ impl House {
         };
         let answer = directory.onboard(new, key, Request::system(), |_| String::new()).await.unwrap();
         let Answer::Fresh(onboarded) = answer else { panic!("nothing was onboarded before") };
-        let gate = Gate::new(&auth, &authorization, pepper, directory.clone(), clock).unwrap();
+        let mut config = config::Config { auth, store, ..config::Config::default() };
+        configure(&mut config);
+        let gate = Gate::new(&config, pepper, directory.clone(), clock).unwrap();
         House { gate, directory, tenant: onboarded.tenant.id, admin_key, signer, issuer, _data: data }
     }
 
@@ -100,11 +102,11 @@ impl House {
 
     pub(super) async fn bearer(&self, text: &str) -> Result<Caller, Unauthenticated> {
         let line = format!("Bearer {text}");
-        self.gate.authenticate(Credentials { authorization: vec![&line], api_key: None, source: None }).await
+        self.gate.authenticate(Credentials { authorization: vec![&line], ..Credentials::default() }).await
     }
 
     async fn header(&self, text: &str) -> Result<Caller, Unauthenticated> {
-        self.gate.authenticate(Credentials { authorization: Vec::new(), api_key: Some(text), source: None }).await
+        self.gate.authenticate(Credentials { api_key: Some(text), ..Credentials::default() }).await
     }
 }
 
@@ -178,7 +180,7 @@ async fn what_is_not_valid_is_refused_and_all_refusals_look_the_same() {
     }
     assert_eq!(house.header(&token).await, Err(Unauthenticated::Invalid), "a token is no API key");
     assert_eq!(house.gate.authenticate(Credentials::default()).await, Err(Unauthenticated::Missing));
-    let twice = Credentials { authorization: vec!["Bearer a", "Bearer a"], api_key: None, source: None };
+    let twice = Credentials { authorization: vec!["Bearer a", "Bearer a"], ..Credentials::default() };
     assert_eq!(house.gate.authenticate(twice).await, Err(Unauthenticated::Malformed));
     house.issuer.behave(|issuer| issuer.status = 500);
     assert_eq!(house.bearer(&token).await.map(|caller| caller.actor), Ok("user:jane".into()));

@@ -1,5 +1,6 @@
 //! For tests: keys that sign tokens, and a local issuer that can be made to misbehave as no real one will on request.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::config;
 
@@ -115,6 +116,12 @@ pub(super) struct Behaviour {
     /// Its discovery document says the keys are at another origin, which has them.
     pub(super) keys_elsewhere: bool,
     pub(super) delay: Duration,
+    /// Its own address.
+    pub(super) own: String,
+    /// More of its discovery document.
+    pub(super) offers: Value,
+    /// Status and body by path, for what it is posted and asked.
+    pub(super) answers: BTreeMap<String, (u16, Value)>,
 }
 
 /// An issuer on this machine. Stops with its runtime.
@@ -122,6 +129,7 @@ pub(super) struct IssuerPeer {
     pub(super) url: String,
     behaviour: Arc<Mutex<Behaviour>>,
     asked: Arc<Mutex<Vec<String>>>,
+    posted: Arc<Mutex<Vec<String>>>,
 }
 
 impl IssuerPeer {
@@ -129,19 +137,29 @@ impl IssuerPeer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let keys = jwks(signers);
-        let behaviour =
-            Behaviour { status: 200, keys, claims_to_be: None, keys_elsewhere: false, delay: Duration::ZERO };
-        let peer = IssuerPeer { url, behaviour: Arc::new(Mutex::new(behaviour)), asked: Arc::default() };
+        let behaviour = Behaviour {
+            status: 200,
+            keys,
+            claims_to_be: None,
+            keys_elsewhere: false,
+            delay: Duration::ZERO,
+            own: url.clone(),
+            offers: json!({}),
+            answers: BTreeMap::new(),
+        };
+        let behaviour = Arc::new(Mutex::new(behaviour));
+        let peer = IssuerPeer { url, behaviour, asked: Arc::default(), posted: Arc::default() };
         let (own, behaviour, asked) = (peer.url.clone(), Arc::clone(&peer.behaviour), Arc::clone(&peer.asked));
+        let posted = Arc::clone(&peer.posted);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let (own, behaviour, asked) = (own.clone(), Arc::clone(&behaviour), Arc::clone(&asked));
+                let posted = Arc::clone(&posted);
                 tokio::spawn(async move {
-                    let mut request = vec![0; 8_192];
-                    let read = stream.read(&mut request).await.unwrap_or(0);
-                    let path = String::from_utf8_lossy(&request[..read]);
-                    let path = path.split(' ').nth(1).unwrap_or_default().to_owned();
+                    let request = received(&mut stream).await;
+                    let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
                     asked.lock().unwrap().push(path.clone());
+                    posted.lock().unwrap().push(request);
                     let behaviour = behaviour.lock().unwrap().clone();
                     tokio::time::sleep(behaviour.delay).await;
                     let _ = stream.write_all(answer(&own, &path, &behaviour).as_bytes()).await;
@@ -157,7 +175,23 @@ impl IssuerPeer {
 
     /// How often its keys were asked for.
     pub(super) fn key_fetches(&self) -> usize {
-        self.asked.lock().unwrap().iter().filter(|path| *path == "/jwks").count()
+        self.asked("/jwks")
+    }
+
+    /// How often this path was asked for.
+    pub(super) fn asked(&self, path: &str) -> usize {
+        self.asked.lock().unwrap().iter().filter(|asked| *asked == path).count()
+    }
+
+    /// The last request for this path, headers and body.
+    pub(super) fn last(&self, path: &str) -> String {
+        let posted = self.posted.lock().unwrap();
+        posted.iter().rfind(|request| request.contains(&format!(" {path} "))).cloned().unwrap_or_default()
+    }
+
+    /// Answers `path` like this from now on.
+    pub(super) fn answers(&self, path: &str, status: u16, body: Value) {
+        self.behave(|issuer| drop(issuer.answers.insert(path.to_owned(), (status, body))));
     }
 
     pub(super) fn settings(&self) -> config::Issuer {
@@ -174,17 +208,41 @@ pub(super) fn jwks(signers: &[&Signer]) -> Value {
     json!({"keys": signers.iter().map(|signer| signer.jwk()).collect::<Vec<_>>()})
 }
 
+/// A whole request, as text.
+async fn received(stream: &mut TcpStream) -> String {
+    let mut request = Vec::new();
+    let mut chunk = vec![0; 8_192];
+    loop {
+        let read = stream.read(&mut chunk).await.unwrap_or(0);
+        request.extend_from_slice(&chunk[..read]);
+        let text = String::from_utf8_lossy(&request).into_owned();
+        let whole = text.split_once("\r\n\r\n").is_some_and(|(head, body)| {
+            let length =
+                head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+            body.len() >= length.unwrap_or(0)
+        });
+        if read == 0 || whole {
+            return text;
+        }
+    }
+}
+
 fn answer(own: &str, path: &str, behaviour: &Behaviour) -> String {
     // A redirect leads to the right answer, for those who follow it.
     let (status, path) = path.strip_prefix("/moved").map_or((behaviour.status, path), |path| (200, path));
     let elsewhere = own.replace("127.0.0.1", "localhost");
     let keys_at = if behaviour.keys_elsewhere { elsewhere.as_str() } else { own };
-    let body = match path {
-        "/.well-known/openid-configuration" => json!({
-            "issuer": behaviour.claims_to_be.as_deref().unwrap_or(own),
-            "jwks_uri": format!("{keys_at}/jwks"),
-        }),
-        _ => behaviour.keys.clone(),
+    let (status, body) = match path {
+        "/.well-known/openid-configuration" => {
+            let mut described = json!({
+                "issuer": behaviour.claims_to_be.as_deref().unwrap_or(own),
+                "jwks_uri": format!("{keys_at}/jwks"),
+            });
+            let more = behaviour.offers.as_object().cloned().unwrap_or_default();
+            described.as_object_mut().unwrap().extend(more);
+            (status, described)
+        }
+        _ => behaviour.answers.get(path).cloned().unwrap_or_else(|| (status, behaviour.keys.clone())),
     };
     let body = body.to_string();
     let length = body.len();

@@ -59,9 +59,9 @@ pub(super) enum Missing {
     Unavailable,
 }
 
-/// Why a fetch brought no keys. For logs: texts of ours, none of the issuer's.
+/// Why an issuer's answer is of no use. For logs: texts of ours, none of the issuer's.
 #[derive(Debug, thiserror::Error)]
-enum FetchError {
+pub(super) enum FetchError {
     #[error("the request failed: {0}")]
     Request(#[source] reqwest::Error),
     #[error("the answer's status is {0}")]
@@ -72,8 +72,10 @@ enum FetchError {
     Json,
     #[error("the discovery document is another issuer's")]
     WrongIssuer,
-    #[error("the discovery document's jwks_uri is neither https nor the issuer's own")]
+    #[error("an address in the discovery document is neither https nor the issuer's own")]
     WrongPlace,
+    #[error("the issuer did not answer a moment ago")]
+    Lately,
     #[error("the key set holds no key we can use")]
     NoKeys,
 }
@@ -217,7 +219,7 @@ impl Keyring {
             Some(url) => url.clone(),
             None => self.discover().await?,
         };
-        usable_keys(&self.get(&url).await?)
+        usable_keys(&get(&self.client, &url).await?)
     }
 
     async fn discover(&self) -> Result<String, FetchError> {
@@ -226,28 +228,42 @@ impl Keyring {
             issuer: String,
             jwks_uri: String,
         }
-        let url = format!("{}/.well-known/openid-configuration", self.issuer.trim_end_matches('/'));
-        let document: Discovery = serde_json::from_slice(&self.get(&url).await?).map_err(|_| FetchError::Json)?;
+        let url = discovery_url(&self.issuer);
+        let document: Discovery =
+            serde_json::from_slice(&get(&self.client, &url).await?).map_err(|_| FetchError::Json)?;
         if document.issuer != self.issuer {
             return Err(FetchError::WrongIssuer);
         }
         if is_allowed(&document.jwks_uri, &self.issuer) { Ok(document.jwks_uri) } else { Err(FetchError::WrongPlace) }
     }
+}
 
-    async fn get(&self, url: &str) -> Result<Vec<u8>, FetchError> {
-        let mut response = self.client.get(url).send().await.map_err(FetchError::Request)?;
-        if response.status().as_u16() != 200 {
-            return Err(FetchError::Status(response.status().as_u16()));
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(FetchError::Request)? {
-            if body.len() + chunk.len() > BODY_BYTES_MAX {
-                return Err(FetchError::TooLong);
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
+/// Where an issuer describes itself.
+pub(super) fn discovery_url(issuer: &str) -> String {
+    format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))
+}
+
+async fn get(client: &reqwest::Client, url: &str) -> Result<Vec<u8>, FetchError> {
+    read(client.get(url)).await
+}
+
+/// What an issuer answers with 200, as long as it is not too long.
+///
+/// # Errors
+/// [`FetchError`]; another status is one.
+pub(super) async fn read(request: reqwest::RequestBuilder) -> Result<Vec<u8>, FetchError> {
+    let mut response = request.send().await.map_err(FetchError::Request)?;
+    if response.status().as_u16() != 200 {
+        return Err(FetchError::Status(response.status().as_u16()));
     }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(FetchError::Request)? {
+        if body.len() + chunk.len() > BODY_BYTES_MAX {
+            return Err(FetchError::TooLong);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
 }
 
 /// How recent the answer is that a refresh stands on.
@@ -280,8 +296,8 @@ impl KeySet {
 
 /// Keys come over https. An issuer on this machine may be asked in the clear, as the configuration allows, and then
 /// has its keys at its own address.
-fn is_allowed(jwks_uri: &str, issuer: &str) -> bool {
-    let (Ok(keys), Ok(issuer)) = (jwks_uri.parse::<reqwest::Url>(), issuer.parse::<reqwest::Url>()) else {
+pub(super) fn is_allowed(address: &str, issuer: &str) -> bool {
+    let (Ok(keys), Ok(issuer)) = (address.parse::<reqwest::Url>(), issuer.parse::<reqwest::Url>()) else {
         return false;
     };
     keys.scheme() == "https" || (issuer.scheme() == "http" && keys.origin() == issuer.origin())

@@ -1,8 +1,9 @@
 //! May this caller do this?
 //!
 //! The lock on the http door. [`Gate::authenticate`] turns a request's credentials into a [`Caller`]: the platform's
-//! bootstrap key, a tenant's API key ([`api_key`]) or an issuer's access token. [`Gate::judge`] asks the built-in [`policy`]
-//! and what the caller's tenant has laid down itself: the [`authorizer`] with its [`engine`]s, and relations in [`openfga`].
+//! bootstrap key, a tenant's API key ([`api_key`]), an issuer's access token, or a browser's session ([`login`]).
+//! [`Gate::judge`] asks the built-in [`policy`] and what the caller's tenant has laid down itself: the [`authorizer`] with
+//! its [`engine`]s, and relations in [`openfga`].
 //! Whether the thing asked for belongs to the caller's tenant is the door's own question, because only the door has
 //! the path.
 //!
@@ -13,15 +14,18 @@ pub mod api_key;
 pub mod authorizer;
 #[cfg(test)]
 mod authorizer_test;
+mod claims;
 pub mod engine;
 #[cfg(test)]
 mod engine_test;
 mod failures;
 #[cfg(test)]
 mod gate_test;
+mod introspection;
 #[cfg(test)]
 mod issuer_peer;
 mod keyring;
+pub mod login;
 pub mod openfga;
 #[cfg(test)]
 mod openfga_peer;
@@ -29,6 +33,8 @@ mod openfga_peer;
 mod openid_test;
 pub mod pepper;
 pub mod policy;
+mod provider;
+mod provision;
 mod standing;
 pub mod token;
 
@@ -39,11 +45,15 @@ use secrecy::ExposeSecret;
 
 pub use failures::FAILURES_WINDOW;
 pub use pepper::Pepper;
+pub use provider::form;
 pub use token::TOKEN_BYTES_MAX;
 
 use authorizer::{Authority, Authorizer};
 use failures::Failures;
+use introspection::Introspector;
+use login::{Login, Provenance};
 use openfga::OpenFga;
+use provision::{Coming, Provisioner};
 use standing::Standing;
 
 use crate::clock::Clock;
@@ -110,6 +120,17 @@ pub struct Credentials<'a> {
     pub api_key: Option<&'a str>,
     /// Where they came from, to count failures by.
     pub source: Option<IpAddr>,
+    /// A browser's session, believed only when there is nothing else.
+    pub session: Option<SessionCookie<'a>>,
+}
+
+/// A session's cookie, with what the browser says of the request that it came with.
+#[derive(Clone, Copy)]
+pub struct SessionCookie<'a> {
+    pub cookie: &'a str,
+    /// The request is to change something, so it must be proven to come from a page of ours.
+    pub changes: bool,
+    pub said: Provenance<'a>,
 }
 
 /// Why a request has no caller.
@@ -128,6 +149,12 @@ pub enum Unauthenticated {
     /// The issuer's keys are out of reach: the token may be valid.
     #[error("the credentials cannot be checked now")]
     KeysUnavailable,
+    /// A session's cookie alone does not prove that its owner wants this.
+    #[error("the request is not proven to come from a page of the session's")]
+    Unproven,
+    /// Whoever keeps the sessions does not answer.
+    #[error("the session cannot be checked now")]
+    SessionsAway,
     /// Whether its tenant still knows the caller cannot be told now.
     #[error("the caller's tenant cannot be asked now: {0}")]
     TenantAway(Absent),
@@ -140,6 +167,8 @@ pub enum Unusable {
     Policy(#[from] policy::Unusable),
     #[error("the client that asks the issuers for their keys cannot be made: {0}")]
     Client(#[from] reqwest::Error),
+    #[error("logging in cannot be prepared: {0}")]
+    Login(String),
 }
 
 /// The lock on the http door. Cheap to clone.
@@ -154,6 +183,9 @@ struct Shared {
     pepper: Pepper,
     policy: policy::Policy,
     tokens: token::Tokens,
+    opaque: Introspector,
+    provisioner: Provisioner,
+    login: Login,
     failures: Failures,
     directory: directory::handle::Handle,
     authorizer: Authorizer,
@@ -164,19 +196,35 @@ impl Gate {
     /// # Errors
     /// [`Unusable`].
     pub fn new(
-        auth: &config::Auth,
-        authorization: &config::Authorization,
+        config: &config::Config,
         pepper: Pepper,
         directory: directory::handle::Handle,
         clock: Clock,
     ) -> Result<Gate, Unusable> {
+        let auth = &config.auth;
         let bootstrap = auth.bootstrap_key.as_ref().map(|key| pepper.hash(key.expose_secret()));
         let policy = policy::Policy::built_in()?;
         let tokens = token::Tokens::new(&auth.issuers, clock.clone())?;
-        let openfga = OpenFga::new(&authorization.openfga, clock.clone())?;
+        let openfga = OpenFga::new(&config.authorization.openfga, clock.clone())?;
         let authorizer = Authorizer::new(&policy, openfga, directory.clone(), clock.clone())?;
+        let client = if auth.issuers.is_empty() { None } else { Some(keyring::client()?) };
+        let opaque = Introspector::new(&auth.issuers, client.as_ref(), clock.clone());
+        let provisioner = Provisioner::new(directory.clone(), config.organization.limits());
+        let login = Login::new(config, client.as_ref(), &pepper, directory.clone(), clock.clone())?;
         let failures = Failures::new(auth);
-        let shared = Shared { bootstrap, pepper, policy, tokens, failures, directory, authorizer, clock };
+        let shared = Shared {
+            bootstrap,
+            pepper,
+            policy,
+            tokens,
+            opaque,
+            provisioner,
+            login,
+            failures,
+            directory,
+            authorizer,
+            clock,
+        };
         Ok(Gate { shared: Arc::new(shared) })
     }
 
@@ -300,6 +348,13 @@ enum Refusal {
     UserDeactivated,
     TenantAway(Absent),
     Token(token::Refusal),
+    /// No session of ours, or one that is over.
+    Session,
+    /// An old secret of a session, which has ended it.
+    SessionCopied,
+    SessionsAway,
+    /// No page of ours has sent it.
+    Unproven,
 }
 
 impl Refusal {
@@ -317,6 +372,10 @@ impl Refusal {
             Refusal::UserDeactivated => "user_deactivated",
             Refusal::TenantAway(_) => "tenant_away",
             Refusal::Token(refusal) => refusal.name(),
+            Refusal::Session => "session",
+            Refusal::SessionCopied => "session_copied",
+            Refusal::SessionsAway => "sessions_away",
+            Refusal::Unproven => "session_unproven",
         }
     }
 }
@@ -328,6 +387,8 @@ impl From<Refusal> for Unauthenticated {
             Refusal::Malformed => Unauthenticated::Malformed,
             Refusal::Token(token::Refusal::KeysUnavailable) => Unauthenticated::KeysUnavailable,
             Refusal::TenantAway(absent) => Unauthenticated::TenantAway(absent),
+            Refusal::SessionsAway => Unauthenticated::SessionsAway,
+            Refusal::Unproven => Unauthenticated::Unproven,
             _ => Unauthenticated::Invalid,
         }
     }
@@ -344,6 +405,12 @@ enum Credential<'a> {
 
 impl Shared {
     async fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Caller, Refusal> {
+        if let Some(SessionCookie { cookie, changes, said }) = &credentials.session
+            && credentials.authorization.is_empty()
+            && credentials.api_key.is_none()
+        {
+            return Box::pin(self.by_session(cookie, *changes, said)).await;
+        }
         let credential = only_credential(credentials)?;
         let (Credential::Bearer(text) | Credential::Key(text)) = credential;
         if text.len() > TOKEN_BYTES_MAX {
@@ -352,7 +419,12 @@ impl Shared {
         let is_key = text.starts_with(api_key::PREFIX) || matches!(credential, Credential::Key(_));
         let is_token = !is_key && text.bytes().filter(|byte| *byte == b'.').count() == 2;
         if is_token && !self.is_bootstrap(text) {
-            return self.by_token(text).await;
+            let identity = self.tokens.verify(text).await.map_err(Refusal::Token)?;
+            return self.by_identity(&identity, Coming::WithToken).await;
+        }
+        if !is_key && self.opaque.is_configured() && !self.is_bootstrap(text) {
+            let identity = Box::pin(self.opaque.verify(text)).await.map_err(Refusal::Token)?;
+            return self.by_identity(&identity, Coming::WithToken).await;
         }
         self.by_key(text)
     }
@@ -399,8 +471,8 @@ impl Shared {
         Ok(of_key(key, suspended))
     }
 
-    async fn by_token(&self, text: &str) -> Result<Caller, Refusal> {
-        let identity = self.tokens.verify(text).await.map_err(Refusal::Token)?;
+    /// The caller that somebody is whom an issuer has vouched for.
+    async fn by_identity(&self, identity: &token::Identity, coming: Coming) -> Result<Caller, Refusal> {
         let mut roles = identity.roles.clone();
         let (mut suspended, mut withheld, mut person) = (false, Vec::new(), None);
         match identity.tenant {
@@ -410,7 +482,8 @@ impl Shared {
             None => roles = vec![Role::PlatformAdmin],
             Some(tenant) => {
                 suspended = self.is_suspended(tenant)?;
-                let standing = if suspended { Standing::default() } else { self.standing(tenant, &identity).await? };
+                let standing =
+                    if suspended { Standing::default() } else { self.standing(tenant, identity, coming).await? };
                 roles.extend(standing.roles);
                 withheld = standing.withheld;
                 person = standing.person;
@@ -431,11 +504,19 @@ impl Shared {
     }
 
     /// What the tenant's books say of whom a token speaks of. They know nobody who is deactivated.
-    async fn standing(&self, tenant: TenantId, identity: &token::Identity) -> Result<Standing, Refusal> {
-        let people = standing::people_of(&self.directory, tenant).await.map_err(|absent| match absent {
+    async fn standing(
+        &self,
+        tenant: TenantId,
+        identity: &token::Identity,
+        coming: Coming,
+    ) -> Result<Standing, Refusal> {
+        let mut people = standing::people_of(&self.directory, tenant).await.map_err(|absent| match absent {
             Absent::Unknown => Refusal::Tenant,
             away => Refusal::TenantAway(away),
         })?;
+        if let Some(person) = &identity.person {
+            people = Box::pin(self.provisioner.arrange(tenant, people, identity, person, coming)).await;
+        }
         let standing = Standing::of_subject(&people, &identity.issuer, &identity.subject);
         if standing.is_deactivated {
             count_revoked(Revoked::User);
@@ -549,7 +630,7 @@ mod tests {
     use super::*;
 
     fn only<'a>(authorization: &[&'a str], api_key: Option<&'a str>) -> Result<&'a str, Refusal> {
-        let credentials = Credentials { authorization: authorization.to_vec(), api_key, source: None };
+        let credentials = Credentials { authorization: authorization.to_vec(), api_key, ..Credentials::default() };
         only_credential(&credentials).map(|credential| match credential {
             Credential::Bearer(text) | Credential::Key(text) => text,
         })

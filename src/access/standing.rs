@@ -10,6 +10,9 @@ use crate::domain::organization::Organization;
 use crate::domain::organization::role::Holder;
 use crate::domain::tenant::Role;
 
+/// Who has logged in with a password that is kept here: its subject is a user's id. No configured issuer is called so.
+pub(super) const LOCAL_ISSUER: &str = "urn:platform-api:local";
+
 /// A caller in the books of its tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Standing {
@@ -26,7 +29,14 @@ pub(super) struct Standing {
 impl Standing {
     /// Of whom a token speaks. Somebody the books do not know has no standing, and is what its token says.
     pub(super) fn of_subject(organization: &Organization, issuer: &str, subject: &str) -> Standing {
-        let Some(user) = organization.user_of_subject(issuer, subject) else { return Standing::default() };
+        let user = match issuer == LOCAL_ISSUER {
+            true => subject.parse().ok().and_then(|id| organization.user(id)),
+            false => organization.user_of_subject(issuer, subject),
+        };
+        let Some(user) = user else {
+            // Who has logged in with a password of ours and is gone is nobody.
+            return Standing { is_deactivated: issuer == LOCAL_ISSUER, ..Standing::default() };
+        };
         if !user.profile.active {
             return Standing { is_deactivated: true, ..Standing::default() };
         }

@@ -15,11 +15,11 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
+use super::claims;
+pub use super::claims::Identity;
 use super::keyring::{Found, Keyring, Missing};
 use crate::clock::Clock;
 use crate::config;
-use crate::domain::ids::TenantId;
-use crate::domain::tenant::Role;
 use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
 
 /// Longest token that is looked at.
@@ -28,10 +28,9 @@ pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 const LEEWAY_SECONDS: i64 = 60;
 const REMEMBER: Duration = Duration::from_secs(60);
 const REMEMBER_MAX: u64 = 10_000;
-/// OpenID Connect Core 2: a subject has at most 255 characters.
-const SUBJECT_MAX: usize = 255;
+/// Longest ID token or logout token that is looked at: these carry more about a person.
+const ID_TOKEN_BYTES_MAX: usize = 32 * 1024;
 const KEY_ID_MAX: usize = 256;
-const ROLES_MAX: usize = 100;
 /// The last second of the year 9999; later expiries are milliseconds by mistake.
 const SECONDS_MAX: i64 = 253_402_300_799;
 /// Claims that only ID tokens and logout tokens have.
@@ -52,6 +51,8 @@ pub enum Refusal {
     NotYetValid,
     /// A required claim is missing or unreadable, or it is no access token.
     Claims,
+    /// The issuer knows no such token, or it is not valid any more.
+    Inactive,
     /// Whether it is valid cannot be told now: the issuer's keys are out of reach.
     KeysUnavailable,
 }
@@ -68,20 +69,10 @@ impl Refusal {
             Refusal::Expired => "token_expired",
             Refusal::NotYetValid => "token_not_yet_valid",
             Refusal::Claims => "token_claims",
+            Refusal::Inactive => "token_inactive",
             Refusal::KeysUnavailable => "keys_unavailable",
         }
     }
-}
-
-/// Who a verified token speaks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    pub issuer: String,
-    pub subject: String,
-    pub user: Option<String>,
-    /// `None`: to be let in only as a platform administrator.
-    pub tenant: Option<TenantId>,
-    pub roles: Vec<Role>,
 }
 
 #[derive(Debug)]
@@ -92,9 +83,46 @@ struct Remembered {
     until: Timestamp,
 }
 
-struct Trusted {
-    settings: config::Issuer,
+/// An issuer whose tokens are believed.
+pub(super) struct Trusted {
+    pub(super) settings: config::Issuer,
     keyring: Arc<Keyring>,
+}
+
+/// What a token is to be, besides signed by its issuer and in its time.
+pub(super) struct Wanted<'a> {
+    pub(super) kinds: &'a [Kind],
+    pub(super) audience: &'a str,
+    pub(super) claims: &'a [&'a str],
+}
+
+impl Trusted {
+    /// The claims of a token that this issuer has made for a login, verified.
+    pub(super) async fn claims(
+        &self,
+        token: &str,
+        wanted: &Wanted<'_>,
+        now: Timestamp,
+    ) -> Result<Map<String, Value>, Refusal> {
+        if token.len() > ID_TOKEN_BYTES_MAX {
+            return Err(Refusal::Form);
+        }
+        let parts = Parts::read_as(token, wanted.kinds)?;
+        if parts.issuer != self.settings.issuer {
+            return Err(Refusal::UnknownIssuer);
+        }
+        let found = self.key(&parts).await?;
+        let claims = verified_claims(token, &parts, &found, &self.settings.issuer, wanted)?;
+        check_times(&claims, now)?;
+        Ok(claims)
+    }
+
+    async fn key(&self, parts: &Parts) -> Result<Found, Refusal> {
+        self.keyring.find(parts.header.kid.as_deref()).await.map_err(|missing| match missing {
+            Missing::Unknown => Refusal::UnknownKey,
+            Missing::Unavailable => Refusal::KeysUnavailable,
+        })
+    }
 }
 
 /// Verifies tokens and remembers them.
@@ -135,11 +163,10 @@ impl Tokens {
         }
         let parts = Parts::read(token)?;
         let (index, issuer) = self.issuer(&parts)?;
-        let found = issuer.keyring.find(parts.header.kid.as_deref()).await.map_err(|missing| match missing {
-            Missing::Unknown => Refusal::UnknownKey,
-            Missing::Unavailable => Refusal::KeysUnavailable,
-        })?;
-        let claims = verified_claims(token, &parts, &found, &issuer.settings)?;
+        let found = issuer.key(&parts).await?;
+        let audience = issuer.settings.audience.as_str();
+        let wanted = Wanted { kinds: ACCESS_KINDS, audience, claims: &["exp", "iss", "aud", "sub"] };
+        let claims = verified_claims(token, &parts, &found, &issuer.settings.issuer, &wanted)?;
         let (identity, expires_at) = parts.judge(&claims, &issuer.settings, now)?;
         let identity = Arc::new(identity);
         let remember_micros = i64::try_from(REMEMBER.as_micros()).unwrap_or(i64::MAX);
@@ -155,6 +182,18 @@ impl Tokens {
         let keyring = &self.issuers.get(remembered.issuer)?.keyring;
         let holds = now < remembered.until && remembered.generation == keyring.generation();
         holds.then(|| Arc::clone(&remembered.identity))
+    }
+
+    /// The issuer with this `iss`.
+    pub(super) fn trusted(&self, issuer: &str) -> Option<&Trusted> {
+        self.issuers.iter().find(|trusted| trusted.settings.issuer == issuer)
+    }
+
+    /// Who made a token, by its own word: only to know whom to ask.
+    pub(super) fn issuer_named(token: &str) -> Option<String> {
+        let any = &[Kind::AccessToken, Kind::LogoutToken, Kind::Jwt, Kind::Untyped];
+        let short = token.len() <= ID_TOKEN_BYTES_MAX;
+        short.then(|| Parts::read_as(token, any).ok()).flatten().map(|parts| parts.issuer)
     }
 
     fn issuer(&self, parts: &Parts) -> Result<(usize, &Trusted), Refusal> {
@@ -191,6 +230,10 @@ impl Parts {
     /// # Errors
     /// [`Refusal::Form`], [`Refusal::Header`] or [`Refusal::Claims`].
     pub fn read(token: &str) -> Result<Parts, Refusal> {
+        Parts::read_as(token, ACCESS_KINDS)
+    }
+
+    fn read_as(token: &str, kinds: &[Kind]) -> Result<Parts, Refusal> {
         #[derive(Deserialize)]
         struct Unverified {
             iss: String,
@@ -202,7 +245,7 @@ impl Parts {
         };
         let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| Refusal::Form);
         let header: Header = serde_json::from_slice(&decode(header)?).map_err(|_| Refusal::Form)?;
-        header.check()?;
+        header.check(kinds)?;
         let Unverified { iss } = serde_json::from_slice(&decode(claims)?).map_err(|_| Refusal::Claims)?;
         Ok(Parts { header, issuer: iss })
     }
@@ -223,18 +266,21 @@ impl Parts {
 }
 
 impl Header {
-    fn check(&self) -> Result<(), Refusal> {
+    fn check(&self, kinds: &[Kind]) -> Result<(), Refusal> {
         let steers = [&self.crit, &self.jku, &self.jwk, &self.x5u, &self.x5c, &self.b64, &self.enc, &self.zip];
         let plain = steers.iter().all(|parameter| parameter.is_none());
         let known = matches!(self.alg.as_str(), "RS256" | "ES256" | "EdDSA");
         let short = self.kid.as_ref().is_none_or(|kid| kid.len() <= KEY_ID_MAX);
-        if plain && known && short && self.kind().is_some() { Ok(()) } else { Err(Refusal::Header) }
+        let wanted = self.kind().is_some_and(|kind| kinds.contains(&kind));
+        if plain && known && short && wanted { Ok(()) } else { Err(Refusal::Header) }
     }
 
     fn kind(&self) -> Option<Kind> {
-        let typ = self.typ.as_deref()?.to_ascii_lowercase();
+        let Some(typ) = &self.typ else { return Some(Kind::Untyped) };
+        let typ = typ.to_ascii_lowercase();
         match typ.strip_prefix("application/").unwrap_or(&typ) {
             "at+jwt" => Some(Kind::AccessToken),
+            "logout+jwt" => Some(Kind::LogoutToken),
             "jwt" => Some(Kind::Jwt),
             _ => None,
         }
@@ -243,26 +289,33 @@ impl Header {
 
 /// What a token says it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     /// RFC 9068.
     AccessToken,
-    /// Anything: it may be an ID token, which is not for us.
+    /// OpenID Connect Back-Channel Logout 1.0.
+    LogoutToken,
+    /// Anything: as an access token, it may be an ID token, which is not for us.
     Jwt,
+    /// It does not say: never an access token.
+    Untyped,
 }
+
+const ACCESS_KINDS: &[Kind] = &[Kind::AccessToken, Kind::Jwt];
 
 fn verified_claims(
     token: &str,
     parts: &Parts,
     found: &Found,
-    settings: &config::Issuer,
+    issuer: &str,
+    wanted: &Wanted<'_>,
 ) -> Result<Map<String, Value>, Refusal> {
     if parts.header.alg != name_of(found.key.algorithm) {
         return Err(Refusal::Header);
     }
     let mut validation = Validation::new(found.key.algorithm);
-    validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-    validation.set_issuer(&[&settings.issuer]);
-    validation.set_audience(&[&settings.audience]);
+    validation.set_required_spec_claims(wanted.claims);
+    validation.set_issuer(&[issuer]);
+    validation.set_audience(&[wanted.audience]);
     // Times are checked below, against our clock rather than the library's.
     validation.validate_exp = false;
     validation.validate_nbf = false;
@@ -289,7 +342,7 @@ fn name_of(algorithm: Algorithm) -> &'static str {
 }
 
 /// When the token expires, if it holds at `now`, give or take the leeway.
-fn check_times(claims: &Map<String, Value>, now: Timestamp) -> Result<Timestamp, Refusal> {
+pub(super) fn check_times(claims: &Map<String, Value>, now: Timestamp) -> Result<Timestamp, Refusal> {
     let now_seconds = now.micros().div_euclid(MICROS_PER_SECOND);
     let expires = claims.get("exp").and_then(seconds).ok_or(Refusal::Claims)?;
     if now_seconds >= expires + LEEWAY_SECONDS {
@@ -315,26 +368,11 @@ fn identity(claims: &Map<String, Value>, header: &Header, settings: &config::Iss
     if header.kind() == Some(Kind::Jwt) && is_not_for_access(claims) {
         return Err(Refusal::Claims);
     }
-    let subject = claims.get("sub").and_then(name).ok_or(Refusal::Claims)?;
-    let user = match claim(claims, &settings.user_claim) {
-        None | Some(Value::Null) => None,
-        Some(user) => Some(name(user).ok_or(Refusal::Claims)?.to_owned()),
-    };
-    let tenant = match claim(claims, &settings.tenant_claim) {
-        None | Some(Value::Null) => None,
-        Some(tenant) => Some(tenant.as_str().and_then(|text| text.parse().ok()).ok_or(Refusal::Claims)?),
-    };
-    let mut roles = roles(claims, settings);
-    match tenant {
-        // A token that names a tenant is confined to it, whatever role its issuer lets the tenant's people have.
-        Some(_) => roles.retain(|role| *role != Role::PlatformAdmin),
-        // Without a tenant there is only the platform.
-        None => roles.retain(|role| *role == Role::PlatformAdmin),
-    }
-    Ok(Identity { issuer: settings.issuer.clone(), subject: subject.to_owned(), user, tenant, roles })
+    claims::identity(claims, settings)
 }
 
-fn is_not_for_access(claims: &Map<String, Value>) -> bool {
+/// Claims that say that it is another kind of token.
+pub(super) fn is_not_for_access(claims: &Map<String, Value>) -> bool {
     let text = |name: &str| claims.get(name).and_then(Value::as_str);
     // Keycloak writes what a token is into `typ`, Cognito into `token_use`.
     NOT_FOR_ACCESS.iter().any(|name| claims.contains_key(*name))
@@ -342,39 +380,7 @@ fn is_not_for_access(claims: &Map<String, Value>) -> bool {
         || text("token_use").is_some_and(|token_use| token_use != "access")
 }
 
-/// A name that can stand in a log and in the audit chain.
-fn name(value: &Value) -> Option<&str> {
-    let fits = |text: &&str| !text.is_empty() && text.len() <= SUBJECT_MAX && !text.chars().any(char::is_control);
-    value.as_str().filter(fits)
-}
-
-/// The claim of this very name (some issuers use URLs), or the one its `/`-separated path leads to.
-fn claim<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
-    if let Some(value) = claims.get(path) {
-        return Some(value);
-    }
-    let (first, rest) = path.split_once('/')?;
-    rest.split('/').try_fold(claims.get(first)?, |value, part| value.get(part))
-}
-
-/// The issuer's roles as ours: by the configured map, or by our own names when there is none. Other names mean nothing.
-fn roles(claims: &Map<String, Value>, settings: &config::Issuer) -> Vec<Role> {
-    let names = match claim(claims, &settings.roles_claim) {
-        Some(Value::String(name)) => vec![name.as_str()],
-        Some(Value::Array(names)) => names.iter().take(ROLES_MAX).filter_map(Value::as_str).collect(),
-        _ => Vec::new(),
-    };
-    let ours = |name: &str| match settings.roles.is_empty() {
-        true => Role::from_name(name),
-        false => settings.roles.get(name).and_then(|role| Role::from_name(role)),
-    };
-    let mut roles = names.into_iter().filter_map(ours).collect::<Vec<_>>();
-    roles.sort_unstable();
-    roles.dedup();
-    roles
-}
-
-fn digest_of(token: &str) -> [u8; 32] {
+pub(super) fn digest_of(token: &str) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
     bytes

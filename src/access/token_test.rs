@@ -1,9 +1,11 @@
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::super::claims::SUBJECT_MAX;
 use super::super::issuer_peer::{AUDIENCE, IssuerPeer, Signer, hmac_token, jwks, message, settings};
 use super::super::keyring::{FETCH_EVERY, KEEP_FOR, REFRESH_AFTER};
 use super::*;
+use crate::domain::tenant::Role;
 
 const TENANT: &str = "018f3a5e-0000-7000-8000-00000000000a";
 const NOW_SECONDS: i64 = 1_790_000_000;

@@ -8,7 +8,7 @@
 //! - [`task`]: a change that a resource of the platform's brings whole. [`platform_admin`]: who administers the platform.
 //!   [`flag`]: the platform's feature flags, and counts of what was served.
 //! - [`api_key`]: a tenant's keys. `key_use`: when each was last used.
-//! - [`jobs`]: background work, as far as it is durable.
+//! - [`jobs`]: background work, as far as it is durable. [`session`]: sessions of browsers, and passwords.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
 //! - [`workflow`]: changes that touch the control database and a tenant's; each step may be done again, and whatever a
 //!   crash left unfinished is finished at the next start.
@@ -25,6 +25,7 @@ mod key_use;
 pub mod noted;
 pub mod platform_admin;
 mod registrar;
+pub mod session;
 pub mod slot;
 mod supervisor;
 pub mod task;

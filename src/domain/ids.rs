@@ -60,6 +60,10 @@ uuid_id! {
 }
 
 uuid_id! {
+    /// A browser's session.
+    SessionId
+}
+uuid_id! {
     /// A person of one tenant.
     UserId
 }

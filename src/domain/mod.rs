@@ -14,6 +14,7 @@
 //! - [`books`]: a tenant's [`books::Books`], and the [`books::Posting`] that moves them from one commit to the next.
 //! - [`burn`]: how fast a budget burns.
 //! - `grouping`: how a batch is taken apart before it is counted.
+//! - [`session`]: a browser's session, and what its secrets are worth.
 //! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
 //! - [`adjustment`]: entries that a person makes.
 //! - [`job`]: background work that survives its worker.
@@ -58,6 +59,7 @@ pub mod reconcile;
 pub mod report;
 pub mod request;
 pub mod routing;
+pub mod session;
 pub mod sorting;
 pub mod stream;
 pub mod sync;

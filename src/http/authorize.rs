@@ -6,17 +6,21 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
-use poem::http::HeaderMap;
+use poem::http::{HeaderMap, Method};
 use poem::{FromRequest, Request, RequestBody};
 use serde_json::json;
 
 use super::Api;
+use super::auth;
 use super::door::Passage;
 use super::gateway;
 use super::operation::{Operation, Scope};
 use super::problem::{Code, Problem};
 use super::rate_limits;
-use crate::access::{Caller, Credentials, FAILURES_WINDOW, Judged, Unauthenticated, Wish, count_revoked};
+use crate::access::login::Cookie;
+use crate::access::{
+    Caller, Credentials, FAILURES_WINDOW, Judged, SessionCookie, Unauthenticated, Wish, count_revoked,
+};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::TenantId;
 use crate::domain::organization::Revoked;
@@ -47,6 +51,8 @@ pub(super) struct Asked {
     pub(super) headers: HeaderMap,
     pub(super) query: Vec<(String, String)>,
     pub(super) body: Bytes,
+    /// Where the request came from.
+    pub(super) source: Option<IpAddr>,
     idempotency: Option<Idempotency>,
 }
 
@@ -124,7 +130,10 @@ async fn authenticate(api: &Api, passage: &Passage) -> Result<Caller, Problem> {
     if keys.len() > 1 {
         return Err(unreadable());
     }
-    let credentials = Credentials { authorization, api_key: keys.first().copied(), source: source(passage) };
+    let cookie = api.gate.cookie(Cookie::Session, auth::cookie_lines(headers));
+    let changes = !matches!(*passage.request.method(), Method::GET | Method::HEAD);
+    let session = cookie.map(|cookie| SessionCookie { cookie, changes, said: auth::provenance(headers) });
+    let credentials = Credentials { authorization, api_key: keys.first().copied(), source: source(passage), session };
     api.gate.authenticate(credentials).await.map_err(|reason| unauthenticated(&reason))
 }
 
@@ -135,6 +144,8 @@ fn unauthenticated(reason: &Unauthenticated) -> Problem {
         Unauthenticated::Invalid => Problem::new(Code::InvalidCredentials),
         Unauthenticated::TooOften => too_many_failures(),
         Unauthenticated::KeysUnavailable => Problem::new(Code::KeysUnavailable),
+        Unauthenticated::Unproven => Problem::new(Code::NotProven),
+        Unauthenticated::SessionsAway => Problem::new(Code::StoreUnavailable),
         Unauthenticated::TenantAway(absent) => Problem::from(*absent),
     }
 }
@@ -154,6 +165,9 @@ fn judge(caller: &Caller, passage: &Passage, allows: impl Fn(&Caller) -> bool) -
         return Err(Problem::new(Code::TenantSuspended));
     }
     let tenant = subject(caller, passage)?;
+    if passage.operation.scope == Scope::Caller {
+        return Ok(tenant);
+    }
     let holds = match passage.operation.scope {
         Scope::Platform => is_platform(caller),
         // Without a tenant and without the platform's role, a caller has no books to look into.
@@ -177,7 +191,7 @@ pub(super) fn subject(caller: &Caller, passage: &Passage) -> Result<Option<Tenan
     let said = passage.said.tenant;
     match passage.operation.scope {
         Scope::Open => Ok(None),
-        Scope::Platform => Ok(caller.tenant),
+        Scope::Platform | Scope::Caller => Ok(caller.tenant),
         Scope::TenantInPath => {
             let segment = passage.segments[0].as_deref().unwrap_or_default();
             let named: TenantId = segment.parse().map_err(|_| unknown())?;
@@ -251,8 +265,9 @@ impl Ask {
             body_hash: sha256(&body),
         });
         let request_id = identity.request_id;
+        let source = request.remote_addr().as_socket_addr().map(|address| address.ip());
         let headers = std::mem::take(request.headers_mut());
-        let ask = Asked { api, operation, admitted, request_id, headers, query, body, idempotency };
+        let ask = Asked { api, operation, admitted, request_id, headers, query, body, source, idempotency };
         (Ask(Arc::new(ask)), request)
     }
 

@@ -43,6 +43,7 @@ pub(super) async fn receive(
         BodyKind::Events | BodyKind::OpenMeter => (limits.events_body_bytes_max, EVENTS),
         BodyKind::LiteLlm => (limits.litellm_body_bytes_max, LINES),
         BodyKind::KongLog => (limits.gateway_log_body_bytes_max, LINES),
+        BodyKind::Form => (limits.body_bytes_max, FORM),
     };
     check_media(headers, media)?;
     // Half of the request's own deadline, so that a body that trickles is told apart from work that is slow.
@@ -54,6 +55,7 @@ pub(super) async fn receive(
 }
 
 const JSON: &[&str] = &["application/json"];
+const FORM: &[&str] = &["application/x-www-form-urlencoded"];
 const PATCH: &[&str] = &["application/merge-patch+json", "application/json"];
 const EVENTS: &[&str] = &["application/json", "application/cloudevents+json", "application/cloudevents-batch+json"];
 const LINES: &[&str] = &["application/json", "application/x-ndjson", "application/ndjson", "application/jsonl"];

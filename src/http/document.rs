@@ -14,9 +14,9 @@ use serde_json::{Map, Value, json};
 use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::{Code, Form, Problem};
 use super::{
-    alerts, api_keys, audit, authzen, channels, decision, explain, features, flags, gateway, groups, ingestion, jobs,
-    kong_sync, ofrep, openmeter, platform_admins, policies, probes, quarantine, quotas, rate_limits, reconciliation,
-    reply, role_assignments, roles, tenants, usage, users,
+    alerts, api_keys, audit, auth, authzen, channels, decision, explain, features, flags, gateway, groups, ingestion,
+    jobs, kong_sync, ofrep, openmeter, passwords, platform_admins, policies, probes, quarantine, quotas, rate_limits,
+    reconciliation, reply, role_assignments, roles, tenants, usage, users,
 };
 
 /// The chapters of the document.
@@ -30,6 +30,8 @@ pub(super) enum Tag {
     Organization,
     /// What a tenant's roles and policies allow, why, and decisions for whoever enforces them (AuthZEN).
     Access,
+    /// Logging in with a browser: sessions, and passwords that are kept here.
+    Login,
     /// Events coming in; reports and the ledger going out.
     Usage,
     /// Limits, how they stand, decisions for gateways, alerts.
@@ -58,6 +60,7 @@ type Handlers = (
         role_assignments::RoleAssignments,
         (roles::Roles, policies::Policies, explain::Explain),
         platform_admins::PlatformAdmins,
+        (auth::Auth, passwords::Passwords),
     ),
     ingestion::Ingestion,
     openmeter::OpenMeter,
@@ -87,6 +90,7 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
             role_assignments::RoleAssignments,
             (roles::Roles, policies::Policies, explain::Explain),
             platform_admins::PlatformAdmins,
+            (auth::Auth, passwords::Passwords),
         ),
         ingestion::Ingestion,
         openmeter::OpenMeter,
@@ -161,6 +165,10 @@ pub fn openapi_document() -> String {
         "apiKey": {
             "type": "apiKey", "in": "header", "name": "X-API-Key",
             "description": "An API key, for gateways that can only set a plain header."
+        },
+        "session": {
+            "type": "apiKey", "in": "cookie", "name": "__Host-platform-session",
+            "description": "A browser's session; without TLS the cookie's name is platform-session. A request that is no GET also needs the session's token in X-CSRF-Token."
         }
     });
     document["components"]["parameters"] = common_parameters();
@@ -276,14 +284,14 @@ fn references(described: &Value) -> Vec<String> {
 /// What the table knows of an operation.
 fn complete(described: &mut Value, operation: &Operation) {
     if operation.scope != Scope::Open {
-        described["security"] = json!([{ "bearer": [] }, { "apiKey": [] }]);
+        described["security"] = json!([{ "bearer": [] }, { "apiKey": [] }, { "session": [] }]);
     }
     let mut parameters = vec!["RequestId"];
     if operation.scope != Scope::Open {
         parameters.extend(["TenantId", "UserId"]);
     }
     let reads_keys = matches!(operation.body, BodyKind::None | BodyKind::Json | BodyKind::Patch);
-    if operation.method != poem::http::Method::GET && reads_keys {
+    if operation.method != poem::http::Method::GET && reads_keys && operation.scope != Scope::Open {
         parameters.push("IdempotencyKey");
     }
     let mut all = described["parameters"].as_array().cloned().unwrap_or_default();

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::auth;
 use super::operation::{self, Missed, Operation};
 use super::problem::{Code, Form, Problem};
 use super::rate_limits::Told;
@@ -117,8 +118,12 @@ pub(super) fn parameters(request: &Request, operation: &Operation) -> Result<Vec
     if request.uri().query().is_none_or(str::is_empty) {
         return Ok(Vec::new());
     }
-    let pairs: Vec<(String, String)> =
+    let mut pairs: Vec<(String, String)> =
         request.params().map_err(|_| Problem::new(Code::InvalidParameter).saying("The query cannot be read."))?;
+    if operation.id == auth::CALLBACK_ID {
+        // RFC 6749, 4.1.2: what a client does not know it ignores.
+        pairs.retain(|(name, _)| operation.query.contains(&name.as_str()));
+    }
     for (at, (name, value)) in pairs.iter().enumerate() {
         if !operation.query.contains(&name.as_str()) {
             // Not echoed: a credential in the query must not come back in an answer or a log.
@@ -175,7 +180,7 @@ fn finished(answered: Result<Response, Problem>, request_id: &str, form: Form) -
 /// An error that the framework has written in its own words.
 fn is_foreign(response: &Response) -> bool {
     let is_error = response.status().is_client_error() || response.status().is_server_error();
-    is_error && response.content_type() != Some("application/json")
+    is_error && response.data::<auth::ForPeople>().is_none() && response.content_type() != Some("application/json")
 }
 
 fn measure(operation: &'static str, status: StatusCode, took: Duration) {

@@ -11,7 +11,7 @@
 //!    [`explain`], [`authzen`], [`platform_admins`],
 //!    [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`], [`channels`], [`decision`],
 //!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`flags`], [`features`],
-//!    [`ofrep`], [`probes`]; [`view`]s and [`reply`] are what they speak
+//!    [`ofrep`], [`auth`], [`passwords`], [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`people`] has what the resources of an organization share; [`precondition`] reads `If-Match`.
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
@@ -21,6 +21,7 @@ mod alerts;
 mod api_key_view;
 mod api_keys;
 mod audit;
+mod auth;
 mod authorize;
 mod authzen;
 mod body;
@@ -41,6 +42,7 @@ mod kong_sync;
 mod ofrep;
 mod openmeter;
 mod operation;
+mod passwords;
 mod people;
 mod platform_admins;
 mod policies;

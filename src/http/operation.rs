@@ -15,6 +15,8 @@ pub enum Scope {
     Open,
     /// The platform's: needs a platform administrator.
     Platform,
+    /// The caller's own: needs credentials, and nothing more.
+    Caller,
     /// The first parameter of the path names the tenant.
     TenantInPath,
     /// The credential names the tenant; a platform administrator may choose one.
@@ -33,6 +35,8 @@ pub enum BodyKind {
     KongLog,
     /// A question, read as the standard that describes it has it: the context of feature flags, AuthZEN's evaluations.
     Evaluation,
+    /// A form, as OpenID providers post it.
+    Form,
     /// Its errors are told in OpenMeter's form, around ours.
     OpenMeter,
 }
@@ -141,6 +145,8 @@ impl Operation {
                 Code::InvalidCredentials,
                 Code::TooManyFailures,
                 Code::Forbidden,
+                Code::NotProven,
+                Code::StoreUnavailable,
                 Code::TenantSuspended,
                 Code::KeysUnavailable,
                 // Whether the books of its tenant still know the caller.
@@ -165,19 +171,20 @@ impl Operation {
 
 const PAGE: &[&str] = &["limit", "cursor"];
 
-use BodyKind::{Evaluation, Events, Json, KongLog, LiteLlm, None as NoBody, OpenMeter, Patch};
+use BodyKind::{Evaluation, Events, Form as FormBody, Json, KongLog, LiteLlm, None as NoBody, OpenMeter, Patch};
 use Code::{
     AdjustmentBelowZero, AdjustmentRefused, AlertNotFound, AlertOver, AlreadyReplayed, ApiKeyEnded, ApiKeyNotFound,
-    ChannelNotFound, ExternalIdTaken, FindingClosed, FindingNotFound, FlagNotFound, FlagNotOverridable,
-    FlagsKeptElsewhere, GroupNotFound, IdempotencyKeyReused, IdentityTaken, IllegalMove, InvalidCursor, JobFinished,
-    JobNotFound, MemberNotFound, MembershipRefused, NotFound, NotReady, NothingAccepted, OrganizationFull,
-    PlatformAdminNotFound, PolicyNotFound, PreconditionFailed, PreconditionRequired, QuarantinedNotFound,
-    ReportTooLarge, RoleAlreadyAssigned, RoleAssignmentNotFound, RoleBuiltIn, RoleInUse, RoleNotFound,
-    RotationUnderWay, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen, TenantMismatch, TenantNotFound,
-    TenantSaturated, TenantStarting, TestedTooOften, TooManyApiKeys, TooManyEvents, TooManyFlags, TooManyJobs,
-    UserNotFound, ValidationFailed,
+    AuthenticationRequired, ChannelNotFound, ExternalIdTaken, FindingClosed, FindingNotFound, FlagNotFound,
+    FlagNotOverridable, FlagsKeptElsewhere, GroupNotFound, IdempotencyKeyReused, IdentityTaken, IllegalMove,
+    InvalidCredentials, InvalidCursor, JobFinished, JobNotFound, KeysUnavailable, LoginDenied, LoginFailed, LoginOff,
+    LogoutTokenRefused, MemberNotFound, MembershipRefused, NotFound, NotProven, NotReady, NothingAccepted,
+    OrganizationFull, PlatformAdminNotFound, PolicyNotFound, PreconditionFailed, PreconditionRequired,
+    QuarantinedNotFound, ReportTooLarge, RoleAlreadyAssigned, RoleAssignmentNotFound, RoleBuiltIn, RoleInUse,
+    RoleNotFound, RotationUnderWay, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen, TenantMismatch,
+    TenantNotFound, TenantSaturated, TenantStarting, TestedTooOften, TooManyApiKeys, TooManyEvents, TooManyFailures,
+    TooManyFlags, TooManyJobs, UserNotFound, ValidationFailed,
 };
-use Scope::{Open, Platform, TenantInPath, TenantOfCredential};
+use Scope::{Caller, Open, Platform, TenantInPath, TenantOfCredential};
 
 /// The table.
 #[rustfmt::skip]
@@ -200,6 +207,21 @@ pub static OPERATIONS: &[Operation] = &[
     Operation { id: "getMetrics", method: Method::GET, path: "/metrics", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[] },
     Operation { id: "getDocument", method: Method::GET, path: "/openapi.json", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[] },
     Operation { id: "getDocumentation", method: Method::GET, path: "/docs", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[] },
+
+    Operation { id: "listLoginProviders", method: Method::GET, path: "/v1/auth/providers", scope: Open, object: "", action: "", body: NoBody, query: &[], codes: &[] },
+    Operation { id: "beginLogin", method: Method::GET, path: "/v1/auth/login", scope: Open, object: "", action: "", body: NoBody,
+        query: &["provider", "returnTo"], codes: &[LoginOff, KeysUnavailable] },
+    Operation { id: "finishLogin", method: Method::GET, path: "/v1/auth/callback", scope: Open, object: "", action: "", body: NoBody,
+        query: &["code", "state", "iss", "error"], codes: &[LoginFailed, LoginDenied, TooManyFailures, KeysUnavailable, StoreUnavailable, TenantStarting, TenantFrozen] },
+    Operation { id: "loginLocally", method: Method::POST, path: "/v1/auth/local", scope: Open, object: "", action: "", body: Json,
+        query: &[], codes: &[LoginOff, InvalidCredentials, LoginDenied, NotProven, TooManyFailures, ValidationFailed, StoreUnavailable, TenantStarting, TenantFrozen] },
+    Operation { id: "refreshSession", method: Method::POST, path: "/v1/auth/refresh", scope: Open, object: "", action: "", body: NoBody,
+        query: &[], codes: &[AuthenticationRequired, InvalidCredentials, NotProven, StoreUnavailable, TenantStarting, TenantFrozen] },
+    Operation { id: "logOut", method: Method::POST, path: "/v1/auth/logout", scope: Open, object: "", action: "", body: NoBody,
+        query: &[], codes: &[NotProven, StoreUnavailable] },
+    Operation { id: "backChannelLogout", method: Method::POST, path: "/v1/auth/backchannel-logout", scope: Open, object: "", action: "", body: FormBody,
+        query: &[], codes: &[LogoutTokenRefused, KeysUnavailable, StoreUnavailable] },
+    Operation { id: "getMe", method: Method::GET, path: "/v1/auth/me", scope: Caller, object: "", action: "", body: NoBody, query: &[], codes: &[StoreUnavailable] },
 
     Operation { id: "createTenant", method: Method::POST, path: "/v1/tenants", scope: Platform, object: "tenants", action: "create", body: Json,
         query: &[], codes: &[SlugTaken, ExternalIdTaken, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
@@ -272,6 +294,10 @@ pub static OPERATIONS: &[Operation] = &[
         query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, UserNotFound, IdentityTaken, PreconditionFailed, PreconditionRequired, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
     Operation { id: "deleteUser", method: Method::DELETE, path: "/v1/users/{id}", scope: TenantOfCredential, object: "users", action: "delete", body: NoBody,
         query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, UserNotFound, PreconditionFailed, PreconditionRequired, IdempotencyKeyReused, StoreUnavailable] },
+    Operation { id: "setPassword", method: Method::PUT, path: "/v1/users/{id}/password", scope: TenantOfCredential, object: "users", action: "change", body: Json,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, LoginOff, UserNotFound, ValidationFailed, TenantStarting, TenantFrozen, StoreUnavailable] },
+    Operation { id: "removePassword", method: Method::DELETE, path: "/v1/users/{id}/password", scope: TenantOfCredential, object: "users", action: "change", body: NoBody,
+        query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, UserNotFound, StoreUnavailable] },
     Operation { id: "createGroup", method: Method::POST, path: "/v1/groups", scope: TenantOfCredential, object: "groups", action: "create", body: Json,
         query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, IdentityTaken, OrganizationFull, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
     Operation { id: "listGroups", method: Method::GET, path: "/v1/groups", scope: TenantOfCredential, object: "groups", action: "read", body: NoBody,
@@ -459,7 +485,7 @@ mod tests {
     fn every_closed_row_names_an_object_and_an_action() {
         for operation in OPERATIONS {
             let named = !operation.object.is_empty() && !operation.action.is_empty();
-            assert_eq!(named, operation.scope != Scope::Open, "{}", operation.id);
+            assert_eq!(named, !matches!(operation.scope, Scope::Open | Scope::Caller), "{}", operation.id);
             let in_path = operation.path.contains("{id}") || operation.path.contains("{tenantId}");
             assert!(operation.scope != Scope::TenantInPath || in_path, "{}", operation.id);
         }

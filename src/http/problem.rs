@@ -55,13 +55,18 @@ codes! {
     InvalidHeader "INVALID_HEADER" 400 "A header cannot be read.";
     InvalidCursor "INVALID_CURSOR" 400 "The cursor was not issued for this list.";
     MalformedCredentials "MALFORMED_CREDENTIALS" 400 "The credentials are not of a known form, or there are several.";
+    LoginFailed "LOGIN_FAILED" 400 "The login cannot be finished: it was not begun by this browser, took too long, was finished before, or was refused; begin again.";
+    LogoutTokenRefused "LOGOUT_TOKEN_REFUSED" 400 "The logout token is not one, is not for us, or came before.";
     AuthenticationRequired "AUTHENTICATION_REQUIRED" 401 "The request carries no credentials.";
     InvalidCredentials "INVALID_CREDENTIALS" 401 "The credentials are unknown, expired or revoked.";
     Forbidden "FORBIDDEN" 403 "The credentials do not allow this.";
+    LoginDenied "LOGIN_DENIED" 403 "The identity provider vouches for somebody who may not come in here.";
+    NotProven "CSRF_REFUSED" 403 "The request came with a session's cookie and does not prove that a page of ours sent it; send X-CSRF-Token.";
     TenantMismatch "TENANT_MISMATCH" 403 "X-Tenant-Id and the path name different tenants.";
     TenantSuspended "TENANT_SUSPENDED" 403 "The tenant is suspended; its credentials are refused.";
     NotFound "NOT_FOUND" 404 "There is nothing at this address.";
     TenantNotFound "TENANT_NOT_FOUND" 404 "There is no such tenant.";
+    LoginOff "LOGIN_OFF" 404 "There is no such way to log in.";
     ApiKeyNotFound "API_KEY_NOT_FOUND" 404 "There is no such API key.";
     QuarantinedNotFound "QUARANTINED_NOT_FOUND" 404 "There is no such event in quarantine.";
     ChannelNotFound "CHANNEL_NOT_FOUND" 404 "There is no such notification channel.";

@@ -36,7 +36,7 @@ macro_rules! migration {
     };
 }
 
-pub(super) static CONTROL: [Migration; 8] = [
+pub(super) static CONTROL: [Migration; 9] = [
     migration!(Both, 1, "control", "0001_catalogue"),
     migration!(Sqlite, 2, "control", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "control", "0002_append_only.postgres"),
@@ -44,6 +44,7 @@ pub(super) static CONTROL: [Migration; 8] = [
     migration!(Both, 5, "control", "0005_platform_admins"),
     migration!(Both, 6, "control", "0006_flags"),
     migration!(Both, 7, "control", "0007_jobs"),
+    migration!(Both, 8, "control", "0008_sessions"),
     migration!(Both, 9, "control", "0009_api_key_terms"),
 ];
 

@@ -14,7 +14,7 @@
 //! - [`flag`]: feature flags, the same table in the control database and in each tenant's.
 //! - [`gateway`]: what gateways say. [`reconciliation`]: how it compares.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
-//! - [`catalogue`], [`api_key`], [`quarantine`], [`stream`], [`job`]: the control database.
+//! - [`catalogue`], [`api_key`], [`quarantine`], [`stream`], [`job`], [`session`]: the control database.
 
 pub mod api_key;
 pub mod audit;
@@ -38,6 +38,7 @@ pub mod quarantine;
 pub mod quota;
 pub mod reconciliation;
 pub mod request;
+pub mod session;
 pub mod stream;
 #[cfg(test)]
 pub(crate) mod tests;

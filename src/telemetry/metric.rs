@@ -160,6 +160,42 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Requests and decisions refused because a user, group, API key or tenant is no longer admitted, by kind.",
     ),
     (
+        "platform_api_logins_total",
+        Counter,
+        Unit::Count,
+        "Logins of browsers, by provider (`none` when it was not finished) and outcome.",
+    ),
+    (
+        "platform_api_session_renewals_total",
+        Counter,
+        Unit::Count,
+        "Refreshes of sessions for which their issuer was asked, by outcome (ok, away, refused).",
+    ),
+    (
+        "platform_api_sessions_copied_total",
+        Counter,
+        Unit::Count,
+        "Sessions that ended because an old secret of theirs came back.",
+    ),
+    (
+        "platform_api_back_channel_logouts_total",
+        Counter,
+        Unit::Count,
+        "Logout tokens that issuers have posted, by outcome.",
+    ),
+    (
+        "platform_api_token_introspections_total",
+        Counter,
+        Unit::Count,
+        "Questions to issuers about opaque tokens, by issuer and outcome (active, inactive, unreadable).",
+    ),
+    (
+        "platform_api_users_provisioned_total",
+        Counter,
+        Unit::Count,
+        "People added to their tenant or brought up to date as their issuer describes them, by outcome (ok, refused).",
+    ),
+    (
         "platform_api_issuer_key_fetches_total",
         Counter,
         Unit::Count,

@@ -14,6 +14,8 @@ use crate::harness::{Daemon, Engine, Setup, Tenant, eventually, on_both};
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum About {
     Nobody,
+    /// Whoever has a browser's session, which nobody here has.
+    Session,
     Platform,
     PathTenant,
     OwnTenant,
@@ -63,6 +65,14 @@ const ROWS: &[Row] = &[
     row("getMetrics", About::Nobody, ALL, nothing),
     row("getDocument", About::Nobody, ALL, nothing),
     row("getDocumentation", About::Nobody, ALL, nothing),
+    row("listLoginProviders", About::Nobody, ALL, nothing),
+    row("beginLogin", About::Nobody, ALL, nothing),
+    row("finishLogin", About::Nobody, ALL, nothing),
+    row("loginLocally", About::Nobody, ALL, nothing),
+    row("refreshSession", About::Session, NOBODY, nothing),
+    row("logOut", About::Nobody, ALL, nothing),
+    row("backChannelLogout", About::Nobody, ALL, nothing),
+    row("getMe", About::OwnTenant, ALL, nothing),
     row("createTenant", About::Platform, NOBODY, empty),
     row("listTenants", About::Platform, NOBODY, nothing),
     row("getTenant", About::PathTenant, ADMIN, nothing),
@@ -107,6 +117,8 @@ const ROWS: &[Row] = &[
     row("replaceUser", About::OwnTenant, ADMIN, empty),
     row("patchUser", About::OwnTenant, ADMIN, empty),
     row("deleteUser", About::OwnTenant, ADMIN, nothing),
+    row("setPassword", About::OwnTenant, ADMIN, empty),
+    row("removePassword", About::OwnTenant, ADMIN, nothing),
     row("createGroup", About::OwnTenant, ADMIN, empty),
     row("listGroups", About::OwnTenant, READERS, nothing),
     row("getGroup", About::OwnTenant, READERS, nothing),
@@ -233,6 +245,12 @@ async fn each_operation_is_open_to_exactly_those_who_may() {
                 reached(&operation.call(&anonymous, "", None).await, id);
                 continue;
             }
+            if row.about == About::Session {
+                for api in [&anonymous, &acme.api, &daemon.platform] {
+                    closed(&operation.call(api, &acme.id, None).await, 401, "AUTHENTICATION_REQUIRED", id);
+                }
+                continue;
+            }
             let body = || (row.body)();
             closed(&operation.call(&anonymous, &acme.id, body()).await, 401, "AUTHENTICATION_REQUIRED", id);
             closed(&operation.call(&revoked, &acme.id, body()).await, 401, "INVALID_CREDENTIALS", id);
@@ -256,6 +274,9 @@ async fn each_operation_is_open_to_exactly_those_who_may() {
         // The administrator of the platform last: some operations change what the others see.
         for operation in &operations {
             let row = ROWS.iter().find(|row| row.operation == operation.id).expect("checked above");
+            if row.about == About::Session {
+                continue;
+            }
             let answer = operation.call(&daemon.platform, &acme.id, (row.body)()).await;
             reached(&answer, &format!("{} by the platform", operation.id));
             if operation.id == "suspendTenant" {

@@ -35,7 +35,11 @@ const ROOMS: &[(&str, &[&str])] = &[
         "outlet",
         &["directory::handle", "tenant::handle", "tenant::message", "domain", "config", "clock", "telemetry", "fault"],
     ),
-    ("access", &["directory::handle", "tenant::handle", "domain", "config", "clock", "telemetry"]),
+    (
+        "access",
+        // People are added to their tenant when they first come.
+        &["directory::handle", "tenant::handle", "tenant::organization", "domain", "config", "clock", "telemetry"],
+    ),
     (
         "http",
         &[
@@ -96,7 +100,8 @@ const ROOMS: &[(&str, &[&str])] = &[
 const CRATES: &[(&str, &[&str])] = &[
     ("sqlx", &["store"]),
     ("async_nats", &["intake", "outlet"]),
-    ("redis", &["outlet", "intake", "rate_limit"]),
+    ("redis", &["outlet", "intake", "rate_limit", "access"]),
+    ("argon2", &["access"]),
     ("poem", &["http"]),
     ("poem_openapi", &["http"]),
     ("tonic", &["envoy"]),

@@ -27,6 +27,7 @@ mod jobs;
 mod kong;
 mod kong_sources;
 mod kong_sync;
+mod login;
 mod operations;
 mod organization;
 mod planted;

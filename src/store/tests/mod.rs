@@ -12,6 +12,7 @@ pub(crate) mod harness;
 mod jobs;
 mod measure;
 mod reports;
+mod sessions;
 
 /// `conformance!(name_of_a_function, …)`: each takes a [`harness::House`].
 macro_rules! conformance {

@@ -1,0 +1,294 @@
+//! Browsers log in at a real OpenID provider (`tests/openid`) or with a password, and leave again; sessions are in a real
+//! Redis or in the database.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use reqwest::{Client, Method, StatusCode, Url};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::harness::api::Answer;
+use crate::harness::daemon::project;
+use crate::harness::{Daemon, Engine, PATIENCE, Setup, eventually, on_both};
+
+const AUDIENCE: &str = "urn:platform-api";
+
+/// The provider, running until this is dropped.
+struct Provider {
+    issuer: String,
+    _process: Child,
+}
+
+impl Provider {
+    async fn start(clients: &Value) -> Provider {
+        let folder = std::env::var_os("TEST_OPENID_DIR").map_or(project().join("tests/openid"), PathBuf::from);
+        assert!(folder.join("node_modules").exists(), "run `npm ci` in {}", folder.display());
+        let mut process = Command::new("node")
+            .args(["provider.mjs", "0", &clients.to_string(), "--until-stdin-ends"])
+            .current_dir(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("node starts");
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let ready = tokio::time::timeout(PATIENCE, async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                if let Some(issuer) = line.strip_prefix("ready ") {
+                    return issuer.to_owned();
+                }
+            }
+            panic!("the provider ended");
+        });
+        Provider { issuer: ready.await.expect("the provider is ready"), _process: process }
+    }
+}
+
+/// As much of a browser as matters: it keeps cookies by place, and goes where it is sent.
+struct Browser {
+    http: Client,
+    jars: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Browser {
+    fn new() -> Browser {
+        let http = Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().timeout(PATIENCE);
+        Browser { http: http.build().expect("a plain client"), jars: BTreeMap::new() }
+    }
+
+    fn cookie(&self, base: &str, name: &str) -> String {
+        self.jars.get(&place(base)).and_then(|jar| jar.get(name)).cloned().unwrap_or_default()
+    }
+
+    async fn send(&mut self, method: Method, url: &str, headers: &[(&str, &str)], body: String) -> Answer {
+        let jar = self.jars.entry(place(url)).or_default();
+        let cookies: Vec<String> = jar.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let mut request = self.http.request(method, url).body(body).header("accept", "*/*");
+        if !cookies.is_empty() {
+            request = request.header("cookie", cookies.join("; "));
+        }
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let response = request.send().await.unwrap_or_else(|error| panic!("{url}: {error:?}"));
+        for line in response.headers().get_all("set-cookie") {
+            let line = line.to_str().unwrap();
+            let (name, value) = line.split(';').next().unwrap().split_once('=').unwrap();
+            match line.contains("Max-Age=0") || line.contains("1970") {
+                true => drop(jar.remove(name)),
+                false => drop(jar.insert(name.to_owned(), value.to_owned())),
+            }
+        }
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await.unwrap();
+        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+        Answer { status, headers, text, body }
+    }
+
+    async fn get(&mut self, url: &str) -> Answer {
+        self.send(Method::GET, url, &[], String::new()).await
+    }
+
+    /// What a page of ours would send: with the token that its scripts can read.
+    async fn change(&mut self, base: &str, method: Method, path: &str, body: &Value) -> Answer {
+        let token = self.cookie(base, "platform-csrf");
+        let headers = [("x-csrf-token", token.as_str()), ("origin", base), ("content-type", "application/json")];
+        self.send(method, &format!("{base}{path}"), &headers, body.to_string()).await
+    }
+
+    /// Follows redirects up to the one that `is_last`; answers its address.
+    async fn follow(&mut self, from: &str, is_last: impl Fn(&str) -> bool) -> String {
+        let mut url = from.to_owned();
+        for _ in 0..10 {
+            let answer = self.get(&url).await;
+            let redirected = StatusCode::from_u16(answer.status).unwrap().is_redirection();
+            assert!(redirected, "{url}: {} {}", answer.status, answer.text);
+            url = Url::parse(&url).unwrap().join(answer.header("location")).unwrap().to_string();
+            if is_last(&url) {
+                return url;
+            }
+        }
+        panic!("sent about for ever: {url}");
+    }
+}
+
+fn place(url: &str) -> String {
+    Url::parse(url).unwrap().origin().ascii_serialization()
+}
+
+/// A daemon at whose provider people log in.
+async fn house(engine: Engine) -> (Daemon, Provider, String) {
+    // Sessions in Redis with one engine, in the database with the other.
+    let setup = if engine == Engine::Sqlite { Setup::on(engine).with_redis() } else { Setup::on(engine) };
+    let mut daemon = Daemon::prepare(setup).await;
+    let base = daemon.platform.base().to_owned();
+    let clients = json!([
+        {"id": "console", "secret": "secret", "redirectUris": [format!("{base}/v1/auth/callback")],
+            "backChannelLogoutUri": format!("{base}/v1/auth/backchannel-logout")},
+        {"id": "batch", "secret": "secret", "opaque": true},
+    ]);
+    let provider = Provider::start(&clients).await;
+    let prefix = &daemon.redis_prefix;
+    let settings = format!(
+        "[auth.login]\npublic_url = \"{base}\"\nkey_prefix = \"{prefix}sessions:\"\n\
+         [[auth.issuers]]\nissuer = \"{}\"\naudience = \"{AUDIENCE}\"\nname = \"real\"\nprovision = true\n\
+         introspection = {{ client_id = \"batch\", client_secret = \"secret\" }}\n\
+         login = {{ client_id = \"console\", client_secret = \"secret\", scopes = [\"openid\", \"offline_access\"] }}\n",
+        provider.issuer
+    );
+    std::fs::File::options()
+        .append(true)
+        .open(daemon.config_file())
+        .and_then(|mut file| file.write_all(settings.as_bytes()))
+        .expect("the folder is ours");
+    daemon.restart().await;
+    let acme = daemon.onboard("Acme").await;
+    let jane = json!({"tenant": acme.id, "roles": ["admin"], "name": "Jane Doe", "preferred_username": "jane"});
+    let users = json!({"jane": jane, "batch": {"tenant": acme.id, "roles": ["reader"]}});
+    let told = Browser::new().send(Method::POST, &format!("{}/users", provider.issuer), &[], users.to_string()).await;
+    assert_eq!(told.status, 204);
+    (daemon, provider, acme.id)
+}
+
+/// Goes to log in, and comes back; the callback's answer.
+async fn log_in(browser: &mut Browser, base: &str) -> Answer {
+    let begin = format!("{base}/v1/auth/login?returnTo=/console");
+    let callback = browser.follow(&begin, |url| url.starts_with(&format!("{base}/v1/auth/callback"))).await;
+    browser.get(&callback).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_logs_in_at_a_real_provider_works_and_leaves() {
+    on_both(|engine| async move {
+        let (daemon, provider, acme) = house(engine).await;
+        let base = daemon.platform.base().to_owned();
+        let mut browser = Browser::new();
+        assert_eq!(browser.get(&format!("{base}/v1/auth/me")).await.code(), "AUTHENTICATION_REQUIRED");
+        let back = log_in(&mut browser, &base).await;
+        assert_eq!((back.status, back.header("location")), (303, "/console"), "{}", back.text);
+        let me = browser.get(&format!("{base}/v1/auth/me")).await.ok();
+        assert_eq!(
+            (&me["actor"], &me["tenantId"], &me["roles"]),
+            (&json!("user:jane"), &json!(acme), &json!(["admin"]))
+        );
+        assert_eq!(me["session"]["name"], "Jane Doe");
+        assert_eq!(me["session"]["csrfToken"], json!(browser.cookie(&base, "platform-csrf")));
+
+        // She was added to her tenant's users, and a page of hers may change something; another's may not.
+        let users = browser.get(&format!("{base}/v1/users?userName=jane")).await.ok();
+        assert_eq!(users["items"][0]["subjects"][0], json!({"issuer": provider.issuer, "subject": "jane"}));
+        let group = json!({"displayName": "Engineers"});
+        let plain = [("content-type", "application/json"), ("origin", base.as_str())];
+        let refused = browser.send(Method::POST, &format!("{base}/v1/groups"), &plain, group.to_string()).await;
+        refused.refused(403, "CSRF_REFUSED");
+        let token = browser.cookie(&base, "platform-csrf");
+        let foreign =
+            [("content-type", "application/json"), ("x-csrf-token", &token), ("origin", "https://evil.example.com")];
+        let refused = browser.send(Method::POST, &format!("{base}/v1/groups"), &foreign, group.to_string()).await;
+        refused.refused(403, "CSRF_REFUSED");
+        assert_eq!(browser.change(&base, Method::POST, "/v1/groups", &group).await.status, 201);
+
+        // Nor may a form of another site's, with which the browser sends no cookie, take the session's away.
+        let mut elsewhere = Browser::new();
+        let logout = format!("{base}/v1/auth/logout");
+        let form = [("content-type", "application/x-www-form-urlencoded"), ("origin", "https://evil.example.com")];
+        let refused = elsewhere.send(Method::POST, &logout, &form, String::new()).await;
+        refused.refused(403, "CSRF_REFUSED");
+        assert_eq!(refused.header("set-cookie"), "");
+
+        // A refresh: the provider is asked with a refresh token that it changes each time.
+        for _ in 0..2 {
+            let before = browser.cookie(&base, "platform-session");
+            browser.change(&base, Method::POST, "/v1/auth/refresh", &json!({})).await.ok();
+            assert_ne!(browser.cookie(&base, "platform-session"), before);
+        }
+        assert_eq!(browser.get(&format!("{base}/v1/auth/me")).await.status, 200);
+        let out = browser.change(&base, Method::POST, "/v1/auth/logout", &json!({})).await.ok();
+        assert!(out["logoutUrl"].as_str().unwrap().starts_with(&provider.issuer), "{out}");
+        assert_eq!(browser.cookie(&base, "platform-session"), "");
+        assert_eq!(browser.get(&format!("{base}/v1/auth/me")).await.code(), "AUTHENTICATION_REQUIRED");
+        let audit = daemon.platform.get(&format!("/v1/audit?tenantId={acme}")).await.ok().to_string();
+        for action in ["session.opened", "session.ended", "user.created"] {
+            assert!(audit.contains(action), "{action}: {audit}");
+        }
+
+        // Whoever plants a session in a browser has none when somebody has logged in there.
+        log_in(&mut browser, &base).await;
+        let planted = browser.cookie(&base, "platform-session");
+        log_in(&mut browser, &base).await;
+        let mut attacker = Browser::new();
+        attacker.jars.entry(place(&base)).or_default().insert("platform-session".into(), planted);
+        attacker.get(&format!("{base}/v1/auth/me")).await.refused(401, "INVALID_CREDENTIALS");
+
+        // Leaving at the provider's ends it here, behind the browser's back.
+        let end = format!("{}/session/end?client_id=console", provider.issuer);
+        let form = browser.get(&end).await.text;
+        let xsrf = form.split("name=\"xsrf\" value=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+        let confirm = format!("{}/session/end/confirm", provider.issuer);
+        let form = [("content-type", "application/x-www-form-urlencoded")];
+        browser.send(Method::POST, &confirm, &form, format!("xsrf={xsrf}&logout=yes")).await;
+        eventually("the session's end", || {
+            let (http, cookie) = (browser.http.clone(), browser.cookie(&base, "platform-session"));
+            let request = http.get(format!("{base}/v1/auth/me")).header("cookie", format!("platform-session={cookie}"));
+            async move { (request.send().await.unwrap().status() == 401).then_some(()) }
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_provider_s_opaque_token_is_looked_up_and_a_password_lets_in() {
+    let (daemon, provider, acme) = house(Engine::Sqlite).await;
+    let base = daemon.platform.base().to_owned();
+    let http = Client::builder().no_proxy().build().unwrap();
+    let request = http.post(format!("{}/token", provider.issuer)).basic_auth("batch", Some("secret"));
+    let request = request.header("content-type", "application/x-www-form-urlencoded");
+    let answer: Value = request.body("grant_type=client_credentials").send().await.unwrap().json().await.unwrap();
+    let token = answer["access_token"].as_str().unwrap();
+    assert!(!token.contains('.'), "opaque");
+    let batch = daemon.platform.with(token);
+    let me = batch.get("/v1/auth/me").await.ok();
+    assert_eq!((&me["actor"], &me["tenantId"], &me["roles"]), (&json!("user:batch"), &json!(acme), &json!(["reader"])));
+    daemon.platform.with("another-opaque-token").get("/v1/auth/me").await.refused(401, "INVALID_CREDENTIALS");
+
+    // On the embedded database people may also have a password.
+    assert_eq!(daemon.platform.get("/v1/auth/providers").await.ok()["providers"], json!(["real", "local"]));
+    let of_acme = |path: &str| format!("{path}?tenantId={acme}");
+    let user = daemon.platform.post(&of_acme("/v1/users"), &json!({"userName": "john"})).await.ok();
+    let path = of_acme(&format!("/v1/users/{}/password", user["id"].as_str().unwrap()));
+    daemon.platform.put(&path, &json!({"password": "short"})).await.refused(422, "VALIDATION_FAILED");
+    daemon.platform.put(&path, &json!({"password": "correct horse battery"})).await.ok();
+    let mut browser = Browser::new();
+    let log_in = |name: &str, password: &str| json!({"userName": name, "password": password});
+    for wrong in [log_in("john", "wrong horse battery"), log_in("nobody", "correct horse battery")] {
+        let refused = browser.change(&base, Method::POST, "/v1/auth/local", &wrong).await;
+        refused.refused(401, "INVALID_CREDENTIALS");
+    }
+    let right = log_in("John", "correct horse battery");
+    let foreign = [("content-type", "application/json"), ("origin", "https://evil.example.com")];
+    let refused = browser.send(Method::POST, &format!("{base}/v1/auth/local"), &foreign, right.to_string()).await;
+    refused.refused(403, "CSRF_REFUSED");
+    browser.change(&base, Method::POST, "/v1/auth/local", &right).await.ok();
+    let me = browser.get(&format!("{base}/v1/auth/me")).await.ok();
+    assert_eq!((&me["userId"], &me["session"]["provider"]), (&json!("john"), &json!("local")));
+    daemon.platform.delete(&path).await.ok();
+    browser.get(&format!("{base}/v1/auth/me")).await.refused(401, "INVALID_CREDENTIALS");
+    let log = daemon.log();
+    for secret in ["correct horse battery", token, "wrong horse"] {
+        assert!(!log.contains(secret), "a secret is in the log");
+    }
+
+    // A callback that nobody asked for shows nothing of what came with it.
+    let callback =
+        format!("{base}/v1/auth/callback?code=%3Cscript%3E&state=x&session_state=y&error_description=%3Cb%3E");
+    let page = browser.get(&callback).await;
+    assert_eq!((page.status, page.header("content-type")), (400, "text/html; charset=utf-8"));
+    assert!(page.text.contains("LOGIN_FAILED") && !page.text.contains("script"), "{}", page.text);
+    let elsewhere = browser.get(&format!("{base}/v1/auth/login?provider=real&returnTo=//evil.example.com")).await;
+    elsewhere.refused(400, "INVALID_PARAMETER");
+    browser.get(&format!("{base}/v1/auth/login?provider=nowhere")).await.refused(404, "LOGIN_OFF");
+}
