@@ -10,7 +10,7 @@
 //! 5. one handler: [`tenants`], [`api_keys`], [`users`], [`groups`], [`role_assignments`], [`platform_admins`],
 //!    [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`], [`channels`], [`decision`],
 //!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`flags`], [`features`],
-//!    [`ofrep`], [`probes`]; [`view`]s and [`reply`] are what they speak
+//!    [`ofrep`], [`scim`], [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`people`] has what the resources of an organization share; [`precondition`] reads `If-Match`.
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
@@ -51,6 +51,8 @@ mod reconciliation;
 mod reply;
 mod request;
 mod role_assignments;
+mod scim;
+mod scim_description;
 mod server;
 mod settlement;
 mod tenants;
@@ -238,6 +240,7 @@ async fn hand_over(handlers: Arc<BoxEndpoint<'static>>, ask: Ask, mut request: R
         "getDocumentation" => document::serve_documentation(),
         "getFeatures" => or_problem(features::answer(&ask).await),
         "evaluateFlag" | "evaluateFlags" => or_problem(ofrep::answer(&ask, request.uri().path()).await),
+        id if id.starts_with("scim") => or_problem(scim::answer(&ask, request.uri().path()).await),
         _ => {
             if *request.method() == Method::HEAD {
                 request.set_method(Method::GET);

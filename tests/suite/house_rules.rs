@@ -52,6 +52,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "directory::jobs",
             "directory::task",
             "rate_limit",
+            "scim",
             "directory::noted",
             "directory::platform_admin",
             "directory::task",
@@ -71,6 +72,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "threads",
         ],
     ),
+    ("scim", &["domain"]),
     (
         "jobs",
         &[
