@@ -228,9 +228,9 @@ fn is_primary(item: &Value) -> bool {
 /// Of several primary items the last one said so last.
 fn one_primary(items: &mut [Value]) {
     let last = items.iter().rposition(is_primary);
-    for (at, item) in items.iter_mut().enumerate().filter(|(at, _)| Some(*at) != last) {
-        let _ = at;
-        if is_primary(item)
+    for (at, item) in items.iter_mut().enumerate() {
+        if Some(at) != last
+            && is_primary(item)
             && let Some(item) = item.as_object_mut()
         {
             item.insert("primary".into(), Value::Bool(false));
