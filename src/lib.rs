@@ -14,6 +14,8 @@
 //!
 //! [`rate_limit`] stands beside the doors: how often is too often, asked by [`http`] and [`envoy`].
 //!
+//! [`scim`] is the documents of SCIM, read and written for [`http`].
+//!
 //! [`daemon`] is the only room that knows everybody. [`config`], [`clock`], [`json`], [`telemetry`] and [`threads`] are the
 //! walls; [`fault`] is where the tests may end us, and is not there in a release.
 //!
@@ -37,6 +39,7 @@ pub mod jobs;
 pub mod json;
 pub mod outlet;
 pub mod rate_limit;
+pub mod scim;
 pub mod store;
 pub mod telemetry;
 pub mod tenant;

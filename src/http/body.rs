@@ -40,6 +40,7 @@ pub(super) async fn receive(
         BodyKind::None => return Ok(Bytes::new()),
         BodyKind::Json | BodyKind::Evaluation => (limits.body_bytes_max, JSON),
         BodyKind::Patch => (limits.body_bytes_max, PATCH),
+        BodyKind::Scim => (limits.body_bytes_max, SCIM),
         BodyKind::Events | BodyKind::OpenMeter => (limits.events_body_bytes_max, EVENTS),
         BodyKind::LiteLlm => (limits.litellm_body_bytes_max, LINES),
         BodyKind::KongLog => (limits.gateway_log_body_bytes_max, LINES),
@@ -57,6 +58,7 @@ pub(super) async fn receive(
 const JSON: &[&str] = &["application/json"];
 const FORM: &[&str] = &["application/x-www-form-urlencoded"];
 const PATCH: &[&str] = &["application/merge-patch+json", "application/json"];
+const SCIM: &[&str] = &["application/scim+json", "application/json"];
 const EVENTS: &[&str] = &["application/json", "application/cloudevents+json", "application/cloudevents-batch+json"];
 const LINES: &[&str] = &["application/json", "application/x-ndjson", "application/ndjson", "application/jsonl"];
 

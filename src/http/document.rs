@@ -16,7 +16,7 @@ use super::problem::{Code, Form, Problem};
 use super::{
     alerts, api_keys, audit, auth, authzen, channels, decision, explain, features, flags, gateway, groups, ingestion,
     jobs, kong_sync, ofrep, openmeter, passwords, platform_admins, policies, probes, quarantine, quotas, rate_limits,
-    reconciliation, reply, role_assignments, roles, tenants, usage, users,
+    reconciliation, reply, role_assignments, roles, scim_description, tenants, usage, users,
 };
 
 /// The chapters of the document.
@@ -149,7 +149,9 @@ pub fn openapi_document() -> String {
     let mut document: Value = serde_json::from_str(&service().spec()).unwrap_or_default();
     document["paths"]["/v1/quotas/{tenantId}/decision"] = decision::described();
     document["paths"]["/v1/features"] = features::described();
-    for (path, described) in ofrep::described().into_iter().chain(authzen::described()) {
+    for (path, described) in
+        ofrep::described().into_iter().chain(authzen::described()).chain(scim_description::described())
+    {
         document["paths"][path] = described;
     }
     document["paths"]["/openapi.json"] = page("getDocument", "This document", "application/json", "object");
@@ -157,6 +159,7 @@ pub fn openapi_document() -> String {
     document["components"]["schemas"]["Decision"] = decision::schema();
     document["components"]["schemas"]["Error"] = error_schema();
     document["components"]["schemas"]["Problem"] = problem_schema();
+    document["components"]["schemas"]["ScimError"] = scim_description::error_schema();
     document["components"]["securitySchemes"] = json!({
         "bearer": {
             "type": "http", "scheme": "bearer",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
-use poem::http::{HeaderName, HeaderValue, StatusCode, header};
+use poem::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use poem::{Request, Response};
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -54,7 +54,9 @@ where
     let request_id = identity.request_id.clone();
     let found = operation::find(request.method(), request.uri().path());
     let name = found.as_ref().map_or("none", |(operation, _)| operation.id);
-    let form = found.as_ref().map_or(Form::Envelope, |(operation, _)| operation.problem_form());
+    let form = found
+        .as_ref()
+        .map_or_else(|_| operation::form_beside(request.uri().path()), |(operation, _)| operation.problem_form());
     let span = tracing::info_span!(
         "request",
         otel.kind = "server",
@@ -102,7 +104,7 @@ fn enter(
     if length > URI_BYTES_MAX {
         return Err(Problem::new(Code::UriTooLong));
     }
-    if operation.scope != operation::Scope::Open && !request::accepts_json(request.headers()) {
+    if operation.scope != operation::Scope::Open && !accepts(request.headers(), operation) {
         return Err(Problem::new(Code::NotAcceptable));
     }
     let said = match operation.scope {
@@ -111,6 +113,12 @@ fn enter(
     };
     let query = parameters(&request, operation)?;
     Ok(Passage { request, operation, segments, identity, said, query, told })
+}
+
+/// Does the caller take what the operation answers?
+fn accepts(headers: &HeaderMap, operation: &Operation) -> bool {
+    let is_scim = operation.problem_form() == Form::Scim;
+    request::accepts(headers, "application/json") || (is_scim && request::accepts(headers, Form::Scim.media()))
 }
 
 /// The query's parameters: each known to the operation and given once.

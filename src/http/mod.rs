@@ -11,7 +11,7 @@
 //!    [`explain`], [`authzen`], [`platform_admins`],
 //!    [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`], [`channels`], [`decision`],
 //!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`flags`], [`features`],
-//!    [`ofrep`], [`auth`], [`passwords`], [`probes`]; [`view`]s and [`reply`] are what they speak
+//!    [`ofrep`], [`auth`], [`passwords`], [`scim`], [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`people`] has what the resources of an organization share; [`precondition`] reads `If-Match`.
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
@@ -58,6 +58,8 @@ mod reply;
 mod request;
 mod role_assignments;
 mod roles;
+mod scim;
+mod scim_description;
 mod server;
 mod settlement;
 mod tenants;
@@ -254,6 +256,7 @@ async fn hand_over(handlers: Arc<BoxEndpoint<'static>>, ask: Ask, mut request: R
             or_problem(authzen::answer(&ask).await)
         }
         "evaluateFlag" | "evaluateFlags" => or_problem(ofrep::answer(&ask, request.uri().path()).await),
+        id if id.starts_with("scim") => or_problem(scim::answer(&ask, request.uri().path()).await),
         _ => {
             if *request.method() == Method::HEAD {
                 request.set_method(Method::GET);

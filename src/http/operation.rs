@@ -39,6 +39,8 @@ pub enum BodyKind {
     Form,
     /// Its errors are told in OpenMeter's form, around ours.
     OpenMeter,
+    /// A resource, or a patch of one.
+    Scim,
 }
 
 /// One row.
@@ -57,6 +59,14 @@ pub struct Operation {
     pub query: &'static [&'static str],
     /// How it may end besides what its scope and body imply.
     pub codes: &'static [Code],
+}
+
+/// Where everything is SCIM's.
+const SCIM: &str = "/scim/v2/";
+
+/// How an error is written at an address where there is nothing.
+pub(super) fn form_beside(path: &str) -> Form {
+    if path.starts_with(SCIM) { Form::Scim } else { Form::Envelope }
 }
 
 /// Parameters of a path, in order.
@@ -129,7 +139,11 @@ impl Operation {
 
     /// How its errors are written.
     pub(super) fn problem_form(&self) -> Form {
-        if self.body == BodyKind::OpenMeter { Form::Rfc9457 } else { Form::Envelope }
+        match self.body {
+            BodyKind::OpenMeter => Form::Rfc9457,
+            _ if self.path.starts_with(SCIM) => Form::Scim,
+            _ => Form::Envelope,
+        }
     }
 
     /// Every code this operation may end with, ascending by status.
@@ -171,18 +185,19 @@ impl Operation {
 
 const PAGE: &[&str] = &["limit", "cursor"];
 
-use BodyKind::{Evaluation, Events, Form as FormBody, Json, KongLog, LiteLlm, None as NoBody, OpenMeter, Patch};
+use BodyKind::{Evaluation, Events, Form as FormBody, Json, KongLog, LiteLlm, None as NoBody, OpenMeter, Patch, Scim};
 use Code::{
     AdjustmentBelowZero, AdjustmentRefused, AlertNotFound, AlertOver, AlreadyReplayed, ApiKeyEnded, ApiKeyNotFound,
     AuthenticationRequired, ChannelNotFound, ExternalIdTaken, FindingClosed, FindingNotFound, FlagNotFound,
     FlagNotOverridable, FlagsKeptElsewhere, GroupNotFound, IdempotencyKeyReused, IdentityTaken, IllegalMove,
-    InvalidCredentials, InvalidCursor, JobFinished, JobNotFound, KeysUnavailable, LoginDenied, LoginFailed, LoginOff,
-    LogoutTokenRefused, MemberNotFound, MembershipRefused, NotFound, NotProven, NotReady, NothingAccepted,
-    OrganizationFull, PlatformAdminNotFound, PolicyNotFound, PreconditionFailed, PreconditionRequired,
-    QuarantinedNotFound, ReportTooLarge, RoleAlreadyAssigned, RoleAssignmentNotFound, RoleBuiltIn, RoleInUse,
-    RoleNotFound, RotationUnderWay, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen, TenantMismatch,
-    TenantNotFound, TenantSaturated, TenantStarting, TestedTooOften, TooManyApiKeys, TooManyEvents, TooManyFailures,
-    TooManyFlags, TooManyJobs, UserNotFound, ValidationFailed,
+    InvalidCredentials, InvalidCursor, InvalidFilter, InvalidPath, InvalidValue, JobFinished, JobNotFound,
+    KeysUnavailable, LoginDenied, LoginFailed, LoginOff, LogoutTokenRefused, MemberNotFound, MembershipRefused,
+    NoTarget, NotFound, NotProven, NotReady, NothingAccepted, OrganizationFull, PlatformAdminNotFound, PolicyNotFound,
+    PreconditionFailed, PreconditionRequired, QuarantinedNotFound, ReadOnlyAttribute, ReportTooLarge,
+    RoleAlreadyAssigned, RoleAssignmentNotFound, RoleBuiltIn, RoleInUse, RoleNotFound, RotationUnderWay, SlugTaken,
+    StillRefused, StoreUnavailable, TenantFrozen, TenantMismatch, TenantNotFound, TenantSaturated, TenantStarting,
+    TestedTooOften, TooManyApiKeys, TooManyEvents, TooManyFailures, TooManyFlags, TooManyJobs, UserNotFound,
+    ValidationFailed,
 };
 use Scope::{Caller, Open, Platform, TenantInPath, TenantOfCredential};
 
@@ -410,6 +425,42 @@ pub static OPERATIONS: &[Operation] = &[
         query: &[], codes: &[] },
     Operation { id: "testNotificationChannel", method: Method::POST, path: "/v1/notification-channels/{channel}/test", scope: Platform, object: "channels", action: "test", body: NoBody,
         query: &[], codes: &[ChannelNotFound, TestedTooOften, IdempotencyKeyReused, StoreUnavailable] },
+
+    // Identity providers; the objects are those of /v1/users and /v1/groups.
+    Operation { id: "scimGetServiceProviderConfig", method: Method::GET, path: "/scim/v2/ServiceProviderConfig", scope: TenantOfCredential, object: "users", action: "read", body: NoBody,
+        query: &[], codes: &[TenantNotFound] },
+    Operation { id: "scimListResourceTypes", method: Method::GET, path: "/scim/v2/ResourceTypes", scope: TenantOfCredential, object: "users", action: "read", body: NoBody,
+        query: &[], codes: &[TenantNotFound] },
+    Operation { id: "scimListSchemas", method: Method::GET, path: "/scim/v2/Schemas", scope: TenantOfCredential, object: "users", action: "read", body: NoBody,
+        query: &[], codes: &[TenantNotFound] },
+    Operation { id: "scimGetResourceType", method: Method::GET, path: "/scim/v2/ResourceTypes/{id}", scope: TenantOfCredential, object: "users", action: "read", body: NoBody,
+        query: &[], codes: &[TenantNotFound, NotFound] },
+    Operation { id: "scimGetSchema", method: Method::GET, path: "/scim/v2/Schemas/{id}", scope: TenantOfCredential, object: "users", action: "read", body: NoBody,
+        query: &[], codes: &[TenantNotFound, NotFound] },
+    Operation { id: "scimListUsers", method: Method::GET, path: "/scim/v2/Users", scope: TenantOfCredential, object: "users", action: "read", body: NoBody,
+        query: &["filter", "startIndex", "count", "sortBy", "sortOrder", "attributes", "excludedAttributes"], codes: &[TenantNotFound, InvalidFilter] },
+    Operation { id: "scimCreateUser", method: Method::POST, path: "/scim/v2/Users", scope: TenantOfCredential, object: "users", action: "create", body: Scim,
+        query: &["attributes", "excludedAttributes"], codes: &[TenantNotFound, IdempotencyKeyReused, StoreUnavailable, InvalidValue, IdentityTaken, OrganizationFull, UserNotFound] },
+    Operation { id: "scimGetUser", method: Method::GET, path: "/scim/v2/Users/{id}", scope: TenantOfCredential, object: "users", action: "read", body: NoBody,
+        query: &["attributes", "excludedAttributes"], codes: &[TenantNotFound, UserNotFound] },
+    Operation { id: "scimReplaceUser", method: Method::PUT, path: "/scim/v2/Users/{id}", scope: TenantOfCredential, object: "users", action: "change", body: Scim,
+        query: &["attributes", "excludedAttributes"], codes: &[TenantNotFound, IdempotencyKeyReused, StoreUnavailable, UserNotFound, InvalidValue, IdentityTaken, PreconditionFailed] },
+    Operation { id: "scimPatchUser", method: Method::PATCH, path: "/scim/v2/Users/{id}", scope: TenantOfCredential, object: "users", action: "change", body: Scim,
+        query: &["attributes", "excludedAttributes"], codes: &[TenantNotFound, IdempotencyKeyReused, StoreUnavailable, UserNotFound, InvalidValue, InvalidPath, NoTarget, ReadOnlyAttribute, IdentityTaken, PreconditionFailed] },
+    Operation { id: "scimDeleteUser", method: Method::DELETE, path: "/scim/v2/Users/{id}", scope: TenantOfCredential, object: "users", action: "delete", body: NoBody,
+        query: &[], codes: &[TenantNotFound, IdempotencyKeyReused, StoreUnavailable, UserNotFound, PreconditionFailed] },
+    Operation { id: "scimListGroups", method: Method::GET, path: "/scim/v2/Groups", scope: TenantOfCredential, object: "groups", action: "read", body: NoBody,
+        query: &["filter", "startIndex", "count", "sortBy", "sortOrder", "attributes", "excludedAttributes"], codes: &[TenantNotFound, InvalidFilter] },
+    Operation { id: "scimCreateGroup", method: Method::POST, path: "/scim/v2/Groups", scope: TenantOfCredential, object: "groups", action: "create", body: Scim,
+        query: &["attributes", "excludedAttributes"], codes: &[TenantNotFound, IdempotencyKeyReused, StoreUnavailable, InvalidValue, IdentityTaken, OrganizationFull, MembershipRefused, GroupNotFound] },
+    Operation { id: "scimGetGroup", method: Method::GET, path: "/scim/v2/Groups/{id}", scope: TenantOfCredential, object: "groups", action: "read", body: NoBody,
+        query: &["attributes", "excludedAttributes"], codes: &[TenantNotFound, GroupNotFound] },
+    Operation { id: "scimReplaceGroup", method: Method::PUT, path: "/scim/v2/Groups/{id}", scope: TenantOfCredential, object: "groups", action: "change", body: Scim,
+        query: &["attributes", "excludedAttributes"], codes: &[TenantNotFound, IdempotencyKeyReused, StoreUnavailable, GroupNotFound, InvalidValue, IdentityTaken, PreconditionFailed, OrganizationFull, MembershipRefused] },
+    Operation { id: "scimPatchGroup", method: Method::PATCH, path: "/scim/v2/Groups/{id}", scope: TenantOfCredential, object: "groups", action: "change", body: Scim,
+        query: &["attributes", "excludedAttributes"], codes: &[TenantNotFound, IdempotencyKeyReused, StoreUnavailable, GroupNotFound, InvalidValue, InvalidPath, NoTarget, ReadOnlyAttribute, IdentityTaken, PreconditionFailed, OrganizationFull, MembershipRefused] },
+    Operation { id: "scimDeleteGroup", method: Method::DELETE, path: "/scim/v2/Groups/{id}", scope: TenantOfCredential, object: "groups", action: "delete", body: NoBody,
+        query: &[], codes: &[TenantNotFound, IdempotencyKeyReused, StoreUnavailable, GroupNotFound, PreconditionFailed] },
 
     Operation { id: "getKongSync", method: Method::GET, path: "/v1/gateway/kong/sync", scope: Platform, object: "kongSync", action: "read", body: NoBody, query: &[], codes: &[] },
 ];

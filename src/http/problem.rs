@@ -54,6 +54,11 @@ codes! {
     InvalidParameter "INVALID_PARAMETER" 400 "A query parameter is missing, cannot be read, is unknown or is given twice.";
     InvalidHeader "INVALID_HEADER" 400 "A header cannot be read.";
     InvalidCursor "INVALID_CURSOR" 400 "The cursor was not issued for this list.";
+    InvalidFilter "INVALID_FILTER" 400 "The filter cannot be read.";
+    InvalidPath "INVALID_PATH" 400 "A path of a patch cannot be read, or does not fit its attribute.";
+    InvalidValue "INVALID_VALUE" 400 "A value is missing, or does not fit its attribute.";
+    NoTarget "NO_TARGET" 400 "A patch is about something that there is not.";
+    ReadOnlyAttribute "READ_ONLY_ATTRIBUTE" 400 "The attribute is not the client's to change.";
     MalformedCredentials "MALFORMED_CREDENTIALS" 400 "The credentials are not of a known form, or there are several.";
     LoginFailed "LOGIN_FAILED" 400 "The login cannot be finished: it was not begun by this browser, took too long, was finished before, or was refused; begin again.";
     LogoutTokenRefused "LOGOUT_TOKEN_REFUSED" 400 "The logout token is not one, is not for us, or came before.";
@@ -155,6 +160,8 @@ pub(super) enum Form {
     Envelope,
     /// RFC 9457, around the envelope.
     Rfc9457,
+    /// RFC 7644, 3.12, which knows no other members: the code stands before the message.
+    Scim,
 }
 
 impl Form {
@@ -162,6 +169,7 @@ impl Form {
         match self {
             Form::Envelope => "application/json",
             Form::Rfc9457 => "application/problem+json",
+            Form::Scim => "application/scim+json",
         }
     }
 
@@ -170,6 +178,7 @@ impl Form {
         match self {
             Form::Envelope => "Error",
             Form::Rfc9457 => "Problem",
+            Form::Scim => "ScimError",
         }
     }
 }
@@ -235,6 +244,14 @@ impl Problem {
 
     /// What is told, written in `form`.
     pub(super) fn body<'a>(&'a self, request_id: &'a str, form: Form) -> impl Serialize + 'a {
+        if form == Form::Scim {
+            return Told::Scim(ScimError {
+                schemas: ["urn:ietf:params:scim:api:messages:2.0:Error"],
+                status: self.code.status().to_string(),
+                scim_type: scim_type(self.code),
+                detail: format!("{}: {}", self.code.name(), self.message),
+            });
+        }
         let error = Inner { code: self.code.name(), message: &self.message, details: &self.details, request_id };
         let standard = (form == Form::Rfc9457).then(|| Standard {
             kind: "about:blank",
@@ -242,7 +259,7 @@ impl Problem {
             status: self.code.status(),
             detail: &self.message,
         });
-        Envelope { standard, error }
+        Told::Envelope(Envelope { standard, error })
     }
 
     fn written(&self, request_id: &str, form: Form) -> Vec<u8> {
@@ -316,6 +333,37 @@ fn challenge(code: Code) -> HeaderValue {
         Code::AuthenticationRequired => HeaderValue::from_static("Bearer realm=\"platform-api\""),
         _ => HeaderValue::from_static("Bearer realm=\"platform-api\", error=\"invalid_token\""),
     }
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Told<'a> {
+    Envelope(Envelope<'a>),
+    Scim(ScimError),
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ScimError {
+    schemas: [&'static str; 1],
+    status: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scim_type: Option<&'static str>,
+    detail: String,
+}
+
+/// The protocol's own word for it, where it has one.
+fn scim_type(code: Code) -> Option<&'static str> {
+    Some(match code {
+        Code::InvalidFilter => "invalidFilter",
+        Code::InvalidPath => "invalidPath",
+        Code::InvalidValue => "invalidValue",
+        Code::MalformedJson => "invalidSyntax",
+        Code::NoTarget => "noTarget",
+        Code::ReadOnlyAttribute => "mutability",
+        Code::IdentityTaken => "uniqueness",
+        _ => return None,
+    })
 }
 
 #[derive(Serialize)]

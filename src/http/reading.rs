@@ -78,5 +78,5 @@ pub fn named_tenant(headers: &HeaderMap) -> Result<Option<TenantId>, Code> {
 /// Whether an answer in JSON is acceptable.
 #[must_use]
 pub fn accepts_json(headers: &HeaderMap) -> bool {
-    request::accepts_json(headers)
+    request::accepts(headers, "application/json")
 }

@@ -79,7 +79,7 @@ impl Said {
 
 /// Does the caller take JSON? A missing `Accept` takes everything.
 #[must_use]
-pub(super) fn accepts_json(headers: &HeaderMap) -> bool {
+pub(super) fn accepts(headers: &HeaderMap, answer: &str) -> bool {
     let mut ranges = headers.get_all("accept").iter().filter_map(|value| value.to_str().ok()).peekable();
     if ranges.peek().is_none() {
         return true;
@@ -91,7 +91,7 @@ pub(super) fn accepts_json(headers: &HeaderMap) -> bool {
             let quality = part.strip_prefix("q=").or_else(|| part.strip_prefix("Q="));
             quality.is_some_and(|value| value.parse::<f32>().is_ok_and(|quality| quality <= 0.0))
         });
-        !refused && matches!(media.as_str(), "*/*" | "application/*" | "application/json")
+        !refused && (matches!(media.as_str(), "*/*" | "application/*") || media == answer)
     })
 }
 
@@ -204,8 +204,8 @@ mod tests {
             ("application/json;q=0", false),
             ("", false),
         ] {
-            assert_eq!(accepts_json(with(&[("accept", accept)]).headers()), taken, "{accept}");
+            assert_eq!(accepts(with(&[("accept", accept)]).headers(), "application/json"), taken, "{accept}");
         }
-        assert!(accepts_json(with(&[]).headers()));
+        assert!(accepts(with(&[]).headers(), "application/json"));
     }
 }

@@ -167,6 +167,23 @@ const ROWS: &[Row] = &[
     row("cancelJob", About::OwnTenant, ADMIN, nothing),
     row("getRateLimits", About::OwnTenant, GATEWAYS, nothing),
     row("getKongSync", About::Platform, NOBODY, nothing),
+    row("scimGetServiceProviderConfig", About::OwnTenant, ADMIN, nothing),
+    row("scimListResourceTypes", About::OwnTenant, ADMIN, nothing),
+    row("scimGetResourceType", About::OwnTenant, ADMIN, nothing),
+    row("scimListSchemas", About::OwnTenant, ADMIN, nothing),
+    row("scimGetSchema", About::OwnTenant, ADMIN, nothing),
+    row("scimListUsers", About::OwnTenant, ADMIN, nothing),
+    row("scimCreateUser", About::OwnTenant, ADMIN, empty),
+    row("scimGetUser", About::OwnTenant, ADMIN, nothing),
+    row("scimReplaceUser", About::OwnTenant, ADMIN, empty),
+    row("scimPatchUser", About::OwnTenant, ADMIN, empty),
+    row("scimDeleteUser", About::OwnTenant, ADMIN, nothing),
+    row("scimListGroups", About::OwnTenant, READERS, nothing),
+    row("scimCreateGroup", About::OwnTenant, ADMIN, empty),
+    row("scimGetGroup", About::OwnTenant, READERS, nothing),
+    row("scimReplaceGroup", About::OwnTenant, ADMIN, empty),
+    row("scimPatchGroup", About::OwnTenant, ADMIN, empty),
+    row("scimDeleteGroup", About::OwnTenant, ADMIN, nothing),
 ];
 
 /// An operation as the document describes it.

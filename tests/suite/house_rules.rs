@@ -56,6 +56,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "directory::jobs",
             "directory::task",
             "rate_limit",
+            "scim",
             "directory::noted",
             "directory::platform_admin",
             "directory::task",
@@ -76,6 +77,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "threads",
         ],
     ),
+    ("scim", &["domain"]),
     (
         "jobs",
         &[

@@ -233,7 +233,7 @@ fn target(group: GroupId) -> String {
     format!("group:{group}")
 }
 
-fn named(member: &Member) -> Value {
+pub(super) fn named(member: &Member) -> Value {
     json!({ "type": member.kind(), "id": member.id() })
 }
 

@@ -4,12 +4,14 @@
 
 mod groups;
 mod roles;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod users;
 
 pub use groups::{AddMembers, CreateGroup, DeleteGroup, EditGroup, GroupEdit, RemoveMember};
 pub use roles::{AssignRole, UnassignRole};
+pub use shape::ShapeGroup;
 pub use users::{CreateUser, DeleteUser, EditUser, UserEdit};
 
 use std::sync::Arc;

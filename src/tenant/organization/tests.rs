@@ -29,6 +29,7 @@ crate::store::tests::conformance!(
     a_refused_change_leaves_no_row_and_no_record,
     whoever_goes_leaves_nothing_behind,
     a_person_is_made_once_per_key,
+    a_group_is_shaped_in_one_change,
     what_is_recorded_names_no_value
 );
 
@@ -237,6 +238,38 @@ async fn a_refused_change_leaves_no_row_and_no_record(house: &House) {
     }
     let more = home.refused(create(user::Profile::named("one more"))).await;
     assert_eq!(more, Refusal::Full { what: "users", most: 5 });
+}
+
+async fn a_group_is_shaped_in_one_change(house: &House) {
+    let mut home = Home::new(house).await;
+    let (ada, bob) = (home.user("Ada").await, home.user("Bob").await);
+    let other = home.group("Other").await;
+    let id = GroupId(crate::clock::new_id());
+    let shape = |name: &str, members: &[Member], expected: Option<Expected>| ShapeGroup {
+        id,
+        profile: group::Profile::named(name),
+        members: members.iter().copied().collect(),
+        expected,
+        limits: LIMITS,
+        render: |_| String::new(),
+    };
+    let (ada, bob, inner) = (Member::User(ada), Member::User(bob), Member::Group(other));
+    assert_eq!(home.done(shape("Team", &[ada, inner], None)).await.version, 1);
+    home.reads_the_same().await;
+    let head = home.books.head;
+    assert_eq!(home.done(shape("Team", &[inner, ada], Some(Expected::OneOf(vec![1])))).await.version, 1);
+    assert_eq!(home.books.head, head, "it is so already");
+    assert_eq!(home.done(shape("Crew", &[ada, bob], Some(Expected::Any))).await.version, 2);
+    home.reads_the_same().await;
+    assert_eq!(home.books.organization.members_of(id, None).collect::<BTreeSet<_>>(), BTreeSet::from([ada, bob]));
+    // What is refused leaves everybody where they were, also whoever was to go first.
+    let stale = home.refused(shape("Crew", &[], Some(Expected::OneOf(vec![1])))).await;
+    assert_eq!(stale, Refusal::Stale);
+    let circle = home.refused(shape("Crew", &[Member::Group(id)], Some(Expected::Any))).await;
+    assert_eq!(circle, Refusal::Cycle { index: 0 });
+    let taken = home.refused(shape("OTHER", &[], Some(Expected::Any))).await;
+    assert_eq!(taken, Refusal::Taken { pointer: "/displayName".into() });
+    assert_eq!(home.books.organization.members_of(id, None).count(), 2);
 }
 
 async fn whoever_goes_leaves_nothing_behind(house: &House) {

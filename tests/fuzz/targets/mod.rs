@@ -17,6 +17,7 @@ mod money;
 mod openmeter;
 mod query;
 mod quotas;
+mod scim;
 mod time;
 mod token;
 mod window;
@@ -62,6 +63,7 @@ targets! {
     openmeter
     query
     quotas
+    scim
     time
     token
     window

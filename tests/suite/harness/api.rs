@@ -21,7 +21,15 @@ pub struct Answer {
 impl Answer {
     /// `error.code`, or nothing.
     pub fn code(&self) -> &str {
+        if self.is_scim_error() {
+            return self.body["detail"].as_str().and_then(|detail| detail.split(':').next()).unwrap_or_default();
+        }
         self.body["error"]["code"].as_str().unwrap_or_default()
+    }
+
+    /// An error in the one form that has no room for the envelope.
+    fn is_scim_error(&self) -> bool {
+        self.body["schemas"][0] == "urn:ietf:params:scim:api:messages:2.0:Error"
     }
 
     pub fn header(&self, name: &str) -> &str {
@@ -45,6 +53,11 @@ impl Answer {
     /// Every refusal looks the same, and names the request it answers.
     #[track_caller]
     pub fn in_the_envelope(&self) {
+        if self.is_scim_error() {
+            assert_eq!(self.body["status"], self.status.to_string(), "{}", self.text);
+            assert_eq!(self.header("content-type"), "application/scim+json");
+            return;
+        }
         let error = self.body["error"].as_object().unwrap_or_else(|| panic!("not our envelope: {}", self.text));
         let fields: Vec<&str> = error.keys().map(String::as_str).collect();
         assert_eq!(fields, ["code", "details", "message", "requestId"], "{}", self.text);
