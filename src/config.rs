@@ -8,10 +8,12 @@ mod flagsmith;
 mod gateway;
 mod jobs;
 mod kong_admin;
+mod litellm;
 mod nats;
 mod organization;
 mod rate_limits;
 mod routes;
+mod vault;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,10 +26,12 @@ pub use flagsmith::Flagsmith;
 pub use gateway::{Gateway, Kong, KongNode, LimitBy};
 pub use jobs::Jobs;
 pub use kong_admin::{KongAdmin, KongMode};
+pub use litellm::LiteLlm;
 pub use nats::Nats;
 pub use organization::Organization;
 pub use rate_limits::{Limit, RateLimits, TierLimits};
 pub use routes::{QuietHours, Route};
+pub use vault::{KekKind, Vault};
 
 use crate::domain::reconcile::Terms;
 use crate::domain::time::MICROS_PER_DAY;
@@ -52,6 +56,8 @@ pub struct Config {
     pub reconcile: Reconcile,
     pub gateway: Gateway,
     pub jobs: Jobs,
+    pub vault: Vault,
+    pub litellm: LiteLlm,
     pub telemetry: Telemetry,
 }
 
@@ -612,6 +618,8 @@ impl Config {
         problems.extend(self.jobs.problems());
         problems.extend(self.kong.problems());
         problems.extend(self.flagsmith.problems());
+        problems.extend(self.vault.problems());
+        problems.extend(self.litellm.problems());
         if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }
     }
 

@@ -24,7 +24,7 @@ use crate::domain::flag::FlagSource;
 use crate::domain::reconcile::Terms;
 use crate::envoy;
 use crate::fault;
-use crate::http::{self, Api, Dependency, Health, KongDoor, Rooms, State};
+use crate::http::{self, Api, Dependency, Health, KongDoor, ProviderTools, Rooms, State};
 use crate::intake::flagsmith::Flagsmith;
 use crate::intake::kong::counters::Counters;
 use crate::intake::kong::health::{Health as SourceHealth, Standing};
@@ -34,11 +34,15 @@ use crate::intake::kong::scraper::Scraper;
 use crate::intake::record::Recorder;
 use crate::intake::replayer::Replayer;
 use crate::intake::usage_stream::{StreamHealth, UsageStream};
+use crate::jobs::kinds::Tools;
 use crate::jobs::runner::Runner;
+use crate::outlet::litellm::LiteLlm;
+use crate::outlet::provider_probe::Probe;
 use crate::outlet::{self, Outlets};
 use crate::rate_limit::{Limiter, Settlement, Sharing};
 use crate::store::database::Store;
 use crate::telemetry::{self, Telemetry};
+use crate::vault::Vault;
 
 /// Hints that something was committed; more are dropped, and the outlets' slow rounds find what they meant.
 const HINTS_MAX: usize = 4_096;
@@ -115,12 +119,24 @@ impl Daemon {
         let pepper = Pepper::open(&config.auth, &config.store).context("reading the key pepper")?;
         let gate =
             Gate::new(&config.auth, pepper, directory.clone(), clock.clone()).context("reading the access policy")?;
+        let vault = Vault::open(&config.vault, &config.store, gate.pepper().derive("secret fingerprints"));
+        let vault = vault.map_err(anyhow::Error::msg).context("opening the vault")?;
+        let litellm = LiteLlm::open(&config.litellm).map_err(anyhow::Error::msg)?;
+        let providers = ProviderTools {
+            vault: vault.clone(),
+            probe: Probe::open(config.vault.allow_private_addresses, config.litellm.url.as_deref())
+                .map_err(anyhow::Error::msg)?,
+            lease_seconds_max: config.vault.lease_seconds_max,
+            syncs_litellm: litellm.is_some() && vault.is_some(),
+        };
+        let every = millis(config.litellm.sync_interval_ms);
+        let tools = Tools { vault, litellm: litellm.map(|litellm| (litellm, every)) };
         let warming = gate.clone();
         tokio::spawn(async move { warming.warm().await });
 
         let recorder = Recorder::new(directory.clone(), clock.clone(), config.intake.clone());
         let (stream, stream_health) = open_stream(&config, &recorder, &clock);
-        let (jobs, jobs_state) = start_jobs(&config, &directory, &clock);
+        let (jobs, jobs_state) = start_jobs(&config, &directory, &clock, &tools);
         let (replayer, parked, parked_detail) = start_replayer(&recorder);
         let (leaving, stopping) = watch::channel(false);
         let mut dependencies = vec![
@@ -170,6 +186,7 @@ impl Daemon {
             kong_sync,
             people,
             channels,
+            providers,
         };
         let api = Api::new(rooms, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
@@ -413,8 +430,8 @@ fn start_replayer(recorder: &Recorder) -> (Task, watch::Receiver<State>, watch::
 }
 
 /// Runs what is done in the background; degraded while it cannot be looked for.
-fn start_jobs(config: &Config, directory: &Directory, clock: &Clock) -> (Task, watch::Receiver<State>) {
-    let runner = Runner::new(directory.clone(), clock.clone(), config.jobs.clone());
+fn start_jobs(config: &Config, directory: &Directory, clock: &Clock, tools: &Tools) -> (Task, watch::Receiver<State>) {
+    let runner = Runner::new(directory.clone(), clock.clone(), config.jobs.clone(), tools);
     let state = relay(runner.load(), |load| if load.blind { State::Degraded } else { State::Up });
     let stop = CancellationToken::new();
     let handle = tokio::spawn(runner.run(stop.clone()));

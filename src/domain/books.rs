@@ -23,6 +23,7 @@ use super::ids::{AlertId, QuotaId, TenantId};
 use super::notice::{Alert, AlertSubject, Attempt, Delivery, Event, Firing};
 use super::organization::Organization;
 use super::period::{self, PeriodKind, Window};
+use super::provider::ProviderBooks;
 use super::quota::{self, Decision, Quota, Standing};
 use super::reconcile::progress::{Comparison, GatewayRows};
 use super::routing::{Reached, Routing, Told};
@@ -104,6 +105,8 @@ pub struct Books {
     pub organization: Arc<Organization>,
     /// The tenant's own feature flags, and how often what was served.
     pub flags: Arc<FlagBooks>,
+    /// Its LLM providers, with their sealed secrets.
+    pub providers: Arc<ProviderBooks>,
 }
 
 /// What has to be read before [`Posting::usage`] or [`Posting::replace_quotas`] may go on.
@@ -145,6 +148,7 @@ impl Books {
             comparison: Comparison::default(),
             organization: Arc::default(),
             flags: Arc::default(),
+            providers: Arc::default(),
         }
     }
 

@@ -24,6 +24,7 @@
 //! - [`flag`]: feature flags: what each says to whom.
 //! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
 //! - [`permission`]: what may be done to what, as patterns.
+//! - [`provider`]: a tenant's LLM providers, and where it may go with them. [`secret`]: what binds a ciphertext to its row.
 //! - [`platform_admin`]: people who administer the platform.
 //! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle.
 
@@ -49,12 +50,14 @@ pub mod platform_admin;
 mod posting_tests;
 #[cfg(test)]
 mod properties_tests;
+pub mod provider;
 pub mod quota;
 pub mod rate_limit;
 pub mod reconcile;
 pub mod report;
 pub mod request;
 pub mod routing;
+pub mod secret;
 pub mod sorting;
 pub mod stream;
 pub mod sync;

@@ -15,8 +15,8 @@ use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::{Code, Form, Problem};
 use super::{
     alerts, api_keys, audit, channels, decision, features, flags, gateway, groups, ingestion, jobs, kong_sync, ofrep,
-    openmeter, platform_admins, probes, quarantine, quotas, rate_limits, reconciliation, reply, role_assignments,
-    tenants, usage, users,
+    openmeter, platform_admins, probes, provider_policy, provider_secrets, providers, quarantine, quotas, rate_limits,
+    reconciliation, reply, role_assignments, tenants, usage, users,
 };
 
 /// The chapters of the document.
@@ -38,6 +38,8 @@ pub(super) enum Tag {
     Audit,
     /// Feature flags: what each says to whom, and OpenFeature's remote evaluation.
     Features,
+    /// Tenants' LLM providers, and their secrets, which are never shown.
+    Providers,
     /// What was not counted, why, and another try.
     Quarantine,
     /// Background work.
@@ -67,7 +69,13 @@ type Handlers = (
     audit::Audit,
     quarantine::Quarantine,
     // A tuple of the framework's has sixteen places at most.
-    (flags::Flags, kong_sync::KongSync),
+    (
+        flags::Flags,
+        kong_sync::KongSync,
+        providers::Providers,
+        provider_secrets::ProviderSecrets,
+        provider_policy::ProviderPolicies,
+    ),
     jobs::Jobs,
     rate_limits::RateLimits,
     probes::Probes,
@@ -94,7 +102,13 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         reconciliation::Reconciliation,
         audit::Audit,
         quarantine::Quarantine,
-        (flags::Flags, kong_sync::KongSync),
+        (
+            flags::Flags,
+            kong_sync::KongSync,
+            providers::Providers,
+            provider_secrets::ProviderSecrets,
+            provider_policy::ProviderPolicies,
+        ),
         jobs::Jobs,
         rate_limits::RateLimits,
         probes::Probes,
@@ -123,6 +137,13 @@ const TAGGED: &[&str] = &[
     "listGroupMembers",
     "addGroupMembers",
     "removeGroupMember",
+    "createProvider",
+    "getProvider",
+    "replaceProvider",
+    "putProviderSecret",
+    "deleteProviderSecret",
+    "getProviderPolicy",
+    "replaceProviderPolicy",
 ];
 
 /// The whole document, pretty and the same in every build.

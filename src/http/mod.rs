@@ -10,7 +10,7 @@
 //! 5. one handler: [`tenants`], [`api_keys`], [`users`], [`groups`], [`role_assignments`], [`platform_admins`],
 //!    [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`], [`channels`], [`decision`],
 //!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`flags`], [`features`],
-//!    [`ofrep`], [`probes`]; [`view`]s and [`reply`] are what they speak
+//!    [`providers`], [`provider_secrets`], [`provider_policy`], [`ofrep`], [`probes`]; [`view`]s and [`reply`] are what they speak
 //!
 //! [`people`] has what the resources of an organization share; [`precondition`] reads `If-Match`.
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
@@ -42,6 +42,9 @@ mod platform_admins;
 mod precondition;
 mod probes;
 mod problem;
+mod provider_policy;
+mod provider_secrets;
+mod providers;
 mod quarantine;
 mod quotas;
 mod rate_limits;
@@ -87,8 +90,10 @@ use crate::domain::organization::Limits;
 use crate::domain::sync::SyncStatus;
 use crate::intake::record::Recorder;
 use crate::outlet::bench::Bench;
+use crate::outlet::provider_probe::Probe;
 use crate::rate_limit::Limiter;
 use crate::threads;
+use crate::vault::Vault;
 use authorize::{Admitted, Ask};
 use cursor::Sealer;
 use door::Passage;
@@ -113,6 +118,14 @@ pub struct Api {
     /// How many people a tenant may have.
     people: Limits,
     channels: Bench,
+    /// What keeps tenants' secrets; `None` when it is off.
+    vault: Option<Vault>,
+    /// What tries providers.
+    probe: Probe,
+    /// The longest that a secret is lent for.
+    lease_seconds_max: u32,
+    /// Is LiteLLM told of changes?
+    syncs_litellm: bool,
     /// Where everything is done but answering.
     work: Handle,
 }
@@ -134,13 +147,28 @@ pub struct Rooms {
     pub people: Limits,
     /// Where alerts go to.
     pub channels: Bench,
+    /// What keeps tenants' secrets, and what tries providers with them.
+    pub providers: ProviderTools,
+}
+
+/// What the providers of tenants need.
+pub struct ProviderTools {
+    /// `None` when it is off.
+    pub vault: Option<Vault>,
+    pub probe: Probe,
+    /// The longest that a secret is lent for.
+    pub lease_seconds_max: u32,
+    /// Is LiteLLM told of changes?
+    pub syncs_litellm: bool,
 }
 
 impl Api {
     /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
     pub fn new(rooms: Rooms, clock: Clock, limits: config::Http, health: Health, metrics: PrometheusHandle) -> Api {
-        let Rooms { directory, gate, recorder, kong, flags, rate_limits, kong_sync, people, channels } = rooms;
+        let Rooms { directory, gate, recorder, kong, flags, rate_limits, kong_sync, people, channels, providers } =
+            rooms;
+        let ProviderTools { vault, probe, lease_seconds_max, syncs_litellm } = providers;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
         Api {
@@ -158,6 +186,10 @@ impl Api {
             kong_sync,
             people,
             channels,
+            vault,
+            probe,
+            lease_seconds_max,
+            syncs_litellm,
             work,
         }
     }

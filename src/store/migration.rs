@@ -46,7 +46,7 @@ pub(super) static CONTROL: [Migration; 7] = [
     migration!(Both, 7, "control", "0007_jobs"),
 ];
 
-pub(super) static TENANT: [Migration; 11] = [
+pub(super) static TENANT: [Migration; 12] = [
     migration!(Both, 1, "tenant", "0001_books"),
     migration!(Sqlite, 2, "tenant", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "tenant", "0002_append_only.postgres"),
@@ -58,6 +58,7 @@ pub(super) static TENANT: [Migration; 11] = [
     migration!(Both, 9, "tenant", "0009_organization"),
     migration!(Both, 10, "tenant", "0010_flags"),
     migration!(Both, 11, "tenant", "0011_request_age"),
+    migration!(Both, 13, "tenant", "0013_providers"),
 ];
 
 const CREATE: &str = "CREATE TABLE IF NOT EXISTS schema_version (

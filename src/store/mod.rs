@@ -12,6 +12,7 @@
 //!   not in memory.
 //! - [`organization`]: who the tenant's people are. [`platform_admin`]: who administers the platform.
 //! - [`flag`]: feature flags, the same table in the control database and in each tenant's.
+//! - [`provider`]: LLM providers, their sealed secrets, wrapped data keys.
 //! - [`gateway`]: what gateways say. [`reconciliation`]: how it compares.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
 //! - [`catalogue`], [`quarantine`], [`stream`], [`job`]: the control database.
@@ -32,6 +33,7 @@ pub mod organization;
 mod place;
 pub mod platform_admin;
 pub mod posting;
+pub mod provider;
 pub mod quarantine;
 pub mod quota;
 pub mod reconciliation;

@@ -18,7 +18,8 @@
 //!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
 //! - [`guess`]: whether events are taken for new before the ledger is asked.
 //! - [`task`]: a change that a resource brings whole. [`organization`]: those to the tenant's people.
-//! - [`task`]: a change that a resource brings whole. [`flag`]: feature flags.
+//! - [`task`]: a change that a resource brings whole. [`flag`]: feature flags. [`provider`]: LLM providers
+//!   and their sealed secrets.
 //! - [`housekeeping`]: what need not be kept for ever.
 //! - [`change`], [`gateway`]: how each queued change, and what a gateway says, becomes part of a posting. [`read`]: slow reads, in tasks of their own.
 //! - [`reconcile`]: the books against a gateway's. [`drift`]: the alerts that come of it.
@@ -36,6 +37,7 @@ pub(crate) mod keeper;
 pub mod ledger;
 pub mod message;
 pub mod organization;
+pub mod provider;
 pub mod pulse;
 pub mod queue;
 mod read;

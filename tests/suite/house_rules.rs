@@ -48,6 +48,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "intake::record",
             // The channels, to be seen and tried.
             "outlet::bench",
+            // Providers, to be tried.
+            "outlet::provider_probe",
             "directory::handle",
             "directory::jobs",
             "directory::task",
@@ -59,6 +61,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "tenant::handle",
             "tenant::message",
             "tenant::organization",
+            "tenant::provider",
             "tenant::task",
             // The rows of the chain as the tenant's protocol hands them out.
             "store::audit::StoredRecord",
@@ -69,6 +72,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "fault",
             "telemetry",
             "threads",
+            "vault",
         ],
     ),
     (
@@ -79,6 +83,10 @@ const ROOMS: &[(&str, &[&str])] = &[
             "directory::task",
             "tenant::handle",
             "tenant::housekeeping",
+            "tenant::provider",
+            "tenant::task",
+            "outlet::litellm",
+            "vault",
             "domain",
             "config",
             "clock",
@@ -89,6 +97,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("rate_limit", &["domain", "config", "clock"]),
     ("telemetry", &["config", "domain", "clock"]),
     ("threads", &[]),
+    ("vault", &["domain", "config", "clock", "tenant::handle", "tenant::provider", "tenant::task"]),
 ];
 
 /// Crates that only some rooms may know. The daemon puts everything together and may know all.
@@ -143,7 +152,7 @@ fn sources() -> Vec<Source> {
 fn is_test(path: &Path) -> bool {
     let name = path.file_stem().unwrap().to_str().unwrap();
     // Declared with `#[cfg(test)]` in their `mod.rs`.
-    let helpers = ["tests", "receiver", "issuer_peer"];
+    let helpers = ["tests", "receiver", "issuer_peer", "transit_peer", "litellm_peer"];
     name.ends_with("_test") || name.ends_with("_tests") || helpers.contains(&name)
 }
 
