@@ -23,7 +23,7 @@ use crate::clock;
 use crate::domain::ids::LeaseId;
 use crate::domain::organization::Flaw;
 use crate::domain::provider::{Lease, PURPOSE_CHARACTERS_MAX, Refusal, is_line};
-use crate::domain::request::{Answer, Request};
+use crate::domain::request::Request;
 use crate::domain::secret;
 use crate::domain::time::MICROS_PER_SECOND;
 use crate::outlet::provider_probe::{Outcome, Tried};
