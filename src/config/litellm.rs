@@ -16,7 +16,7 @@ pub struct LiteLlm {
 
 impl Default for LiteLlm {
     fn default() -> LiteLlm {
-        LiteLlm { url: None, master_key: None, sync_interval_ms: 300_000 }
+        LiteLlm { url: None, master_key: None, sync_interval_ms: 3_600_000 }
     }
 }
 

@@ -142,9 +142,10 @@ impl ProviderSecrets {
             match home.change(change, ask.change()).await? {
                 Err(declined) if desk::is_outdated(&declined) => {}
                 told => {
-                    let answer = told?;
-                    metrics::counter!("platform_api_provider_leases_total").increment(1);
-                    return Ok(Reply::of(answer, |()| LeaseView::of(&lease, Some(secret))));
+                    return Ok(Reply::of(told?, |()| {
+                        metrics::counter!("platform_api_provider_leases_total").increment(1);
+                        LeaseView::of(&lease, Some(secret))
+                    }));
                 }
             }
         }

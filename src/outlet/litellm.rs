@@ -24,6 +24,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Every name of ours begins so.
 const PREFIX: &str = "platform-api.";
+/// Values of a credential that say where its key goes.
+const PLACES: [&str; 3] = ["api_base", "api_version", "aws_region_name"];
 const ALIASES_A_PAGE: u32 = 100;
 const PAGES_MAX: u32 = 10_000;
 
@@ -151,6 +153,7 @@ impl LiteLlm {
         if status != StatusCode::CONFLICT {
             return done(status, action);
         }
+        let body = patched(body);
         let (status, _) = self.send(Method::PATCH, &format!("/credentials/{name}"), Some(&body)).await?;
         done(status, action)
     }
@@ -241,6 +244,14 @@ fn done(status: StatusCode, action: &'static str) -> Result<(), LiteLlmError> {
     if status.is_success() { Ok(()) } else { Err(LiteLlmError::Refused { action, status: status.as_u16() }) }
 }
 
+/// Values are merged: what a credential has not any more must be named, or the key would go where it went before.
+fn patched(mut credential: Value) -> Value {
+    let mut gone = PLACES.to_vec();
+    gone.retain(|place| credential["credential_values"].get(place).is_none());
+    credential["credential_values_to_delete"] = json!(gone);
+    credential
+}
+
 /// A credential as LiteLLM's models refer to it by `litellm_credential_name`.
 fn credential(name: &Name, profile: &Profile, edition: &Edition, secret: &SecretString) -> Value {
     let mut values = json!({ "api_key": secret.expose_secret() });
@@ -319,6 +330,13 @@ mod tests {
             assert_eq!(written["credential_values"]["api_base"], "https://x.example");
             let read: Edition = serde_json::from_value(written["credential_info"]["platform_api"].clone()).unwrap();
             assert_eq!(read, edition);
+            let patched = patched(written.clone());
+            let gone = patched["credential_values_to_delete"].as_array().unwrap();
+            let values = written["credential_values"].as_object().unwrap();
+            assert!(
+                PLACES.iter().all(|place| values.contains_key(*place) != gone.contains(&json!(place))),
+                "{patched}"
+            );
         }
     }
 }
