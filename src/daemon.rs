@@ -48,6 +48,8 @@ use crate::vault::Vault;
 const HINTS_MAX: usize = 4_096;
 /// How often the control database is asked whether it is there.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// How often the keeper of the vault's key is asked the same.
+const VAULT_PROBE_EVERY: Duration = Duration::from_secs(30);
 /// Parts of the closing that share the time there is.
 const STEPS: u32 = 4;
 
@@ -130,7 +132,7 @@ impl Daemon {
             syncs_litellm: litellm.is_some() && vault.is_some(),
         };
         let every = millis(config.litellm.sync_interval_ms);
-        let tools = Tools { vault, litellm: litellm.map(|litellm| (litellm, every)) };
+        let tools = Tools { vault: vault.clone(), litellm: litellm.map(|litellm| (litellm, every)) };
         let warming = gate.clone();
         tokio::spawn(async move { warming.warm().await });
 
@@ -147,6 +149,7 @@ impl Daemon {
                 detail: None,
             },
             Dependency { name: "nats".into(), required: false, state: stream_health, detail: None },
+            Dependency { name: "vault".into(), required: false, state: watch_vault(vault), detail: None },
             Dependency { name: "jobs".into(), required: false, state: jobs_state, detail: None },
             Dependency { name: "parked-usage".into(), required: false, state: parked, detail: Some(parked_detail) },
         ];
@@ -452,6 +455,26 @@ fn watch_database(directory: Directory) -> watch::Receiver<State> {
                 }
             };
             sender.send_replace(state);
+        }
+    });
+    receiver
+}
+
+/// Asks the keeper of the vault's key again and again; tells when it cannot be used.
+fn watch_vault(vault: Option<Vault>) -> watch::Receiver<State> {
+    let (sender, receiver) = watch::channel(if vault.is_some() { State::Unknown } else { State::Off });
+    tokio::spawn(async move {
+        let Some(vault) = vault else { return sender.closed().await };
+        while !sender.is_closed() {
+            let state = match vault.check().await {
+                Ok(()) => State::Up,
+                Err(error) => {
+                    tracing::error!(%error, "the vault cannot be used");
+                    State::Down
+                }
+            };
+            sender.send_replace(state);
+            tokio::time::sleep(VAULT_PROBE_EVERY).await;
         }
     });
     receiver

@@ -62,6 +62,16 @@ impl KeyEncryption for LocalFile {
         std::future::ready(self.look(true).map(|ring| ring.newest().to_owned())).boxed()
     }
 
+    /// A file that is not there yet is made when it is needed; one that was there is missed.
+    fn check(&self) -> BoxFuture<'_, Result<(), KekError>> {
+        let was_there = self.held().is_some();
+        let found = read(&self.path).map_err(KekError::Unavailable).and_then(|ring| match ring {
+            None if was_there => Err(KekError::Unavailable(format!("{} is not there any more", self.path.display()))),
+            _ => Ok(()),
+        });
+        std::future::ready(found).boxed()
+    }
+
     fn wrap<'a>(&'a self, key: &'a DataKey, context: &'a [u8]) -> BoxFuture<'a, Result<Wrapped, KekError>> {
         std::future::ready(self.look(true).and_then(|ring| ring.wrap(key, context))).boxed()
     }

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, TryFutureExt};
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -98,6 +99,11 @@ pub trait KeyEncryption: Send + Sync {
     /// The name of the key that wraps now; another one after a rotation.
     fn current(&self) -> BoxFuture<'_, Result<String, KekError>>;
 
+    /// Could it be used now? Changes nothing.
+    fn check(&self) -> BoxFuture<'_, Result<(), KekError>> {
+        self.current().map_ok(drop).boxed()
+    }
+
     /// Wraps a data key, so that it can be unwrapped with the same context alone.
     fn wrap<'a>(&'a self, key: &'a DataKey, context: &'a [u8]) -> BoxFuture<'a, Result<Wrapped, KekError>>;
 
@@ -169,6 +175,14 @@ impl Vault {
     pub fn with(kek: Box<dyn KeyEncryption>, fingerprints: [u8; 32]) -> Vault {
         let kept = moka::sync::Cache::builder().max_capacity(KEPT_MAX).time_to_live(KEPT).build();
         Vault(Arc::new(Inner { kek, kept, fingerprints: Zeroizing::new(fingerprints) }))
+    }
+
+    /// Could its key be used now?
+    ///
+    /// # Errors
+    /// [`KekError`].
+    pub async fn check(&self) -> Result<(), KekError> {
+        self.0.kek.check().await
     }
 
     /// What is shown of a tenant's secret.

@@ -164,6 +164,8 @@ async fn a_file_is_made_once_for_its_owner_alone_and_only_when_it_is_needed() {
     let lost = Wrapped { kek: "local:0".into(), bytes: vec![1] };
     assert!(matches!(file.unwrap(&lost, b"").await, Err(KekError::Unavailable(_))));
     assert!(!path.exists());
+    assert_eq!(file.check().await, Ok(()));
+    assert!(!path.exists(), "looking changes nothing");
     let name = file.current().await.unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no draft stays behind");
@@ -171,9 +173,13 @@ async fn a_file_is_made_once_for_its_owner_alone_and_only_when_it_is_needed() {
     for mode in [0o640, 0o604, 0o660] {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         assert!(local_file::LocalFile::open(path.clone()).err().unwrap().contains("0600"));
+        assert!(matches!(file.check().await, Err(KekError::Unavailable(_))));
     }
     fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
-    assert!(local_file::LocalFile::open(path).is_ok());
+    assert!(local_file::LocalFile::open(path.clone()).is_ok());
+    assert_eq!(file.check().await, Ok(()));
+    fs::remove_file(path).unwrap();
+    assert!(matches!(file.check().await, Err(KekError::Unavailable(_))), "one that was there is missed");
 }
 
 #[test]
@@ -199,8 +205,9 @@ async fn an_engine_that_does_not_answer_is_told_apart_from_one_that_refuses() {
     };
     peer.seal(true);
     away(kek.unwrap(&wrapped, b"here").await.unwrap_err());
-    away(kek.current().await.unwrap_err());
+    away(kek.check().await.unwrap_err());
     peer.seal(false);
+    assert_eq!(kek.check().await, Ok(()));
     let wrong = config::Vault { transit_token: Some(SecretString::from("s.canary")), ..keeper.settings() };
     away(transit::Transit::open(&wrong).unwrap().unwrap(&wrapped, b"here").await.unwrap_err());
     let nowhere = config::Vault { transit_url: Some("http://127.0.0.1:1".into()), ..keeper.settings() };

@@ -339,6 +339,8 @@ async fn nothing_of_one_tenant_shows_in_any_answer_to_another() {
         (event.user, event.group) = (format!("{canary}-user"), format!("{canary}-group"));
         (event.model, event.provider) = (format!("{canary}-model"), format!("{canary}-provider"));
         acme.post_events(&[event]).await;
+        let provider = json!({"name": format!("{canary}-llm"), "kind": "openai"});
+        assert_eq!(acme.api.post("/v1/providers", &provider).await.status, 201);
         acme.put_quotas(json!([{"scope": {"type": "user", "id": format!("{canary}-user")}, "metric": "tokens",
             "period": "month", "limit": 1_000, "enforcement": "block"}]))
             .await;

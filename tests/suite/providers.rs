@@ -34,9 +34,9 @@ async fn lease(api: &Api, id: &str) -> Answer {
     call(api, Method::POST, &format!("/v1/providers/{id}/leases"), &[], body).await
 }
 
-/// A daemon with a vault, whatever its store.
+/// A daemon whose work is soon taken up by another one.
 fn setup(engine: Engine) -> Setup {
-    Setup::on(engine).with("VAULT__KEK_FILE", "kek").with("JOBS__LEASE_MS", 1_000)
+    Setup::on(engine).with("JOBS__LEASE_MS", 1_000)
 }
 
 fn holds(haystack: &[u8], needle: &str) -> bool {
