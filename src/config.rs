@@ -10,11 +10,13 @@ mod gateway;
 mod issuer;
 mod jobs;
 mod kong_admin;
+mod litellm;
 mod login;
 mod nats;
 mod organization;
 mod rate_limits;
 mod routes;
+mod vault;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,11 +31,13 @@ pub use gateway::{Gateway, Kong, KongAccessLog, KongMetrics, KongNode, KongRedis
 pub use issuer::{Introspection, Issuer, LoginClient};
 pub use jobs::Jobs;
 pub use kong_admin::{KongAdmin, KongMode};
+pub use litellm::LiteLlm;
 pub use login::{Local, Login};
 pub use nats::Nats;
 pub use organization::Organization;
 pub use rate_limits::{Limit, RateLimits, TierLimits};
 pub use routes::{QuietHours, Route};
+pub use vault::{KekKind, Vault};
 
 use crate::domain::reconcile::Terms;
 use crate::domain::time::MICROS_PER_DAY;
@@ -58,6 +62,8 @@ pub struct Config {
     pub reconcile: Reconcile,
     pub gateway: Gateway,
     pub jobs: Jobs,
+    pub vault: Vault,
+    pub litellm: LiteLlm,
     pub telemetry: Telemetry,
 }
 
@@ -575,6 +581,8 @@ impl Config {
         problems.extend(self.envoy.problems());
         problems.extend(self.jobs.problems());
         problems.extend(self.flagsmith.problems());
+        problems.extend(self.vault.problems());
+        problems.extend(self.litellm.problems());
         if problems.is_empty() { Ok(self) } else { Err(Invalid { problems }) }
     }
 

@@ -24,7 +24,7 @@ use crate::domain::flag::FlagSource;
 use crate::domain::reconcile::Terms;
 use crate::envoy;
 use crate::fault;
-use crate::http::{self, Api, Dependency, Health, KongDoor, Rooms, State};
+use crate::http::{self, Api, Dependency, Health, KongDoor, ProviderTools, Rooms, State};
 use crate::intake::flagsmith::Flagsmith;
 use crate::intake::kong::counters::Counters;
 use crate::intake::kong::health::{Health as SourceHealth, Standing};
@@ -34,16 +34,22 @@ use crate::intake::kong::scraper::Scraper;
 use crate::intake::record::Recorder;
 use crate::intake::replayer::Replayer;
 use crate::intake::usage_stream::{StreamHealth, UsageStream};
+use crate::jobs::kinds::Tools;
 use crate::jobs::runner::Runner;
+use crate::outlet::litellm::LiteLlm;
+use crate::outlet::provider_probe::Probe;
 use crate::outlet::{self, Outlets};
 use crate::rate_limit::{Limiter, Settlement, Sharing};
 use crate::store::database::Store;
 use crate::telemetry::{self, Telemetry};
+use crate::vault::Vault;
 
 /// Hints that something was committed; more are dropped, and the outlets' slow rounds find what they meant.
 const HINTS_MAX: usize = 4_096;
 /// How often the control database is asked whether it is there.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// How often the keeper of the vault's key is asked the same.
+const VAULT_PROBE_EVERY: Duration = Duration::from_secs(30);
 /// Parts of the closing that share the time there is.
 const STEPS: u32 = 4;
 
@@ -114,12 +120,24 @@ impl Daemon {
 
         let pepper = Pepper::open(&config.auth, &config.store).context("reading the key pepper")?;
         let gate = Gate::new(&config, pepper, directory.clone(), clock.clone()).context("reading the access policy")?;
+        let vault = Vault::open(&config.vault, &config.store, gate.pepper().derive("secret fingerprints"));
+        let vault = vault.map_err(anyhow::Error::msg).context("opening the vault")?;
+        let litellm = LiteLlm::open(&config.litellm).map_err(anyhow::Error::msg)?;
+        let providers = ProviderTools {
+            vault: vault.clone(),
+            probe: Probe::open(config.vault.allow_private_addresses, config.litellm.url.as_deref())
+                .map_err(anyhow::Error::msg)?,
+            lease_seconds_max: config.vault.lease_seconds_max,
+            syncs_litellm: litellm.is_some() && vault.is_some(),
+        };
+        let every = millis(config.litellm.sync_interval_ms);
+        let tools = Tools { vault: vault.clone(), litellm: litellm.map(|litellm| (litellm, every)) };
         let warming = gate.clone();
         tokio::spawn(async move { warming.warm().await });
 
         let recorder = Recorder::new(directory.clone(), clock.clone(), config.intake.clone());
         let (stream, stream_health) = open_stream(&config, &recorder, &clock);
-        let (jobs, jobs_state) = start_jobs(&config, &directory, &clock);
+        let (jobs, jobs_state) = start_jobs(&config, &directory, &clock, &tools);
         let (replayer, parked, parked_detail) = start_replayer(&recorder);
         let (leaving, stopping) = watch::channel(false);
         let mut dependencies = vec![
@@ -130,6 +148,7 @@ impl Daemon {
                 detail: None,
             },
             Dependency { name: "nats".into(), required: false, state: stream_health, detail: None },
+            Dependency { name: "vault".into(), required: false, state: watch_vault(vault), detail: None },
             Dependency { name: "jobs".into(), required: false, state: jobs_state, detail: None },
             Dependency { name: "parked-usage".into(), required: false, state: parked, detail: Some(parked_detail) },
         ];
@@ -170,6 +189,7 @@ impl Daemon {
             people,
             channels,
             public_url: config.authorization.public_url.clone(),
+            providers,
         };
         let api = Api::new(rooms, clock, config.http.clone(), health, telemetry.metrics());
         let stop = CancellationToken::new();
@@ -413,8 +433,8 @@ fn start_replayer(recorder: &Recorder) -> (Task, watch::Receiver<State>, watch::
 }
 
 /// Runs what is done in the background; degraded while it cannot be looked for.
-fn start_jobs(config: &Config, directory: &Directory, clock: &Clock) -> (Task, watch::Receiver<State>) {
-    let runner = Runner::new(directory.clone(), clock.clone(), config.jobs.clone());
+fn start_jobs(config: &Config, directory: &Directory, clock: &Clock, tools: &Tools) -> (Task, watch::Receiver<State>) {
+    let runner = Runner::new(directory.clone(), clock.clone(), config.jobs.clone(), tools);
     let state = relay(runner.load(), |load| if load.blind { State::Degraded } else { State::Up });
     let stop = CancellationToken::new();
     let handle = tokio::spawn(runner.run(stop.clone()));
@@ -435,6 +455,26 @@ fn watch_database(directory: Directory) -> watch::Receiver<State> {
                 }
             };
             sender.send_replace(state);
+        }
+    });
+    receiver
+}
+
+/// Asks the keeper of the vault's key again and again; tells when it cannot be used.
+fn watch_vault(vault: Option<Vault>) -> watch::Receiver<State> {
+    let (sender, receiver) = watch::channel(if vault.is_some() { State::Unknown } else { State::Off });
+    tokio::spawn(async move {
+        let Some(vault) = vault else { return sender.closed().await };
+        while !sender.is_closed() {
+            let state = match vault.check().await {
+                Ok(()) => State::Up,
+                Err(error) => {
+                    tracing::error!(%error, "the vault cannot be used");
+                    State::Down
+                }
+            };
+            sender.send_replace(state);
+            tokio::time::sleep(VAULT_PROBE_EVERY).await;
         }
     });
     receiver

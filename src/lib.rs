@@ -5,7 +5,7 @@
 //! 1. **Doors**: [`http`] (requests, behind the lock of [`access`]), [`envoy`] (a gateway's questions over gRPC),
 //!    [`intake`] (usage events, over NATS and HTTP), [`outlet`] (alerts, mirrored standings and Kong's consumers, only after
 //!    a commit).
-//!    Beside them, [`jobs`]: background work that survives its worker.
+//!    Beside them, [`jobs`]: background work that survives its worker, and [`vault`]: what keeps tenants' secrets.
 //! 2. [`directory`]: who is home. Finds a tenant, opens, restarts, rests and drains it; keeps the catalogue.
 //! 3. [`tenant`]: one pair of actors per tenant. The keeper answers from memory and never awaits IO; the writer runs one
 //!    transaction at a time.
@@ -44,3 +44,4 @@ pub mod store;
 pub mod telemetry;
 pub mod tenant;
 pub mod threads;
+pub mod vault;

@@ -312,10 +312,11 @@ impl Handle {
         time_zone: Option<String>,
         request: Request,
     ) -> Result<Tenant, Refused> {
+        let destroy_keys = matches!(edit, Edit::Shift(Lifecycle::Archived));
         let plan = Box::new(move |written: &Written| {
             let payload = tenant_payload(&written.tenant);
             let records = vec![record(&request, action, format!("tenant:{tenant}"), payload)];
-            Plan { time_zone, records, ..Plan::default() }
+            Plan { time_zone, records, destroy_keys, ..Plan::default() }
         });
         let change = Change { what: What::Edit { tenant, edit }, plan, idempotency: None };
         match workflow::run(self, change).await? {

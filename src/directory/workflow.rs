@@ -14,11 +14,12 @@ use super::handle::{Handle, Refused};
 use super::registrar::{Begun, Change, Message, Written};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::TenantId;
-use crate::domain::request::{Answer, Idempotency};
+use crate::domain::request::{Answer, Idempotency, Request};
 use crate::domain::time::Timestamp;
 use crate::fault;
 use crate::store::catalogue::Work;
 use crate::tenant::message::ChangeRefused;
+use crate::tenant::provider::DestroyKeys;
 
 /// `kind` of the rows of work we write.
 const KIND: &str = "plan/v1";
@@ -40,6 +41,9 @@ pub(super) struct Plan {
     pub(super) records: Vec<PlannedRecord>,
     /// The answer to keep for an idempotency key.
     pub(super) answer: Option<PlannedAnswer>,
+    /// The tenant leaves: what its secrets are encrypted under is destroyed.
+    #[serde(default)]
+    pub(super) destroy_keys: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,6 +175,12 @@ async fn steps(handle: &Handle, work: Uuid, tenant: TenantId, plan: &Plan) -> Re
             }
             fault::point("change.recorded");
         }
+    }
+    if plan.destroy_keys {
+        let home = handle.open(tenant).await.map_err(|error| error.to_string())?;
+        let destroyed = home.change(DestroyKeys, Request::system()).await.map_err(|error| error.to_string())?;
+        destroyed.map_err(|declined| declined.to_string())?;
+        fault::point("change.destroyed");
     }
     let activate = plan.create.as_ref().map(|_| tenant);
     let answer =

@@ -24,6 +24,7 @@ use super::notice::{Alert, AlertSubject, Attempt, Delivery, Event, Firing};
 use super::organization::Organization;
 use super::period::{self, PeriodKind, Window};
 use super::policy::books::PolicyBooks;
+use super::provider::ProviderBooks;
 use super::quota::{self, Decision, Quota, Standing};
 use super::reconcile::progress::{Comparison, GatewayRows};
 use super::routing::{Reached, Routing, Told};
@@ -107,6 +108,8 @@ pub struct Books {
     pub flags: Arc<FlagBooks>,
     /// The tenant's own roles and policies.
     pub policies: Arc<PolicyBooks>,
+    /// Its LLM providers, with their sealed secrets.
+    pub providers: Arc<ProviderBooks>,
 }
 
 /// What has to be read before [`Posting::usage`] or [`Posting::replace_quotas`] may go on.
@@ -149,6 +152,7 @@ impl Books {
             organization: Arc::default(),
             flags: Arc::default(),
             policies: Arc::default(),
+            providers: Arc::default(),
         }
     }
 

@@ -80,6 +80,18 @@ uuid_id! {
     PolicyId
 }
 uuid_id! {
+    /// An LLM provider of one tenant.
+    ProviderId
+}
+uuid_id! {
+    /// A provider's secret; stays the same while its value is replaced.
+    SecretId
+}
+uuid_id! {
+    /// A secret that was lent to a service.
+    LeaseId
+}
+uuid_id! {
     /// A person who administers the platform.
     PlatformAdminId
 }

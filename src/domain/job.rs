@@ -59,16 +59,26 @@ pub enum Kind {
     AuditVerification,
     /// Forgets what need not be kept for ever.
     Housekeeping,
+    /// Gives a tenant another data key, and encrypts its secrets under that.
+    RotateDataKey,
+    /// Wraps every tenant's data keys with the key encryption key of now.
+    Rewrap,
+    /// Brings providers and virtual keys to LiteLLM, and takes away what is revoked.
+    LiteLlmSync,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 2] = [Kind::AuditVerification, Kind::Housekeeping];
+    pub const ALL: [Kind; 5] =
+        [Kind::AuditVerification, Kind::Housekeeping, Kind::RotateDataKey, Kind::Rewrap, Kind::LiteLlmSync];
 
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Kind::AuditVerification => "auditVerification",
             Kind::Housekeeping => "housekeeping",
+            Kind::RotateDataKey => "vault.rotateDataKey",
+            Kind::Rewrap => "vault.rewrap",
+            Kind::LiteLlmSync => "litellm.sync",
         }
     }
 
@@ -80,7 +90,13 @@ impl Kind {
     /// May a job of this kind be about one tenant? The others are the platform's own.
     #[must_use]
     pub fn is_of_a_tenant(self) -> bool {
-        self == Kind::AuditVerification
+        matches!(self, Kind::AuditVerification | Kind::RotateDataKey | Kind::LiteLlmSync)
+    }
+
+    /// Must a job of this kind be about one tenant?
+    #[must_use]
+    pub fn needs_a_tenant(self) -> bool {
+        self == Kind::RotateDataKey
     }
 }
 
@@ -384,7 +400,10 @@ mod tests {
     #[test]
     fn words_of_a_job_are_those_of_its_documents() {
         assert_eq!(State::ALL.map(State::name), ["waiting", "running", "succeeded", "failed", "canceled"]);
-        assert_eq!(Kind::ALL.map(Kind::name), ["auditVerification", "housekeeping"]);
+        assert_eq!(
+            Kind::ALL.map(Kind::name),
+            ["auditVerification", "housekeeping", "vault.rotateDataKey", "vault.rewrap", "litellm.sync"]
+        );
         assert!(State::ALL.into_iter().all(|state| State::from_name(state.name()) == Some(state)));
         assert!(Kind::ALL.into_iter().all(|kind| Kind::from_name(kind.name()) == Some(kind)));
         assert_eq!((State::from_name("Waiting"), Kind::from_name("")), (None, None));

@@ -26,6 +26,7 @@
 //! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
 //! - [`permission`]: what may be done to what, as patterns.
 //! - [`policy`]: roles and policies of a tenant's own, and which of them apply to a question.
+//! - [`provider`]: a tenant's LLM providers, and where it may go with them. [`secret`]: what binds a ciphertext to its row.
 //! - [`platform_admin`]: people who administer the platform.
 //! - [`tenant`]: what the catalogue knows of a tenant, and its lifecycle. [`api_key`]: a tenant's keys.
 
@@ -53,12 +54,14 @@ pub mod policy;
 mod posting_tests;
 #[cfg(test)]
 mod properties_tests;
+pub mod provider;
 pub mod quota;
 pub mod rate_limit;
 pub mod reconcile;
 pub mod report;
 pub mod request;
 pub mod routing;
+pub mod secret;
 pub mod session;
 pub mod sorting;
 pub mod stream;

@@ -15,8 +15,9 @@ use super::operation::{BodyKind, OPERATIONS, Operation, Scope};
 use super::problem::{Code, Form, Problem};
 use super::{
     alerts, api_keys, audit, auth, authzen, channels, decision, explain, features, flags, gateway, groups, ingestion,
-    jobs, kong_sync, ofrep, openmeter, passwords, platform_admins, policies, probes, quarantine, quotas, rate_limits,
-    reconciliation, reply, role_assignments, roles, scim_description, tenants, usage, users,
+    jobs, kong_sync, ofrep, openmeter, passwords, platform_admins, policies, probes, provider_policy, provider_secrets,
+    providers, quarantine, quotas, rate_limits, reconciliation, reply, role_assignments, roles, scim_description,
+    tenants, usage, users,
 };
 
 /// The chapters of the document.
@@ -42,6 +43,8 @@ pub(super) enum Tag {
     Audit,
     /// Feature flags: what each says to whom, and OpenFeature's remote evaluation.
     Features,
+    /// Tenants' LLM providers, and their secrets, which are never shown.
+    Providers,
     /// What was not counted, why, and another try.
     Quarantine,
     /// Background work.
@@ -73,7 +76,13 @@ type Handlers = (
     audit::Audit,
     quarantine::Quarantine,
     // A tuple of the framework's has sixteen places at most.
-    (flags::Flags, kong_sync::KongSync),
+    (
+        flags::Flags,
+        kong_sync::KongSync,
+        providers::Providers,
+        provider_secrets::ProviderSecrets,
+        provider_policy::ProviderPolicies,
+    ),
     jobs::Jobs,
     rate_limits::RateLimits,
     probes::Probes,
@@ -102,7 +111,13 @@ pub(super) fn service() -> OpenApiService<Handlers, ()> {
         reconciliation::Reconciliation,
         audit::Audit,
         quarantine::Quarantine,
-        (flags::Flags, kong_sync::KongSync),
+        (
+            flags::Flags,
+            kong_sync::KongSync,
+            providers::Providers,
+            provider_secrets::ProviderSecrets,
+            provider_policy::ProviderPolicies,
+        ),
         jobs::Jobs,
         rate_limits::RateLimits,
         probes::Probes,
@@ -141,6 +156,13 @@ const TAGGED: &[&str] = &[
     "createPolicy",
     "getPolicy",
     "replacePolicy",
+    "createProvider",
+    "getProvider",
+    "replaceProvider",
+    "putProviderSecret",
+    "deleteProviderSecret",
+    "getProviderPolicy",
+    "replaceProviderPolicy",
 ];
 
 /// The whole document, pretty and the same in every build.

@@ -28,8 +28,10 @@ impl Jobs {
     /// Ask for background work
     ///
     /// `auditVerification` recomputes the chain of the tenant, or the platform's own when no tenant is named.
-    /// `housekeeping` forgets what need not be kept for ever; only the platform may ask for it. The job runs as soon as a
-    /// hand is free; GET it to see how far it is.
+    /// `housekeeping` forgets what need not be kept for ever; only the platform may ask for it. `vault.rotateDataKey` gives a
+    /// tenant another data key and encrypts its secrets under that; `vault.rewrap`, the platform's, wraps every tenant's data
+    /// keys with the key encryption key of now; `litellm.sync` compares one tenant's providers, or everybody's, with LiteLLM.
+    /// The job runs as soon as a hand is free; GET it to see how far it is.
     #[oai(path = "/v1/jobs", method = "post", operation_id = "submitJob")]
     async fn submit(
         &self,
@@ -149,7 +151,7 @@ impl From<Declined<JobRefused>> for Problem {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[oai(rename_all = "camelCase", deny_unknown_fields, example)]
 pub(super) struct SubmitJob {
-    /// `auditVerification` or `housekeeping`.
+    /// `auditVerification`, `housekeeping`, `vault.rotateDataKey`, `vault.rewrap` or `litellm.sync`.
     kind: String,
     /// Not before; at once when absent.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
@@ -166,7 +168,8 @@ impl SubmitJob {
         let now = ask.api.clock.now();
         let kind = Kind::from_name(&self.kind);
         match kind {
-            None => wrong("/kind", "must be auditVerification or housekeeping"),
+            None => wrong("/kind", &format!("must be one of {}", Kind::ALL.map(Kind::name).join(", "))),
+            Some(kind) if tenant.is_none() && kind.needs_a_tenant() => wrong("/kind", "is about one tenant"),
             Some(kind) if tenant.is_some() && !kind.is_of_a_tenant() => wrong("/kind", "is not about one tenant"),
             Some(_) => {}
         }

@@ -11,7 +11,8 @@
 //!    [`explain`], [`authzen`], [`platform_admins`],
 //!    [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`], [`channels`], [`decision`],
 //!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`flags`], [`features`],
-//!    [`ofrep`], [`auth`], [`passwords`], [`scim`], [`probes`]; [`view`]s and [`reply`] are what they speak
+//!    [`providers`], [`provider_secrets`], [`provider_policy`], [`ofrep`], [`auth`], [`passwords`], [`scim`], [`probes`];
+//!    [`view`]s and [`reply`] are what they speak
 //!
 //! [`people`] has what the resources of an organization share; [`precondition`] reads `If-Match`.
 //! [`document`] describes all of it; [`cursor`] seals where a list goes on; [`request`] reads the common headers;
@@ -49,6 +50,9 @@ mod policies;
 mod precondition;
 mod probes;
 mod problem;
+mod provider_policy;
+mod provider_secrets;
+mod providers;
 mod quarantine;
 mod quotas;
 mod rate_limits;
@@ -97,8 +101,10 @@ use crate::domain::organization::Limits;
 use crate::domain::sync::SyncStatus;
 use crate::intake::record::Recorder;
 use crate::outlet::bench::Bench;
+use crate::outlet::provider_probe::Probe;
 use crate::rate_limit::Limiter;
 use crate::threads;
+use crate::vault::Vault;
 use authorize::{Admitted, Ask};
 use cursor::Sealer;
 use door::Passage;
@@ -125,6 +131,14 @@ pub struct Api {
     channels: Bench,
     /// Under which address gateways reach us.
     public_url: Option<String>,
+    /// What keeps tenants' secrets; `None` when it is off.
+    vault: Option<Vault>,
+    /// What tries providers.
+    probe: Probe,
+    /// The longest that a secret is lent for.
+    lease_seconds_max: u32,
+    /// Is LiteLLM told of changes?
+    syncs_litellm: bool,
     /// Where everything is done but answering.
     work: Handle,
 }
@@ -148,14 +162,39 @@ pub struct Rooms {
     pub channels: Bench,
     /// Under which address gateways reach us.
     pub public_url: Option<String>,
+    /// What keeps tenants' secrets, and what tries providers with them.
+    pub providers: ProviderTools,
+}
+
+/// What the providers of tenants need.
+pub struct ProviderTools {
+    /// `None` when it is off.
+    pub vault: Option<Vault>,
+    pub probe: Probe,
+    /// The longest that a secret is lent for.
+    pub lease_seconds_max: u32,
+    /// Is LiteLLM told of changes?
+    pub syncs_litellm: bool,
 }
 
 impl Api {
     /// To be called within the runtime where the rooms below live; requests are served by whichever calls [`serve`].
     #[must_use]
     pub fn new(rooms: Rooms, clock: Clock, limits: config::Http, health: Health, metrics: PrometheusHandle) -> Api {
-        let Rooms { directory, gate, recorder, kong, flags, rate_limits, kong_sync, people, channels, public_url } =
-            rooms;
+        let Rooms {
+            directory,
+            gate,
+            recorder,
+            kong,
+            flags,
+            rate_limits,
+            kong_sync,
+            people,
+            channels,
+            public_url,
+            providers,
+        } = rooms;
+        let ProviderTools { vault, probe, lease_seconds_max, syncs_litellm } = providers;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
         Api {
@@ -174,6 +213,10 @@ impl Api {
             people,
             channels,
             public_url,
+            vault,
+            probe,
+            lease_seconds_max,
+            syncs_litellm,
             work,
         }
     }

@@ -85,6 +85,8 @@ codes! {
     PolicyNotFound "POLICY_NOT_FOUND" 404 "There is no such policy.";
     PlatformAdminNotFound "PLATFORM_ADMIN_NOT_FOUND" 404 "There is no such administrator of the platform.";
     FlagNotFound "FLAG_NOT_FOUND" 404 "There is no such feature flag.";
+    ProviderNotFound "PROVIDER_NOT_FOUND" 404 "There is no such provider.";
+    ProviderSecretNotFound "PROVIDER_SECRET_NOT_FOUND" 404 "The provider has no secret.";
     JobNotFound "JOB_NOT_FOUND" 404 "There is no such job.";
     MethodNotAllowed "METHOD_NOT_ALLOWED" 405 "The address does not know this method; see the Allow header.";
     NotAcceptable "NOT_ACCEPTABLE" 406 "The answer is JSON, which the Accept header excludes.";
@@ -102,6 +104,12 @@ codes! {
     FlagsKeptElsewhere "FLAGS_KEPT_ELSEWHERE" 409 "The platform's feature flags are kept in another service; change them there.";
     JobFinished "JOB_FINISHED" 409 "The job has ended already; details.state says how.";
     TooManyJobs "TOO_MANY_JOBS" 409 "There are as many unfinished jobs as there may be; wait until some have ended.";
+    VaultOff "VAULT_OFF" 409 "This platform has no vault, so no providers; an operator can configure one.";
+    TooManyProviders "TOO_MANY_PROVIDERS" 409 "The tenant has as many providers as it may have; delete one first.";
+    ProviderInactive "PROVIDER_INACTIVE" 409 "The provider is not active.";
+    EgressRefused "EGRESS_REFUSED" 409 "The provider's host is neither one of its kind's own nor one of the policy's egressHosts.";
+    ModelNotAllowed "MODEL_NOT_ALLOWED" 409 "The tenant's policy does not have the model.";
+    SecretMadeHere "SECRET_MADE_HERE" 409 "The platform makes the secret of a provider of this kind itself.";
     AlertOver "ALERT_OVER" 409 "What the alert tells is over; details.resolvedAt says since when.";
     IdentityTaken "IDENTITY_TAKEN" 409 "Another one has this name, external id or subject; details.pointer says which.";
     MembershipRefused "MEMBERSHIP_REFUSED" 409 "A group would be a member of itself, or groups would be nested more than 8 deep; details.reason says which.";
@@ -133,6 +141,7 @@ codes! {
     Timeout "TIMEOUT" 503 "Our own deadline passed. Whether a change was made is unknown; repeating it with its Idempotency-Key is safe.";
     StoreUnavailable "STORE_UNAVAILABLE" 503 "The database could not be reached; repeating the request is safe.";
     KeysUnavailable "IDENTITY_PROVIDER_UNAVAILABLE" 503 "The identity provider's keys could not be fetched; the token could not be judged.";
+    VaultUnavailable "VAULT_UNAVAILABLE" 503 "The vault's key cannot be used now, or a secret cannot be read with it.";
     NotReady "NOT_READY" 503 "A dependency that this service needs is not available, or it is shutting down.";
 }
 

@@ -9,6 +9,7 @@ use super::authorize::Ask;
 use super::body::{Strict, present, present_objects};
 use super::document::Tag;
 use super::problem::{FieldProblem, Problem};
+use super::providers::ask_for_sync;
 use super::reply::Reply;
 use super::view::{JsonObject, instant, page_limit};
 use crate::access::api_key;
@@ -126,7 +127,8 @@ impl Tenants {
 
     /// Archive a suspended tenant
     ///
-    /// Kept for its books and its audit chain; no longer served. There is no way back.
+    /// Kept for its books and its audit chain; no longer served. Its providers' secrets, and the keys they are encrypted under,
+    /// are destroyed. There is no way back.
     #[oai(path = "/v1/tenants/:id/archive", method = "post", operation_id = "archiveTenant")]
     async fn archive(
         &self,
@@ -141,6 +143,7 @@ impl Tenants {
 
 async fn shift(ask: &Ask, to: Lifecycle) -> Result<Reply<TenantView>, Problem> {
     let tenant = ask.api.directory.shift(ask.tenant()?, to, ask.change()).await?;
+    ask_for_sync(ask, tenant.id, &format!("lifecycle:{}", tenant.updated_at.0)).await;
     Ok(Reply::new(TenantView::of(&tenant)))
 }
 

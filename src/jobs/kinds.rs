@@ -1,17 +1,22 @@
 //! What a kind of work is, and which there are.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::audit_verification::AuditVerification;
+use super::data_keys::{Rewrapping, Rotation};
 use super::housekeeping::Housekeeping;
+use super::litellm_sync::LiteLlmSync;
 use super::runner::Desk;
 use crate::config;
 use crate::directory::handle::Handle as Directory;
 use crate::domain::job::{Job, Kind};
+use crate::outlet::litellm::LiteLlm;
+use crate::vault::Vault;
 
 /// What does a kind of work.
 pub trait Work: Send + Sync {
@@ -57,8 +62,23 @@ impl Errand {
     }
 }
 
+/// What some kinds of work need besides the directory.
+#[derive(Debug, Clone, Default)]
+pub struct Tools {
+    /// `None` without a vault.
+    pub vault: Option<Vault>,
+    /// The LiteLLM that providers are brought to, if there is one, and how often everything is compared.
+    pub litellm: Option<(LiteLlm, Duration)>,
+}
+
 /// Every kind there is.
 #[must_use]
-pub fn all(settings: &config::Jobs) -> Vec<Arc<dyn Work>> {
-    vec![Arc::new(AuditVerification), Arc::new(Housekeeping::new(settings))]
+pub fn all(settings: &config::Jobs, tools: &Tools) -> Vec<Arc<dyn Work>> {
+    vec![
+        Arc::new(AuditVerification),
+        Arc::new(Housekeeping::new(settings)),
+        Arc::new(Rotation(tools.vault.clone())),
+        Arc::new(Rewrapping(tools.vault.clone())),
+        Arc::new(LiteLlmSync(tools.clone())),
+    ]
 }

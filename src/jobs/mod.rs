@@ -8,8 +8,14 @@
 //! A new kind of background work is a file here and a line in [`kinds::all`]; there is no second mechanism.
 
 mod audit_verification;
+mod data_keys;
+#[cfg(test)]
+mod data_keys_test;
 mod housekeeping;
 pub mod kinds;
+mod litellm_sync;
+#[cfg(test)]
+mod litellm_sync_test;
 pub mod runner;
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::kinds::{self, Errand, Failure, Work};
+use super::kinds::{self, Errand, Failure, Tools, Work};
 use crate::clock::Clock;
 use crate::config::{self, millis};
 use crate::directory::handle::Handle as Directory;
@@ -80,13 +80,16 @@ pub struct Runner {
     settings: config::Jobs,
     kinds: HashMap<Kind, Arc<dyn Work>>,
     load: watch::Sender<Load>,
+    /// How often LiteLLM is compared with everything, if there is one.
+    litellm_every: Option<Duration>,
 }
 
 impl Runner {
     #[must_use]
-    pub fn new(directory: Directory, clock: Clock, settings: config::Jobs) -> Runner {
-        let kinds = kinds::all(&settings);
-        Runner::with(directory, clock, settings, kinds)
+    pub fn new(directory: Directory, clock: Clock, settings: config::Jobs, tools: &Tools) -> Runner {
+        let kinds = kinds::all(&settings, tools);
+        let litellm_every = tools.litellm.as_ref().map(|(_, every)| *every);
+        Runner { litellm_every, ..Runner::with(directory, clock, settings, kinds) }
     }
 
     /// A runner that can do these kinds of work alone.
@@ -97,7 +100,7 @@ impl Runner {
         kinds: Vec<Arc<dyn Work>>,
     ) -> Runner {
         let kinds = kinds.into_iter().map(|work| (work.kind(), work)).collect();
-        Runner { directory, clock, settings, kinds, load: watch::channel(Load::default()).0 }
+        Runner { directory, clock, settings, kinds, load: watch::channel(Load::default()).0, litellm_every: None }
     }
 
     /// Follows how much there is to do.
@@ -137,11 +140,21 @@ impl Runner {
 
     /// What the daemon itself wants to be done again and again; true once it is known.
     async fn begin_series(&self) -> bool {
-        let every_micros = i64::try_from(self.settings.housekeeping_every_ms).unwrap_or(i64::MAX / 1_000) * 1_000;
+        let housekeeping = millis(self.settings.housekeeping_every_ms);
+        let begun = self.begin_one(Kind::Housekeeping, housekeeping).await;
+        let begun_too = match self.litellm_every {
+            Some(every) => self.begin_one(Kind::LiteLlmSync, every).await,
+            None => true,
+        };
+        begun && begun_too
+    }
+
+    async fn begin_one(&self, kind: Kind, every: Duration) -> bool {
+        let every_micros = i64::try_from(every.as_micros()).unwrap_or(i64::MAX);
         let draft = Draft {
-            kind: Kind::Housekeeping.name().into(),
+            kind: kind.name().into(),
             tenant: None,
-            key: Some(Kind::Housekeeping.name().into()),
+            key: Some(kind.name().into()),
             arguments: "{}".into(),
             run_at: self.clock.now().plus_micros(every_micros),
             every_micros,

@@ -128,7 +128,7 @@ fn retry_after(answer: &reqwest::Response) -> Duration {
 }
 
 /// Reads a short answer to its end, so that the connection can be used again; drops the connection of a long one.
-async fn forget(mut answer: reqwest::Response) {
+pub(super) async fn forget(mut answer: reqwest::Response) {
     let mut read = 0;
     while let Ok(Some(chunk)) = answer.chunk().await {
         read += chunk.len();
@@ -138,13 +138,21 @@ async fn forget(mut answer: reqwest::Response) {
     }
 }
 
-fn reason(error: &reqwest::Error) -> String {
+/// Did the name lead to an address that may not be connected to?
+pub(super) fn is_not_public(error: &reqwest::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(inner) = cause {
         if inner.is::<NotPublic>() {
-            return NotPublic.to_string();
+            return true;
         }
         cause = inner.source();
+    }
+    false
+}
+
+fn reason(error: &reqwest::Error) -> String {
+    if is_not_public(error) {
+        return NotPublic.to_string();
     }
     let words = match () {
         () if error.is_timeout() => "timed out",

@@ -8,7 +8,8 @@
 //!
 //! A send may happen twice (we may die between the receiver's answer and our commit); it has the same id both times.
 //! The channels are [`alertmanager`], [`webhook`], [`nats`], [`pagerduty`], [`slack`] and [`email`]; what they may connect
-//! to is guarded by [`egress`]; the [`bench`] shows and tries them. The [`mirror`] writes committed standings to Redis, [`kong`] the tenants to Kong. Nothing
+//! to is guarded by [`egress`]; the [`bench`] shows and tries them. The [`mirror`] writes committed standings to Redis, [`kong`] the tenants to Kong,
+//! [`litellm`] tenants' providers to LiteLLM; [`provider_probe`] tries a provider. Nothing
 //! here decides anything about usage, quotas or alerts, and no
 //! failure here reaches further than its own entry in the health report.
 
@@ -23,10 +24,12 @@ mod egress;
 mod email;
 pub mod kong;
 mod lane;
+pub mod litellm;
 mod mirror;
 mod nats;
 mod pagerduty;
 pub mod parcel;
+pub mod provider_probe;
 #[cfg(test)]
 mod receiver;
 pub mod schedule;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::StoreError;
 use super::connection::Row;
 use super::database::Connection;
-use super::{failure, flag, gateway, notice, organization, policy, posting, quota, usage};
+use super::{failure, flag, gateway, notice, organization, policy, posting, provider, quota, usage};
 use crate::domain::books::{Books, Posting};
 use crate::domain::chain::{Entry, EntryOutcome, Hash, Head};
 use crate::domain::ids::TenantId;
@@ -114,6 +114,7 @@ async fn read(connection: &mut Connection, tenant: TenantId, since: Timestamp) -
     books.organization = Arc::new(organization::load(connection).await?);
     books.policies = Arc::new(policy::load(connection).await?);
     books.flags = flag::load(connection).await?;
+    books.providers = Arc::new(provider::load(connection).await?);
     Ok(books)
 }
 

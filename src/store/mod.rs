@@ -12,6 +12,7 @@
 //!   not in memory.
 //! - [`organization`]: who the tenant's people are. [`policy`]: its own roles and policies. [`platform_admin`]: who administers the platform.
 //! - [`flag`]: feature flags, the same table in the control database and in each tenant's.
+//! - [`provider`]: LLM providers, their sealed secrets, wrapped data keys.
 //! - [`gateway`]: what gateways say. [`reconciliation`]: how it compares.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
 //! - [`catalogue`], [`api_key`], [`quarantine`], [`stream`], [`job`], [`session`]: the control database.
@@ -34,6 +35,7 @@ mod place;
 pub mod platform_admin;
 pub mod policy;
 pub mod posting;
+pub mod provider;
 pub mod quarantine;
 pub mod quota;
 pub mod reconciliation;

@@ -66,6 +66,12 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Unit::Count,
         "Tries of background jobs that have ended, by outcome (succeeded, failed, canceled, released).",
     ),
+    (
+        "platform_api_provider_leases_total",
+        Counter,
+        Unit::Count,
+        "Secrets of tenants' providers that were lent to services.",
+    ),
     ("platform_api_parked_events_max", Gauge, Unit::Count, "How many of those there may be: intake.parked_events_max."),
     (
         "platform_api_stream_anomalies_total",

@@ -302,6 +302,15 @@ impl Handle {
         if books.knows_running(now) { Ok(books) } else { Err(Unavailable::ComeBack) }
     }
 
+    /// What was committed last, for somebody who uses the tenant. Waits for nobody.
+    ///
+    /// # Errors
+    /// [`Unavailable::ComeBack`].
+    pub(super) fn books_in_use(&self) -> Result<Arc<Books>, Unavailable> {
+        self.heard();
+        self.published()
+    }
+
     /// What was committed last, while there is a keeper who vouches for it.
     fn published(&self) -> Result<Arc<Books>, Unavailable> {
         if let ActorStatus::Draining | ActorStatus::Stopping | ActorStatus::Stopped = self.actor.get_status() {

@@ -18,8 +18,7 @@
 //!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
 //! - [`guess`]: whether events are taken for new before the ledger is asked.
 //! - [`task`]: a change that a resource brings whole. [`organization`]: those to the tenant's people. [`policy`]: those to
-//!   its own roles and policies.
-//! - [`task`]: a change that a resource brings whole. [`flag`]: feature flags.
+//!   its own roles and policies. [`flag`]: feature flags. [`provider`]: LLM providers and their sealed secrets.
 //! - [`housekeeping`]: what need not be kept for ever.
 //! - [`change`], [`gateway`]: how each queued change, and what a gateway says, becomes part of a posting. [`read`]: slow reads, in tasks of their own.
 //! - [`reconcile`]: the books against a gateway's. [`drift`]: the alerts that come of it.
@@ -38,6 +37,7 @@ pub mod ledger;
 pub mod message;
 pub mod organization;
 pub mod policy;
+pub mod provider;
 pub mod pulse;
 pub mod queue;
 mod read;

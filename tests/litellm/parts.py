@@ -86,6 +86,29 @@ def proxy(folder: Path, port: int, environment: dict[str, str]) -> Part:
     return Part("proxy", command, folder, environment, f"http://127.0.0.1:{port}/health/liveliness")
 
 
+def syncing_daemon(folder: Path, port: int, proxy_url: str, master_key: str) -> Part:
+    environment = {
+        "PLATFORM_API__HTTP__LISTEN": f"127.0.0.1:{port}",
+        "PLATFORM_API__STORE__URL": f"sqlite:{folder / 'data'}",
+        "PLATFORM_API__AUTH__BOOTSTRAP_KEY": BOOTSTRAP_KEY,
+        "PLATFORM_API__LITELLM__URL": proxy_url,
+        "PLATFORM_API__LITELLM__MASTER_KEY": master_key,
+    }
+    return Part("daemon", [str(DAEMON), "serve"], folder, environment, f"http://127.0.0.1:{port}/health/live")
+
+
+def kept_proxy(folder: Path, port: int, master_key: str) -> Part:
+    """LiteLLM's application with a table in memory for a database: see proxy/kept.py."""
+    environment = {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_TELEMETRY": "False",
+        "LITELLM_MASTER_KEY": master_key,
+        "LITELLM_SALT_KEY": "sk-salt-of-the-credentials-test",
+    }
+    command = [sys.executable, str(PROXY / "kept.py"), str(port)]
+    return Part("kept", command, folder, environment, f"http://127.0.0.1:{port}/health/liveliness")
+
+
 def request(method: str, url: str, body=None, headers: dict[str, str] | None = None, timeout: float = 20):
     """(status, headers, text); status 0 without an answer."""
     data = None if body is None else json.dumps(body).encode()

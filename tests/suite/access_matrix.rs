@@ -165,6 +165,17 @@ const ROWS: &[Row] = &[
     row("listJobs", About::OwnTenant, ADMIN, nothing),
     row("getJob", About::OwnTenant, ADMIN, nothing),
     row("cancelJob", About::OwnTenant, ADMIN, nothing),
+    row("createProvider", About::OwnTenant, ADMIN, empty),
+    row("listProviders", About::OwnTenant, READERS, nothing),
+    row("getProvider", About::OwnTenant, READERS, nothing),
+    row("replaceProvider", About::OwnTenant, ADMIN, empty),
+    row("deleteProvider", About::OwnTenant, ADMIN, nothing),
+    row("putProviderSecret", About::OwnTenant, ADMIN, empty),
+    row("deleteProviderSecret", About::OwnTenant, ADMIN, nothing),
+    row("leaseProviderSecret", About::OwnTenant, REPORTER, empty),
+    row("testProvider", About::OwnTenant, ADMIN, nothing),
+    row("getProviderPolicy", About::OwnTenant, &["admin", "reporter", "reader"], nothing),
+    row("replaceProviderPolicy", About::OwnTenant, ADMIN, empty),
     row("getRateLimits", About::OwnTenant, GATEWAYS, nothing),
     row("getKongSync", About::Platform, NOBODY, nothing),
     row("scimGetServiceProviderConfig", About::OwnTenant, ADMIN, nothing),
@@ -388,6 +399,8 @@ async fn nothing_of_one_tenant_shows_in_any_answer_to_another() {
         (event.user, event.group) = (format!("{canary}-user"), format!("{canary}-group"));
         (event.model, event.provider) = (format!("{canary}-model"), format!("{canary}-provider"));
         acme.post_events(&[event]).await;
+        let provider = json!({"name": format!("{canary}-llm"), "kind": "openai"});
+        assert_eq!(acme.api.post("/v1/providers", &provider).await.status, 201);
         acme.put_quotas(json!([{"scope": {"type": "user", "id": format!("{canary}-user")}, "metric": "tokens",
             "period": "month", "limit": 1_000, "enforcement": "block"}]))
             .await;

@@ -52,6 +52,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "intake::record",
             // The channels, to be seen and tried.
             "outlet::bench",
+            // Providers, to be tried.
+            "outlet::provider_probe",
             "directory::handle",
             "directory::jobs",
             "directory::task",
@@ -65,6 +67,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "tenant::message",
             "tenant::organization",
             "tenant::policy",
+            "tenant::provider",
             "tenant::task",
             // The rows of the chain as the tenant's protocol hands them out.
             "store::audit::StoredRecord",
@@ -75,6 +78,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "fault",
             "telemetry",
             "threads",
+            "vault",
         ],
     ),
     ("scim", &["domain"]),
@@ -86,6 +90,10 @@ const ROOMS: &[(&str, &[&str])] = &[
             "directory::task",
             "tenant::handle",
             "tenant::housekeeping",
+            "tenant::provider",
+            "tenant::task",
+            "outlet::litellm",
+            "vault",
             "domain",
             "config",
             "clock",
@@ -96,6 +104,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("rate_limit", &["domain", "config", "clock"]),
     ("telemetry", &["config", "domain", "clock"]),
     ("threads", &[]),
+    ("vault", &["domain", "config", "clock", "tenant::handle", "tenant::provider", "tenant::task"]),
 ];
 
 /// Crates that only some rooms may know. The daemon puts everything together and may know all.
@@ -151,7 +160,7 @@ fn sources() -> Vec<Source> {
 fn is_test(path: &Path) -> bool {
     let name = path.file_stem().unwrap().to_str().unwrap();
     // Declared with `#[cfg(test)]` in their `mod.rs`.
-    let helpers = ["tests", "receiver", "issuer_peer"];
+    let helpers = ["tests", "receiver", "issuer_peer", "transit_peer", "litellm_peer"];
     name.ends_with("_test") || name.ends_with("_tests") || helpers.contains(&name)
 }
 

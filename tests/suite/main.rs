@@ -32,6 +32,7 @@ mod operations;
 mod organization;
 mod planted;
 mod power_cut;
+mod providers;
 mod quotas;
 mod rate_limits;
 mod reconciliation;

@@ -206,6 +206,7 @@ impl Daemon {
         let _ = writeln!(toml, "[store]\nurl = \"{}\"\nconnections_max = 13\nreaders_max = 3", self.store_url());
         let _ = writeln!(toml, "[tenants]\nopen_max = 8\nrestart_backoff_ms = 50");
         let _ = writeln!(toml, "[auth]\nbootstrap_key = \"{BOOTSTRAP_KEY}\"\nkey_pepper = \"{PEPPER}\"");
+        let _ = writeln!(toml, "[vault]\nkek_file = \"kek\"");
         let _ = writeln!(toml, "[telemetry]\nlog = \"info,platform_api=debug\"\nlog_format = \"json\"");
         if self.setup.nats_url.is_some() {
             let Names { url, subject, stream, consumer, alert_subject, alert_stream } = &self.names;
