@@ -171,9 +171,10 @@ pub fn openapi_document() -> String {
     let mut document: Value = serde_json::from_str(&service().spec()).unwrap_or_default();
     document["paths"]["/v1/quotas/{tenantId}/decision"] = decision::described();
     document["paths"]["/v1/features"] = features::described();
-    for (path, described) in
-        ofrep::described().into_iter().chain(authzen::described()).chain(scim_description::described())
-    {
+    for (path, described) in ofrep::described().into_iter().chain(authzen::described()) {
+        document["paths"][path] = described;
+    }
+    for (path, described) in scim_description::described() {
         document["paths"][path] = described;
     }
     document["paths"]["/openapi.json"] = page("getDocument", "This document", "application/json", "object");
