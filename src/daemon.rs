@@ -148,7 +148,7 @@ impl Daemon {
                 detail: None,
             },
             Dependency { name: "nats".into(), required: false, state: stream_health, detail: None },
-            Dependency { name: "vault".into(), required: false, state: watch_vault(vault), detail: None },
+            Dependency { name: "vault".into(), required: false, state: watch_vault(vault).await, detail: None },
             Dependency { name: "jobs".into(), required: false, state: jobs_state, detail: None },
             Dependency { name: "parked-usage".into(), required: false, state: parked, detail: Some(parked_detail) },
         ];
@@ -460,24 +460,27 @@ fn watch_database(directory: Directory) -> watch::Receiver<State> {
     receiver
 }
 
-/// Asks the keeper of the vault's key again and again; tells when it cannot be used.
-fn watch_vault(vault: Option<Vault>) -> watch::Receiver<State> {
-    let (sender, receiver) = watch::channel(if vault.is_some() { State::Unknown } else { State::Off });
+/// Asks the keeper of the vault's key, and then again and again; tells when it cannot be used.
+async fn watch_vault(vault: Option<Vault>) -> watch::Receiver<State> {
+    let Some(vault) = vault else { return watch::channel(State::Off).1 };
+    let (sender, receiver) = watch::channel(vault_state(&vault).await);
     tokio::spawn(async move {
-        let Some(vault) = vault else { return sender.closed().await };
         while !sender.is_closed() {
-            let state = match vault.check().await {
-                Ok(()) => State::Up,
-                Err(error) => {
-                    tracing::error!(%error, "the vault cannot be used");
-                    State::Down
-                }
-            };
-            sender.send_replace(state);
             tokio::time::sleep(VAULT_PROBE_EVERY).await;
+            sender.send_replace(vault_state(&vault).await);
         }
     });
     receiver
+}
+
+async fn vault_state(vault: &Vault) -> State {
+    match vault.check().await {
+        Ok(()) => State::Up,
+        Err(error) => {
+            tracing::error!(%error, "the vault cannot be used");
+            State::Down
+        }
+    }
 }
 
 /// A room's own view of its dependency, in the words of the health report.
