@@ -15,6 +15,7 @@ use super::policy::{self, Unusable};
 use crate::clock::Clock;
 use crate::directory;
 use crate::directory::handle::Absent;
+use crate::domain::api_key::ApiKey;
 use crate::domain::ids::TenantId;
 use crate::domain::organization::Organization;
 use crate::domain::organization::role::Holder;
@@ -207,7 +208,7 @@ impl Authorizer {
     ) -> Question<'a> {
         let people = &authority.people;
         let subject = match inquiry.subject_type.as_str() {
-            "apiKey" => self.key_subject(authority, &inquiry.subject_id, holder),
+            "apiKey" => self.key_subject(authority, inquiry, holder),
             kind => Subject::called(people, kind, &inquiry.subject_id),
         };
         Question {
@@ -220,10 +221,12 @@ impl Authorizer {
         }
     }
 
-    /// A key of this tenant's that may be used. Any other is nobody.
-    fn key_subject<'a>(&self, authority: &'a Authority, id: &'a str, holder: &'a Holder) -> Subject<'a> {
-        let known = self.directory.api_key(id);
-        let own = known.filter(|key| key.tenant == authority.tenant && key.revoked_at.is_none());
+    /// A key of this tenant's that may be used, and whose scopes leave it what is asked about. Any other is nobody.
+    fn key_subject<'a>(&self, authority: &'a Authority, inquiry: &'a Inquiry, holder: &'a Holder) -> Subject<'a> {
+        let (id, now) = (inquiry.subject_id.as_str(), self.clock.now());
+        let is_usable = |key: &ApiKey| key.tenant == authority.tenant && key.ended(now).is_none();
+        let is_left = |key: &ApiKey| key.terms.leave(&inquiry.resource_type, &inquiry.action);
+        let own = self.directory.api_key(id).filter(|key| is_usable(key) && is_left(key));
         match own {
             Some(key) => {
                 let role = Some(key.role).filter(|role| *role != Role::PlatformAdmin);

@@ -171,6 +171,10 @@ async fn a_person_is_judged_by_what_the_books_know_of_it() {
     assert_eq!(house.decided("apiKey", "nosuchkey0", "read", "usage").await, nobody);
     let (_, reader) = house.key(Role::Reader).await;
     assert!(house.decided("apiKey", &reader, "read", "usage").await.0);
+    let scopes = vec!["quotas:*".parse().unwrap()];
+    let (_, narrow) = house.key_under(Role::Reader, Terms { scopes, ..Terms::default() }).await;
+    assert!(house.decided("apiKey", &narrow, "read", "quotas").await.0);
+    assert_eq!(house.decided("apiKey", &narrow, "read", "usage").await, nobody, "its scopes leave it nothing of that");
     house.directory.revoke_key(house.tenant, &reader, Request::system()).await.unwrap();
     assert_eq!(house.decided("apiKey", &reader, "read", "usage").await, nobody);
 }

@@ -74,7 +74,7 @@ impl House {
         self.key_under(role, Terms::default()).await
     }
 
-    async fn key_under(&self, role: Role, terms: Terms) -> (SecretString, String) {
+    pub(super) async fn key_under(&self, role: Role, terms: Terms) -> (SecretString, String) {
         let (secret, key) = new_key(self.gate.pepper(), role);
         let id = key.id.clone();
         self.directory.issue_key(self.tenant, key, terms, Request::system(), |_| String::new()).await.unwrap();
