@@ -461,6 +461,8 @@ pub static OPERATIONS: &[Operation] = &[
         query: &[], codes: &[TenantNotFound, NotFound] },
     Operation { id: "scimGetSchema", method: Method::GET, path: "/scim/v2/Schemas/{id}", scope: TenantOfCredential, object: "users", action: "read", body: NoBody,
         query: &[], codes: &[TenantNotFound, NotFound] },
+    Operation { id: "scimSearch", method: Method::POST, path: "/scim/v2/.search", scope: TenantOfCredential, object: "users", action: "read", body: Scim,
+        query: &[], codes: &[TenantNotFound, InvalidFilter, InvalidValue] },
     Operation { id: "scimListUsers", method: Method::GET, path: "/scim/v2/Users", scope: TenantOfCredential, object: "users", action: "read", body: NoBody,
         query: &["filter", "startIndex", "count", "sortBy", "sortOrder", "attributes", "excludedAttributes"], codes: &[TenantNotFound, InvalidFilter] },
     Operation { id: "scimCreateUser", method: Method::POST, path: "/scim/v2/Users", scope: TenantOfCredential, object: "users", action: "create", body: Scim,

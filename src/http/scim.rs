@@ -21,7 +21,7 @@ use crate::domain::organization::user::User;
 use crate::domain::organization::{Expected, Organization, Refusal};
 use crate::domain::request::Answer;
 use crate::scim::filter::Filter;
-use crate::scim::{Document, Kind, Resource, Wrong, group, kept, patch, projected, schema, user};
+use crate::scim::{Document, Kind, Resource, Wrong, group, kept, member, patch, projected, schema, user};
 use crate::tenant::organization::{CreateUser, DeleteGroup, DeleteUser, EditUser, ShapeGroup, UserEdit};
 use crate::tenant::task::Declined;
 
@@ -40,6 +40,7 @@ pub(super) async fn answer(ask: &Ask, path: &str) -> Result<Response, Problem> {
         "scimGetSchema" => described(schema::schemas(), &id.replace("%3A", ":").replace("%3a", ":")),
         "scimListUsers" => list(ask, Resource::User).await,
         "scimListGroups" => list(ask, Resource::Group).await,
+        "scimSearch" => search(ask).await,
         "scimGetUser" => get_user(ask, id).await,
         "scimGetGroup" => get_group(ask, id).await,
         "scimCreateUser" => create_user(ask).await,
@@ -195,6 +196,48 @@ fn page<'a, T: 'a>(
         }
     }
     (total, found)
+}
+
+/// Users first, then groups, if the caller may see those: a query with its parameters in the body.
+async fn search(ask: &Ask) -> Result<Response, Problem> {
+    let given = given(ask)?;
+    let invalid = |name: &str| Problem::new(Code::InvalidValue).saying(format!("{name} is not of the right kind"));
+    let number = |name: &str, least: usize, absent: usize| -> Result<usize, Problem> {
+        let given = member(&given, name).filter(|value| !value.is_null());
+        let Some(value) = given else { return Ok(absent) };
+        let number = value.as_i64().ok_or_else(|| invalid(name))?;
+        Ok(usize::try_from(number).unwrap_or(least).max(least))
+    };
+    let names = |name: &str| -> Result<Option<String>, Problem> {
+        match member(&given, name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Array(names)) => {
+                let names: Option<Vec<&str>> = names.iter().map(Value::as_str).collect();
+                names.map(|names| Some(names.join(","))).ok_or_else(|| invalid(name))
+            }
+            Some(_) => Err(invalid(name)),
+        }
+    };
+    let filter = match member(&given, "filter") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(Filter::parse(text)?),
+        Some(_) => return Err(invalid("filter")),
+    };
+    let start = number("startIndex", 1, 1)?;
+    let count = number("count", 0, schema::COUNT_DEFAULT)?.min(schema::COUNT_MAX);
+    let (only, without) = (names("attributes")?, names("excludedAttributes")?);
+    let people = people(ask).await?;
+    let (mut total, mut found) = page(people.users_after(None), filter.as_ref(), user_document, start, count);
+    let caller = ask.admitted.caller.as_ref();
+    if caller.is_some_and(|caller| ask.api.gate.allows(caller, "groups", "read")) {
+        let document = |group: &Arc<Group>| group_document(&people, group);
+        let from = start.saturating_sub(total).max(1);
+        let (more, groups) = page(people.groups_after(None), filter.as_ref(), document, from, count - found.len());
+        total += more;
+        found.extend(groups);
+    }
+    let shown = |document| Value::Object(projected(document, only.as_deref(), without.as_deref()));
+    Ok(written(StatusCode::OK, &listed(total, start, found.into_iter().map(shown).collect())))
 }
 
 async fn get_user(ask: &Ask, text: &str) -> Result<Response, Problem> {

@@ -62,7 +62,7 @@ fn responses(operation: &Operation) -> Value {
     if operation.method.as_str() == "DELETE" {
         return json!({"204": {"description": "It is gone."}});
     }
-    let status = if operation.method.as_str() == "POST" { "201" } else { "200" };
+    let status = if operation.id.starts_with("scimCreate") { "201" } else { "200" };
     let schema = json!({"type": "object", "required": ["schemas"],
         "properties": {"schemas": {"type": "array", "items": {"type": "string"}}}});
     let mut response = json!({"description": "Done.", "content": {Form::Scim.media(): {"schema": schema}}});
@@ -88,6 +88,7 @@ fn words(id: &str) -> (&'static str, &'static str) {
             ("SCIM: the attributes that are kept", "RFC 7643, 7. Other attributes are taken and forgotten.")
         }
         "scimGetSchema" => ("SCIM: the attributes of one schema", "RFC 7643, 7."),
+        "scimSearch" => ("SCIM: find users and groups", "RFC 7644, 3.4.3: a query in a body; users first."),
         "scimListUsers" => ("SCIM: find users", "RFC 7644, 3.4.2."),
         "scimGetUser" => ("SCIM: read a user", "RFC 7644, 3.4.1."),
         "scimCreateUser" => {
@@ -117,6 +118,8 @@ fn example(id: &str) -> Value {
         "scimPatchGroup" => operations(
             json!({"op": "add", "path": "members", "value": [{"value": "0199a8b2-5c00-7abc-8def-0123456789ab"}]}),
         ),
+        "scimSearch" => json!({"schemas": ["urn:ietf:params:scim:api:messages:2.0:SearchRequest"],
+            "filter": "displayName sw \"j\"", "count": 10}),
         id if id.ends_with("User") => json!({"schemas": [Resource::User.urn()], "userName": "jane@example.com",
             "name": {"givenName": "Jane", "familyName": "Doe"}, "active": true,
             "emails": [{"value": "jane@example.com", "type": "work", "primary": true}]}),

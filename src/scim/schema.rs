@@ -67,7 +67,8 @@ pub fn resource_types() -> Vec<Value> {
 pub fn schemas() -> Vec<Value> {
     let name = vec![text("givenName", false), text("familyName", false)];
     let primary = with(text("primary", false), &[("type", json!("boolean"))]);
-    let emails = vec![text("value", false), text("type", false), primary];
+    let kind = with(text("type", false), &[("canonicalValues", json!(["work", "home", "other"]))]);
+    let emails = vec![text("value", false), kind, primary];
     let user = vec![
         with(text("userName", true), &[("uniqueness", json!("server"))]),
         text("displayName", false),

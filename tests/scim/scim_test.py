@@ -12,8 +12,8 @@ import time
 import unittest
 import urllib.request
 
-import httpx
-from scim2_client.engines.httpx import SyncSCIMClient
+import httpx2 as httpx
+from scim2_client.engines.httpx2 import SyncSCIMClient
 from scim2_tester import Status, check_server
 
 BINARY = os.environ["PLATFORM_API_BIN"]
@@ -84,7 +84,7 @@ class Scim(unittest.TestCase):
         results = check_server(SyncSCIMClient(self.http))
         wrong = [f"{one.title}: {one.reason}" for one in results if one.status not in FINE]
         self.assertGreater(sum(one.status in FINE - {Status.SKIPPED} for one in results), 40)
-        self.assertEqual(wrong, [])
+        self.assertEqual(wrong, [], "\n".join(wrong))
 
     def test_entra_id(self):
         # What it does before it makes somebody, and then.

@@ -183,6 +183,7 @@ const ROWS: &[Row] = &[
     row("scimGetResourceType", About::OwnTenant, ADMIN, nothing),
     row("scimListSchemas", About::OwnTenant, ADMIN, nothing),
     row("scimGetSchema", About::OwnTenant, ADMIN, nothing),
+    row("scimSearch", About::OwnTenant, ADMIN, empty),
     row("scimListUsers", About::OwnTenant, ADMIN, nothing),
     row("scimCreateUser", About::OwnTenant, ADMIN, empty),
     row("scimGetUser", About::OwnTenant, ADMIN, nothing),
