@@ -220,18 +220,21 @@ async fn operations(daemon: &Daemon) -> Vec<Operation> {
 
 impl Operation {
     async fn call(&self, api: &Api, tenant: &str, body: Option<Value>) -> Answer {
-        let path = match self.path.contains("/quarantine/") {
-            true => self.path.replace("{id}", "0199a8b2-5c00-7abc-8def-0123456789ab"),
-            false => self.path.replace("{id}", tenant),
-        };
-        let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0");
-        let path = path.replace("{memberId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
-        let path = path.replace("{tenantId}", tenant).replace("{keyId}", "nosuchkey0").replace("{key}", "nosuchflag");
-        let path = path.replace("{name}", "nosuchrole");
-        let path = path.replace("{findingId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
-        let path = path.replace("{jobId}", "0199a8b2-5c00-7abc-8def-0123456789ab");
-        let path =
-            path.replace("{alertId}", "0199a8b2-5c00-7abc-8def-0123456789ab").replace("{channel}", "nosuchchannel");
+        const NOTHING: &str = "0199a8b2-5c00-7abc-8def-0123456789ab";
+        let id = if self.path.contains("/quarantine/") { NOTHING } else { tenant };
+        let named = [
+            ("{id}", id),
+            ("{tenantId}", tenant),
+            ("{keyId}", "nosuchkey0"),
+            ("{key}", "nosuchflag"),
+            ("{name}", "nosuchrole"),
+            ("{channel}", "nosuchchannel"),
+            ("{memberId}", NOTHING),
+            ("{findingId}", NOTHING),
+            ("{jobId}", NOTHING),
+            ("{alertId}", NOTHING),
+        ];
+        let path = named.iter().fold(self.path.clone(), |path, (parameter, value)| path.replace(parameter, value));
         api.patiently(self.method.clone(), &path, body.as_ref()).await
     }
 }
@@ -253,7 +256,8 @@ fn closed(answer: &Answer, status: u16, code: &str, what: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_operation_is_open_to_exactly_those_who_may() {
     on_both(|engine| async move {
-        let daemon = Setup::on(engine).start().await;
+        // The same wrong credential comes once for each operation, and is meant to be told the same each time.
+        let daemon = Setup::on(engine).with("AUTH__FAILURES_PER_CREDENTIAL_MAX", 10_000).start().await;
         let acme = daemon.onboard("Acme").await;
         let globex = daemon.onboard("Globex").await;
         let (sleeping, sleeping_api) = suspended(&daemon).await;
