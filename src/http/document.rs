@@ -134,6 +134,9 @@ const NULLABLE: &[(&str, &[&str])] = &[
     ("GroupPatch", &["externalId", "description", "attributes"]),
 ];
 
+/// Operations that browsers come to, whose refusals are pages as well.
+const PAGES: &[&str] = &["finishLogin"];
+
 /// Operations whose answer has an ETag.
 const TAGGED: &[&str] = &[
     "getApiKey",
@@ -343,6 +346,13 @@ fn complete(described: &mut Value, operation: &Operation) {
         let known = &mut described["responses"][status.to_string()];
         if known.is_null() {
             *known = error_response(status, &codes, operation.problem_form());
+        }
+    }
+    if PAGES.contains(&operation.id) {
+        for (_, response) in described["responses"].as_object_mut().into_iter().flatten() {
+            if response["content"].is_object() {
+                response["content"]["text/html"] = json!({"schema": {"type": "string"}});
+            }
         }
     }
     if operation.class().is_some() {

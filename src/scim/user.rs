@@ -46,9 +46,8 @@ fn email(email: &Email) -> Value {
     if let Some(kind) = &email.kind {
         item["type"] = json!(kind);
     }
-    if email.primary {
-        item["primary"] = json!(true);
-    }
+    // Said also of those that are not: whoever set it looks for what he set.
+    item["primary"] = json!(email.primary);
     item
 }
 
