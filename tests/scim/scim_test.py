@@ -107,7 +107,7 @@ class Scim(unittest.TestCase):
                              {"op": "Add", "value": {"displayName": "Jane Roe", "name.givenName": "J."}})
         self.assertEqual((changed["active"], changed["displayName"]), (False, "Jane Roe"))
         self.assertEqual(changed["name"], {"givenName": "J.", "familyName": "Roe"})
-        self.assertEqual(changed["emails"][1], {"value": "jane@home.example", "type": "home"})
+        self.assertEqual(changed["emails"][1], {"value": "jane@home.example", "type": "home", "primary": False})
         # It is the same person that our own API knows, deactivated.
         ours = self.admin.get(f"{self.base}/v1/users/{jane['id']}").json()
         self.assertEqual((ours["active"], ours["externalId"]), (False, "jane-object-id"))
