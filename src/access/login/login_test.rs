@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::access::gate_test::House;
 use crate::access::{Caller, Credentials, SessionCookie, Unauthenticated};
-use crate::domain::organization::user::{ProfilePatch, User};
+use crate::domain::organization::user::ProfilePatch;
 use crate::domain::organization::{Expected, Organization};
 use crate::domain::time::MICROS_PER_SECOND;
 use crate::tenant::organization::{CreateGroup, EditUser, UserEdit};
@@ -592,6 +592,33 @@ async fn a_password_lets_in_whom_it_belongs_to_and_the_old_one_nobody() {
     assert_eq!(enter("jane", "another horse battery", here).await.err(), Some(LoginRefused::Credentials));
     assert_eq!(stage.gate().drop_password(stage.house.tenant, id, Request::system()).await, Ok(true));
     assert_eq!(stage.gate().drop_password(stage.house.tenant, id, Request::system()).await, Ok(false));
+}
+
+#[tokio::test]
+async fn a_login_that_a_new_password_overtakes_leaves_no_session() {
+    let stage = Stage::new(Where::Database).await;
+    let (tenant, directory) = (stage.house.tenant, &stage.house.directory);
+    let home = directory.find(tenant).await.unwrap();
+    let limits = config::Organization::default().limits();
+    let id = UserId(crate::clock::new_id());
+    let profile = crate::domain::organization::user::Profile::named("jane");
+    let change = crate::tenant::organization::CreateUser { id, profile, limits, render: |_| String::new() };
+    home.change(change, Request::system()).await.unwrap().unwrap();
+    let set = async |text: &str| {
+        let word = Zeroizing::new(text.to_owned());
+        stage.gate().set_password(tenant, id, word, Request::system()).await.unwrap();
+    };
+    set("correct horse battery").await;
+    let jane = stage.people().await.user(id).unwrap().clone();
+    // The old password was right when it was looked at; then it is changed.
+    let old = directory.password(tenant, id).await.unwrap();
+    set("another horse battery").await;
+    let entered = stage.gate().enter_known((tenant, &jane), old, None, "r").await;
+    assert_eq!(entered.err(), Some(LoginRefused::Credentials));
+    let whose = Whose::Subject { issuer: LOCAL_ISSUER.to_owned(), subject: id.to_string() };
+    assert_eq!(directory.end_sessions(whose).await.unwrap(), 0, "none is left");
+    let now = directory.password(tenant, id).await.unwrap();
+    assert!(stage.gate().enter_known((tenant, &jane), now, None, "r").await.is_ok());
 }
 
 #[tokio::test]
