@@ -305,6 +305,18 @@ impl Ask {
         Problem::new(code).saying(message)
     }
 
+    /// Refuses a caller whose key has scopes: with a password, a role or a token's subject it would give itself what its
+    /// scopes take away.
+    ///
+    /// # Errors
+    /// 403, in the chain when this returns.
+    pub(super) async fn without_scopes(&self, message: &'static str) -> Result<(), Problem> {
+        match &self.admitted.caller {
+            Some(caller) if !caller.terms.scopes.is_empty() => Err(self.deny(message).await),
+            _ => Ok(()),
+        }
+    }
+
     /// Who asks for a change, for its record and its idempotency.
     pub(super) fn change(&self) -> request::Request {
         request::Request {
