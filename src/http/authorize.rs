@@ -261,7 +261,7 @@ impl Ask {
         let Passage { mut request, operation, identity, said, query, .. } = passage;
         let actor = admitted.caller.as_ref().map_or("", |caller| caller.actor.as_str());
         let idempotency = said.idempotency_key.map(|key| Idempotency {
-            key: format!("{actor} {} {} {key}", request.method(), request.uri().path()),
+            key: idempotency_key(admitted.tenant, actor, request.method(), request.uri().path(), &key),
             body_hash: sha256(&body),
         });
         let request_id = identity.request_id;
@@ -361,6 +361,13 @@ impl<'a> FromRequest<'a> for Ask {
     }
 }
 
+/// What an answer is kept under. The control database keeps those of all tenants, and one of the platform's people may ask
+/// the same of several by a header alone: each tenant's are its own.
+fn idempotency_key(tenant: Option<TenantId>, actor: &str, method: &Method, path: &str, key: &str) -> String {
+    let owner = tenant.map_or_else(|| "platform".into(), |tenant| tenant.to_string());
+    format!("{owner} {actor} {method} {path} {key}")
+}
+
 fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
@@ -440,6 +447,17 @@ mod tests {
         ] {
             assert_eq!(judged(who, &passage(Method::GET, &uri, header)), expected, "{uri} {header:?}");
         }
+    }
+
+    #[test]
+    fn an_answer_is_kept_for_one_tenant() {
+        let kept = |tenant: Option<&str>| {
+            let tenant = tenant.map(|id| id.parse().unwrap());
+            idempotency_key(tenant, "user:root", &Method::POST, "/v1/jobs", "k")
+        };
+        assert_eq!(kept(Some(OURS)), format!("{OURS} user:root POST /v1/jobs k"));
+        assert_eq!(kept(None), "platform user:root POST /v1/jobs k");
+        assert_ne!(kept(Some(OURS)), kept(Some(THEIRS)));
     }
 
     #[test]
