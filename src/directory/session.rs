@@ -54,6 +54,15 @@ impl Handle {
         self.on_sessions(What::End(whose), Request::system()).await
     }
 
+    /// Was the name used?
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn is_used(&self, name: &str) -> Result<bool, Refused> {
+        let mut reader = self.control_reader().await?;
+        session::is_used(&mut reader, name).await.map_err(unavailable)
+    }
+
     /// Is this the first use of the name? It is remembered until `until`.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ const OVER: &str = "SELECT id FROM session WHERE ends_at <= $1 ORDER BY ends_at 
 const DELETE: &str = "DELETE FROM session WHERE id = $1";
 const DELETE_SECRETS: &str = "DELETE FROM session_secret WHERE session_id = $1";
 const USE_ONCE: &str = "INSERT INTO used_once (name, until_at) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
+const SELECT_USED: &str = "SELECT until_at FROM used_once WHERE name = $1";
 const FORGET_USED: &str = "DELETE FROM used_once WHERE until_at <= $1";
 const PUT_PASSWORD: &str = "INSERT INTO local_password (user_id, tenant_id, hash, changed_at) VALUES ($1, $2, $3, $4)
     ON CONFLICT (user_id) DO UPDATE SET tenant_id = $2, hash = $3, changed_at = $4";
@@ -120,6 +121,12 @@ pub async fn forget(connection: &mut Connection, now: Timestamp, limit: i64) -> 
 /// [`StoreError`].
 pub async fn use_once(connection: &mut Connection, name: &str, until: Timestamp) -> Result<bool, StoreError> {
     Ok(connection.execute(USE_ONCE, &[name.into(), until.into()]).await? == 1)
+}
+
+/// # Errors
+/// [`StoreError`].
+pub async fn is_used(connection: &mut Connection, name: &str) -> Result<bool, StoreError> {
+    Ok(connection.fetch_one_optional(SELECT_USED, &[name.into()]).await?.is_some())
 }
 
 /// # Errors

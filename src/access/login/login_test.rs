@@ -350,6 +350,31 @@ async fn an_issuer_ends_sessions_behind_the_browser_s_back(place: Where) {
     assert_eq!(stage.gate().back_channel_logout(&id_token).await, Err(LoginRefused::LogoutToken));
 }
 
+#[tokio::test]
+async fn an_issuer_s_word_that_could_not_be_followed_is_followed_when_it_comes_again() {
+    let stage = Stage::new(Where::Redis).await;
+    let jar = stage.log_in().await;
+    let url = std::env::var("TEST_REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379/".into());
+    let mut connection = ::redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let prefix = &stage.gate().shared.login.settings.key_prefix;
+    let mut keys = ::redis::cmd("KEYS");
+    let keys: Vec<String> = keys.arg(format!("{prefix}i:*")).query_async(&mut connection).await.unwrap();
+    let [set] = keys.as_slice() else { panic!("one session of the issuer's: {keys:?}") };
+    let kept = format!("{prefix}kept");
+    // What is no set cannot be read as one.
+    let rename = async |from: &str, to: &str, connection: &mut _| {
+        ::redis::cmd("RENAME").arg(from).arg(to).query_async::<()>(connection).await.unwrap();
+    };
+    rename(set, &kept, &mut connection).await;
+    ::redis::cmd("SET").arg(set).arg("x").query_async::<()>(&mut connection).await.unwrap();
+    assert_eq!(stage.logout_token(|_| ()).await, Err(LoginRefused::SessionsAway));
+    rename(&kept, set, &mut connection).await;
+    assert!(stage.reads(&jar).await.is_ok());
+    stage.logout_token(|_| ()).await.unwrap();
+    assert_eq!(stage.reads(&jar).await, Err(Unauthenticated::Invalid));
+    assert_eq!(stage.logout_token(|_| ()).await, Err(LoginRefused::LogoutToken), "and only then it was said");
+}
+
 async fn leaving_ends_the_session(place: Where) {
     let stage = Stage::new(place).await;
     let jar = stage.log_in().await;

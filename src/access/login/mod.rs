@@ -496,10 +496,12 @@ impl Gate {
             }
         })?;
         let name = format!("logout:{issuer} {}", notice.id);
-        if !login.keep.use_once(name, notice.until).await? {
+        if login.keep.is_used(&name).await? {
             return Err(LoginRefused::LogoutToken);
         }
+        // It counts as said only when everything has ended: what could not be done is done when the issuer says it again.
         login.keep.end(notice.whose).await?;
+        login.keep.use_once(name, notice.until).await?;
         Ok(())
     }
 

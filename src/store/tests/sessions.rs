@@ -85,7 +85,9 @@ async fn sessions_end_together(house: &House) {
 
 async fn what_was_used_is_used(house: &House) {
     let mut connection = house.store().await.control().await.unwrap();
+    assert!(!session::is_used(&mut connection, "state").await.unwrap());
     assert!(session::use_once(&mut connection, "state", NOW).await.unwrap());
+    assert!(session::is_used(&mut connection, "state").await.unwrap());
     assert!(!session::use_once(&mut connection, "state", NOW).await.unwrap());
     session::forget(&mut connection, Timestamp(NOW.0 - 1), 10).await.unwrap();
     assert!(!session::use_once(&mut connection, "state", NOW).await.unwrap());
