@@ -362,7 +362,7 @@ async fn an_issuer_s_word_that_could_not_be_followed_is_followed_when_it_comes_a
     let [set] = keys.as_slice() else { panic!("one session of the issuer's: {keys:?}") };
     let kept = format!("{prefix}kept");
     // What is no set cannot be read as one.
-    let rename = async |from: &str, to: &str, connection: &mut _| {
+    let rename = async |from: &str, to: &str, connection: &mut ::redis::aio::MultiplexedConnection| {
         ::redis::cmd("RENAME").arg(from).arg(to).query_async::<()>(connection).await.unwrap();
     };
     rename(set, &kept, &mut connection).await;
