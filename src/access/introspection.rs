@@ -79,7 +79,8 @@ impl Introspector {
             self.remembered.invalidate(&digest);
         }
         // A token is shown to nobody but whoever may have made it.
-        let mut makers = self.issuers.iter().filter(|one| token.starts_with(&one.introspection.token_prefix)).peekable();
+        let mut makers =
+            self.issuers.iter().filter(|one| token.starts_with(&one.introspection.token_prefix)).peekable();
         if makers.peek().is_none() || self.unknown.contains_key(&digest) {
             return Err(Refusal::Inactive);
         }

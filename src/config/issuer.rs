@@ -198,7 +198,8 @@ mod tests {
             let issuer = |(at, prefix): (usize, &&str)| -> Issuer {
                 let introspection = json!({"client_id": "c", "client_secret": "s", "token_prefix": prefix});
                 let issuer = format!("https://{at}.example.com");
-                serde_json::from_value(json!({"issuer": issuer, "audience": "a", "introspection": introspection})).unwrap()
+                serde_json::from_value(json!({"issuer": issuer, "audience": "a", "introspection": introspection}))
+                    .unwrap()
             };
             let issuers: Vec<Issuer> = prefixes.iter().enumerate().map(issuer).collect();
             problems(&issuers).iter().filter(|problem| problem.contains("token_prefix")).count()
