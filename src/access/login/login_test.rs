@@ -522,9 +522,18 @@ async fn people_are_added_when_they_first_come_and_follow_their_issuer() {
     let jane = people.user_named("jane").unwrap().clone();
     assert_eq!(Value::Object(jane.profile.attributes.object()), json!({"department": "sales"}));
     assert_eq!(groups_of("jane").await, ["Engineers"]);
-    // At the next refresh she has changed her team.
-    stage.gives(&claims(json!(["ops"]), ""), None);
+    // At the next refresh she has changed her team, and has no department any more; what was written here stays.
+    let own = [("desk".to_owned(), json!("7"))].into_iter().collect();
+    let own = crate::domain::organization::attributes::AttributesPatch::read(&own).ok();
+    let edit = UserEdit::Patch(ProfilePatch { attributes: own.map(Some), ..ProfilePatch::default() });
+    let change = EditUser { id: jane.id, edit, expected: Expected::Any, limits, render: |_| String::new() };
+    home.change(change, Request::system()).await.unwrap().unwrap();
+    let mut without = claims(json!(["ops"]), "");
+    without.as_object_mut().unwrap().remove("department");
+    stage.gives(&without, None);
     let jar = stage.refresh(&jar).await.unwrap();
+    let attributes = stage.people().await.user(jane.id).unwrap().profile.attributes.object();
+    assert_eq!(Value::Object(attributes), json!({"desk": "7"}));
     assert_eq!((groups_of("jane").await, stage.people().await.user_count()), (vec!["Operators".to_owned()], 1));
     // With a token, somebody else.
     let now = stage.clock.now().0 / MICROS_PER_SECOND;
