@@ -79,9 +79,9 @@ impl Introspector {
             self.remembered.invalidate(&digest);
         }
         // A token is shown to nobody but whoever may have made it.
-        let mut makers =
-            self.issuers.iter().filter(|one| token.starts_with(&one.introspection.token_prefix)).peekable();
-        if makers.peek().is_none() || self.unknown.contains_key(&digest) {
+        let mut makers: Vec<&Asked> = Vec::new();
+        makers.extend(self.issuers.iter().filter(|one| token.starts_with(&one.introspection.token_prefix)));
+        if makers.is_empty() || self.unknown.contains_key(&digest) {
             return Err(Refusal::Inactive);
         }
         let Ok(Ok(_turn)) = tokio::time::timeout(TURN_TIMEOUT, self.turns.acquire()).await else {
