@@ -38,6 +38,8 @@ pub struct Person {
     pub groups: Option<BTreeSet<String>>,
     /// All the groups that the configuration maps to.
     pub mapped: BTreeSet<String>,
+    /// All the attributes that the configuration maps to; those that the profile lacks are not the person's any more.
+    pub mapped_attributes: BTreeSet<String>,
 }
 
 /// Whom the claims speak for.
@@ -160,7 +162,8 @@ pub(super) fn person(claims: &Map<String, Value>, subject: &str, settings: &conf
         let theirs = names(Some(value), GROUPS_MAX);
         theirs.into_iter().filter_map(|name| settings.groups.get(name).cloned()).collect()
     });
-    Person { profile, groups, mapped: settings.groups.values().cloned().collect() }
+    let mapped_attributes = settings.attributes.keys().cloned().collect();
+    Person { profile, groups, mapped: settings.groups.values().cloned().collect(), mapped_attributes }
 }
 
 #[cfg(test)]

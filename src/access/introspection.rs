@@ -78,14 +78,17 @@ impl Introspector {
             }
             self.remembered.invalidate(&digest);
         }
-        if self.unknown.contains_key(&digest) {
+        // A token is shown to nobody but whoever may have made it.
+        let mut makers: Vec<&Asked> = Vec::new();
+        makers.extend(self.issuers.iter().filter(|one| token.starts_with(&one.introspection.token_prefix)));
+        if makers.is_empty() || self.unknown.contains_key(&digest) {
             return Err(Refusal::Inactive);
         }
         let Ok(Ok(_turn)) = tokio::time::timeout(TURN_TIMEOUT, self.turns.acquire()).await else {
             return Err(Refusal::KeysUnavailable);
         };
         let mut unanswered = false;
-        for issuer in &self.issuers {
+        for issuer in makers {
             match issuer.ask(token).await {
                 Ok(Some(claims)) => return self.adopt(digest, &claims, issuer),
                 Ok(None) => {}
@@ -289,6 +292,24 @@ mod tests {
         }
         let long = "x".repeat(TOKEN_BYTES_MAX + 1);
         assert_eq!(introspector.verify(&long).await, Err(Refusal::Form));
+    }
+
+    #[tokio::test]
+    async fn a_token_is_shown_to_its_own_issuer_alone() {
+        let (one, other, clock) = (peer().await, peer().await, clock());
+        let asked = |peer: &IssuerPeer, prefix: &str| {
+            let introspection = json!({"client_id": "c", "client_secret": "s", "token_prefix": prefix});
+            let introspection = Some(serde_json::from_value(introspection).unwrap());
+            config::Issuer { introspection, ..settings(&peer.url) }
+        };
+        let issuers = [asked(&one, "one_"), asked(&other, "other_")];
+        let introspector = Introspector::new(&issuers, Some(&keyring::client().unwrap()), clock.clone());
+        one.answers("/introspect", 200, active(&one));
+        other.answers("/introspect", 200, active(&other));
+        assert_eq!(introspector.verify("other_1").await.unwrap().issuer, other.url);
+        assert_eq!((one.asked("/introspect"), other.asked("/introspect")), (0, 1));
+        assert_eq!(introspector.verify("nobody_s").await, Err(Refusal::Inactive));
+        assert_eq!((one.asked("/introspect"), other.asked("/introspect")), (0, 1));
     }
 
     #[tokio::test]

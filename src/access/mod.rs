@@ -582,7 +582,7 @@ fn subject_of<'a>(authority: &'a Authority, caller: &'a Caller, holder: Option<&
         // Somebody whom an issuer vouches for and the books do not know.
         _ => Subject {
             kind: "user",
-            id: caller.user.as_deref().unwrap_or_default().into(),
+            id: unknown_id(caller.user.as_deref()).into(),
             is_known: true,
             ..Subject::default()
         },
@@ -591,6 +591,12 @@ fn subject_of<'a>(authority: &'a Authority, caller: &'a Caller, holder: Option<&
     let more: Vec<&str> = own.filter(|role| !subject.roles.contains(role)).collect();
     subject.roles.extend(more);
     subject
+}
+
+/// What somebody whom the books do not know is called where conditions ask for an id. A name that reads as a user's id is
+/// none: what an issuer lets people call themselves must not make them that user.
+fn unknown_id(name: Option<&str>) -> &str {
+    name.filter(|name| name.parse::<UserId>().is_err()).unwrap_or_default()
 }
 
 fn platform() -> Caller {
@@ -652,6 +658,15 @@ mod tests {
         }
         for key in ["", " ", "a b", "\u{e9}"] {
             assert_eq!(only(&[], Some(key)), Err(Refusal::Malformed), "{key:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_names_themselves_a_user_of_the_books() {
+        let id = "0199a8b2-5c00-7abc-8def-0123456789ab";
+        for (name, expected) in [(Some("jane"), "jane"), (None, ""), (Some(id), ""), (Some(&id.to_uppercase()), "")] {
+            let caller = Caller { user: name.map(str::to_owned), ..platform() };
+            assert_eq!(unknown_id(caller.user.as_deref()), expected, "{name:?}");
         }
     }
 

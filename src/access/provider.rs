@@ -3,6 +3,7 @@
 //! Read from its discovery document when it is needed first, and again after an hour; while the issuer does not answer, what
 //! was read last holds. An address that is neither https nor the issuer's own is none.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use super::keyring::{FetchError, discovery_url, is_allowed, read};
 const REFRESH_AFTER: Duration = Duration::from_secs(3_600);
 /// An issuer that did not answer is asked again after this long.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Pairs of a form that somebody sends.
+const PAIRS_MAX: usize = 64;
 
 /// Addresses of an issuer's, each checked.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -172,16 +175,19 @@ pub(super) fn encoded(pairs: &[(&str, &str)]) -> String {
     url.query().unwrap_or_default().to_owned()
 }
 
-/// The pairs of a form, each name at most once; `None` when it cannot be read or says a thing twice.
+/// The pairs of a form, each name at most once; `None` when it cannot be read, says a thing twice, or says more than
+/// [`PAIRS_MAX`] things.
 #[must_use]
 pub fn form(body: &[u8]) -> Option<Vec<(String, String)>> {
     let text = std::str::from_utf8(body).ok()?;
     let mut url = reqwest::Url::parse("http://localhost/").ok()?;
     url.set_query(Some(text));
-    let pairs: Vec<(String, String)> =
-        url.query_pairs().map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
-    let twice = pairs.iter().enumerate().any(|(at, (name, _))| pairs[..at].iter().any(|(other, _)| other == name));
-    (!twice).then_some(pairs)
+    // One more than may be, so that more are noticed: anybody may send a form.
+    let read = url.query_pairs().take(PAIRS_MAX + 1).map(|(name, value)| (name.into_owned(), value.into_owned()));
+    let pairs: Vec<(String, String)> = read.collect();
+    let names: HashSet<&str> = pairs.iter().map(|(name, _)| name.as_str()).collect();
+    let is_sound = pairs.len() <= PAIRS_MAX && names.len() == pairs.len();
+    is_sound.then_some(pairs)
 }
 
 #[cfg(test)]
@@ -237,6 +243,9 @@ mod tests {
         assert_eq!(encoded_word("p:w d"), "p%3Aw+d");
         assert_eq!(form(b"a=b+c%26d").unwrap(), [("a".to_owned(), "b c&d".to_owned())]);
         assert_eq!(form(b"a=1&a=2"), None);
+        let of = |count: usize| (0..count).map(|at| format!("n{at}=v")).collect::<Vec<_>>().join("&");
+        assert_eq!(form(of(PAIRS_MAX).as_bytes()).map(|pairs| pairs.len()), Some(PAIRS_MAX));
+        assert_eq!(form(of(PAIRS_MAX + 1).as_bytes()), None);
         assert_eq!(form(b"\xff"), None);
     }
 }

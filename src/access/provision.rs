@@ -88,11 +88,17 @@ impl Provisioner {
         }
     }
 
-    /// Names and attributes as the issuer has them now; attributes of other origin stay.
+    /// Names and attributes as the issuer has them now, without those it maps and says no more; attributes of other origin
+    /// stay.
     async fn update(&self, home: &Home, user: &User, person: &Person, request: &Request) -> Option<UserId> {
         use crate::domain::organization::attributes::AttributesPatch;
         let fresh = &person.profile;
-        let attributes = AttributesPatch::read(&fresh.attributes.object()).ok();
+        let attributes = AttributesPatch::read(&fresh.attributes.object()).ok().map(|mut patch| {
+            for name in &person.mapped_attributes {
+                patch.0.entry(name.clone()).or_insert(None);
+            }
+            patch
+        });
         let patch = ProfilePatch {
             display_name: Some(Some(fresh.display_name.clone())),
             emails: (!fresh.emails.is_empty() && user.profile.emails.len() <= 1).then(|| fresh.emails.clone()),

@@ -72,6 +72,9 @@ pub struct Introspection {
     pub url: Option<String>,
     pub client_id: String,
     pub client_secret: SecretString,
+    /// How its tokens begin: others are not shown to it. Needed when tokens are looked up at more than one issuer.
+    #[serde(default)]
+    pub token_prefix: String,
     /// How long an answer is used at most; never beyond the token's own end.
     #[serde(default = "cache_ms")]
     pub cache_ms: u64,
@@ -166,5 +169,45 @@ pub(super) fn problems(issuers: &[Issuer]) -> Vec<String> {
             check(login.scopes.iter().any(|scope| scope == "openid"), "login.scopes: must contain openid");
         }
     }
+    // An issuer that is shown another's token could use it.
+    let prefixes: Vec<(usize, &str)> = issuers
+        .iter()
+        .enumerate()
+        .filter_map(|(at, issuer)| Some((at, issuer.introspection.as_ref()?.token_prefix.as_str())))
+        .collect();
+    for (at, prefix) in &prefixes {
+        let is_shared = prefixes.iter().any(|(other, theirs)| other != at && theirs.starts_with(prefix));
+        if is_shared {
+            problems.push(format!(
+                "auth.issuers[{at}].introspection.token_prefix: must tell its tokens from those of every other issuer with \
+                 introspection"
+            ));
+        }
+    }
     problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn issuers_with_introspection_are_told_apart_by_their_tokens() {
+        let flawed = |prefixes: &[&str]| {
+            let issuer = |(at, prefix): (usize, &&str)| -> Issuer {
+                let introspection = json!({"client_id": "c", "client_secret": "s", "token_prefix": prefix});
+                let issuer = format!("https://{at}.example.com");
+                serde_json::from_value(json!({"issuer": issuer, "audience": "a", "introspection": introspection}))
+                    .unwrap()
+            };
+            let issuers: Vec<Issuer> = prefixes.iter().enumerate().map(issuer).collect();
+            problems(&issuers).iter().filter(|problem| problem.contains("token_prefix")).count()
+        };
+        for (prefixes, expected) in
+            [(&[""] as &[&str], 0), (&["a_", "b_"], 0), (&["", ""], 2), (&["", "b_"], 1), (&["a_", "a_b"], 1)]
+        {
+            assert_eq!(flawed(prefixes), expected, "{prefixes:?}");
+        }
+    }
 }

@@ -13,12 +13,14 @@ use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::{TenantId, UserId};
 use crate::domain::request::{Answer, Request};
 use crate::domain::session::{SecretHash, Session, Whose};
-use crate::domain::time::Timestamp;
+use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
 use crate::store::database::Connection;
 use crate::store::{StoreError, session};
 
-/// Sessions that are over and are forgotten with one that begins.
+/// Sessions that are over and are forgotten with one that begins; used names with one that is used.
 const FORGOTTEN_A_PIECE: i64 = 100;
+/// A used name is known this much longer: whoever uses it has looked at another clock, a moment before.
+const USED_MARGIN_MICROS: i64 = 60 * MICROS_PER_SECOND;
 
 impl Handle {
     /// Keeps a session that begins, and forgets some that are over.
@@ -52,6 +54,15 @@ impl Handle {
     /// [`Refused::Unavailable`].
     pub async fn end_sessions(&self, whose: Whose) -> Result<u64, Refused> {
         self.on_sessions(What::End(whose), Request::system()).await
+    }
+
+    /// Was the name used?
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn is_used(&self, name: &str) -> Result<bool, Refused> {
+        let mut reader = self.control_reader().await?;
+        session::is_used(&mut reader, name).await.map_err(unavailable)
     }
 
     /// Is this the first use of the name? It is remembered until `until`.
@@ -148,7 +159,11 @@ impl Change for What {
             }
             What::Replace { before, session } => u64::from(session::update(connection, before, session).await?),
             What::End(whose) => session::end(connection, whose).await?,
-            What::UseOnce { name, until } => u64::from(session::use_once(connection, name, *until).await?),
+            What::UseOnce { name, until } => {
+                let long_over = now.plus_micros(-USED_MARGIN_MICROS);
+                session::forget_used(connection, long_over, FORGOTTEN_A_PIECE).await?;
+                u64::from(session::use_once(connection, name, *until).await?)
+            }
             What::PutPassword { tenant, user, hash } => {
                 session::put_password(connection, *tenant, *user, hash, now).await?;
                 entries.push(entry(request, "password.set", *tenant, *user));

@@ -472,3 +472,19 @@ async fn a_change_of_the_platform_s_is_made_once_per_key_and_shown_after_its_com
     assert_eq!((said().await, shown.lock().unwrap().len()), (2, 2));
     assert!(directory.platform_audit_verify().await.unwrap().broken.is_none());
 }
+
+#[tokio::test]
+async fn what_was_used_is_forgotten_with_what_is_used_later() {
+    let node = Node::sqlite();
+    let start = Timestamp(1_790_000_000_000_000);
+    let clock = Clock::held_at(start);
+    let directory = node.open_at(config::Tenants::default(), clock.clone()).await;
+    let minutes = |minutes: i64| start.plus_micros(minutes * 60_000_000);
+    assert!(directory.use_once("first".into(), minutes(1)).await.unwrap());
+    clock.set(minutes(1));
+    assert!(!directory.use_once("first".into(), minutes(2)).await.unwrap(), "whoever uses it has an older clock");
+    clock.set(minutes(3));
+    assert!(directory.use_once("second".into(), minutes(4)).await.unwrap());
+    assert!(!directory.is_used("first").await.unwrap(), "though nobody has logged in");
+    assert!(directory.is_used("second").await.unwrap());
+}

@@ -11,6 +11,13 @@ use uuid::Uuid;
 #[error("not a UUID in its hyphenated form")]
 pub struct NotAnId;
 
+/// The lower-case form of a text that is a UUID, as identifiers are printed; `None` for any other text.
+#[must_use]
+pub fn lower_case_uuid(text: &str) -> Option<String> {
+    let is_uuid = text.len() == 36 && Uuid::try_parse(text).is_ok();
+    is_uuid.then(|| text.to_ascii_lowercase())
+}
+
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

@@ -75,6 +75,12 @@ impl Session {
         if *secret == self.previous && in_grace { Standing::Replaced } else { Standing::Reused }
     }
 
+    /// Is there a secret before this one that still holds at `now`?
+    #[must_use]
+    pub fn is_just_rotated(&self, now: Timestamp, grace_micros: i64) -> bool {
+        self.rotations > 0 && now < self.rotated_at.plus_micros(grace_micros)
+    }
+
     /// The session with its next secret, good for `idle_micros` more; `None` when it has had its last.
     #[must_use]
     pub fn rotated(&self, secret: SecretHash, now: Timestamp, idle_micros: i64) -> Option<Session> {

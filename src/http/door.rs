@@ -17,6 +17,7 @@ use super::operation::{self, Missed, Operation};
 use super::problem::{Code, Form, Problem};
 use super::rate_limits::Told;
 use super::request::{self, Identity, Said, Trace};
+use crate::domain::ids::lower_case_uuid;
 
 /// Longest path and query.
 const URI_BYTES_MAX: usize = 8 * 1024;
@@ -26,7 +27,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) struct Passage {
     pub(super) request: Request,
     pub(super) operation: &'static Operation,
-    /// Parameters of the path, as they were written.
+    /// Parameters of the path, as the handler will read them: decoded, and a UUID in lower case. A policy that names a thing
+    /// is asked about the same thing, however it was written.
     pub(super) segments: [Option<String>; 2],
     pub(super) identity: Identity,
     pub(super) said: Said,
@@ -73,7 +75,7 @@ where
     let told = Told::default();
     let entered = match found {
         Ok((operation, segments)) => {
-            let segments = segments.map(|segment| segment.map(str::to_owned));
+            let segments = segments.map(|segment| segment.map(canonical));
             enter(request, operation, segments, identity, told.clone())
         }
         Err(missed) => Err(missed.into()),
@@ -90,6 +92,12 @@ where
     span.record("status", response.status().as_u16());
     measure(name, response.status(), started.elapsed());
     response
+}
+
+/// A segment of the path as a handler reads it.
+fn canonical(segment: &str) -> String {
+    let decoded = percent_encoding::percent_decode_str(segment).decode_utf8_lossy();
+    lower_case_uuid(&decoded).unwrap_or_else(|| decoded.into_owned())
 }
 
 /// Everything that can be wrong before anybody is asked who is calling.
@@ -273,6 +281,29 @@ mod tests {
             assert_eq!(body["error"]["requestId"], response.header("x-request-id").unwrap(), "{shown}");
             assert!(!body.to_string().contains("secret"), "{shown}");
         }
+    }
+
+    #[test]
+    fn a_thing_is_the_same_however_it_is_written() {
+        let id = "0199a8b2-5c00-7abc-8def-0123456789ab";
+        let encoded: String = id.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        for written in [id, &id.to_uppercase(), &encoded, "%30199A8B2-5c00-7abc-8def-0123456789ab"] {
+            assert_eq!(canonical(written), id, "{written}");
+        }
+        for (written, read) in [("Eng%69neers", "Engineers"), ("a%2fb", "a/b"), ("50%", "50%"), ("a+b", "a+b")] {
+            assert_eq!(canonical(written), read);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_judged_is_what_is_handled() {
+        let found = std::sync::Mutex::new(None);
+        let inner = async |passage: Passage| {
+            *found.lock().unwrap() = passage.resource_id().map(str::to_owned);
+            fine(passage).await
+        };
+        sent(Method::GET, "/v1/users/%30199A8B2-5C00-7abc-8def-0123456789ab", &[], inner).await;
+        assert_eq!(found.into_inner().unwrap().as_deref(), Some("0199a8b2-5c00-7abc-8def-0123456789ab"));
     }
 
     #[tokio::test]

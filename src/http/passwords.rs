@@ -15,6 +15,9 @@ use super::reply::Reply;
 use crate::access::login::password_flaw;
 use crate::domain::ids::UserId;
 
+/// Whoever has a person's password is that person, without the key's scopes.
+const SCOPED: &str = "A key with scopes gives and takes no passwords.";
+
 pub(super) struct Passwords;
 
 #[OpenApi(tag = "Tag::Login")]
@@ -22,7 +25,7 @@ impl Passwords {
     /// Give a user a password
     ///
     /// 12 characters to 256 bytes, without the user name in it. Kept as argon2id under the platform's pepper. Sessions that
-    /// were begun with the password before end.
+    /// were begun with the password before end. A key with scopes gives and takes no passwords.
     #[oai(path = "/v1/users/:id/password", method = "put", operation_id = "setPassword")]
     async fn set(
         &self,
@@ -35,6 +38,7 @@ impl Passwords {
         _tenant_id: Query<Option<String>>,
         body: Strict<SetPassword>,
     ) -> Result<Reply<PasswordView>, Problem> {
+        ask.without_scopes(SCOPED).await?;
         let user = id::<UserId>(&user, Code::UserNotFound)?;
         let people = people(&ask).await?;
         let known = people.user(user).ok_or_else(|| Problem::new(Code::UserNotFound))?;
@@ -60,6 +64,7 @@ impl Passwords {
         #[oai(name = "tenantId")]
         _tenant_id: Query<Option<String>>,
     ) -> Result<Reply<PasswordView>, Problem> {
+        ask.without_scopes(SCOPED).await?;
         let user = id::<UserId>(&user, Code::UserNotFound)?;
         let people = people(&ask).await?;
         people.user(user).ok_or_else(|| Problem::new(Code::UserNotFound))?;

@@ -29,7 +29,7 @@ impl RoleAssignments {
     /// Give a role
     ///
     /// To a user, to a group (its members have it, and those of groups in it), or to an API key besides its own. It holds
-    /// from the next request on.
+    /// from the next request on. A key with scopes gives no roles.
     #[oai(path = "/v1/role-assignments", method = "post", operation_id = "createRoleAssignment")]
     async fn create(
         &self,
@@ -39,6 +39,7 @@ impl RoleAssignments {
         _tenant_id: Query<Option<String>>,
         body: Strict<AssignRoleBody>,
     ) -> Result<Reply<RoleAssignmentView, 201>, Problem> {
+        ask.without_scopes("A key with scopes gives no roles.").await?;
         let handle = home(&ask).await?;
         let (role, holder) = body.0.checked()?;
         let unknown = || Problem::field("/holder/id", "the tenant has nobody with this id");

@@ -41,6 +41,7 @@ impl Users {
         _tenant_id: Query<Option<String>>,
         body: Strict<UserInput>,
     ) -> Result<Reply<UserView, 201>, Problem> {
+        subjects_are_free(&ask, body.0.subjects.as_deref()).await?;
         let profile = body.0.profile(true)?;
         let id = UserId(clock::new_id());
         let change = CreateUser { id, profile, limits: ask.api.people, render };
@@ -130,6 +131,7 @@ impl Users {
         _tenant_id: Query<Option<String>>,
         body: Strict<UserInput>,
     ) -> Result<Reply<UserView>, Problem> {
+        subjects_are_free(&ask, body.0.subjects.as_deref()).await?;
         let edit = UserEdit::Replace(body.0.profile(false)?);
         change(&ask, &user, edit).await
     }
@@ -154,6 +156,7 @@ impl Users {
         _tenant_id: Query<Option<String>>,
         body: Strict<UserPatch>,
     ) -> Result<Reply<UserView>, Problem> {
+        subjects_are_free(&ask, body.0.subjects.as_deref()).await?;
         let edit = UserEdit::Patch(body.0.patch()?);
         change(&ask, &user, edit).await
     }
@@ -180,6 +183,14 @@ impl Users {
         let change = DeleteUser { id: id(&user, Code::UserNotFound)?, expected, render };
         let answer = home(&ask).await?.change(change, ask.change()).await??;
         Ok(Reply::of(answer, |done| UserView::of(&done)))
+    }
+}
+
+/// Whose tokens mean a user decides who is that user: nothing for a key with scopes to say.
+async fn subjects_are_free(ask: &Ask, given: Option<&[SubjectPair]>) -> Result<(), Problem> {
+    match given {
+        None | Some([]) => Ok(()),
+        Some(_) => ask.without_scopes("A key with scopes says of nobody whose tokens mean them.").await,
     }
 }
 
@@ -318,7 +329,7 @@ pub(super) struct UserInput {
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     external_id: Option<String>,
-    /// Whose tokens mean this user; at most ten, each of one user of the tenant.
+    /// Whose tokens mean this user; at most ten, each of one user of the tenant. Not for a key with scopes to say.
     #[serde(default, deserialize_with = "present_objects", skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     subjects: Option<Vec<SubjectPair>>,

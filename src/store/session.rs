@@ -22,7 +22,9 @@ const OVER: &str = "SELECT id FROM session WHERE ends_at <= $1 ORDER BY ends_at 
 const DELETE: &str = "DELETE FROM session WHERE id = $1";
 const DELETE_SECRETS: &str = "DELETE FROM session_secret WHERE session_id = $1";
 const USE_ONCE: &str = "INSERT INTO used_once (name, until_at) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
-const FORGET_USED: &str = "DELETE FROM used_once WHERE until_at <= $1";
+const SELECT_USED: &str = "SELECT until_at FROM used_once WHERE name = $1";
+const FORGET_USED: &str = "DELETE FROM used_once WHERE name IN
+    (SELECT name FROM used_once WHERE until_at <= $1 ORDER BY until_at LIMIT $2)";
 const PUT_PASSWORD: &str = "INSERT INTO local_password (user_id, tenant_id, hash, changed_at) VALUES ($1, $2, $3, $4)
     ON CONFLICT (user_id) DO UPDATE SET tenant_id = $2, hash = $3, changed_at = $4";
 const DELETE_PASSWORD: &str = "DELETE FROM local_password WHERE user_id = $1 AND tenant_id = $2";
@@ -104,14 +106,21 @@ pub async fn end(connection: &mut Connection, whose: &Whose) -> Result<u64, Stor
     delete(connection, ids).await
 }
 
-/// Forgets a piece of what is over at `now`.
+/// Forgets a piece of the sessions that are over at `now`.
 ///
 /// # Errors
 /// [`StoreError`].
 pub async fn forget(connection: &mut Connection, now: Timestamp, limit: i64) -> Result<(), StoreError> {
     let over = ids(connection, OVER, &[now.into(), limit.into()]).await?;
-    delete(connection, over).await?;
-    connection.execute(FORGET_USED, &[now.into()]).await.map(drop)
+    delete(connection, over).await.map(drop)
+}
+
+/// Forgets a piece of what was used and need not be known at `now` any more.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn forget_used(connection: &mut Connection, now: Timestamp, limit: i64) -> Result<(), StoreError> {
+    connection.execute(FORGET_USED, &[now.into(), limit.into()]).await.map(drop)
 }
 
 /// Is this the first use? Nothing else is known of the name until `until`.
@@ -120,6 +129,12 @@ pub async fn forget(connection: &mut Connection, now: Timestamp, limit: i64) -> 
 /// [`StoreError`].
 pub async fn use_once(connection: &mut Connection, name: &str, until: Timestamp) -> Result<bool, StoreError> {
     Ok(connection.execute(USE_ONCE, &[name.into(), until.into()]).await? == 1)
+}
+
+/// # Errors
+/// [`StoreError`].
+pub async fn is_used(connection: &mut Connection, name: &str) -> Result<bool, StoreError> {
+    Ok(connection.fetch_one_optional(SELECT_USED, &[name.into()]).await?.is_some())
 }
 
 /// # Errors

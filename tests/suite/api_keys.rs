@@ -54,6 +54,22 @@ async fn a_key_is_narrowed_rotated_and_ends_and_no_list_ever_shows_a_secret() {
             patch(&narrow, &path, "*", json!({"scopes": wider})).await.refused(403, "FORBIDDEN");
         }
         rotate(&narrow, &format!("{}/{}", keys(&acme), acme.key_id), "theirs", 0).await.refused(403, "FORBIDDEN");
+        // Nor does it become somebody who has more.
+        let body = json!({"name": "people", "role": "admin", "scopes": ["users:*", "roleAssignments:*"]});
+        let (_, of_people, _) = issue(&acme.api, &acme, body).await;
+        let of_people = daemon.platform.with(&of_people);
+        let jane = of_people.post(users, &json!({"userName": "jane"})).await.ok();
+        let jane = format!("{users}/{}", jane["id"].as_str().unwrap());
+        let subjects = json!([{"issuer": "https://id.example.com", "subject": "mine"}]);
+        let john = json!({"userName": "john", "subjects": subjects});
+        of_people.post(users, &john).await.refused(403, "FORBIDDEN");
+        patch(&of_people, &jane, "*", json!({"subjects": subjects})).await.refused(403, "FORBIDDEN");
+        patch(&of_people, &jane, "*", json!({"displayName": "Jane"})).await.ok();
+        let role = json!({"role": "admin", "holder": {"type": "apiKey", "id": acme.key_id}});
+        of_people.post("/v1/role-assignments", &role).await.refused(403, "FORBIDDEN");
+        let password = json!({"password": "correct horse battery staple"});
+        of_people.put(&format!("{jane}/password"), &password).await.refused(403, "FORBIDDEN");
+        of_people.delete(&format!("{jane}/password")).await.refused(403, "FORBIDDEN");
         let body = json!({"name": "child", "role": "admin", "scopes": ["quotas:read"],
             "rateLimits": [{"class": "read", "quota": 60, "windowSeconds": 3_600, "burst": 1}]});
         let (child, child_secret, _) = issue(&narrow, &acme, body).await;

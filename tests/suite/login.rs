@@ -133,7 +133,7 @@ async fn house(engine: Engine) -> (Daemon, Provider, String) {
     let provider = Provider::start(&clients).await;
     let prefix = &daemon.redis_prefix;
     let settings = format!(
-        "[auth.login]\npublic_url = \"{base}\"\nkey_prefix = \"{prefix}sessions:\"\n\
+        "[auth.login]\npublic_url = \"{base}\"\nkey_prefix = \"{prefix}sessions:\"\ngrace_ms = 0\n\
          [[auth.issuers]]\nissuer = \"{}\"\naudience = \"{AUDIENCE}\"\nname = \"real\"\nprovision = true\n\
          introspection = {{ client_id = \"batch\", client_secret = \"secret\" }}\n\
          login = {{ client_id = \"console\", client_secret = \"secret\", scopes = [\"openid\", \"offline_access\"] }}\n",

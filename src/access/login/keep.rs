@@ -83,6 +83,14 @@ impl Keep {
         ended
     }
 
+    /// Was the name used?
+    pub(super) async fn is_used(&self, name: &str) -> Result<bool, Away> {
+        match &self.place {
+            Place::Database(directory) => directory.is_used(name).await.map_err(away),
+            Place::Redis(redis) => redis.is_used(name).await,
+        }
+    }
+
     /// Is this the first use of the name?
     pub(super) async fn use_once(&self, name: String, until: Timestamp) -> Result<bool, Away> {
         match &self.place {

@@ -36,8 +36,11 @@ const DELAY_MAX: Duration = Duration::from_secs(8);
 /// How long a failure is remembered.
 const REMEMBERED_FOR: Duration = Duration::from_secs(900);
 const REMEMBERED_MAX: u64 = 20_000;
-/// Attempts of one address under way at once.
+/// Attempts of one address under way at once, of those that need not wait any more; and as many of one address with one
+/// account, waiting or not.
 const AT_ONCE_MAX: usize = 4;
+/// How long an attempt waits for one of its address's places.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a password was not looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,40 +146,48 @@ pub fn password_flaw(password: &str, user_name: &str) -> Option<&'static str> {
     }
 }
 
-type Failures = moka::sync::Cache<(IpAddr, [u8; 16]), Arc<AtomicU32>>;
+/// An address with an account.
+type Name = (IpAddr, [u8; 16]);
 
 /// Slows down who fails.
 pub(super) struct Throttle {
-    failures: Failures,
+    failures: moka::sync::Cache<Name, Arc<AtomicU32>>,
+    /// By address and account: these wait out what failures have cost them.
+    waiting: moka::sync::Cache<Name, Arc<Semaphore>>,
+    /// By address: these have a password looked at.
     under_way: moka::sync::Cache<IpAddr, Arc<Semaphore>>,
 }
 
 /// An attempt that may be made.
 pub(super) struct Attempt {
-    name: (IpAddr, [u8; 16]),
-    _place: OwnedSemaphorePermit,
+    name: Name,
+    _places: [OwnedSemaphorePermit; 2],
 }
 
 impl Throttle {
     pub(super) fn new() -> Throttle {
         Throttle {
             failures: moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(REMEMBERED_FOR).build(),
+            waiting: moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_idle(REMEMBERED_FOR).build(),
             under_way: moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_idle(REMEMBERED_FOR).build(),
         }
     }
 
-    /// Waits as long as earlier failures of this address with this account ask for.
+    /// Waits as long as earlier failures of this address with this account ask for, and only then takes one of the places of
+    /// the address: behind it may be everybody of a proxy's, whom a stranger's penalties must not keep out.
     ///
     /// # Errors
-    /// [`Busy`]: the address has as many attempts under way as it may have.
+    /// [`Busy`]: the address, or it with this account, has as many attempts under way as it may have.
     pub(super) async fn admit(&self, source: IpAddr, account: &str) -> Result<Attempt, Busy> {
         let source = network(source);
-        let places = self.under_way.get_with(source, || Arc::new(Semaphore::new(AT_ONCE_MAX)));
-        let place = places.try_acquire_owned().map_err(|_| Busy)?;
         let name = (source, digest_of(account));
+        let places = || Arc::new(Semaphore::new(AT_ONCE_MAX));
+        let own = self.waiting.get_with(name, places).try_acquire_owned().map_err(|_| Busy)?;
         let failed = self.failures.get(&name).map_or(0, |count| count.load(Ordering::Relaxed));
         tokio::time::sleep(delay(failed)).await;
-        Ok(Attempt { name, _place: place })
+        let place = self.under_way.get_with(source, places).acquire_owned();
+        let place = tokio::time::timeout(PLACE_TIMEOUT, place).await.map_err(|_| Busy)?.map_err(|_| Busy)?;
+        Ok(Attempt { name, _places: [own, place] })
     }
 
     pub(super) fn failed(&self, attempt: &Attempt) {
@@ -303,6 +314,30 @@ mod tests {
         assert!(throttle.admit(THERE, "acme/jane").await.is_ok());
         under_way.pop();
         assert!(throttle.admit(HERE, "acme/jane").await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_earlier_failures_keeps_nobody_of_the_same_address_out() {
+        let throttle = Arc::new(Throttle::new());
+        for account in ["acme/jane", "acme/john"] {
+            for _ in 0..10 {
+                let attempt = throttle.admit(HERE, account).await.unwrap();
+                throttle.failed(&attempt);
+            }
+        }
+        let mut waiting = Vec::new();
+        for account in ["acme/jane", "acme/john"].repeat(AT_ONCE_MAX) {
+            let throttle = throttle.clone();
+            waiting.push(tokio::spawn(async move { throttle.admit(HERE, account).await.map(drop) }));
+        }
+        tokio::task::yield_now().await;
+        assert!(throttle.admit(HERE, "acme/jane").await.is_err(), "the account that is guessed at");
+        let began = Instant::now();
+        assert!(throttle.admit(HERE, "acme/ada").await.is_ok());
+        assert_eq!(began.elapsed(), Duration::ZERO, "somebody else behind the same proxy");
+        for one in waiting {
+            assert_eq!(one.await.unwrap(), Ok(()), "none is shut out");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::access::gate_test::House;
 use crate::access::{Caller, Credentials, SessionCookie, Unauthenticated};
-use crate::domain::organization::user::{ProfilePatch, User};
+use crate::domain::organization::user::ProfilePatch;
 use crate::domain::organization::{Expected, Organization};
 use crate::domain::time::MICROS_PER_SECOND;
 use crate::tenant::organization::{CreateGroup, EditUser, UserEdit};
@@ -306,6 +306,12 @@ async fn two_that_refresh_at_once_get_the_same_secret(place: Where) {
     assert_eq!(stage.house.issuer.asked("/token"), asked + 1, "the refresh token is used once");
     assert_eq!(stage.refresh(&first).await.unwrap().session, one.session, "an answer that got lost comes again");
     assert!(stage.reads(&one).await.is_ok());
+    // Who has the new one and refreshes again at once keeps it: the first may still be under way.
+    assert_eq!(stage.refresh(&one).await.unwrap().session, one.session);
+    assert!(stage.reads(&first).await.is_ok());
+    assert_eq!(stage.house.issuer.asked("/token"), asked + 1);
+    stage.pass(11);
+    assert_ne!(stage.refresh(&one).await.unwrap().session, one.session);
 }
 
 async fn a_session_ends_when_it_is_left_alone_and_in_any_case(place: Where) {
@@ -348,6 +354,31 @@ async fn an_issuer_ends_sessions_behind_the_browser_s_back(place: Where) {
     // An ID token is no logout token, whoever signed it.
     let id_token = stage.house.signer.sign(&stage.house.signer.header(), &stage.id_claims("n"));
     assert_eq!(stage.gate().back_channel_logout(&id_token).await, Err(LoginRefused::LogoutToken));
+}
+
+#[tokio::test]
+async fn an_issuer_s_word_that_could_not_be_followed_is_followed_when_it_comes_again() {
+    let stage = Stage::new(Where::Redis).await;
+    let jar = stage.log_in().await;
+    let url = std::env::var("TEST_REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379/".into());
+    let mut connection = ::redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let prefix = &stage.gate().shared.login.settings.key_prefix;
+    let mut keys = ::redis::cmd("KEYS");
+    let keys: Vec<String> = keys.arg(format!("{prefix}i:*")).query_async(&mut connection).await.unwrap();
+    let [set] = keys.as_slice() else { panic!("one session of the issuer's: {keys:?}") };
+    let kept = format!("{prefix}kept");
+    // What is no set cannot be read as one.
+    let rename = async |from: &str, to: &str, connection: &mut ::redis::aio::MultiplexedConnection| {
+        ::redis::cmd("RENAME").arg(from).arg(to).query_async::<()>(connection).await.unwrap();
+    };
+    rename(set, &kept, &mut connection).await;
+    ::redis::cmd("SET").arg(set).arg("x").query_async::<()>(&mut connection).await.unwrap();
+    assert_eq!(stage.logout_token(|_| ()).await, Err(LoginRefused::SessionsAway));
+    rename(&kept, set, &mut connection).await;
+    assert!(stage.reads(&jar).await.is_ok());
+    stage.logout_token(|_| ()).await.unwrap();
+    assert_eq!(stage.reads(&jar).await, Err(Unauthenticated::Invalid));
+    assert_eq!(stage.logout_token(|_| ()).await, Err(LoginRefused::LogoutToken), "and only then it was said");
 }
 
 async fn leaving_ends_the_session(place: Where) {
@@ -440,6 +471,7 @@ async fn what_an_issuer_says_at_a_refresh_is_what_holds() {
     stage.house.issuer.answers("/token", 503, json!({}));
     let jar = stage.refresh(&jar).await.unwrap();
     assert!(stage.reads(&jar).await.is_ok());
+    stage.pass(11);
     // It vouches for somebody else.
     let mut other = stage.id_claims("");
     other["sub"] = json!("00u2");
@@ -490,9 +522,18 @@ async fn people_are_added_when_they_first_come_and_follow_their_issuer() {
     let jane = people.user_named("jane").unwrap().clone();
     assert_eq!(Value::Object(jane.profile.attributes.object()), json!({"department": "sales"}));
     assert_eq!(groups_of("jane").await, ["Engineers"]);
-    // At the next refresh she has changed her team.
-    stage.gives(&claims(json!(["ops"]), ""), None);
+    // At the next refresh she has changed her team, and has no department any more; what was written here stays.
+    let own = [("desk".to_owned(), json!("7"))].into_iter().collect();
+    let own = crate::domain::organization::attributes::AttributesPatch::read(&own).ok();
+    let edit = UserEdit::Patch(ProfilePatch { attributes: own.map(Some), ..ProfilePatch::default() });
+    let change = EditUser { id: jane.id, edit, expected: Expected::Any, limits, render: |_| String::new() };
+    home.change(change, Request::system()).await.unwrap().unwrap();
+    let mut without = claims(json!(["ops"]), "");
+    without.as_object_mut().unwrap().remove("department");
+    stage.gives(&without, None);
     let jar = stage.refresh(&jar).await.unwrap();
+    let attributes = stage.people().await.user(jane.id).unwrap().profile.attributes.object();
+    assert_eq!(Value::Object(attributes), json!({"desk": "7"}));
     assert_eq!((groups_of("jane").await, stage.people().await.user_count()), (vec!["Operators".to_owned()], 1));
     // With a token, somebody else.
     let now = stage.clock.now().0 / MICROS_PER_SECOND;
@@ -592,6 +633,33 @@ async fn a_password_lets_in_whom_it_belongs_to_and_the_old_one_nobody() {
     assert_eq!(enter("jane", "another horse battery", here).await.err(), Some(LoginRefused::Credentials));
     assert_eq!(stage.gate().drop_password(stage.house.tenant, id, Request::system()).await, Ok(true));
     assert_eq!(stage.gate().drop_password(stage.house.tenant, id, Request::system()).await, Ok(false));
+}
+
+#[tokio::test]
+async fn a_login_that_a_new_password_overtakes_leaves_no_session() {
+    let stage = Stage::new(Where::Database).await;
+    let (tenant, directory) = (stage.house.tenant, &stage.house.directory);
+    let home = directory.find(tenant).await.unwrap();
+    let limits = config::Organization::default().limits();
+    let id = UserId(crate::clock::new_id());
+    let profile = crate::domain::organization::user::Profile::named("jane");
+    let change = crate::tenant::organization::CreateUser { id, profile, limits, render: |_| String::new() };
+    home.change(change, Request::system()).await.unwrap().unwrap();
+    let set = async |text: &str| {
+        let word = Zeroizing::new(text.to_owned());
+        stage.gate().set_password(tenant, id, word, Request::system()).await.unwrap();
+    };
+    set("correct horse battery").await;
+    let jane = stage.people().await.user(id).unwrap().clone();
+    // The old password was right when it was looked at; then it is changed.
+    let old = directory.password(tenant, id).await.unwrap();
+    set("another horse battery").await;
+    let entered = stage.gate().enter_known((tenant, &jane), old, None, "r").await;
+    assert_eq!(entered.err(), Some(LoginRefused::Credentials));
+    let whose = Whose::Subject { issuer: LOCAL_ISSUER.to_owned(), subject: id.to_string() };
+    assert_eq!(directory.end_sessions(whose).await.unwrap(), 0, "none is left");
+    let now = directory.password(tenant, id).await.unwrap();
+    assert!(stage.gate().enter_known((tenant, &jane), now, None, "r").await.is_ok());
 }
 
 #[tokio::test]

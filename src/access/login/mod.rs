@@ -48,6 +48,7 @@ use crate::directory;
 use crate::directory::handle::Absent;
 use crate::domain::ids::{TenantId, UserId};
 use crate::domain::organization::folded;
+use crate::domain::organization::user::User;
 use crate::domain::request::Request;
 use crate::domain::session::Whose;
 use crate::domain::tenant::Lifecycle;
@@ -394,11 +395,26 @@ impl Gate {
             return Err(LoginRefused::Credentials);
         };
         login.throttle.succeeded(&turn);
+        // A password that was right holds nobody else of this address up.
+        drop(turn);
+        Box::pin(self.enter_known((home, &user), hash, session, request_id)).await
+    }
+
+    /// Begins a session for a user whose password was found to be that of `hash`. If the password has changed meanwhile, the
+    /// session ends at once: the change ended those of the old password, and may have missed this one.
+    async fn enter_known(
+        &self,
+        (tenant, user): (TenantId, &User),
+        hash: Option<String>,
+        session: Option<&str>,
+        request_id: &str,
+    ) -> Result<Entered, LoginRefused> {
+        let login = &self.shared.login;
         let identity = Identity {
             issuer: LOCAL_ISSUER.to_owned(),
             subject: user.id.to_string(),
             user: Some(user.profile.user_name.clone()),
-            tenant,
+            tenant: Some(tenant),
             roles: Vec::new(),
             person: None,
         };
@@ -410,7 +426,13 @@ impl Gate {
             refresh_token: None,
             return_to: login.settings.return_to.clone(),
         };
-        Box::pin(self.enter(begin, session, request_id)).await
+        let entered = Box::pin(self.enter(begin, session, request_id)).await?;
+        let kept = login.directory.password(tenant, user.id).await.map_err(|_| LoginRefused::SessionsAway)?;
+        if kept != hash {
+            self.end_local_sessions(user.id).await?;
+            return Err(LoginRefused::Credentials);
+        }
+        Ok(entered)
     }
 
     /// Gives a person a password, whose sessions of the old one end.
@@ -474,10 +496,12 @@ impl Gate {
             }
         })?;
         let name = format!("logout:{issuer} {}", notice.id);
-        if !login.keep.use_once(name, notice.until).await? {
+        if login.keep.is_used(&name).await? {
             return Err(LoginRefused::LogoutToken);
         }
+        // It counts as said only when everything has ended: what could not be done is done when the issuer says it again.
         login.keep.end(notice.whose).await?;
+        login.keep.use_once(name, notice.until).await?;
         Ok(())
     }
 

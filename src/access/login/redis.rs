@@ -141,6 +141,13 @@ impl Redis {
         Ok(set.is_some())
     }
 
+    pub(super) async fn is_used(&self, name: &str) -> Result<bool, Away> {
+        let mut command = redis::cmd("EXISTS");
+        command.arg(self.used(name));
+        let known: i64 = command.query_async(&mut self.connection.clone()).await.map_err(away)?;
+        Ok(known == 1)
+    }
+
     fn session(&self, id: &str) -> String {
         format!("{}s:{id}", self.prefix)
     }

@@ -277,7 +277,8 @@ impl Gate {
     /// Gives a session its next secret, and asks its issuer whether the person is still who it was.
     ///
     /// The secret changes first: of two that come with the same one, the second is given what the first has made, and the
-    /// issuer's refresh token is used once.
+    /// issuer's refresh token is used once. A secret that is new itself is not changed again before requests with the one
+    /// before have had their time.
     ///
     /// # Errors
     /// [`LoginRefused`]; [`LoginRefused::Session`] also when the issuer says that it is over.
@@ -291,7 +292,14 @@ impl Gate {
         }
         let now = login.clock.now();
         match session.standing(&hash, now, login.grace_micros()) {
-            Standing::Current => {}
+            Standing::Current if !session.is_just_rotated(now, login.grace_micros()) => {}
+            // Another secret now would betray requests that are still under way with the one before.
+            Standing::Current => {
+                self.shared.is_still_trusted(&session.issuer).map_err(|_| LoginRefused::Session)?;
+                let live = login.opened(session).ok_or(LoginRefused::Session)?;
+                self.is_still_let_in(&live).await?;
+                return Ok(login.entered(&live, &secret, String::new()));
+            }
             Standing::Replaced => {
                 let live = login.opened(session).ok_or(LoginRefused::Session)?;
                 return Ok(login.entered(&live, &next, String::new()));
@@ -312,12 +320,17 @@ impl Gate {
         let won = login.keep.replace(&session, rotated.clone()).await?;
         let live = login.opened(rotated).ok_or(LoginRefused::Session)?;
         let live = if won { Box::pin(self.renew(live)).await? } else { live };
-        // Who was deactivated meanwhile is told now.
-        self.shared.by_identity(&live.identity(), Coming::WithToken).await.map_err(|refusal| match refusal {
+        self.is_still_let_in(&live).await?;
+        Ok(login.entered(&live, &next, String::new()))
+    }
+
+    /// Who was deactivated meanwhile is told now.
+    async fn is_still_let_in(&self, live: &Live) -> Result<(), LoginRefused> {
+        let caller = self.shared.by_identity(&live.identity(), Coming::WithToken).await;
+        caller.map(drop).map_err(|refusal| match refusal {
             Refusal::TenantAway(absent) => LoginRefused::TenantAway(absent),
             _ => LoginRefused::Session,
-        })?;
-        Ok(login.entered(&live, &next, String::new()))
+        })
     }
 
     /// Asks the issuer anew. One that does not answer has said nothing: the session goes on as it is, to its end at most.

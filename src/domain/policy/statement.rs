@@ -9,7 +9,7 @@ use super::ceiling::BuiltIn;
 use super::condition::Condition;
 use super::role::permission_flaws;
 use super::{Flaw, NAMED_MAX, PERMISSIONS_MAX, TEXT_BYTES_MAX, description_flaw, name_flaw};
-use crate::domain::ids::{GroupId, PolicyId, UserId};
+use crate::domain::ids::{GroupId, PolicyId, UserId, lower_case_uuid};
 use crate::domain::permission::Pattern;
 use crate::domain::tenant::Role;
 use crate::domain::time::Timestamp;
@@ -120,17 +120,25 @@ enum IdPattern {
 pub struct NotAResource;
 
 impl ResourcePattern {
+    /// A UUID is the same in either case.
     #[must_use]
     pub fn covers(&self, kind: &str, id: Option<&str>) -> bool {
         let of_kind = self.kind.as_deref().is_none_or(|own| own == kind);
+        let lower = id.and_then(lower_case_uuid);
+        let begins = |own: &str, id: &str| id.starts_with(own) || (lower.is_some() && begins_in_either_case(id, own));
+        let id = lower.as_deref().or(id);
         of_kind
             && match (&self.id, id) {
                 (IdPattern::Any, _) => true,
                 (IdPattern::Exactly(own), Some(id)) => own == id,
-                (IdPattern::Beginning(own), Some(id)) => id.starts_with(own.as_str()),
+                (IdPattern::Beginning(own), Some(id)) => begins(own, id),
                 (_, None) => false,
             }
     }
+}
+
+fn begins_in_either_case(text: &str, start: &str) -> bool {
+    text.get(..start.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(start))
 }
 
 impl FromStr for ResourcePattern {
@@ -150,7 +158,7 @@ impl FromStr for ResourcePattern {
         let id = match id.strip_suffix('*') {
             Some("") => IdPattern::Any,
             Some(start) if word(start) => IdPattern::Beginning(start.to_owned()),
-            None if word(id) => IdPattern::Exactly(id.to_owned()),
+            None if word(id) => IdPattern::Exactly(lower_case_uuid(id).unwrap_or_else(|| id.to_owned())),
             _ => return Err(NotAResource),
         };
         Ok(ResourcePattern { kind, id })
@@ -261,6 +269,19 @@ mod tests {
         for text in ["", "model", "/", "model/", "/x", "mod*/x", "model/*x", "model/a*b*", "a b/c", "model/a b"] {
             assert_eq!(text.parse::<ResourcePattern>(), Err(NotAResource), "{text}");
         }
+    }
+
+    #[test]
+    fn a_uuid_is_the_same_in_either_case() {
+        let id = "0199a8b2-5c00-7abc-8def-0123456789ab";
+        let upper = id.to_uppercase();
+        for pattern in [format!("user/{id}"), format!("user/{upper}"), "user/0199A8*".into(), "user/0199a8*".into()] {
+            let read: ResourcePattern = pattern.parse().unwrap();
+            assert!(read.covers("user", Some(id)) && read.covers("user", Some(&upper)), "{pattern}");
+        }
+        let read: ResourcePattern = "model/GPT*".parse().unwrap();
+        assert!(!read.covers("model", Some("gpt")), "other names are not");
+        assert_eq!(format!("user/{upper}").parse::<ResourcePattern>().unwrap().to_string(), format!("user/{id}"));
     }
 
     #[test]

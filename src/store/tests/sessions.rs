@@ -85,11 +85,17 @@ async fn sessions_end_together(house: &House) {
 
 async fn what_was_used_is_used(house: &House) {
     let mut connection = house.store().await.control().await.unwrap();
+    assert!(!session::is_used(&mut connection, "state").await.unwrap());
     assert!(session::use_once(&mut connection, "state", NOW).await.unwrap());
+    assert!(session::is_used(&mut connection, "state").await.unwrap());
     assert!(!session::use_once(&mut connection, "state", NOW).await.unwrap());
-    session::forget(&mut connection, Timestamp(NOW.0 - 1), 10).await.unwrap();
+    session::forget_used(&mut connection, Timestamp(NOW.0 - 1), 10).await.unwrap();
     assert!(!session::use_once(&mut connection, "state", NOW).await.unwrap());
-    session::forget(&mut connection, NOW, 10).await.unwrap();
+    assert!(session::use_once(&mut connection, "older", Timestamp(NOW.0 - 1)).await.unwrap());
+    session::forget_used(&mut connection, NOW, 1).await.unwrap();
+    assert!(!session::is_used(&mut connection, "older").await.unwrap(), "the oldest first");
+    assert!(session::is_used(&mut connection, "state").await.unwrap(), "a piece at a time");
+    session::forget_used(&mut connection, NOW, 1).await.unwrap();
     assert!(session::use_once(&mut connection, "state", NOW).await.unwrap());
 }
 
