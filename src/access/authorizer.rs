@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use futures_util::future::join_all;
 
@@ -42,8 +42,8 @@ pub struct Authorizer {
     clock: Clock,
 }
 
-/// An engine, with the books that it was made of.
-type Made = (Arc<PolicyBooks>, Arc<Engine>);
+/// An engine, with the books that it is made of: by whoever comes first, and the others wait for it.
+type Made = (Arc<PolicyBooks>, Arc<OnceLock<Result<Arc<Engine>, Unusable>>>);
 
 /// What a tenant's decisions are made by, of one commit.
 #[derive(Clone)]
@@ -130,16 +130,25 @@ impl Authorizer {
         Ok(Authority { policies: Arc::new(policies), engine, ..authority.clone() })
     }
 
-    fn engine(&self, tenant: TenantId, policies: &Arc<PolicyBooks>) -> Result<Arc<Engine>, Unusable> {
-        let engines = self.engines.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, engine)) = engines.get(&tenant)
-            && Arc::ptr_eq(of, policies)
-        {
-            return Ok(engine.clone());
+    pub(super) fn engine(&self, tenant: TenantId, policies: &Arc<PolicyBooks>) -> Result<Arc<Engine>, Unusable> {
+        let place = self.place(tenant, policies);
+        let made = || Engine::new(PolicySet::new(policies, self.built_in.clone())).map(Arc::new);
+        place.get_or_init(made).clone()
+    }
+
+    /// Where the engine of these books is, or will be.
+    fn place(&self, tenant: TenantId, policies: &Arc<PolicyBooks>) -> Arc<OnceLock<Result<Arc<Engine>, Unusable>>> {
+        let of_these = |engines: &HashMap<TenantId, Made>| {
+            engines.get(&tenant).filter(|(of, _)| Arc::ptr_eq(of, policies)).map(|(_, place)| place.clone())
+        };
+        let known = of_these(&self.engines.read().unwrap_or_else(PoisonError::into_inner));
+        if let Some(place) = known {
+            return place;
         }
-        drop(engines);
-        let engine = Arc::new(Engine::new(PolicySet::new(policies, self.built_in.clone()))?);
         let mut engines = self.engines.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = of_these(&engines) {
+            return place;
+        }
         if engines.len() >= ENGINES_MAX {
             // Books that nobody else holds are those of a tenant that has left, or of an older version.
             engines.retain(|_, (of, _)| Arc::strong_count(of) > 1);
@@ -147,8 +156,9 @@ impl Authorizer {
         if engines.len() >= ENGINES_MAX {
             engines.clear();
         }
-        engines.insert(tenant, (policies.clone(), engine.clone()));
-        Ok(engine)
+        let place = Arc::<OnceLock<_>>::default();
+        engines.insert(tenant, (policies.clone(), place.clone()));
+        place
     }
 
     /// Decides a question of our own door's.

@@ -251,3 +251,22 @@ async fn a_relation_that_cannot_be_asked_for_is_a_denial() {
     assert!(!house.decided("robot", "r2", "open", "document").await.0);
     assert_eq!(peer.asked().len(), asked);
 }
+
+#[tokio::test]
+async fn an_engine_is_made_once_however_many_wait_for_it() {
+    let house = House::new().await;
+    for number in 0..20 {
+        house.lays_down(Effect::Allow, About::Everybody, &format!("model{number}:use"), Value::Null).await;
+    }
+    let (_, policies) = house.home().await.policies().unwrap();
+    let (authorizer, start) = (house.gate.authorizer(), std::sync::Barrier::new(8));
+    let engines: Vec<_> = std::thread::scope(|scope| {
+        let ask = || {
+            start.wait();
+            authorizer.engine(house.tenant, &policies).unwrap()
+        };
+        let asking: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+        asking.into_iter().map(|asks| asks.join().unwrap()).collect()
+    });
+    assert!(engines.iter().all(|engine| std::sync::Arc::ptr_eq(engine, &engines[0])));
+}

@@ -20,9 +20,9 @@ use crate::domain::policy::statement::Effect;
 const MODEL: &str = include_str!("../../config/tenant_policy_model.conf");
 
 /// Pairs of object and action that are remembered. A gateway may ask for any; then all are forgotten.
-const PAIRS_MAX: usize = 1_024;
+const PAIRS_MAX: usize = 128;
 /// Sets of rules that are remembered for each of them.
-const SETS_MAX: usize = 4_096;
+const SETS_MAX: usize = 256;
 
 /// Why it was decided so.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -210,5 +210,5 @@ fn what_a_gateway_asks_for_does_not_pile_up() {
             Question { subject, object: &object, action: "use", resource_id: None, said: &said, surroundings: &texts };
         assert!(engine.decide(&question, &Nothing).allowed, "{object}");
     }
-    assert!(engine.pairs_kept() <= 1_024, "{}", engine.pairs_kept());
+    assert!(engine.pairs_kept() <= 128, "{}", engine.pairs_kept());
 }

@@ -25,7 +25,7 @@ pub struct Rule {
 }
 
 /// Why the rules cannot be used. The daemon does not start without them.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Unusable {
     #[error("the access policy cannot be read: {0}")]
     Unreadable(String),

@@ -137,7 +137,7 @@ async fn authenticate(api: &Api, passage: &Passage) -> Result<Caller, Problem> {
     api.gate.authenticate(credentials).await.map_err(|reason| unauthenticated(&reason))
 }
 
-fn unauthenticated(reason: &Unauthenticated) -> Problem {
+pub(super) fn unauthenticated(reason: &Unauthenticated) -> Problem {
     match reason {
         Unauthenticated::Missing => Problem::new(Code::AuthenticationRequired),
         Unauthenticated::Malformed => Problem::new(Code::MalformedCredentials),

@@ -114,6 +114,8 @@ async fn evaluations(ask: &Ask, authority: &Authority, body: &Map<String, Value>
     }
     let mut answers = Vec::with_capacity(items.len());
     for item in items {
+        // Each may cost a while; others have their turn between them.
+        tokio::task::yield_now().await;
         let read = item.as_object().ok_or_else(|| "an evaluation must be an object".to_owned());
         let (decision, answer) = match read.and_then(|item| inquiry(item, body)) {
             Ok(inquiry) => {
@@ -157,6 +159,7 @@ async fn search_subjects(ask: &Ask, authority: &Authority, body: &Map<String, Va
             next = last.map(|id: UserId| ask.seal(&id.to_string())).unwrap_or_default();
             break;
         }
+        tokio::task::yield_now().await;
         last = Some(user.id);
         let inquiry = Inquiry { subject_id: user.id.to_string(), ..asked.clone() };
         if ask.api.gate.authorizer().decide(authority, &inquiry).await.allowed {
@@ -179,6 +182,7 @@ async fn search_actions(ask: &Ask, authority: &Authority, body: &Map<String, Val
             next = last.map(|name: String| ask.seal(&name)).unwrap_or_default();
             break;
         }
+        tokio::task::yield_now().await;
         let inquiry = Inquiry { action: action.clone(), ..asked.clone() };
         if ask.api.gate.authorizer().decide(authority, &inquiry).await.allowed {
             found.push(json!({ "name": action }));

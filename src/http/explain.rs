@@ -92,6 +92,8 @@ impl Explain {
         })?;
         let mut results = Vec::new();
         for inquiry in inquiries.into_iter().flatten() {
+            // Each may cost a while; others have their turn between them.
+            tokio::task::yield_now().await;
             let before = authorizer.explain(&authority, &inquiry).await.decided;
             let after = authorizer.explain(&proposed, &inquiry).await.decided;
             let changed = before.allowed != after.allowed;

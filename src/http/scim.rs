@@ -9,11 +9,12 @@ use poem::Response;
 use poem::http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::authorize::Ask;
+use super::authorize::{Ask, unauthenticated};
 use super::body;
 use super::people::{home, id, people};
 use super::precondition::{self, tag};
 use super::problem::{Code, Form, Problem};
+use crate::access::Wish;
 use crate::clock;
 use crate::domain::ids::{GroupId, UserId};
 use crate::domain::organization::group::Group;
@@ -21,7 +22,7 @@ use crate::domain::organization::user::User;
 use crate::domain::organization::{Expected, Organization, Refusal};
 use crate::domain::request::Answer;
 use crate::scim::filter::Filter;
-use crate::scim::{Document, Kind, Resource, Wrong, group, kept, member, patch, projected, schema, user};
+use crate::scim::{Document, Kind, Resource, Wrong, group, is_shown, kept, member, patch, projected, schema, user};
 use crate::tenant::organization::{CreateUser, DeleteGroup, DeleteUser, EditUser, ShapeGroup, UserEdit};
 use crate::tenant::task::Declined;
 
@@ -117,8 +118,15 @@ fn shown(ask: &Ask, document: Document) -> Value {
     Value::Object(projected(document, parameter(ask, "attributes"), parameter(ask, "excludedAttributes")))
 }
 
-fn group_document(people: &Organization, group: &Group) -> Document {
-    group::document(group, people.members_of(group.id, None))
+/// A group; its members, who may be very many, only where somebody wants to know.
+fn group_document(people: &Organization, group: &Group, with_members: bool) -> Document {
+    let members = with_members.then(|| people.members_of(group.id, None));
+    group::document(group, members.into_iter().flatten())
+}
+
+/// Are the members of a group in what this request is answered with?
+fn shows_members(ask: &Ask) -> bool {
+    is_shown("members", parameter(ask, "attributes"), parameter(ask, "excludedAttributes"))
 }
 
 async fn list(ask: &Ask, resource: Resource) -> Result<Response, Problem> {
@@ -130,16 +138,19 @@ async fn list(ask: &Ask, resource: Resource) -> Result<Response, Problem> {
         Resource::User => {
             let one = filter.as_ref().and_then(|filter| only_user(&people, filter));
             match one {
-                Some(one) => page(one.into_iter(), None, user_document, start, count),
-                None => page(people.users_after(None), filter.as_ref(), user_document, start, count),
+                Some(one) => page(one.into_iter(), sift(None, &user_document), user_document, start, count),
+                None => {
+                    page(people.users_after(None), sift(filter.as_ref(), &user_document), user_document, start, count)
+                }
             }
         }
         Resource::Group => {
             let one = filter.as_ref().and_then(|filter| only_group(&people, filter));
-            let document = |group: &Arc<Group>| group_document(&people, group);
+            let document = |group: &Arc<Group>| group_document(&people, group, shows_members(ask));
+            let judged = |group: &Arc<Group>| judged_group(&people, group, filter.as_ref());
             match one {
-                Some(one) => page(one.into_iter(), None, document, start, count),
-                None => page(people.groups_after(None), filter.as_ref(), document, start, count),
+                Some(one) => page(one.into_iter(), sift(None, &judged), document, start, count),
+                None => page(people.groups_after(None), sift(filter.as_ref(), &judged), document, start, count),
             }
         }
     };
@@ -172,26 +183,30 @@ fn only_group<'a>(people: &'a Organization, filter: &Filter) -> Option<Option<&'
     filter.only_equals("id").map(|id| people.group(id.parse().ok()?))
 }
 
+/// What a filter looks at of a group.
+fn judged_group(people: &Organization, group: &Group, filter: Option<&Filter>) -> Document {
+    group_document(people, group, filter.is_some_and(|filter| filter.names("members")))
+}
+
+/// Whether one passes, when there is a filter, judged by what it looks at.
+fn sift<T>(filter: Option<&Filter>, judged: &impl Fn(&T) -> Document) -> Option<impl Fn(&T) -> bool> {
+    filter.map(|filter| move |one: &T| filter.holds(&judged(one)))
+}
+
 /// How many pass, and the documents of one page of them.
 fn page<'a, T: 'a>(
     all: impl Iterator<Item = &'a T>,
-    filter: Option<&Filter>,
+    passes: Option<impl Fn(&T) -> bool>,
     document: impl Fn(&T) -> Document,
     start: usize,
     count: usize,
 ) -> (usize, Vec<Document>) {
     let (mut total, mut found) = (0, Vec::new());
     for one in all {
-        let is_near = total + 1 >= start && found.len() < count;
-        if filter.is_none() && !is_near {
+        if passes.as_ref().is_none_or(|passes| passes(one)) {
             total += 1;
-            continue;
-        }
-        let document = document(one);
-        if filter.is_none_or(|filter| filter.holds(&document)) {
-            total += 1;
-            if is_near {
-                found.push(document);
+            if total >= start && found.len() < count {
+                found.push(document(one));
             }
         }
     }
@@ -227,17 +242,27 @@ async fn search(ask: &Ask) -> Result<Response, Problem> {
     let count = number("count", 0, schema::COUNT_DEFAULT)?.min(schema::COUNT_MAX);
     let (only, without) = (names("attributes")?, names("excludedAttributes")?);
     let people = people(ask).await?;
-    let (mut total, mut found) = page(people.users_after(None), filter.as_ref(), user_document, start, count);
-    let caller = ask.admitted.caller.as_ref();
-    if caller.is_some_and(|caller| ask.api.gate.allows(caller, "groups", "read")) {
-        let document = |group: &Arc<Group>| group_document(&people, group);
-        let from = start.saturating_sub(total).max(1);
-        let (more, groups) = page(people.groups_after(None), filter.as_ref(), document, from, count - found.len());
+    let passes = sift(filter.as_ref(), &user_document);
+    let (mut total, mut found) = page(people.users_after(None), passes, user_document, start, count);
+    if sees_groups(ask).await? {
+        let with_members = is_shown("members", only.as_deref(), without.as_deref());
+        let document = |group: &Arc<Group>| group_document(&people, group, with_members);
+        let judged = |group: &Arc<Group>| judged_group(&people, group, filter.as_ref());
+        let (from, left) = (start.saturating_sub(total).max(1), count - found.len());
+        let (more, groups) = page(people.groups_after(None), sift(filter.as_ref(), &judged), document, from, left);
         total += more;
         found.extend(groups);
     }
     let shown = |document| Value::Object(projected(document, only.as_deref(), without.as_deref()));
     Ok(written(StatusCode::OK, &listed(total, start, found.into_iter().map(shown).collect())))
+}
+
+/// May whoever asks list groups, by the tenant's policies as well?
+async fn sees_groups(ask: &Ask) -> Result<bool, Problem> {
+    let Some(mut caller) = ask.admitted.caller.clone() else { return Ok(false) };
+    let wish = Wish { object: "groups", action: "read", id: None, source: ask.source };
+    let judged = ask.api.gate.judge(&mut caller, &wish).await.map_err(|away| unauthenticated(&away))?;
+    Ok(judged.allowed)
 }
 
 async fn get_user(ask: &Ask, text: &str) -> Result<Response, Problem> {
@@ -249,7 +274,8 @@ async fn get_user(ask: &Ask, text: &str) -> Result<Response, Problem> {
 async fn get_group(ask: &Ask, text: &str) -> Result<Response, Problem> {
     let people = people(ask).await?;
     let group = people.group(id(text, Code::GroupNotFound)?).ok_or_else(|| Problem::new(Code::GroupNotFound))?;
-    Ok(resource(ask, StatusCode::OK, Resource::Group, group_document(&people, group), group.version))
+    let document = group_document(&people, group, shows_members(ask));
+    Ok(resource(ask, StatusCode::OK, Resource::Group, document, group.version))
 }
 
 // ---- changing ----
@@ -335,7 +361,7 @@ async fn change_group(ask: &Ask, text: &str) -> Result<Response, Problem> {
     for tries in 1.. {
         let people = people(ask).await?;
         let before = people.group(id).ok_or_else(|| Problem::new(Code::GroupNotFound))?;
-        let document = changed(ask, group_document(&people, before), Resource::Group)?;
+        let document = changed(ask, group_document(&people, before, true), Resource::Group)?;
         let profile = group::profile(&document, Some(&before.profile))?;
         let members = group::members(&document, &people)?.into_iter().collect();
         let expected = Some(pinned(&expected, before.version)?);
@@ -354,7 +380,7 @@ async fn change_group(ask: &Ask, text: &str) -> Result<Response, Problem> {
 async fn shaped(ask: &Ask, status: StatusCode, group: &Group) -> Result<Response, Problem> {
     let people = people(ask).await?;
     let group = people.group(group.id).map_or(group, |group| group);
-    Ok(resource(ask, status, Resource::Group, group_document(&people, group), group.version))
+    Ok(resource(ask, status, Resource::Group, group_document(&people, group, shows_members(ask)), group.version))
 }
 
 async fn delete_user(ask: &Ask, text: &str) -> Result<Response, Problem> {

@@ -129,6 +129,29 @@ impl Filter {
         }
     }
 
+    /// How many comparisons it makes of a document, at most.
+    #[must_use]
+    pub fn comparisons(&self) -> usize {
+        match self {
+            Filter::And(one, other) | Filter::Or(one, other) => one.comparisons() + other.comparisons(),
+            Filter::Not(inner) => inner.comparisons(),
+            Filter::Has { inner, .. } => 1 + inner.comparisons(),
+            Filter::Present(_) | Filter::Compare { .. } => 1,
+        }
+    }
+
+    /// Does it look at this attribute of a document?
+    #[must_use]
+    pub fn names(&self, name: &str) -> bool {
+        match self {
+            Filter::And(one, other) | Filter::Or(one, other) => one.names(name) || other.names(name),
+            Filter::Not(inner) => inner.names(name),
+            Filter::Present(path) | Filter::Has { attribute: path, .. } | Filter::Compare { path, .. } => {
+                path.attribute.eq_ignore_ascii_case(name)
+            }
+        }
+    }
+
     /// The text that this one attribute must be equal to, when the filter says no more than that.
     #[must_use]
     pub fn only_equals(&self, name: &str) -> Option<&str> {
@@ -403,6 +426,19 @@ mod tests {
             assert_eq!(Filter::parse(text).map_err(|wrong| wrong.kind), Err(Kind::InvalidFilter), "{text}");
         }
         assert!(Filter::parse(&format!("{}a pr{}", "(".repeat(9), ")".repeat(9))).is_ok());
+    }
+
+    #[test]
+    fn a_filter_knows_what_it_looks_at() {
+        for (text, comparisons, members) in [
+            ("displayName sw \"a\"", 1, false),
+            ("not (a pr and (b pr or MEMBERS.value eq \"x\"))", 3, true),
+            ("members[value eq \"x\" or type pr]", 3, true),
+            ("emails[members pr]", 2, false),
+        ] {
+            let filter = Filter::parse(text).unwrap();
+            assert_eq!((filter.comparisons(), filter.names("members")), (comparisons, members), "{text}");
+        }
     }
 
     #[test]

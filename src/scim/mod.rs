@@ -190,6 +190,21 @@ pub fn projected(document: Document, only: Option<&str>, without: Option<&str>) 
     }
 }
 
+/// Does [`projected`] leave anything of this attribute?
+#[must_use]
+pub fn is_shown(name: &str, only: Option<&str>, without: Option<&str>) -> bool {
+    let paths = |text: &str| -> Vec<filter::AttributePath> {
+        let names = text.split(',').map(str::trim).filter(|text| !text.is_empty());
+        let paths = names.map(filter::AttributePath::read);
+        paths.filter(|path| path.attribute.eq_ignore_ascii_case(name)).collect()
+    };
+    match (only, without) {
+        (Some(only), _) => !paths(only).is_empty(),
+        (None, Some(without)) => paths(without).iter().all(|path| path.sub.is_some()),
+        (None, None) => true,
+    }
+}
+
 fn parts_of(value: Value, stays: impl Fn(&str) -> bool + Copy) -> Value {
     match value {
         Value::Object(object) => Value::Object(object.into_iter().filter(|(name, _)| stays(name)).collect()),
@@ -243,5 +258,10 @@ mod tests {
         let hidden = left(None, Some("id,meta,name.familyName,emails"));
         assert_eq!(hidden, json!({"id": "1", "schemas": [], "userName": "j", "name": {"givenName": "J"}}));
         assert_eq!(left(None, None), Value::Object(document.clone()));
+        let lists = [Some("username"), Some("EMAILS.value,id"), Some("emails"), Some("name,emails,emails.type"), None];
+        for (only, without) in lists.into_iter().flat_map(|only| lists.map(|without| (only, without))) {
+            let is_left = left(only, without).get("emails").is_some_and(|emails| emails[0] != json!({}));
+            assert_eq!(is_shown("emails", only, without), is_left, "{only:?} {without:?}");
+        }
     }
 }

@@ -3,16 +3,42 @@
 //! What the standard leaves open or clients do otherwise: operations in whatever case; no path and dotted keys; an item that
 //! a filter does not find is made from what the filter says (Entra ID); members taken away by a list of values (Entra ID);
 //! attributes that are not kept, and those that are ours to say when they come along without a path (Okta), are forgotten.
+//!
+//! An operation may look at every item of a list and copy its value into each, so what all of a request's operations cost is
+//! counted, and a request that would cost too much is refused.
 
 use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
 use super::filter::{AttributePath, Filter};
-use super::{Document, Kind, Resource, Values, Wrong, member, part, truth};
+use super::{Document, Kind, PARTS, Resource, Values, Wrong, member, part, truth};
 
 /// Operations of one request.
 pub const OPERATIONS_MAX: usize = 1_000;
+/// What the operations of one request may cost: an item that is looked at, a comparison that is made of it, and some bytes
+/// that are copied cost one each. A few dozen operations on the largest group there can be.
+const WORK_MAX: usize = 10_000_000;
+/// Bytes of text that cost as much as one item when they are copied.
+const COPIED_BYTES: usize = 16;
+/// The same when they are compared.
+const COMPARED_BYTES: usize = 128;
+/// Items of a user's lists while they are patched. What is kept is much less.
+const USER_ITEMS_MAX: usize = 1_000;
+
+/// What is left to spend on a request.
+struct Work {
+    left: usize,
+}
+
+impl Work {
+    fn spend(&mut self, times: usize, each: usize) -> Result<(), Wrong> {
+        let left = times.checked_mul(each).and_then(|cost| self.left.checked_sub(cost));
+        self.left = left
+            .ok_or_else(|| Wrong::new(Kind::InvalidValue, "this is too much for one request: send fewer operations"))?;
+        Ok(())
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verb {
@@ -27,11 +53,21 @@ struct Target {
     filter: Option<Filter>,
 }
 
+/// A target, and whether it is the operation's path or a key of its value.
+struct Aim {
+    target: Target,
+    is_named: bool,
+}
+
 /// Applies every operation of a request, in their order.
 ///
 /// # Errors
 /// [`Wrong`]; the document is then of no use.
 pub fn apply(document: &mut Document, body: &Document, resource: Resource) -> Result<(), Wrong> {
+    within(document, body, resource, Work { left: WORK_MAX })
+}
+
+fn within(document: &mut Document, body: &Document, resource: Resource, mut work: Work) -> Result<(), Wrong> {
     let syntax = |detail: &str| Wrong::new(Kind::InvalidSyntax, detail);
     let Some(Value::Array(operations)) = member(body, "Operations") else {
         return Err(syntax("Operations must be a list"));
@@ -49,8 +85,11 @@ pub fn apply(document: &mut Document, body: &Document, resource: Resource) -> Re
         };
         let value = member(operation, "value");
         match member(operation, "path") {
-            None | Some(Value::Null) => whole(document, verb, value, resource)?,
-            Some(Value::String(path)) => one(document, verb, &target(path)?, value, resource, true)?,
+            None | Some(Value::Null) => whole(document, verb, value, resource, &mut work)?,
+            Some(Value::String(path)) => {
+                let target = Aim { target: target(path)?, is_named: true };
+                one(document, verb, &target, value, resource, &mut work)?;
+            }
             Some(_) => return Err(Wrong::new(Kind::InvalidPath, "a path must be a text")),
         }
     }
@@ -58,7 +97,13 @@ pub fn apply(document: &mut Document, body: &Document, resource: Resource) -> Re
 }
 
 /// Without a path: each key of the value is one.
-fn whole(document: &mut Document, verb: Verb, value: Option<&Value>, resource: Resource) -> Result<(), Wrong> {
+fn whole(
+    document: &mut Document,
+    verb: Verb,
+    value: Option<&Value>,
+    resource: Resource,
+    work: &mut Work,
+) -> Result<(), Wrong> {
     if verb == Verb::Remove {
         return Err(Wrong::new(Kind::NoTarget, "remove needs a path"));
     }
@@ -66,7 +111,7 @@ fn whole(document: &mut Document, verb: Verb, value: Option<&Value>, resource: R
         return Err(Wrong::new(Kind::InvalidValue, "without a path the value must be an object"));
     };
     for (key, value) in values {
-        one(document, verb, &target(key)?, Some(value), resource, false)?;
+        one(document, verb, &Aim { target: target(key)?, is_named: false }, Some(value), resource, work)?;
     }
     Ok(())
 }
@@ -99,10 +144,10 @@ fn target(text: &str) -> Result<Target, Wrong> {
 fn one(
     document: &mut Document,
     verb: Verb,
-    target: &Target,
+    Aim { target, is_named }: &Aim,
     value: Option<&Value>,
     resource: Resource,
-    is_named: bool,
+    work: &mut Work,
 ) -> Result<(), Wrong> {
     let Some((name, values)) = resource.attribute(&target.path.attribute) else { return Ok(()) };
     let value = match (verb, value) {
@@ -111,11 +156,14 @@ fn one(
         (_, None) => return Err(Wrong::new(Kind::InvalidValue, "add and replace need a value")),
     };
     match values {
-        Values::ReadOnly if is_named => {
+        Values::ReadOnly if *is_named => {
             Err(Wrong::new(Kind::Mutability, format!("{name} is not the client's to change")))
         }
         Values::ReadOnly => Ok(()),
-        Values::Many => many(document, name, verb, target, value),
+        Values::Many => {
+            let most = if resource == Resource::User { USER_ITEMS_MAX } else { usize::MAX };
+            many(document, List { name, most }, verb, target, value, work)
+        }
         Values::One | Values::Complex if target.filter.is_some() => {
             Err(Wrong::new(Kind::InvalidPath, format!("{name} is no list")))
         }
@@ -158,17 +206,41 @@ fn complex(
     Ok(())
 }
 
-fn many(document: &mut Document, name: &str, verb: Verb, target: &Target, value: Option<&Value>) -> Result<(), Wrong> {
+/// A list that is patched.
+#[derive(Clone, Copy)]
+struct List {
+    name: &'static str,
+    /// Items it may have.
+    most: usize,
+}
+
+fn many(
+    document: &mut Document,
+    list: List,
+    verb: Verb,
+    target: &Target,
+    value: Option<&Value>,
+    work: &mut Work,
+) -> Result<(), Wrong> {
+    let name = list.name;
     let mut items = match document.remove(name) {
         Some(Value::Array(items)) => items,
         _ => Vec::new(),
     };
+    let comparisons = target.filter.as_ref().map_or(0, Filter::comparisons);
+    // Comparing costs by how long the texts are.
+    let weight = if comparisons > 0 { items.iter().map(weight).sum() } else { items.len() };
+    work.spend(weight, 1 + comparisons)?;
+    let given = |work: &mut Work| given(value.unwrap_or(&Value::Null), list, work);
     match (&target.filter, target.path.sub.as_deref(), verb) {
-        (None, None, Verb::Replace) => items = list(value.unwrap_or(&Value::Null), name)?,
-        (None, None, Verb::Add) => join(&mut items, list(value.unwrap_or(&Value::Null), name)?),
+        (None, None, Verb::Replace) => items = given(work)?,
+        (None, None, Verb::Add) => {
+            join(&mut items, given(work)?);
+            work.spend(items.len(), 1)?;
+        }
         (None, None, Verb::Remove) => match value.filter(|value| !value.is_null()) {
-            Some(gone) => {
-                let gone: HashSet<String> = list(gone, name)?.iter().filter_map(value_of).map(str::to_owned).collect();
+            Some(_) => {
+                let gone: HashSet<String> = given(work)?.iter().filter_map(value_of).map(str::to_owned).collect();
                 items.retain(|item| value_of(item).is_none_or(|value| !gone.contains(value)));
             }
             None => items.clear(),
@@ -186,10 +258,17 @@ fn many(document: &mut Document, name: &str, verb: Verb, target: &Target, value:
                     let none = || Wrong::new(Kind::NoTarget, format!("no item of {name} passes the filter"));
                     items.push(Value::Object(item.ok_or_else(none)?));
                 }
-                let found = items.iter_mut().filter(|item| passes(item)).filter_map(Value::as_object_mut);
-                found.for_each(|item| change(item, sub, value));
+                let parts = parts(name, sub, value.filter(|_| verb != Verb::Remove))?;
+                let each = parts.iter().map(|(_, value)| value.map_or(1, cost)).sum();
+                for item in items.iter_mut().filter(|item| passes(item)).filter_map(Value::as_object_mut) {
+                    work.spend(1, each)?;
+                    change(item, &parts);
+                }
             }
         }
+    }
+    if items.len() > list.most {
+        return Err(too_many(list));
     }
     one_primary(&mut items);
     if !items.is_empty() {
@@ -198,15 +277,51 @@ fn many(document: &mut Document, name: &str, verb: Verb, target: &Target, value:
     Ok(())
 }
 
-/// Sets or takes away a part of an item, or several.
-fn change(item: &mut Document, sub: Option<&str>, value: Option<&Value>) {
-    match (sub, value) {
-        (Some(sub), Some(value)) if !value.is_null() => drop(item.insert(part(sub).to_owned(), value.clone())),
-        (Some(sub), _) => drop(item.remove(part(sub))),
-        (None, Some(Value::Object(given))) => {
-            item.extend(given.iter().map(|(key, value)| (part(key).to_owned(), value.clone())));
+fn too_many(list: List) -> Wrong {
+    Wrong::new(Kind::InvalidValue, format!("{} must be at most {} items", list.name, list.most))
+}
+
+/// What one comparison of an item costs.
+fn weight(item: &Value) -> usize {
+    let texts = item.as_object().into_iter().flat_map(Document::values).filter_map(Value::as_str);
+    1 + texts.map(str::len).sum::<usize>() / COMPARED_BYTES
+}
+
+/// What it costs to copy a value: an item, or a part of one.
+fn cost(value: &Value) -> usize {
+    match value {
+        Value::Object(item) => 1 + item.values().map(cost).sum::<usize>(),
+        Value::String(text) => 1 + text.len() / COPIED_BYTES,
+        _ => 1,
+    }
+}
+
+/// The parts of items that an operation sets, or takes away where there is no value. What is not kept of an item is
+/// forgotten, so that an item is never larger than what it is made of.
+fn parts<'a>(
+    name: &str,
+    sub: Option<&'a str>,
+    value: Option<&'a Value>,
+) -> Result<Vec<(&'a str, Option<&'a Value>)>, Wrong> {
+    let parts: Vec<(&str, Option<&Value>)> = match (sub, value) {
+        (Some(sub), value) => vec![(part(sub), value.filter(|value| !value.is_null()))],
+        (None, Some(Value::Object(given))) => given.iter().map(|(key, value)| (part(key), Some(value))).collect(),
+        (None, _) => Vec::new(),
+    };
+    let kept: Vec<_> = parts.into_iter().filter(|(part, _)| PARTS.contains(part)).collect();
+    match kept.iter().find(|(_, value)| value.is_some_and(|value| value.is_array() || value.is_object())) {
+        Some((part, _)) => Err(Wrong::new(Kind::InvalidValue, format!("{name}.{part} has no parts"))),
+        None => Ok(kept),
+    }
+}
+
+/// Sets or takes away parts of an item.
+fn change(item: &mut Document, parts: &[(&str, Option<&Value>)]) {
+    for (part, value) in parts {
+        match value {
+            Some(value) => drop(item.insert((*part).to_owned(), (*value).clone())),
+            None => drop(item.remove(*part)),
         }
-        (None, _) => {}
     }
 }
 
@@ -243,18 +358,28 @@ fn value_of(item: &Value) -> Option<&str> {
 }
 
 /// A list of objects; one object, or a bare text, is a list of one.
-fn list(value: &Value, name: &str) -> Result<Vec<Value>, Wrong> {
+fn given(value: &Value, list: List, work: &mut Work) -> Result<Vec<Value>, Wrong> {
+    let name = list.name;
     let items = match value {
         Value::Array(items) => items.as_slice(),
         Value::Null => &[],
         one => std::slice::from_ref(one),
     };
+    if items.len() > list.most {
+        return Err(too_many(list));
+    }
     let item = |item: &Value| match item {
-        Value::Object(_) => Ok(tidy(item, Values::Complex)),
+        Value::Object(_) => {
+            let mut new = Document::new();
+            change(&mut new, &parts(name, None, Some(item))?);
+            Ok(Value::Object(new))
+        }
         Value::String(text) => Ok(json!({ "value": text })),
         _ => Err(Wrong::new(Kind::InvalidValue, format!("{name} must be a list of objects"))),
     };
-    items.iter().map(item).collect()
+    let items: Vec<Value> = items.iter().map(item).collect::<Result<_, Wrong>>()?;
+    work.spend(items.iter().map(cost).sum(), 1)?;
+    Ok(items)
 }
 
 /// A value with the names of its parts as they are written here.
@@ -360,5 +485,74 @@ mod tests {
         }
         let many = vec![json!({"op": "remove", "path": "emails"}); OPERATIONS_MAX + 1];
         assert_eq!(patched(jane(), Value::Array(many), Resource::User), Err(Kind::InvalidSyntax));
+    }
+
+    /// A group of so many members.
+    fn crowd(size: usize) -> Value {
+        let member = |at: usize| json!({"value": format!("00000000-0000-7000-8000-{at:012}"), "type": "User"});
+        json!({"displayName": "everybody", "members": (0..size).map(member).collect::<Vec<Value>>()})
+    }
+
+    #[test]
+    fn a_request_that_would_cost_too_much_is_refused() {
+        // A hundredth of everything.
+        let try_with = |group: Value, operations: &[Value]| {
+            let (Value::Object(mut group), Value::Object(body)) = (group, json!({"Operations": operations})) else {
+                panic!("objects")
+            };
+            let work = Work { left: WORK_MAX / 100 };
+            within(&mut group, &body, Resource::Group, work).map_err(|wrong| wrong.kind)
+        };
+        let set = |value: &str| json!({"op": "replace", "path": "members.display", "value": value});
+        let look = json!({"op": "remove", "path": "members[value eq \"x\" or display sw \"y\"]"});
+        for operations in [
+            // A text into every item; looking at every item again and again; adding one by one to what is many.
+            vec![set(&"x".repeat(10_000))],
+            vec![look; 100],
+            vec![json!({"op": "add", "path": "members", "value": "new"}); 100],
+        ] {
+            assert_eq!(try_with(crowd(1_000), &operations), Err(Kind::InvalidValue), "{}", operations[0]);
+            let few = if operations.len() == 1 { vec![set("short")] } else { operations[..20].to_vec() };
+            assert_eq!(try_with(crowd(1_000), &few), Ok(()));
+        }
+        // Long texts cost when they are compared.
+        let long = |bytes: usize| json!({"displayName": "g", "members": [{"value": "x".repeat(bytes)}]});
+        let find = json!({"op": "remove", "path": format!("members[{}]", ["value eq \"a\""; 50].join(" or "))});
+        assert_eq!(try_with(long(100_000), &vec![find.clone(); 20]), Err(Kind::InvalidValue));
+        assert_eq!(try_with(long(1_000), &vec![find; 20]), Ok(()));
+    }
+
+    #[test]
+    fn the_largest_group_can_be_patched() {
+        let operations = json!([
+            {"op": "add", "path": "members", "value": [{"value": "a"}, {"value": "b"}]},
+            {"op": "remove", "path": "members[value eq \"00000000-0000-7000-8000-000000000007\"]"},
+            {"op": "remove", "path": "members", "value": [{"value": "00000000-0000-7000-8000-000000000008"}]},
+        ]);
+        let group = patched(crowd(100_000), operations, Resource::Group).unwrap();
+        assert_eq!(group["members"].as_array().map(Vec::len), Some(100_000));
+    }
+
+    #[test]
+    fn an_item_keeps_its_own_parts_and_a_user_s_lists_are_short() {
+        let operations = json!([
+            {"op": "add", "path": "emails", "value": {"value": "x@y.z", "color": ["red"]}},
+            {"op": "replace", "path": "emails.size", "value": "large"},
+        ]);
+        let emails = patched(jane(), operations, Resource::User).unwrap()["emails"].clone();
+        assert_eq!(emails[1], json!({"value": "x@y.z"}));
+        let addresses = |count: usize| {
+            let emails: Vec<Value> = (0..count).map(|at| json!({"value": format!("{at}@b.c")})).collect();
+            json!([{"op": "replace", "path": "emails", "value": emails}])
+        };
+        assert!(patched(jane(), addresses(USER_ITEMS_MAX), Resource::User).is_ok());
+        for wrong in [
+            addresses(USER_ITEMS_MAX + 1),
+            json!([{"op": "add", "path": "emails", "value": [{"value": ["a@b.c"]}]}]),
+            json!([{"op": "replace", "path": "emails.value", "value": {"a": 1}}]),
+            json!([{"op": "replace", "path": "emails[type eq \"work\"]", "value": {"display": []}}]),
+        ] {
+            assert_eq!(patched(jane(), wrong, Resource::User), Err(Kind::InvalidValue));
+        }
     }
 }

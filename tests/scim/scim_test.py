@@ -145,6 +145,19 @@ class Scim(unittest.TestCase):
         self.assertEqual(self.call("GET", "/Users?count=0")["Resources"], [])
         self.assertEqual(self.call("GET", "/Users?filter=userName", status=400)["scimType"], "invalidFilter")
 
+    def test_a_query_in_a_body_shows_what_policies_leave(self):
+        self.call("POST", "/Groups", {"displayName": "Hidden"}, 201)
+        kinds = lambda: {one["meta"]["resourceType"] for one in self.call("POST", "/.search", {"count": 100})["Resources"]}
+        self.assertIn("Group", kinds())
+        policy = {"name": "no groups", "effect": "deny", "subjects": [{"type": "everybody"}], "permissions": ["groups:read"]}
+        made = self.admin.post(f"{self.base}/v1/policies", json=policy)
+        self.assertEqual(made.status_code, 201, made.text)
+        try:
+            self.call("GET", "/Groups", status=403)
+            self.assertNotIn("Group", kinds())
+        finally:
+            self.admin.delete(f"{self.base}/v1/policies/{made.json()['id']}", headers={"If-Match": "*"}).raise_for_status()
+
     def test_versions_and_what_the_key_may_not(self):
         made = self.http.post("/Users", json={"userName": "versioned"})
         path, tag = f"/Users/{made.json()['id']}", made.headers["etag"]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::ceiling::BuiltIn;
 use super::role::{self, RoleTerms, TenantRole};
 use super::statement::{Policy, PolicyTerms, Subject};
-use super::{Expected, Flaw, POLICIES_MAX, ROLES_MAX, Refusal};
+use super::{ENTRIES_TOTAL_MAX, Expected, Flaw, POLICIES_MAX, ROLES_MAX, Refusal};
 use crate::domain::ids::PolicyId;
 use crate::domain::organization::{Organization, folded};
 use crate::domain::tenant::Role;
@@ -93,6 +93,7 @@ impl PolicyBooks {
         if self.roles.len() >= ROLES_MAX {
             return Err(Refusal::Full { what: "roles", most: ROLES_MAX });
         }
+        self.has_room_for_role(&terms, 0)?;
         let role = TenantRole { name: name.to_owned(), terms, version: 1, created_at: now, updated_at: now };
         Ok(self.keep_role(role))
     }
@@ -100,7 +101,7 @@ impl PolicyBooks {
     /// A role with other terms. One that stays as it was is left alone.
     ///
     /// # Errors
-    /// [`Refusal::BuiltIn`], [`Refusal::UnknownRole`], [`Refusal::Stale`] or [`Refusal::Flawed`].
+    /// [`Refusal::BuiltIn`], [`Refusal::UnknownRole`], [`Refusal::Stale`], [`Refusal::Flawed`] or [`Refusal::Full`].
     pub fn replace_role(
         &mut self,
         name: &str,
@@ -117,6 +118,7 @@ impl PolicyBooks {
         if before.terms == terms {
             return Ok(before);
         }
+        self.has_room_for_role(&terms, before.terms.permissions.len())?;
         let role = TenantRole { terms, version: before.version + 1, updated_at: now, ..before.as_ref().clone() };
         Ok(self.keep_role(role))
     }
@@ -147,6 +149,17 @@ impl PolicyBooks {
         }
     }
 
+    /// `instead_of` entries are given up; whoever does not add to them always may.
+    fn has_room_for_role(&self, terms: &RoleTerms, instead_of: usize) -> Result<(), Refusal> {
+        let others = self.roles().map(|role| role.terms.permissions.len()).sum::<usize>() - instead_of;
+        has_room("permissions of roles", others, terms.permissions.len(), instead_of)
+    }
+
+    fn has_room_for_policy(&self, terms: &PolicyTerms, instead_of: usize) -> Result<(), Refusal> {
+        let others = self.policies().map(|policy| entries(&policy.terms)).sum::<usize>() - instead_of;
+        has_room("permissions, subjects and resources of policies", others, entries(terms), instead_of)
+    }
+
     fn keep_role(&mut self, role: TenantRole) -> Arc<TenantRole> {
         let role = Arc::new(role);
         self.roles.insert(role.name.clone(), role.clone());
@@ -169,13 +182,14 @@ impl PolicyBooks {
         if self.policies.len() >= POLICIES_MAX {
             return Err(Refusal::Full { what: "policies", most: POLICIES_MAX });
         }
+        self.has_room_for_policy(&terms, 0)?;
         Ok(self.keep_policy(Policy { id, terms, version: 1, created_at: now, updated_at: now }))
     }
 
     /// A policy with other terms. One that stays as it was is left alone.
     ///
     /// # Errors
-    /// [`Refusal::UnknownPolicy`], [`Refusal::Stale`], [`Refusal::Flawed`] or [`Refusal::Taken`].
+    /// [`Refusal::UnknownPolicy`], [`Refusal::Stale`], [`Refusal::Flawed`], [`Refusal::Taken`] or [`Refusal::Full`].
     pub fn replace_policy(
         &mut self,
         id: PolicyId,
@@ -189,6 +203,7 @@ impl PolicyBooks {
         if before.terms == terms {
             return Ok(before);
         }
+        self.has_room_for_policy(&terms, entries(&before.terms))?;
         let policy = Policy { terms, version: before.version + 1, updated_at: now, ..before.as_ref().clone() };
         Ok(self.keep_policy(policy))
     }
@@ -243,6 +258,18 @@ impl PolicyBooks {
         }
         Ok(())
     }
+}
+
+/// What there is to look at in a policy.
+fn entries(terms: &PolicyTerms) -> usize {
+    terms.permissions.len() + terms.subjects.len() + terms.resources.len()
+}
+
+fn has_room(what: &'static str, others: usize, new: usize, instead_of: usize) -> Result<(), Refusal> {
+    if new > instead_of && others + new > ENTRIES_TOTAL_MAX {
+        return Err(Refusal::Full { what, most: ENTRIES_TOTAL_MAX });
+    }
+    Ok(())
 }
 
 /// What a policy is judged by besides itself.

@@ -32,6 +32,9 @@ pub const POLICIES_MAX: usize = 2_000;
 pub const PERMISSIONS_MAX: usize = 200;
 /// Subjects, and resources, of one policy.
 pub const NAMED_MAX: usize = 100;
+/// Permissions of all of a tenant's own roles together; permissions, subjects and resources of all of its policies. A
+/// question that was not asked before looks at all of them.
+pub const ENTRIES_TOTAL_MAX: usize = 20_000;
 /// Bytes of a description.
 pub const DESCRIPTION_BYTES_MAX: usize = 1_024;
 /// Bytes of a name, and of a text in a condition.

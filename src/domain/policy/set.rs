@@ -112,6 +112,13 @@ pub struct Candidates {
 }
 
 impl Candidates {
+    /// Numbers that are kept.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        let named = self.roles.values().chain(self.users.values()).chain(self.groups.values());
+        self.everybody.len() + named.chain(self.api_keys.values()).map(Vec::len).sum::<usize>()
+    }
+
     /// Numbers of the rules that are about a subject, ascending.
     fn about(&self, question: &Question<'_>) -> Vec<u32> {
         let subject = &question.subject;
@@ -231,12 +238,16 @@ impl PolicySet {
                 continue;
             }
             for subject in &rule.subjects {
-                match subject {
-                    Subject::Everybody => candidates.everybody.push(number),
-                    Subject::Role(name) => candidates.roles.entry(name.clone()).or_default().push(number),
-                    Subject::User(id) => candidates.users.entry(*id).or_default().push(number),
-                    Subject::Group(id) => candidates.groups.entry(*id).or_default().push(number),
-                    Subject::ApiKey(id) => candidates.api_keys.entry(id.clone()).or_default().push(number),
+                let numbers = match subject {
+                    Subject::Everybody => &mut candidates.everybody,
+                    Subject::Role(name) => candidates.roles.entry(name.clone()).or_default(),
+                    Subject::User(id) => candidates.users.entry(*id).or_default(),
+                    Subject::Group(id) => candidates.groups.entry(*id).or_default(),
+                    Subject::ApiKey(id) => candidates.api_keys.entry(id.clone()).or_default(),
+                };
+                // Whoever is named twice by one rule is about it once.
+                if numbers.last() != Some(&number) {
+                    numbers.push(number);
                 }
             }
         }

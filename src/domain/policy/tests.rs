@@ -10,7 +10,7 @@ use super::question::{Question, Relations, Said, Subject as Who, Surroundings, T
 use super::role::RoleTerms;
 use super::set::{Outcome, PolicySet, RuleName};
 use super::statement::{Effect, PolicyTerms, Subject};
-use super::{Expected, Refusal};
+use super::{ENTRIES_TOTAL_MAX, Expected, Refusal};
 use crate::domain::ids::{GroupId, PolicyId, RoleAssignmentId, UserId};
 use crate::domain::organization::group::{self, Group, Member};
 use crate::domain::organization::role::{Holder, RoleAssignment};
@@ -167,6 +167,48 @@ fn a_policy_speaks_of_whom_there_is_and_gives_what_a_tenant_may() {
     // What is stored reads as it was written.
     let stored = serde_json::to_string(replaced.as_ref()).unwrap();
     assert_eq!(&serde_json::from_str::<super::statement::Policy>(&stored).unwrap(), replaced.as_ref());
+}
+
+#[test]
+fn all_policies_together_and_all_roles_together_have_a_limit() {
+    let (built_in, mut books, people) = (built_in(), PolicyBooks::default(), people());
+    let judge = Judge { built_in: &built_in, people: &people };
+    let full = |refused| matches!(refused, Err(Refusal::Full { most: ENTRIES_TOTAL_MAX, .. }));
+    let sized = |entries: usize| {
+        let permissions: Vec<String> = (1..entries).map(|at| format!("model:use{at}")).collect();
+        let permissions: Vec<&str> = permissions.iter().map(String::as_str).collect();
+        (terms(Effect::Deny, &[Subject::Everybody], &permissions), role_terms(&permissions))
+    };
+    let named = |at: usize, terms: PolicyTerms| PolicyTerms { name: format!("policy {at}"), ..terms };
+    for at in 0..100 {
+        let id = policy_id(u128::try_from(at).unwrap());
+        books.create_policy(id, named(at, sized(200).0), &judge, NOW).unwrap();
+    }
+    assert!(full(books.create_policy(policy_id(100), named(100, sized(2).0), &judge, NOW).map(drop)));
+    let mut replace =
+        |entries| books.replace_policy(policy_id(7), named(7, sized(entries).0), &Expected::Any, &judge, NOW);
+    assert!(full(replace(201).map(drop)));
+    replace(190).unwrap();
+    replace(200).unwrap();
+    // Roles are counted by themselves, and a role that grows is refused as a new one is.
+    for at in 0..100 {
+        books.create_role(&format!("role{at}"), sized(200).1, &built_in, NOW).unwrap();
+    }
+    let left = ENTRIES_TOTAL_MAX - 100 * 199;
+    books.create_role("last", sized(left + 1).1, &built_in, NOW).unwrap();
+    assert!(full(books.create_role("more", sized(2).1, &built_in, NOW).map(drop)));
+    assert!(full(books.replace_role("role1", sized(201).1, &Expected::Any, &built_in, NOW).map(drop)));
+    books.replace_role("role1", sized(100).1, &Expected::Any, &built_in, NOW).unwrap();
+}
+
+#[test]
+fn who_is_named_twice_is_a_candidate_once() {
+    let (built_in, mut books, people) = (built_in(), PolicyBooks::default(), people());
+    let judge = Judge { built_in: &built_in, people: &people };
+    let twice = [Subject::Everybody, Subject::ApiKey("k".into()), Subject::ApiKey("k".into()), Subject::Everybody];
+    books.create_policy(policy_id(1), terms(Effect::Allow, &twice, &["widget:turn"]), &judge, NOW).unwrap();
+    let set = PolicySet::new(&books, Arc::new(built_in));
+    assert_eq!(set.candidates("widget", "turn").len(), 2);
 }
 
 struct Nothing;
