@@ -26,7 +26,7 @@ use crate::domain::tenant::{ExternalId, Lifecycle, Tenant};
 use crate::domain::usage::Refusal;
 use crate::store::audit::StoredRecord;
 use crate::store::database::{Reader, Store};
-use crate::store::{StoreError, audit, quarantine, stream};
+use crate::store::{StoreError, audit, catalogue, quarantine, stream};
 use crate::tenant;
 
 /// Longest slug we derive, leaving room for a number.
@@ -217,6 +217,20 @@ impl Handle {
     #[must_use]
     pub fn tenants(&self, after: Option<TenantId>, limit: usize) -> Page<Tenant, TenantId> {
         self.0.index.page(after, limit)
+    }
+
+    /// As [`tenants`](Handle::tenants), read from the control database: also those that another process has made, which
+    /// this one need not know.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn stored_tenants(
+        &self,
+        after: Option<TenantId>,
+        limit: usize,
+    ) -> Result<Vec<(TenantId, Lifecycle)>, Refused> {
+        let mut reader = self.control_reader().await?;
+        catalogue::lifecycles(&mut reader, after, limit).await.map_err(unavailable)
     }
 
     /// How many tenants are in which state; a moment old.

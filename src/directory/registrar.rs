@@ -349,10 +349,7 @@ impl State {
             }
             What::IssueKey { key } => {
                 let tenant = known(index, key.tenant)?;
-                let live = index.keys_of(key.tenant).iter().filter(|known| known.ended(now).is_none()).count();
-                if live >= super::api_key::API_KEYS_MAX {
-                    return Err(Refused::TooManyKeys);
-                }
+                self.place_for_key(key.tenant)?;
                 Ok(Written { tenant, key: Some(key.clone()) })
             }
             What::RevokeKey { tenant, id } => {
@@ -364,9 +361,21 @@ impl State {
             What::EditKey { tenant, id, edit, expected } => {
                 let tenant = known(index, *tenant)?;
                 let key = index.key(id).filter(|key| key.tenant == tenant.id).ok_or(Refused::UnknownKey)?;
-                Ok(Written { tenant, key: Some(key.edited(edit, expected, now).map_err(Refused::Key)?) })
+                let edited = key.edited(edit, expected, now).map_err(Refused::Key)?;
+                if key.ended(now).is_some() {
+                    // It comes back to life, and takes a place again.
+                    self.place_for_key(tenant.id)?;
+                }
+                Ok(Written { tenant, key: Some(edited) })
             }
         }
+    }
+
+    /// May another key of the tenant's live?
+    fn place_for_key(&self, tenant: TenantId) -> Result<(), Refused> {
+        let now = self.birth.clock.now();
+        let live = self.birth.index.keys_of(tenant).iter().filter(|known| known.ended(now).is_none()).count();
+        if live < super::api_key::API_KEYS_MAX { Ok(()) } else { Err(Refused::TooManyKeys) }
     }
 
     fn free_slug(&self, slug: &str) -> String {

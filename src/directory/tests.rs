@@ -271,6 +271,16 @@ async fn a_key_is_rotated_changed_and_used_across_a_restart() {
         handle.issue_key(globex, key, terms, request(None), |_| String::new()).await.unwrap();
     }
     handle.issue_key(globex, new_key("k"), Terms::default(), request(None), |_| String::new()).await.unwrap();
+    // One that is given time takes a place again, as long as there is one.
+    let prolong = || Edit::Patch(Patch { expires_at: Some(None), ..Patch::default() });
+    let ids: Vec<String> = (0..super::api_key::API_KEYS_MAX).map(|number| new_key(&format!("{number}")).id).collect();
+    let (fitting, over) = ids.split_at(super::api_key::API_KEYS_MAX - 2);
+    for id in fitting {
+        edit(globex, id, prolong(), any(), None).await.unwrap();
+    }
+    assert_eq!(edit(globex, &over[0], prolong(), any(), None).await, Err(Refused::TooManyKeys));
+    // A live one is changed as before.
+    edit(globex, &fitting[0], prolong(), any(), None).await.unwrap();
     handle.note_key_use("key-acme");
     let (kept, used) = (handle.api_key("key-acme"), handle.key_last_used("key-acme").unwrap());
     assert_eq!(used, hour_of(used));

@@ -44,6 +44,12 @@ impl Terms {
         self.scopes.is_empty() || (!others.is_empty() && others.iter().all(is_left))
     }
 
+    /// Does a key with these terms end no later than one that expires at `other`?
+    #[must_use]
+    pub fn end_by(&self, other: Option<Timestamp>) -> bool {
+        other.is_none_or(|other| self.expires_at.is_some_and(|at| at <= other))
+    }
+
     /// The limit of a class.
     #[must_use]
     pub fn limit(&self, class: Class) -> Option<Policy> {
@@ -93,6 +99,18 @@ pub struct Patch {
     /// `Some(None)`: it expires no longer.
     pub expires_at: Option<Option<Timestamp>>,
     pub limits: Option<Vec<(Class, Policy)>>,
+}
+
+impl Patch {
+    /// What it makes of a key's terms.
+    #[must_use]
+    pub fn terms_after(&self, terms: &Terms) -> Terms {
+        Terms {
+            scopes: self.scopes.clone().unwrap_or_else(|| terms.scopes.clone()),
+            expires_at: self.expires_at.unwrap_or(terms.expires_at),
+            limits: self.limits.clone().unwrap_or_else(|| terms.limits.clone()),
+        }
+    }
 }
 
 /// A change to a key.
@@ -145,11 +163,8 @@ impl ApiKey {
         let mut key = ApiKey { version: self.version.saturating_add(1), ..self.clone() };
         match edit {
             Edit::Patch(patch) => {
-                let Patch { name, scopes, expires_at, limits } = patch.clone();
-                key.name = name.unwrap_or(key.name);
-                key.terms.scopes = scopes.unwrap_or(key.terms.scopes);
-                key.terms.expires_at = expires_at.unwrap_or(key.terms.expires_at);
-                key.terms.limits = limits.unwrap_or(key.terms.limits);
+                key.name = patch.name.clone().unwrap_or(key.name);
+                key.terms = patch.terms_after(&self.terms);
             }
             Edit::Rotate { hash, overlap_micros } => {
                 // To end every secret but the new one is always possible: that is what a leak asks for.
@@ -215,6 +230,22 @@ mod tests {
         {
             assert_eq!(narrow.leave_all_of(&scopes(&others)), is_left, "{others:?}");
             assert!(free.leave_all_of(&scopes(&others)));
+        }
+    }
+
+    #[test]
+    fn a_key_ends_by_another_one_s_end_or_holds_longer() {
+        let ending = |expires_at| Terms { expires_at, ..Terms::default() };
+        let later = NOW.plus_micros(1);
+        for (own, other, ends) in [
+            (None, None, true),
+            (Some(NOW), None, true),
+            (None, Some(NOW), false),
+            (Some(NOW), Some(NOW), true),
+            (Some(NOW), Some(later), true),
+            (Some(later), Some(NOW), false),
+        ] {
+            assert_eq!(ending(own).end_by(other), ends, "{own:?} {other:?}");
         }
     }
 

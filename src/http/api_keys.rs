@@ -13,8 +13,7 @@ use super::reply::Reply;
 use super::view::page_limit;
 use crate::access::api_key;
 use crate::directory::handle::NewKey;
-use crate::domain::api_key::{ApiKey, Edit};
-use crate::domain::permission::Pattern;
+use crate::domain::api_key::{ApiKey, Edit, Terms};
 use crate::domain::request::Answer;
 
 /// The word in a key that says which kind of platform it opens.
@@ -28,7 +27,7 @@ impl ApiKeys {
     ///
     /// The key is shown in this answer and never again. An answer repeated under the same Idempotency-Key does not
     /// show it. A key holds what its role allows, less what its scopes do not cover; a caller whose own key has scopes
-    /// issues only keys that hold no more.
+    /// issues only keys that hold no more, and one whose own key expires only keys that expire no later.
     #[oai(path = "/v1/tenants/:id/api-keys", method = "post", operation_id = "createApiKey")]
     async fn create(
         &self,
@@ -39,7 +38,7 @@ impl ApiKeys {
         body: Strict<CreateApiKey>,
     ) -> Result<Reply<ApiKeyCreated, 201>, Problem> {
         let (name, role, terms) = body.0.checked(ask.api.clock.now())?;
-        check_scopes(&ask, &[&terms.scopes]).await?;
+        check_terms(&ask, &[&terms]).await?;
         let minted = api_key::mint(ask.api.gate.pepper(), KEY_ENVIRONMENT);
         let key = NewKey { id: minted.id, hash: minted.hash, name, role };
         let answer = ask.api.directory.issue_key(ask.tenant()?, key, terms, ask.change(), render_created).await?;
@@ -93,7 +92,8 @@ impl ApiKeys {
     /// Change an API key
     ///
     /// A merge patch (RFC 7396): what is absent stays, lists are replaced whole, `expiresAt: null` lets the key hold until
-    /// it is revoked. Its role stays; issue another key for another one. It holds from the next request on.
+    /// it is revoked. Its role stays; issue another key for another one. It holds from the next request on. A key changes
+    /// neither its own limits nor a key that holds longer than itself.
     #[oai(path = "/v1/tenants/:id/api-keys/:keyId", method = "patch", operation_id = "patchApiKey")]
     async fn patch(
         &self,
@@ -112,8 +112,12 @@ impl ApiKeys {
         let expected = precondition::required(&ask)?;
         let patch = body.0.checked(ask.api.clock.now())?;
         let key = found(&ask, &key_id)?;
-        let scopes = patch.scopes.as_deref().unwrap_or(&key.terms.scopes);
-        check_scopes(&ask, &[&key.terms.scopes, scopes]).await?;
+        let terms = patch.terms_after(&key.terms);
+        check_terms(&ask, &[&key.terms, &terms]).await?;
+        let own = ask.admitted.caller.as_ref().and_then(|caller| caller.api_key.as_ref());
+        if own == Some(&key.id) && terms.limits != key.terms.limits {
+            return Err(ask.deny("A key does not change its own limits.").await);
+        }
         let (directory, edit) = (&ask.api.directory, Edit::Patch(patch));
         let answer = directory.edit_key(ask.tenant()?, &key_id, edit, expected, ask.change(), render).await?;
         Ok(reply(answer, |key| view(&ask, key)))
@@ -143,7 +147,7 @@ impl ApiKeys {
         let expected = precondition::optional(&ask)?;
         let overlap_micros = body.0.checked()?;
         let key = found(&ask, &key_id)?;
-        check_scopes(&ask, &[&key.terms.scopes]).await?;
+        check_terms(&ask, &[&key.terms]).await?;
         let minted = api_key::mint_again(ask.api.gate.pepper(), KEY_ENVIRONMENT, &key.id);
         let (directory, edit) = (&ask.api.directory, Edit::Rotate { hash: minted.hash, overlap_micros });
         let answer = directory.edit_key(ask.tenant()?, &key_id, edit, expected, ask.change(), render_created).await?;
@@ -177,13 +181,17 @@ fn found(ask: &Ask, id: &str) -> Result<ApiKey, Problem> {
     key.ok_or_else(|| Problem::new(Code::ApiKeyNotFound))
 }
 
-/// Nobody lends out more than it has: a caller with scopes makes and opens only keys whose scopes its own cover.
-async fn check_scopes(ask: &Ask, scopes: &[&[Pattern]]) -> Result<(), Problem> {
+/// Nobody lends out more than it has: a caller with scopes makes and opens only keys whose scopes its own cover, and one that
+/// ends only keys that end no later.
+async fn check_terms(ask: &Ask, terms: &[&Terms]) -> Result<(), Problem> {
     let caller = ask.admitted.caller.as_ref();
-    if caller.is_some_and(|caller| scopes.iter().all(|scopes| caller.terms.leave_all_of(scopes))) {
-        return Ok(());
+    if !caller.is_some_and(|caller| terms.iter().all(|terms| caller.terms.leave_all_of(&terms.scopes))) {
+        return Err(ask.deny("The caller's own scopes do not cover those of the key.").await);
     }
-    Err(ask.deny("The caller's own scopes do not cover those of the key.").await)
+    if !caller.is_some_and(|caller| terms.iter().all(|terms| terms.end_by(caller.terms.expires_at))) {
+        return Err(ask.deny("The caller's own key expires before that.").await);
+    }
+    Ok(())
 }
 
 fn view(ask: &Ask, key: &ApiKey) -> ApiKeyView {

@@ -263,7 +263,7 @@ pub static OPERATIONS: &[Operation] = &[
     Operation { id: "getApiKey", method: Method::GET, path: "/v1/tenants/{id}/api-keys/{keyId}", scope: TenantInPath, object: "apiKeys", action: "read", body: NoBody,
         query: &[], codes: &[ApiKeyNotFound] },
     Operation { id: "patchApiKey", method: Method::PATCH, path: "/v1/tenants/{id}/api-keys/{keyId}", scope: TenantInPath, object: "apiKeys", action: "change", body: Patch,
-        query: &[], codes: &[ApiKeyNotFound, ApiKeyEnded, PreconditionRequired, PreconditionFailed, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
+        query: &[], codes: &[ApiKeyNotFound, ApiKeyEnded, TooManyApiKeys, PreconditionRequired, PreconditionFailed, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
     Operation { id: "rotateApiKey", method: Method::POST, path: "/v1/tenants/{id}/api-keys/{keyId}/rotate", scope: TenantInPath, object: "apiKeys", action: "rotate", body: Json,
         query: &[], codes: &[ApiKeyNotFound, ApiKeyEnded, RotationUnderWay, PreconditionFailed, ValidationFailed, IdempotencyKeyReused, StoreUnavailable] },
 

@@ -172,13 +172,10 @@ pub(super) fn vault(ask: &Ask) -> Result<&Vault, Problem> {
 /// # Errors
 /// [`Code::EgressRefused`].
 pub(super) fn check_egress(books: &ProviderBooks, profile: &Profile) -> Result<(), Problem> {
-    if host_is_allowed(books, profile) { Ok(()) } else { Err(Problem::new(Code::EgressRefused)) }
-}
-
-fn host_is_allowed(books: &ProviderBooks, profile: &Profile) -> bool {
-    match provider_probe::address(profile) {
-        Some((host, port)) => profile.kind.is_home(&host, port) || books.policy.allows_host(&host, port),
-        None => profile.kind.is_made_here(),
+    if provider_probe::host_is_allowed(&books.policy, profile) {
+        Ok(())
+    } else {
+        Err(Problem::new(Code::EgressRefused))
     }
 }
 
@@ -320,7 +317,7 @@ impl ProviderInput {
         if let Some(url) = &profile.base_url {
             match provider_probe::url_problem(url, ask.api.probe.allows_private()) {
                 Some(problem) => flaws.push(Flaw::new("/baseUrl", problem)),
-                None if flaws.is_empty() && !host_is_allowed(books, &profile) => {
+                None if flaws.is_empty() && !provider_probe::host_is_allowed(&books.policy, &profile) => {
                     flaws.push(Flaw::new("/baseUrl", "names a host that is not one of the policy's egressHosts"));
                 }
                 None => {}

@@ -14,6 +14,7 @@ use crate::domain::job::Kind;
 use crate::domain::provider::{Provider, ProviderBooks, Refusal};
 use crate::domain::request::Request;
 use crate::domain::secret::StoredSecret;
+use crate::domain::tenant::Lifecycle;
 use crate::fault;
 use crate::tenant::handle::{Handle as Home, Unavailable};
 use crate::tenant::provider::{AddDataKey, Reseal, RetireDataKeys, RewrapDataKey};
@@ -98,18 +99,22 @@ impl Work for Rewrapping {
             let mut after = errand.checkpoint::<TenantId>();
             let (mut looked_at, mut rewrapped, mut missed) = (errand.job.progress.done, 0, None);
             loop {
-                let page = errand.directory.tenants(after, TENANTS_A_PAGE);
-                if page.items.is_empty() {
+                // As stored: one that another process has made has data keys as well.
+                let page = errand.directory.stored_tenants(after, TENANTS_A_PAGE).await;
+                let page = page.map_err(|refused| Failure::Retryable(refused.to_string()))?;
+                if page.is_empty() {
                     break;
                 }
-                for tenant in page.items.iter().map(|tenant| tenant.id) {
-                    match rewrap(vault, errand, tenant).await {
+                for (tenant, lifecycle) in page {
+                    match rewrap(vault, errand, tenant, lifecycle).await {
                         Ok(keys) => rewrapped += keys,
                         // The others need not wait for it.
                         Err(failure) => missed = Some(failure),
                     }
                     (looked_at, after) = (looked_at + 1, Some(tenant));
-                    errand.progress(looked_at, None, "tenants", Some(&json!(tenant)));
+                    // Never past one that was missed: another try would begin behind it, and succeed without it.
+                    let here = json!(tenant);
+                    errand.progress(looked_at, None, "tenants", missed.is_none().then_some(&here));
                     stop_if_asked(errand)?;
                 }
             }
@@ -126,11 +131,14 @@ impl Work for Rewrapping {
     }
 }
 
-async fn rewrap(vault: &Vault, errand: &Errand, tenant: TenantId) -> Result<usize, Failure> {
+async fn rewrap(vault: &Vault, errand: &Errand, tenant: TenantId, lifecycle: Lifecycle) -> Result<usize, Failure> {
     let home = match errand.directory.find(tenant).await {
         Ok(home) => home,
         // Archived, or not yet made: it has no data keys.
-        Err(Absent::Unknown) => return Ok(0),
+        Err(Absent::Unknown) if matches!(lifecycle, Lifecycle::Pending | Lifecycle::Archived) => return Ok(0),
+        Err(Absent::Unknown) => {
+            return Err(Failure::Retryable(format!("the tenant {tenant} is not known to this process yet")));
+        }
         Err(other) => return Err(absent(other)),
     };
     let mut rewrapped = 0;

@@ -13,8 +13,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::kinds::Tools;
-use super::runner::Runner;
+use super::data_keys::Rewrapping;
+use super::kinds::{Errand, Failure, Tools, Work};
+use super::runner::{Desk, Runner};
 use crate::clock::{self, Clock};
 use crate::config;
 use crate::directory::handle::{Handle as Directory, NewKey, NewTenant};
@@ -25,7 +26,8 @@ use crate::domain::organization::Expected;
 use crate::domain::provider::{Profile, Provider, ProviderKind};
 use crate::domain::request::{Answer, Request};
 use crate::domain::routing::Routing;
-use crate::domain::tenant::{Lifecycle, Role};
+use crate::domain::tenant::{Lifecycle, Role, Tenant};
+use crate::store::catalogue;
 use crate::store::database::Store;
 use crate::tenant::handle::Handle as Home;
 use crate::tenant::provider::CreateProvider;
@@ -50,7 +52,7 @@ impl Kek {
         self.0.version.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn break_after(&self, uses: usize) {
+    pub(super) fn break_after(&self, uses: usize) {
         self.0.left.store(uses, Ordering::SeqCst);
         self.0.broken.store(true, Ordering::SeqCst);
     }
@@ -294,6 +296,57 @@ async fn every_tenant_s_data_keys_are_wrapped_by_the_key_of_now() {
     }
     stop.cancel();
     runner.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_rewrap_that_is_interrupted_does_not_forget_a_tenant_that_it_missed() {
+    let kek = Kek::default();
+    let node = Node::open(Box::new(kek.clone())).await;
+    let acme = node.tenant("acme").await;
+    let provider = node.provider(acme, "p", ProviderKind::OpenAi).await;
+    node.keep(acme, provider, "sk-canary-0123456789").await;
+    node.tenant("beta").await;
+    kek.rotate();
+    let job = node.submit(Kind::Rewrap, None).await;
+    let errand = async |checkpoint: Option<String>, stop: CancellationToken| {
+        let mut job = node.directory.job(job).await.unwrap().unwrap();
+        job.checkpoint = checkpoint.unwrap_or(job.checkpoint);
+        Errand { job, directory: node.directory.clone(), stop, desk: Arc::new(Desk::default()) }
+    };
+    // It misses the first tenant, and is stopped after it.
+    kek.break_after(0);
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let first = errand(None, stop).await;
+    let work = Rewrapping(Some(Node::fresh(&kek)));
+    assert_eq!(work.run(&first).await, Err(Failure::Stopped));
+    kek.mend();
+    let second = errand(first.desk.checkpoint(), CancellationToken::new()).await;
+    work.run(&second).await.unwrap();
+    assert_eq!(node.home(acme).await.providers().unwrap().newest_key().unwrap().kek, "kek-1");
+}
+
+#[tokio::test]
+async fn a_rewrap_does_not_succeed_without_a_tenant_that_another_process_has_made() {
+    let kek = Kek::default();
+    let node = Node::open(Box::new(kek.clone())).await;
+    let acme = node.directory.tenant(node.tenant("acme").await).unwrap();
+    let job = node.submit(Kind::Rewrap, None).await;
+    let job = node.directory.job(job).await.unwrap().unwrap();
+    let stop = CancellationToken::new();
+    let errand = Errand { job, directory: node.directory.clone(), stop, desk: Arc::new(Desk::default()) };
+    let work = Rewrapping(Some(Node::fresh(&kek)));
+    let mut control = node.store.control_again().await.unwrap();
+    for (slug, lifecycle, succeeds) in [("gone", Lifecycle::Archived, true), ("new", Lifecycle::Active, false)] {
+        let id = TenantId(clock::new_id());
+        let tenant = Tenant { id, slug: slug.into(), lifecycle, external_ids: Vec::new(), ..acme.clone() };
+        control.begin().await.unwrap();
+        catalogue::insert_tenant(&mut control, &tenant).await.unwrap();
+        control.commit().await.unwrap();
+        let told = work.run(&errand).await;
+        assert_eq!(told.is_ok(), succeeds, "{slug}: {told:?}");
+        assert!(succeeds || matches!(told, Err(Failure::Retryable(_))), "{slug}: {told:?}");
+    }
 }
 
 #[tokio::test]

@@ -2,8 +2,8 @@
 //! `litellm`; and takes away what is not to be there any more.
 //!
 //! What is there is read first, so a job that was killed in the middle, or whose news came twice, does no harm; what was
-//! done by hand under names of ours is undone. A tenant that is not active has nothing there. Each hand-over is in the
-//! tenant's chain before the secret leaves.
+//! done by hand under names of ours is undone. A tenant that is not active has nothing there; what is there of a tenant that
+//! this process does not know stays. Each hand-over is in the tenant's chain before the secret leaves.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,12 +18,14 @@ use crate::directory::handle::Absent;
 use crate::domain::ids::{ProviderId, TenantId};
 use crate::domain::job::Kind;
 use crate::domain::organization::Expected;
+use crate::domain::provider::policy::Policy;
 use crate::domain::provider::{Provider, ProviderBooks};
 use crate::domain::request::Request;
 use crate::domain::tenant::Lifecycle;
 use crate::outlet::litellm::{Edition, Kept, LiteLlm, LiteLlmError, Name};
+use crate::outlet::provider_probe;
 use crate::tenant::handle::Handle as Home;
-use crate::tenant::provider::NoteHandOver;
+use crate::tenant::provider::{DeleteSecret, NoteHandOver};
 use crate::vault::Vault;
 use crate::vault::desk::{self, DeskError};
 
@@ -85,7 +87,9 @@ impl Sync<'_> {
                 // The others need not wait for it.
                 missed = Some(failure);
             }
-            self.errand.progress(number, total, "tenants", Some(&json!(tenant)));
+            // Never past one that was missed.
+            let here = json!(tenant);
+            self.errand.progress(number, total, "tenants", missed.is_none().then_some(&here));
             stop_if_asked(self.errand)?;
         }
         let Some(failure) = missed else { return Ok(()) };
@@ -96,7 +100,12 @@ impl Sync<'_> {
     /// Compares one tenant until its providers stay what they were meanwhile.
     async fn tenant(&mut self, tenant: TenantId, mut kept: Kept) -> Result<(), Failure> {
         for _ in 0..ROUNDS_MAX {
-            let is_active = self.errand.directory.lifecycle(tenant) == Some(Lifecycle::Active);
+            let lifecycle = self.errand.directory.lifecycle(tenant);
+            if lifecycle.is_none() {
+                // Another deployment's, or one that this process has not heard of yet: not ours to judge.
+                return Ok(());
+            }
+            let is_active = lifecycle == Some(Lifecycle::Active);
             let home = match self.errand.directory.find(tenant).await {
                 Ok(home) => Some(home),
                 Err(Absent::Unknown) => None,
@@ -132,7 +141,7 @@ impl Sync<'_> {
         kept: &Kept,
     ) -> Result<(), Failure> {
         for name in kept.credentials.keys().filter(|name| name.tenant == tenant) {
-            if wanted.get(name.provider).is_some_and(|provider| has_credential(provider)) {
+            if wanted.get(name.provider).is_some_and(|provider| has_credential(&wanted.policy, provider)) {
                 continue;
             }
             self.litellm.delete_credential(name).await.map_err(refused)?;
@@ -165,7 +174,7 @@ impl Sync<'_> {
             let name = Name { tenant: home.tenant(), provider: provider.id };
             if wants_key(provider) {
                 self.write_key(home, books, provider, &name, kept.keys.contains(&name)).await?;
-            } else if has_credential(provider) {
+            } else if has_credential(&books.policy, provider) {
                 let edition = edition(provider);
                 if kept.credentials.get(&name) == Some(&edition) {
                     continue;
@@ -185,6 +194,10 @@ impl Sync<'_> {
 
     /// LiteLLM tells a virtual key once. One that we do not have is of no use to anybody: it has been removed, and another is
     /// made.
+    ///
+    /// Of two that make one at the same time, one alone keeps what it has made. The value of a key that is gone there is
+    /// dropped before: the version which that takes is what the other one fails over. A key that is not kept is taken away
+    /// again, or the next comparison would take it for the one we have.
     async fn write_key(
         &mut self,
         home: &Home,
@@ -197,12 +210,22 @@ impl Sync<'_> {
         if provider.secret.is_some() && is_there {
             return self.litellm.update_key(name, models).await.map_err(refused);
         }
+        let mut version = provider.version;
+        if provider.secret.is_some() {
+            let expected = Expected::OneOf(vec![version]);
+            let drop = DeleteSecret { provider: provider.id, expected, render: |_| String::new() };
+            let dropped = change(home, drop, as_asked(self.errand)).await?;
+            version = dropped.ok_or_else(|| Failure::Retryable("the provider has changed meanwhile".into()))?.version;
+        }
         let key = self.litellm.generate_key(name, models).await.map_err(refused)?;
         let request = Request { idempotency: None, ..as_asked(self.errand) };
         let render = |_: &Provider| String::new();
-        let expected = Expected::OneOf(vec![provider.version]);
+        let expected = Expected::OneOf(vec![version]);
         let kept = desk::keep(self.vault, home, (provider.id, &key), &expected, &request, render).await;
-        kept.map_err(not_kept)?;
+        if let Err(error) = kept {
+            self.litellm.delete_key(name).await.map_err(refused)?;
+            return Err(not_kept(error));
+        }
         self.counts.written += 1;
         Ok(())
     }
@@ -212,8 +235,11 @@ fn wants_key(provider: &Provider) -> bool {
     provider.profile.active && provider.profile.kind.is_made_here()
 }
 
-fn has_credential(provider: &Provider) -> bool {
-    provider.profile.active && !provider.profile.kind.is_made_here() && provider.secret.is_some()
+/// A key is handed over only to be sent where the tenant's policy of now lets it go.
+fn has_credential(policy: &Policy, provider: &Provider) -> bool {
+    let profile = &provider.profile;
+    let has_secret = profile.active && !profile.kind.is_made_here() && provider.secret.is_some();
+    has_secret && provider_probe::host_is_allowed(policy, profile)
 }
 
 fn edition(provider: &Provider) -> Edition {
@@ -223,7 +249,7 @@ fn edition(provider: &Provider) -> Edition {
 }
 
 /// Would another round write anything else? A virtual key that was just kept is no news.
-fn same(one: &ProviderBooks, other: &ProviderBooks) -> bool {
+pub(super) fn same(one: &ProviderBooks, other: &ProviderBooks) -> bool {
     let editions = |books: &ProviderBooks| {
         let of = |provider: &Arc<Provider>| {
             let made_here = provider.profile.kind.is_made_here();
@@ -231,7 +257,8 @@ fn same(one: &ProviderBooks, other: &ProviderBooks) -> bool {
         };
         books.after(None).map(of).collect::<Vec<_>>()
     };
-    one.policy.models == other.policy.models && editions(one) == editions(other)
+    let reach = |books: &ProviderBooks| (books.policy.models.clone(), books.policy.egress.clone());
+    reach(one) == reach(other) && editions(one) == editions(other)
 }
 
 fn refused(error: LiteLlmError) -> Failure {

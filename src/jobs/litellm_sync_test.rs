@@ -12,16 +12,18 @@ use serde_json::{Value, json};
 
 use super::data_keys_test::Node;
 use super::kinds::Tools;
+use super::litellm_sync::same;
 use crate::config;
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{ProviderId, TenantId};
 use crate::domain::job::Kind;
 use crate::domain::organization::Expected;
 use crate::domain::provider::policy::Policy;
-use crate::domain::provider::{Provider, ProviderKind};
+use crate::domain::provider::{Profile, Provider, ProviderBooks, ProviderKind};
 use crate::domain::request::Request;
 use crate::domain::tenant::Lifecycle;
 use crate::outlet::litellm::{LiteLlm, Name};
-use crate::tenant::provider::{DeleteSecret, ReplacePolicy};
+use crate::tenant::provider::{CreateProvider, DeleteSecret, ReplacePolicy};
+use crate::vault::Vault;
 use crate::vault::transit_peer::{Asked, serve};
 
 const MASTER_KEY: &str = "sk-master-canary";
@@ -34,6 +36,8 @@ struct Proxy {
     made: usize,
     /// Answers to further changes, before they are made.
     failing: bool,
+    /// No key is made.
+    barren: bool,
     changes: usize,
 }
 
@@ -86,6 +90,7 @@ impl Proxy {
                 let aliases: Vec<&String> = self.keys.keys().collect();
                 (200, json!({ "aliases": aliases, "total_pages": 1 }))
             }
+            ("POST", "/key/generate") if self.barren => told(500, "DB not connected"),
             ("POST", "/key/generate") => {
                 if self.keys.contains_key(&alias()) {
                     return told(400, "Unique key aliases across all keys are required.");
@@ -193,6 +198,105 @@ async fn what_a_tenant_has_is_there_and_what_it_revokes_is_gone() {
         scene.sync(if to == Lifecycle::Archived { None } else { Some(beta) }).await;
         assert_eq!(scene.proxy(|proxy| proxy.credentials.len()), left, "{to:?}");
     }
+    stop.cancel();
+    runner.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_is_not_handed_over_for_a_host_that_the_policy_does_not_allow() {
+    let scene = Scene::open().await;
+    let (stop, runner) = scene.node.run(&scene.tools);
+    let acme = scene.node.tenant("acme").await;
+    let own = ProviderId(crate::clock::new_id());
+    let profile = Profile {
+        name: "own".into(),
+        kind: ProviderKind::OpenAiCompatible,
+        base_url: Some("https://llm.example.com/v1".into()),
+        region: None,
+        api_version: None,
+        active: true,
+    };
+    let create = CreateProvider { id: own, profile, render: |_| String::new() };
+    scene.node.home(acme).await.change(create, Request::system()).await.unwrap().unwrap();
+    scene.node.keep(acme, own, "sk-canary-of-acme-1").await;
+    let name = Name { tenant: acme, provider: own };
+    let egress = async |hosts: Vec<&str>| {
+        let egress = hosts.into_iter().map(|host| host.parse().unwrap()).collect();
+        let policy = Policy { egress, ..Policy::default() };
+        let change = ReplacePolicy { policy, expected: Expected::Any, render: |_| String::new() };
+        scene.node.home(acme).await.change(change, Request::system()).await.unwrap().unwrap();
+        scene.sync(Some(acme)).await
+    };
+    assert_eq!(scene.sync(Some(acme)).await, json!({ "written": 0, "removed": 0 }));
+    assert_eq!(egress(vec!["llm.example.com"]).await, json!({ "written": 1, "removed": 0 }));
+    assert_eq!(scene.credential(&name)["credential_values"]["api_key"], "sk-canary-of-acme-1");
+    assert_eq!(egress(vec!["other.example.com"]).await, json!({ "written": 0, "removed": 1 }));
+    assert_eq!(scene.credential(&name), Value::Null);
+    stop.cancel();
+    runner.await.unwrap();
+}
+
+#[test]
+fn another_egress_policy_is_compared_again() {
+    let books = |hosts: &[&str]| {
+        let egress = hosts.iter().map(|host| host.parse().unwrap()).collect();
+        ProviderBooks::of(Vec::new(), Vec::new(), Policy { egress, ..Policy::default() })
+    };
+    assert!(same(&books(&["llm.example.com"]), &books(&["llm.example.com"])));
+    assert!(!same(&books(&["llm.example.com"]), &books(&[])));
+}
+
+#[tokio::test]
+async fn what_is_there_of_a_tenant_that_nobody_here_knows_stays() {
+    let scene = Scene::open().await;
+    let (stop, runner) = scene.node.run(&scene.tools);
+    scene.node.tenant("acme").await;
+    let stranger = Name { tenant: TenantId(crate::clock::new_id()), provider: ProviderId(crate::clock::new_id()) };
+    let theirs = json!({ "credential_name": stranger.to_string(), "credential_values": {}, "credential_info": {} });
+    scene.proxy(|proxy| {
+        proxy.credentials.insert(stranger.to_string(), theirs);
+        proxy.keys.insert(stranger.to_string(), ("sk-virtual-canary".into(), json!([])));
+    });
+    assert_eq!(scene.sync(None).await, json!({ "written": 0, "removed": 0 }));
+    assert_eq!(scene.proxy(|proxy| (proxy.credentials.len(), proxy.keys.len())), (1, 1));
+    stop.cancel();
+    runner.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_virtual_key_that_is_not_kept_is_not_left_and_a_dead_one_is_not_kept() {
+    let mut scene = Scene::open().await;
+    let acme = scene.node.tenant("acme").await;
+    let gateway = scene.node.provider(acme, "gateway", ProviderKind::LiteLlm).await;
+    // The vault takes nothing.
+    let kek = super::data_keys_test::Kek::default();
+    kek.break_after(0);
+    let sound = scene.tools.vault.replace(Vault::with(Box::new(kek), [7; 32]));
+    let (stop, runner) = scene.node.run(&scene.tools);
+    let job = scene.node.submit(Kind::LiteLlmSync, Some(acme)).await;
+    scene.node.until(job, |job| !job.error.is_empty()).await;
+    stop.cancel();
+    runner.await.unwrap();
+    assert!(scene.proxy(|proxy| proxy.made > 0 && proxy.keys.is_empty()));
+    scene.tools.vault = sound;
+    let (stop, runner) = scene.node.run(&scene.tools);
+    scene.node.succeeded(job).await;
+    let has_secret = async || {
+        let books = scene.node.home(acme).await.providers().unwrap();
+        books.get(gateway).unwrap().secret.is_some()
+    };
+    assert!(has_secret().await);
+    // LiteLLM has lost it and makes no other: what we have opens nothing, and whoever makes one must find a newer version.
+    scene.proxy(|proxy| {
+        proxy.keys.clear();
+        proxy.barren = true;
+    });
+    let job = scene.node.submit(Kind::LiteLlmSync, Some(acme)).await;
+    scene.node.until(job, |job| !job.error.is_empty()).await;
+    assert!(!has_secret().await);
+    scene.proxy(|proxy| proxy.barren = false);
+    scene.node.succeeded(job).await;
+    assert!(has_secret().await && scene.proxy(|proxy| proxy.keys.len() == 1));
     stop.cancel();
     runner.await.unwrap();
 }

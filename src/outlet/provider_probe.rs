@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::egress;
 use crate::domain::ids::ProviderId;
+use crate::domain::provider::policy::Policy;
 use crate::domain::provider::{AZURE_API_VERSION, Profile, ProviderKind};
 
 /// Between two tests of one provider.
@@ -107,8 +108,33 @@ pub fn url_problem(url: &str, allow_private: bool) -> Option<String> {
     if parsed.query().is_some() {
         return Some("must not have a query".into());
     }
-    (url.ends_with('/') || url.chars().any(|letter| letter.is_whitespace() || letter.is_control()))
-        .then(|| "must not end with a slash, nor hold spaces".into())
+    if url.ends_with('/') || url.chars().any(|letter| letter.is_whitespace() || letter.is_control()) {
+        return Some("must not end with a slash, nor hold spaces".into());
+    }
+    (!is_plain(url)).then(|| {
+        "must be written in its plain form: host in lower case, no backslash, no default port, no `.` or `..` in its path"
+            .into()
+    })
+}
+
+/// Does every reader of URLs take it for the same one? Whoever uses the key parses the text again, by other rules than ours:
+/// to us a backslash is a slash and ends the host's name, to others it does not. What our parser writes back as it was given
+/// leaves nothing to interpret.
+fn is_plain(url: &str) -> bool {
+    Url::parse(url).is_ok_and(|parsed| {
+        let written = parsed.as_str();
+        written == url || written.strip_suffix('/') == Some(url)
+    })
+}
+
+/// May the tenant's keys be sent to this provider's host: a home of its kind, or one that the policy allows? A profile that
+/// was stored under other rules and cannot be read in one way alone leads nowhere.
+#[must_use]
+pub fn host_is_allowed(policy: &Policy, profile: &Profile) -> bool {
+    match address(profile) {
+        Some((host, port)) => profile.kind.is_home(&host, port) || policy.allows_host(&host, port),
+        None => profile.kind.is_made_here(),
+    }
 }
 
 /// Host and port that a provider's key would be sent to; `None` when its URL cannot be read, and for the platform's own
@@ -119,12 +145,15 @@ pub fn address(profile: &Profile) -> Option<(String, u16)> {
     Some((url.host_str()?.to_owned(), url.port_or_known_default()?))
 }
 
-/// `None` for the platform's own LiteLLM, whose address is the operator's.
+/// `None` for the platform's own LiteLLM, whose address is the operator's, and for what is not plainly written.
 fn base_url(profile: &Profile) -> Option<String> {
     if let ProviderKind::Bedrock = profile.kind {
         return Some(format!("https://bedrock.{}.amazonaws.com", profile.region.as_deref()?));
     }
-    profile.base_url.clone().or_else(|| profile.kind.base_url().map(str::to_owned))
+    match &profile.base_url {
+        Some(url) => is_plain(url).then(|| url.clone()),
+        None => profile.kind.base_url().map(str::to_owned),
+    }
 }
 
 /// Where its models are listed, and the header that carries the key; `base` when the provider has no address of its own.
@@ -309,7 +338,9 @@ mod tests {
         ] {
             assert!(url_problem(url, false).is_some(), "{url}");
         }
-        assert_eq!(url_problem("https://llm.example.com/v1", false), None);
+        for url in ["https://llm.example.com/v1", "https://llm.example.com", "https://llm.example.com:8443/a/b-c_d"] {
+            assert_eq!(url_problem(url, false), None, "{url}");
+        }
         assert_eq!(url_problem("http://127.0.0.1:1/v1", true), None);
     }
 
@@ -327,6 +358,30 @@ mod tests {
         let lenient = Probe::open(true, None).unwrap();
         let closed = profile(ProviderKind::OpenAiCompatible, Some("http://127.0.0.1:1/v1"));
         assert_eq!(lenient.test(id, &closed, &secret).await.unwrap().outcome, Outcome::Unreachable);
+    }
+
+    #[test]
+    fn an_address_that_others_may_read_differently_is_refused_and_leads_nowhere() {
+        let policy = Policy::default();
+        for url in [
+            r"https://api.openai.com\@evil.example.com/v1",
+            r"https://api.openai.com\.evil.example.com",
+            "https:api.openai.com/v1",
+            "https:///api.openai.com/v1",
+            "https://api.openai.com/v1/../../x",
+            "https://API.openai.com/v1",
+            "https://api.openai.com:443/v1",
+            "https://api%2eopenai.com/v1",
+        ] {
+            assert!(url_problem(url, false).is_some_and(|problem| problem.contains("plain form")), "{url}");
+            let stored = profile(ProviderKind::OpenAi, Some(url));
+            assert_eq!(address(&stored), None, "{url}");
+            assert!(!host_is_allowed(&policy, &stored), "{url}");
+            assert!(question(&stored, None, &SecretString::from("sk-canary")).is_none(), "{url}");
+        }
+        assert!(host_is_allowed(&policy, &profile(ProviderKind::OpenAi, Some("https://api.openai.com/v1"))));
+        assert!(host_is_allowed(&policy, &profile(ProviderKind::LiteLlm, None)));
+        assert!(!host_is_allowed(&policy, &profile(ProviderKind::OpenAi, Some("https://llm.example.com/v1"))));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::domain::time::Timestamp;
 
 const SELECT_TENANTS: &str = "SELECT id, name, slug, tier, time_zone, lifecycle, settings, created_at, updated_at,
     head_seq, head_hash, awake FROM tenant ORDER BY id";
+const SELECT_LIFECYCLES: &str = "SELECT id, lifecycle FROM tenant WHERE id > $1 ORDER BY id LIMIT $2";
 const SELECT_EXTERNAL_IDS: &str = "SELECT tenant_id, source, kind, id FROM external_id ORDER BY source, kind, id";
 const INSERT_TENANT: &str = "INSERT INTO tenant (id, name, slug, tier, time_zone, lifecycle, settings, created_at,
     updated_at, head_seq, head_hash, awake) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0)";
@@ -67,6 +68,23 @@ pub async fn load(connection: &mut Connection) -> Result<(Vec<Row>, Vec<ApiKey>)
     let rows = connection.fetch(SELECT_TENANTS, &[]).await?;
     let tenants = rows.iter().map(|row| tenant_at(row, &mut external_ids)).collect::<Result<_, _>>()?;
     Ok((tenants, api_key::all(connection).await?))
+}
+
+/// Tenants after `after` in the order of their ids, and where they are in their lives.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn lifecycles(
+    connection: &mut Connection,
+    after: Option<TenantId>,
+    limit: usize,
+) -> Result<Vec<(TenantId, Lifecycle)>, StoreError> {
+    let after = after.map(|tenant| tenant.to_string()).unwrap_or_default();
+    let values = [after.into(), i64::try_from(limit).unwrap_or(i64::MAX).into()];
+    let rows = connection.fetch(SELECT_LIFECYCLES, &values).await?;
+    rows.iter()
+        .map(|row| Ok((row.parsed(0, |text| text.parse().ok())?, row.parsed(1, Lifecycle::from_name)?)))
+        .collect()
 }
 
 /// Inserts a tenant and its external ids; belongs in a transaction.

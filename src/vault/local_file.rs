@@ -42,17 +42,20 @@ impl LocalFile {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the file anew; makes it when it is not there and may be made. It is small, and read seldom.
+    /// Reads the file anew; makes it when it is not there and may be made. It is small, and read seldom. One that was there
+    /// is never made anew: what its keys have wrapped could be read by nobody any more once this process has ended.
     fn look(&self, make_it: bool) -> Result<Arc<Ring>, KekError> {
         let found = match read(&self.path) {
-            Ok(None) if make_it => make(&self.path)
+            Ok(None) if make_it && self.held().is_none() => make(&self.path)
                 .map_err(|error| format!("{}: making a key: {error}", self.path.display()))
                 .and_then(|()| read(&self.path)),
             found => found,
         };
-        let ring = found.map_err(KekError::Unavailable)?.map(Arc::new);
-        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = ring.clone();
-        ring.ok_or_else(|| KekError::Unavailable(format!("{} is not there", self.path.display())))
+        let Some(ring) = found.map_err(KekError::Unavailable)?.map(Arc::new) else {
+            return Err(KekError::Unavailable(format!("{} is not there", self.path.display())));
+        };
+        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Some(ring.clone());
+        Ok(ring)
     }
 }
 

@@ -182,6 +182,24 @@ async fn a_file_is_made_once_for_its_owner_alone_and_only_when_it_is_needed() {
     assert!(matches!(file.check().await, Err(KekError::Unavailable(_))), "one that was there is missed");
 }
 
+#[tokio::test]
+async fn a_file_that_was_there_is_not_made_anew_and_its_keys_are_kept_in_mind() {
+    let folder = TempDir::new().unwrap();
+    let (path, elsewhere) = (folder.path().join("kek"), folder.path().join("elsewhere"));
+    let file = local_file::LocalFile::open(path.clone()).unwrap();
+    let key = DataKey::random();
+    let wrapped = file.wrap(&key, b"x").await.unwrap();
+    fs::rename(&path, &elsewhere).unwrap();
+    assert!(matches!(file.wrap(&key, b"x").await, Err(KekError::Unavailable(_))));
+    assert!(matches!(file.current().await, Err(KekError::Unavailable(_))));
+    let strange = Wrapped { kek: "local:0".into(), bytes: vec![1] };
+    assert!(matches!(file.unwrap(&strange, b"x").await, Err(KekError::Unavailable(_))));
+    assert!(!path.exists());
+    assert_eq!(file.unwrap(&wrapped, b"x").await.unwrap().bytes(), key.bytes(), "what is held goes on unwrapping");
+    fs::rename(&elsewhere, &path).unwrap();
+    assert_eq!(file.current().await.unwrap(), wrapped.kek);
+}
+
 #[test]
 fn what_is_no_key_is_named_by_its_number_and_not_shown() {
     let good = ring::Ring::new_key();

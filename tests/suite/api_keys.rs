@@ -110,6 +110,26 @@ async fn a_key_is_narrowed_rotated_and_ends_and_no_list_ever_shows_a_secret() {
         assert_eq!((&wide["name"], &wide["scopes"]), (&json!("wide"), &json!([])));
         assert_eq!(third.get(users).await.status, 200);
 
+        // One that ends lends no time that it has not itself, and keeps its own limits.
+        let ahead = |seconds: i64| Timestamp(now().0 + seconds * 1_000_000).to_string();
+        let (end, later) = (ahead(600), ahead(900));
+        let body = json!({"name": "ending", "role": "admin", "expiresAt": end});
+        let (ending, ending_secret, _) = issue(&acme.api, &acme, body).await;
+        let (ending_api, ending) = (daemon.platform.with(&ending_secret), format!("{}/{ending}", keys(&acme)));
+        for expiry in [Value::Null, json!(later)] {
+            let mut body = json!({"name": "longer", "role": "reader"});
+            if !expiry.is_null() {
+                body["expiresAt"] = expiry.clone();
+            }
+            ending_api.post(&keys(&acme), &body).await.refused(403, "FORBIDDEN");
+            patch(&ending_api, &ending, "*", json!({"expiresAt": expiry})).await.refused(403, "FORBIDDEN");
+        }
+        rotate(&ending_api, &path, "longer", 0).await.refused(403, "FORBIDDEN");
+        let limits = json!({"rateLimits": [{"class": "read", "quota": 6_000}]});
+        patch(&ending_api, &ending, "*", limits).await.refused(403, "FORBIDDEN");
+        patch(&ending_api, &ending, "*", json!({"name": "renamed"})).await.ok();
+        issue(&ending_api, &acme, json!({"name": "as long", "role": "reader", "expiresAt": end})).await;
+
         // Another tenant's administrator finds nothing, at its own address or at ours.
         for theirs in [path.clone(), path.replace(&acme.id, &globex.id)] {
             let code = if theirs == path { "TENANT_NOT_FOUND" } else { "API_KEY_NOT_FOUND" };

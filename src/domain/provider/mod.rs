@@ -254,6 +254,9 @@ pub struct ProviderBooks {
     /// By version, oldest first. The newest encrypts, all of them decrypt.
     keys: Vec<WrappedKey>,
     pub policy: Arc<Policy>,
+    /// The tenant has left: whoever still holds its doorbell keeps nothing here any more. Lives as long as these books are in
+    /// memory; nobody is let in to open them again.
+    is_destroyed: bool,
 }
 
 impl ProviderBooks {
@@ -262,7 +265,7 @@ impl ProviderBooks {
     pub fn of(providers: Vec<Provider>, mut keys: Vec<WrappedKey>, policy: Policy) -> ProviderBooks {
         keys.sort_by_key(|key| key.version);
         let providers = providers.into_iter().map(|provider| (provider.id, Arc::new(provider))).collect();
-        ProviderBooks { providers, keys, policy: Arc::new(policy) }
+        ProviderBooks { providers, keys, policy: Arc::new(policy), is_destroyed: false }
     }
 
     #[must_use]
@@ -304,6 +307,17 @@ impl ProviderBooks {
     fn expect(&self, id: ProviderId, expected: &Expected) -> Result<Arc<Provider>, Refusal> {
         let provider = self.providers.get(&id).ok_or(Refusal::Unknown)?;
         if expected.is(provider.version) { Ok(provider.clone()) } else { Err(Refusal::Stale) }
+    }
+
+    /// A request that was let in before the tenant left must not bring anything back.
+    fn expect_tenant(&self) -> Result<(), Refusal> {
+        if self.is_destroyed { Err(Refusal::Unknown) } else { Ok(()) }
+    }
+
+    /// Has the tenant left?
+    #[must_use]
+    pub fn is_destroyed(&self) -> bool {
+        self.is_destroyed
     }
 
     fn name_is_free(&self, id: ProviderId, name: &str) -> Result<(), Refusal> {
@@ -382,6 +396,7 @@ impl ProviderBooks {
         secret: StoredSecret,
         expected: &Expected,
     ) -> Result<Arc<Provider>, Refusal> {
+        self.expect_tenant()?;
         let before = self.expect(id, expected)?;
         let key_is_newest = self.newest_key().is_some_and(|key| key.version == secret.sealed.data_key);
         let same = before.secret.as_ref().is_none_or(|old| old.id == secret.id);
@@ -428,8 +443,9 @@ impl ProviderBooks {
     /// A new data key, from now on the one that encrypts.
     ///
     /// # Errors
-    /// [`Refusal::KeyChanged`] when somebody else has made it.
+    /// [`Refusal::KeyChanged`] when somebody else has made it; [`Refusal::Unknown`] when the tenant has left.
     pub fn add_key(&mut self, key: WrappedKey) -> Result<(), Refusal> {
+        self.expect_tenant()?;
         if key.version != self.newest_key().map_or(0, |newest| newest.version) + 1 {
             return Err(Refusal::KeyChanged);
         }
@@ -468,8 +484,9 @@ impl ProviderBooks {
         idle
     }
 
-    /// Forgets every data key and every ciphertext, for ever. Answers how many there were of each.
+    /// Forgets every data key and every ciphertext, for ever, and takes no other. Answers how many there were of each.
     pub fn destroy(&mut self) -> (usize, usize) {
+        self.is_destroyed = true;
         let keys = std::mem::take(&mut self.keys).len();
         let holders: Vec<Arc<Provider>> =
             self.providers.values().filter(|provider| provider.secret.is_some()).cloned().collect();

@@ -177,6 +177,9 @@ fn a_data_key_goes_when_nothing_is_encrypted_under_it_and_never_before() {
     assert_eq!(books.destroy(), (1, 1));
     assert!(books.keys().is_empty() && books.get(id(1)).unwrap().secret.is_none());
     assert_eq!(books.destroy(), (0, 0));
+    // Whoever was let in before keeps nothing any more.
+    assert_eq!(books.add_key(key(1)), Err(Refusal::Unknown));
+    assert_eq!(books.put_secret(id(1), secret(3, 1), &Expected::Any), Err(Refusal::Unknown));
 }
 
 #[test]

@@ -146,6 +146,8 @@ impl Change for DestroyKeys {
         posting: &mut Posting,
         request: &Request,
     ) -> Result<Result<(), Refusal>, StoreError> {
+        // Also of one that had none: from now on it takes none.
+        posting.has_other_rows |= !posting.books.providers.is_destroyed();
         let (keys, secrets) = providers(posting).destroy();
         if keys + secrets > 0 {
             rows::destroy(database).await?;
