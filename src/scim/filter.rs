@@ -232,7 +232,7 @@ impl<'a> Parser<'a> {
         self.skip_space();
         let is_word = self.rest.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word));
         let after = self.rest.get(word.len()..).unwrap_or_default();
-        let ends = after.chars().next().is_none_or(|next| matches!(next, ' ' | '\t' | '(' | ')' | '['));
+        let ends = after.chars().next().is_none_or(|next| matches!(next, ' ' | '\t' | '(' | ')' | '[' | ']'));
         if is_word && ends {
             self.rest = after;
         }
