@@ -93,6 +93,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "tenant::provider",
             "tenant::task",
             "outlet::litellm",
+            "outlet::provider_probe",
             "vault",
             "domain",
             "config",
