@@ -18,6 +18,7 @@ use crate::domain::request::{Answer, Request};
 use crate::domain::tenant::{ExternalId, Lifecycle, Role};
 use crate::domain::time::MICROS_PER_DAY;
 use crate::domain::usage::{Refusal, Totals};
+use crate::store::StoreError;
 use crate::store::database::Store;
 
 /// A day after the captured payloads.
@@ -101,7 +102,17 @@ pub(super) fn request() -> Request {
 /// The directory of a node whose data lies in `folder`.
 async fn directory_in(folder: &Path, clock: &Clock) -> Handle {
     let url = SecretString::from(format!("sqlite:{}", folder.join("data").display()));
-    let store = Store::open(&config::Store { url, ..config::Store::default() }).await.unwrap();
+    let terms = config::Store { url, ..config::Store::default() };
+    let began = tokio::time::Instant::now();
+    // A task of the node before may hold its store a moment longer than the node.
+    let store = loop {
+        match Store::open(&terms).await {
+            Err(StoreError::Retryable(_)) if began.elapsed() < super::stream_test::PATIENCE => {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            opened => break opened.unwrap(),
+        }
+    };
     let settings = Settings {
         tenants: config::Tenants { idle_ms: 600_000, ..config::Tenants::default() },
         retention_micros: 400 * MICROS_PER_DAY,
