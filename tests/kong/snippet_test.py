@@ -11,13 +11,14 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 import unittest
 import urllib.error
 import urllib.request
+
+from tests.ports import free_port
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KEY = "snippet-bootstrap-key-0123456789"
@@ -54,12 +55,6 @@ http {{
   }}
 }}
 """
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def call(url, headers=None, body=None, method=None):

@@ -13,6 +13,7 @@ import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import parts  # noqa: E402
+from tests.ports import free_port  # noqa: E402
 
 MASTER_KEY = "sk-master-of-the-credentials-test-0123456789"
 SECRETS = ("sk-canary-of-acme-0123456789-1", "sk-canary-of-acme-0123456789-2")
@@ -23,7 +24,7 @@ class Credentials(unittest.TestCase):
         scratch = tempfile.TemporaryDirectory(prefix="platform-api-credentials.")
         self.addCleanup(scratch.cleanup)
         folder = pathlib.Path(scratch.name)
-        daemon_port, proxy_port = parts.free_port(), parts.free_port()
+        daemon_port, proxy_port = free_port(), free_port()
         self.api, self.llm = f"http://127.0.0.1:{daemon_port}", f"http://127.0.0.1:{proxy_port}"
         self.proxy = parts.kept_proxy(folder, proxy_port, MASTER_KEY)
         self.daemon = parts.syncing_daemon(folder, daemon_port, self.llm, MASTER_KEY)

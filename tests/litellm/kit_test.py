@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import parts  # noqa: E402
+from tests.ports import free_port  # noqa: E402
 
 TEAMS = ("acme", "globex")
 CALLS = 240
@@ -29,7 +30,7 @@ class Kit(unittest.TestCase):
         scratch = tempfile.TemporaryDirectory(prefix="platform-api-kit.")
         self.addCleanup(scratch.cleanup)
         folder = pathlib.Path(scratch.name)
-        nats_port, daemon_port, proxy_port = parts.free_port(), parts.free_port(), parts.free_port()
+        nats_port, daemon_port, proxy_port = free_port(), free_port(), free_port()
         self.api = f"http://127.0.0.1:{daemon_port}"
         self.llm = f"http://127.0.0.1:{proxy_port}"
         self.nats = parts.nats_server(folder, nats_port)

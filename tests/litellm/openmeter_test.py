@@ -13,6 +13,7 @@ import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import parts  # noqa: E402
+from tests.ports import free_port  # noqa: E402
 
 # Read when LiteLLM is imported: its own price map, no network.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
@@ -22,10 +23,10 @@ class OpenMeter(unittest.TestCase):
     def setUp(self):
         scratch = tempfile.TemporaryDirectory(prefix="platform-api-openmeter.")
         self.addCleanup(scratch.cleanup)
-        port = parts.free_port()
+        port = free_port()
         self.api = f"http://127.0.0.1:{port}"
         # Nobody is at NATS' port: that is no matter of this door.
-        daemon = parts.daemon(pathlib.Path(scratch.name), port, parts.free_port())
+        daemon = parts.daemon(pathlib.Path(scratch.name), port, free_port())
         self.addCleanup(daemon.kill)
         daemon.start()
         external = [{"source": "openmeter", "kind": "subject", "id": "customer-1"}]

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -123,12 +122,6 @@ def request(method: str, url: str, body=None, headers: dict[str, str] | None = N
     except Exception as error:
         # http.client's own, when a server is killed in the middle of an answer.
         return 0, {}, str(error)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def until(what: str, holds, explain=lambda: "") -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,15 +15,11 @@ import httpx2 as httpx
 from scim2_client.engines.httpx2 import SyncSCIMClient
 from scim2_tester import Status, check_server
 
+from tests.ports import free_port
+
 BINARY = os.environ["PLATFORM_API_BIN"]
 PATCH = "urn:ietf:params:scim:api:messages:2.0:PatchOp"
 FINE = {Status.SUCCESS, Status.COMPLIANT, Status.ACCEPTABLE, Status.SKIPPED}
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 class Scim(unittest.TestCase):
