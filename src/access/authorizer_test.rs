@@ -19,6 +19,7 @@ use crate::domain::request::Request;
 use crate::tenant::handle::Handle;
 use crate::tenant::organization::{AssignRole, CreateUser};
 use crate::tenant::policy::{CreatePolicy, CreateRole, DeletePolicy, ReplaceRole};
+use crate::tenant::task::untold;
 
 const LIMITS: Limits = Limits { users: 9, groups: 9, members: 9, role_assignments: 9 };
 
@@ -49,14 +50,14 @@ impl House {
             enabled: true,
         };
         let built_in = self.gate.authorizer().built_in().clone();
-        let change = CreatePolicy { id, terms, built_in, render: |_| String::new() };
-        self.home().await.change(change, Request::system()).await.unwrap().unwrap();
+        let change = CreatePolicy { id, terms, built_in };
+        self.home().await.change(change, Request::system(), untold).await.unwrap().unwrap();
         id
     }
 
     async fn takes_back(&self, id: PolicyId) {
-        let change = DeletePolicy { id, expected: Expected::Any, render: |_| String::new() };
-        self.home().await.change(change, Request::system()).await.unwrap().unwrap();
+        let change = DeletePolicy { id, expected: Expected::Any };
+        self.home().await.change(change, Request::system(), untold).await.unwrap().unwrap();
     }
 
     /// Asks as a gateway would.
@@ -84,15 +85,15 @@ async fn a_role_of_a_tenant_s_own_counts_from_the_next_request_on_and_gives_noth
         permissions: permissions.iter().map(|text| text.parse().unwrap()).collect(),
     };
     let built_in = house.gate.authorizer().built_in().clone();
-    let (name, render) = ("operator".to_owned(), |_: &_| String::new());
+    let name = "operator".to_owned();
     let everything = terms(&["*:*"]);
-    let create = CreateRole { name: name.clone(), terms: everything, built_in: built_in.clone(), render };
-    house.home().await.change(create, Request::system()).await.unwrap().unwrap();
+    let create = CreateRole { name: name.clone(), terms: everything, built_in: built_in.clone() };
+    house.home().await.change(create, Request::system(), untold).await.unwrap().unwrap();
     assert!(!house.may(&key, "quotas", "replace").await);
 
     let (assignment, holder) = (RoleAssignmentId(crate::clock::new_id()), Holder::ApiKey(id));
-    let assign = AssignRole { id: assignment, role: name.clone(), holder, limits: LIMITS, render: |_| String::new() };
-    house.home().await.change(assign, Request::system()).await.unwrap().unwrap();
+    let assign = AssignRole { id: assignment, role: name.clone(), holder, limits: LIMITS };
+    house.home().await.change(assign, Request::system(), untold).await.unwrap().unwrap();
     for (object, action, may) in [
         ("quotas", "replace", true),
         ("usage", "read", true),
@@ -113,8 +114,8 @@ async fn a_role_of_a_tenant_s_own_counts_from_the_next_request_on_and_gives_noth
         assert_eq!(house.may(&key, object, action).await, may, "{object} {action}");
     }
     let less = terms(&["quotas:read"]);
-    let replace = ReplaceRole { name, terms: less, expected: Expected::Any, built_in, render };
-    house.home().await.change(replace, Request::system()).await.unwrap().unwrap();
+    let replace = ReplaceRole { name, terms: less, expected: Expected::Any, built_in };
+    house.home().await.change(replace, Request::system(), untold).await.unwrap().unwrap();
     assert!(!house.may(&key, "quotas", "replace").await && house.may(&key, "quotas", "read").await);
 }
 
@@ -151,8 +152,8 @@ async fn a_person_is_judged_by_what_the_books_know_of_it() {
     let subjects = vec![IssuedSubject { issuer: house.issuer.url.as_str().into(), subject: "jane".into() }];
     let id = UserId(crate::clock::new_id());
     let profile = Profile { subjects, attributes, ..Profile::named("jane@example.com") };
-    let create = CreateUser { id, profile, limits: LIMITS, render: |_| String::new() };
-    house.home().await.change(create, Request::system()).await.unwrap().unwrap();
+    let create = CreateUser { id, profile, limits: LIMITS };
+    house.home().await.change(create, Request::system(), untold).await.unwrap().unwrap();
     let token = house.token(&house.tenant.to_string(), &["reader"]);
     let mut jane = house.bearer(&token).await.unwrap();
     assert_eq!(jane.person, Some(id));

@@ -14,6 +14,7 @@ use crate::domain::organization::Expected;
 use crate::domain::request::{Answer, Request};
 use crate::domain::time::Timestamp;
 use crate::store::database::Store;
+use crate::tenant::task::untold;
 
 pub(super) struct House {
     pub(super) gate: Gate,
@@ -234,9 +235,9 @@ async fn scopes_narrow_every_role_of_a_key_also_those_it_was_given() {
     // An admin's role, given besides, is narrowed as well.
     let limits = Limits { users: 9, groups: 9, members: 9, role_assignments: 9 };
     let (assignment, holder) = (RoleAssignmentId(crate::clock::new_id()), Holder::ApiKey(id.clone()));
-    let assign = AssignRole { id: assignment, role: "admin".into(), holder, limits, render: |_| String::new() };
+    let assign = AssignRole { id: assignment, role: "admin".into(), holder, limits };
     let home = house.directory.find(house.tenant).await.unwrap();
-    home.change(assign, Request::system()).await.unwrap().unwrap();
+    home.change(assign, Request::system(), untold).await.unwrap().unwrap();
     let wish = Wish { object: "usage", action: "read", id: None, source: None };
     assert!(house.gate.judge(&mut caller, &wish).await.unwrap().allowed);
     assert_eq!(allowed(&caller), [true, true, true, false, false]);
@@ -309,23 +310,23 @@ async fn a_person_has_the_roles_of_its_token_and_those_its_tenant_gave_it() {
     for (id, issuer) in [(id, house.issuer.url.as_str()), (UserId(crate::clock::new_id()), "https://elsewhere")] {
         let subjects = vec![IssuedSubject { issuer: issuer.into(), subject: "jane".into() }];
         let profile = Profile { subjects, ..Profile::named(issuer) };
-        let create = CreateUser { id, profile, limits, render: |_| String::new() };
-        tenant.change(create, Request::system()).await.unwrap().unwrap();
+        let create = CreateUser { id, profile, limits };
+        tenant.change(create, Request::system(), untold).await.unwrap().unwrap();
     }
     let token = house.token(&house.tenant.to_string(), &["reader"]);
     assert_eq!(house.bearer(&token).await.unwrap().roles, [Role::Reader]);
     for role in ["developer", "platformAdmin", "one that nobody knows"] {
         let (assignment, holder) = (RoleAssignmentId(crate::clock::new_id()), Holder::User(id));
-        let assign = AssignRole { id: assignment, role: role.into(), holder, limits, render: |_| String::new() };
-        let given = tenant.change(assign, Request::system()).await.unwrap();
+        let assign = AssignRole { id: assignment, role: role.into(), holder, limits };
+        let given = tenant.change(assign, Request::system(), untold).await.unwrap();
         assert_eq!(given.is_ok(), role == "developer", "{role}");
     }
     let jane = house.bearer(&token).await.unwrap();
     assert_eq!((jane.roles, jane.tenant), (vec![Role::Reader, Role::Developer], Some(house.tenant)));
 
     let edit = UserEdit::Patch(ProfilePatch { active: Some(false), ..ProfilePatch::default() });
-    let shut_out = EditUser { id, edit, expected: Expected::Any, limits, render: |_| String::new() };
-    tenant.change(shut_out, Request::system()).await.unwrap().unwrap();
+    let shut_out = EditUser { id, edit, expected: Expected::Any, limits };
+    tenant.change(shut_out, Request::system(), untold).await.unwrap().unwrap();
     assert_eq!(house.bearer(&token).await, Err(Unauthenticated::Invalid), "although the token is remembered");
 }
 

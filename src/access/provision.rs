@@ -12,12 +12,13 @@ use super::standing::people_of;
 use crate::clock;
 use crate::directory;
 use crate::domain::ids::{TenantId, UserId};
-use crate::domain::organization::group::{Group, Member};
+use crate::domain::organization::group::Member;
 use crate::domain::organization::user::{ProfilePatch, User};
 use crate::domain::organization::{Expected, Limits, Organization};
 use crate::domain::request::Request;
 use crate::tenant::handle::Handle as Home;
 use crate::tenant::organization::{AddMembers, CreateUser, EditUser, RemoveMember, UserEdit};
+use crate::tenant::task::untold;
 
 /// How long somebody who could not be added is left alone.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
@@ -77,8 +78,8 @@ impl Provisioner {
 
     async fn add(&self, home: &Home, person: &Person, request: &Request) -> Option<UserId> {
         let id = UserId(clock::new_id());
-        let change = CreateUser { id, profile: person.profile.clone(), limits: self.limits, render: no_user };
-        match home.change(change, request.clone()).await {
+        let change = CreateUser { id, profile: person.profile.clone(), limits: self.limits };
+        match home.change(change, request.clone(), untold).await {
             Ok(Ok(_)) => Some(id),
             Ok(Err(reason)) => {
                 tracing::warn!(?reason, "somebody could not be added to the users");
@@ -107,8 +108,8 @@ impl Provisioner {
         };
         if user.profile.patched(&patch) != user.profile {
             let edit = UserEdit::Patch(patch);
-            let change = EditUser { id: user.id, edit, expected: Expected::Any, limits: self.limits, render: no_user };
-            let _ = home.change(change, request.clone()).await;
+            let change = EditUser { id: user.id, edit, expected: Expected::Any, limits: self.limits };
+            let _ = home.change(change, request.clone(), untold).await;
         }
         Some(user.id)
     }
@@ -120,15 +121,15 @@ impl Provisioner {
         for name in &person.mapped {
             let Some(group) = people.group_named(name).map(|group| group.id) else { continue };
             let (is_in, belongs) = (people.is_member(group, member), wanted.contains(name));
-            let (limits, expected, render) = (self.limits, Expected::Any, no_group as fn(&Group) -> String);
+            let (limits, expected) = (self.limits, Expected::Any);
             let done = match (is_in, belongs) {
                 (false, true) => {
-                    let change = AddMembers { group, members: vec![member], expected, limits, render };
-                    home.change(change, request.clone()).await.is_ok_and(|done| done.is_ok())
+                    let change = AddMembers { group, members: vec![member], expected, limits };
+                    home.change(change, request.clone(), untold).await.is_ok_and(|done| done.is_ok())
                 }
                 (true, false) => {
-                    let change = RemoveMember { group, member, expected, limits, render };
-                    home.change(change, request.clone()).await.is_ok_and(|done| done.is_ok())
+                    let change = RemoveMember { group, member, expected, limits };
+                    home.change(change, request.clone(), untold).await.is_ok_and(|done| done.is_ok())
                 }
                 _ => true,
             };
@@ -137,12 +138,4 @@ impl Provisioner {
             }
         }
     }
-}
-
-fn no_user(_: &User) -> String {
-    String::new()
-}
-
-fn no_group(_: &Group) -> String {
-    String::new()
 }

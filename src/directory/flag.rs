@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use super::handle::{Handle, Parts, Refused};
 use super::index::Index;
-use super::task::{Change, Declined};
+use super::task::{Change, Declined, Halt, untold};
 use crate::domain::chain::Entry;
-use crate::domain::flag::change::{Expected, NotMade, Refusal, Render, Written};
+use crate::domain::flag::change::{Expected, NotMade, Refusal, Render};
 use crate::domain::flag::ledger::Variant;
 use crate::domain::flag::{Flag, FlagSet, FlagSource, change};
 use crate::domain::ids::TenantId;
@@ -97,7 +97,9 @@ impl Handle {
             counts.sort_unstable();
             let lost = u64::try_from(counts.iter().map(|(_, count)| *count).sum::<i64>()).unwrap_or_default();
             let counted = match self.find(tenant).await {
-                Ok(home) => home.change(CountExposures(counts), Request::system()).await.is_ok_and(|told| told.is_ok()),
+                Ok(home) => {
+                    home.change(CountExposures(counts), Request::system(), untold).await.is_ok_and(|told| told.is_ok())
+                }
                 Err(_) => false,
             };
             if !counted {
@@ -117,9 +119,9 @@ impl Handle {
         expected: Expected,
         request: Request,
         render: Render,
-    ) -> Result<Answer<Written>, NotMade> {
+    ) -> Result<Answer<Flag>, NotMade> {
         let index = self.parts().index.clone();
-        Ok(self.change(PutPlatformFlag { flag, expected, index, render }, request).await?)
+        Ok(self.change(PutPlatformFlag { flag, expected, index }, request, render).await?)
     }
 
     /// Deletes a flag of the platform's.
@@ -132,9 +134,9 @@ impl Handle {
         expected: Expected,
         request: Request,
         render: Render,
-    ) -> Result<Answer<Written>, NotMade> {
+    ) -> Result<Answer<Flag>, NotMade> {
         let index = self.parts().index.clone();
-        Ok(self.change(DeletePlatformFlag { key, expected, index, render }, request).await?)
+        Ok(self.change(DeletePlatformFlag { key, expected, index }, request, render).await?)
     }
 
     /// What another service last said the flags are, and when.
@@ -152,7 +154,7 @@ impl Handle {
     /// # Errors
     /// That it may not be kept.
     pub async fn keep_flag_document(&self, source: &'static str, body: String) -> Result<(), Refused> {
-        let told = self.change(KeepDocument { source, body }, Request::system()).await;
+        let told = self.change(KeepDocument { source, body }, Request::system(), untold).await;
         told.map(drop).map_err(|declined| Refused::Unavailable(declined.to_string()))
     }
 }
@@ -173,11 +175,10 @@ pub struct PutPlatformFlag {
     flag: Flag,
     expected: Expected,
     index: Arc<Index>,
-    render: Render,
 }
 
 impl Change for PutPlatformFlag {
-    type Done = Written;
+    type Done = Flag;
     type Refused = Refusal;
 
     async fn apply(
@@ -186,22 +187,15 @@ impl Change for PutPlatformFlag {
         entries: &mut Vec<Entry>,
         request: &Request,
         _: Timestamp,
-    ) -> Result<Result<Written, Refusal>, StoreError> {
-        let written = match change::put(&self.index.flags(), &self.flag, &self.expected) {
-            Ok(written) => written,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+    ) -> Result<Flag, Halt<Refusal>> {
+        let written = change::put(&self.index.flags(), &self.flag, &self.expected).map_err(Halt::Refused)?;
         flag::put(connection, &written).await?;
         entries.push(put_record(&written, request));
-        Ok(Ok(Written { answer: (self.render)(&written), flag: written }))
+        Ok(written)
     }
 
-    fn publish(&self, done: &Written) {
-        self.index.put_flags(self.index.flags().with(done.flag.clone()));
-    }
-
-    fn render(&self, done: &Written) -> String {
-        done.answer.clone()
+    fn publish(&self, done: &Flag) {
+        self.index.put_flags(self.index.flags().with(done.clone()));
     }
 }
 
@@ -211,11 +205,10 @@ pub struct DeletePlatformFlag {
     key: String,
     expected: Expected,
     index: Arc<Index>,
-    render: Render,
 }
 
 impl Change for DeletePlatformFlag {
-    type Done = Written;
+    type Done = Flag;
     type Refused = Refusal;
 
     async fn apply(
@@ -224,22 +217,15 @@ impl Change for DeletePlatformFlag {
         entries: &mut Vec<Entry>,
         request: &Request,
         _: Timestamp,
-    ) -> Result<Result<Written, Refusal>, StoreError> {
-        let flag = match change::delete(&self.index.flags(), &self.key, &self.expected) {
-            Ok(flag) => flag,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+    ) -> Result<Flag, Halt<Refusal>> {
+        let flag = change::delete(&self.index.flags(), &self.key, &self.expected).map_err(Halt::Refused)?;
         flag::delete(connection, &self.key).await?;
         entries.push(deleted_record(&self.key, request));
-        Ok(Ok(Written { answer: (self.render)(&flag), flag }))
+        Ok(flag)
     }
 
-    fn publish(&self, _: &Written) {
+    fn publish(&self, _: &Flag) {
         self.index.put_flags(self.index.flags().without(&self.key));
-    }
-
-    fn render(&self, done: &Written) -> String {
-        done.answer.clone()
     }
 }
 
@@ -260,12 +246,8 @@ impl Change for KeepDocument {
         _: &mut Vec<Entry>,
         _: &Request,
         now: Timestamp,
-    ) -> Result<Result<(), Self::Refused>, StoreError> {
+    ) -> Result<(), Halt<Self::Refused>> {
         flag::put_document(connection, self.source, &self.body, now).await?;
-        Ok(Ok(()))
-    }
-
-    fn render(&self, (): &()) -> String {
-        "{}".into()
+        Ok(())
     }
 }

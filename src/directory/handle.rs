@@ -348,8 +348,8 @@ impl Handle {
     ///
     /// # Errors
     /// Why the change was not made, or that nothing is known of it.
-    pub async fn change<C: task::Change>(&self, change: C, request: Request) -> task::Told<C> {
-        self.register(|reply| registrar::Message::Task(Task::new(change, request, reply))).await?
+    pub async fn change<C: task::Change>(&self, change: C, request: Request, render: task::Render<C>) -> task::Told<C> {
+        self.register(|reply| registrar::Message::Task(Task::new(change, request, render, reply))).await?
     }
 
     // ---- quarantine ----

@@ -4,7 +4,7 @@
 //! nodes at once: each change is written only if the job still stands as it was read.
 
 use super::handle::{Handle, Refused};
-use super::task::{Change, Declined};
+use super::task::{Change, Declined, Halt, untold};
 use crate::clock;
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::JobId;
@@ -57,7 +57,7 @@ impl Handle {
         request: Request,
         render: fn(&Job) -> String,
     ) -> Result<Answer<Job>, Declined<JobRefused>> {
-        let told = self.change(Submit { draft, render }, request).await;
+        let told = self.change(Submit { draft }, request, render).await;
         self.job_bell().notify_one();
         told
     }
@@ -67,7 +67,7 @@ impl Handle {
     /// # Errors
     /// [`Declined::Unavailable`].
     pub async fn claim_jobs(&self, limit: usize, lease_micros: i64) -> Result<Claimed, Declined<JobRefused>> {
-        fresh(self.change(Claim { limit, lease_micros }, Request::system()).await)
+        fresh(self.change(Claim { limit, lease_micros }, Request::system(), untold).await)
     }
 
     /// A worker's sign of life; answers whether it should stop.
@@ -82,7 +82,7 @@ impl Handle {
         progress: Progress,
         checkpoint: Option<String>,
     ) -> Result<bool, Declined<JobRefused>> {
-        fresh(self.change(Renew { id, lease, lease_micros, progress, checkpoint }, Request::system()).await)
+        fresh(self.change(Renew { id, lease, lease_micros, progress, checkpoint }, Request::system(), untold).await)
     }
 
     /// Settles a job that the caller holds.
@@ -90,7 +90,7 @@ impl Handle {
     /// # Errors
     /// [`JobRefused::Lost`] when the job is not the caller's any more.
     pub async fn settle_job(&self, id: JobId, lease: i64, ending: Ending) -> Result<Job, Declined<JobRefused>> {
-        fresh(self.change(Settle { id, lease, ending }, Request::system()).await)
+        fresh(self.change(Settle { id, lease, ending }, Request::system(), untold).await)
     }
 
     /// Asks a job to end.
@@ -103,7 +103,7 @@ impl Handle {
         request: Request,
         render: fn(&Job) -> String,
     ) -> Result<Answer<Job>, Declined<JobRefused>> {
-        let told = self.change(Cancel { id, render }, request).await;
+        let told = self.change(Cancel { id }, request, render).await;
         self.job_bell().notify_one();
         told
     }
@@ -113,7 +113,7 @@ impl Handle {
     /// # Errors
     /// [`Declined::Unavailable`].
     pub async fn forget_jobs(&self, before: Timestamp) -> Result<u64, Declined<JobRefused>> {
-        fresh(self.change(Forget { what: Old::Jobs, before }, Request::system()).await)
+        fresh(self.change(Forget { what: Old::Jobs, before }, Request::system(), untold).await)
     }
 
     /// Forgets a piece of the answers that were kept for idempotency keys before `before`; answers how many.
@@ -121,7 +121,7 @@ impl Handle {
     /// # Errors
     /// [`Declined::Unavailable`].
     pub async fn forget_answers(&self, before: Timestamp) -> Result<u64, Declined<JobRefused>> {
-        fresh(self.change(Forget { what: Old::Answers, before }, Request::system()).await)
+        fresh(self.change(Forget { what: Old::Answers, before }, Request::system(), untold).await)
     }
 
     /// # Errors
@@ -157,7 +157,6 @@ fn fresh<T>(told: Result<Answer<T>, Declined<JobRefused>>) -> Result<T, Declined
 #[derive(Debug)]
 struct Submit {
     draft: Draft,
-    render: fn(&Job) -> String,
 }
 
 impl Change for Submit {
@@ -170,24 +169,20 @@ impl Change for Submit {
         entries: &mut Vec<Entry>,
         request: &Request,
         now: Timestamp,
-    ) -> Result<Result<Job, JobRefused>, StoreError> {
+    ) -> Result<Job, Halt<JobRefused>> {
         if let Some(key) = &self.draft.key
             && let Some(job) = job::by_key(connection, key).await?
         {
-            return Ok(Ok(job));
+            return Ok(job);
         }
         let unfinished: i64 = job::census(connection).await?.iter().map(|(_, count)| count).sum();
         if unfinished >= JOBS_MAX {
-            return Ok(Err(JobRefused::TooMany));
+            return Err(Halt::Refused(JobRefused::TooMany));
         }
         let job = Job::new(JobId(clock::new_id()), self.draft.clone(), now);
         job::insert(connection, &job).await?;
         entries.push(record(&job, "job.submitted", request));
-        Ok(Ok(job))
-    }
-
-    fn render(&self, done: &Job) -> String {
-        (self.render)(done)
+        Ok(job)
     }
 }
 
@@ -207,7 +202,7 @@ impl Change for Claim {
         entries: &mut Vec<Entry>,
         request: &Request,
         now: Timestamp,
-    ) -> Result<Result<Claimed, JobRefused>, StoreError> {
+    ) -> Result<Claimed, Halt<JobRefused>> {
         let mut claimed = Claimed::default();
         for before in job::due(connection, now, self.limit).await? {
             let mut job = before.clone();
@@ -229,11 +224,7 @@ impl Change for Claim {
                 State::Succeeded | State::Failed | State::Canceled => {}
             }
         }
-        Ok(Ok(claimed))
-    }
-
-    fn render(&self, _: &Claimed) -> String {
-        String::new()
+        Ok(claimed)
     }
 }
 
@@ -256,19 +247,15 @@ impl Change for Renew {
         _entries: &mut Vec<Entry>,
         _request: &Request,
         now: Timestamp,
-    ) -> Result<Result<bool, JobRefused>, StoreError> {
-        let Some(before) = job::one(connection, self.id).await? else { return Ok(Err(JobRefused::Unknown)) };
+    ) -> Result<bool, Halt<JobRefused>> {
+        let Some(before) = job::one(connection, self.id).await? else { return Err(Halt::Refused(JobRefused::Unknown)) };
         let mut job = before.clone();
         let (progress, checkpoint) = (self.progress.clone(), self.checkpoint.clone());
         match job.renew(self.lease, now, self.lease_micros, progress, checkpoint) {
-            Err(lost) => Ok(Err(lost.into())),
-            Ok(_) if !job::update(connection, &before, &job).await? => Ok(Err(Lost.into())),
-            Ok(stop) => Ok(Ok(stop)),
+            Err(lost) => Err(Halt::Refused(lost.into())),
+            Ok(_) if !job::update(connection, &before, &job).await? => Err(Halt::Refused(Lost.into())),
+            Ok(stop) => Ok(stop),
         }
-    }
-
-    fn render(&self, _: &bool) -> String {
-        String::new()
     }
 }
 
@@ -289,28 +276,23 @@ impl Change for Settle {
         entries: &mut Vec<Entry>,
         request: &Request,
         now: Timestamp,
-    ) -> Result<Result<Job, JobRefused>, StoreError> {
-        let Some(before) = job::one(connection, self.id).await? else { return Ok(Err(JobRefused::Unknown)) };
+    ) -> Result<Job, Halt<JobRefused>> {
+        let Some(before) = job::one(connection, self.id).await? else { return Err(Halt::Refused(JobRefused::Unknown)) };
         let mut job = before.clone();
         if let Err(lost) = job.settle(self.lease, self.ending.clone(), now) {
-            return Ok(Err(lost.into()));
+            return Err(Halt::Refused(lost.into()));
         }
         if !job::update(connection, &before, &job).await? {
-            return Ok(Err(Lost.into()));
+            return Err(Halt::Refused(Lost.into()));
         }
         ended(connection, &job, entries, request, now).await?;
-        Ok(Ok(job))
-    }
-
-    fn render(&self, _: &Job) -> String {
-        String::new()
+        Ok(job)
     }
 }
 
 #[derive(Debug)]
 struct Cancel {
     id: JobId,
-    render: fn(&Job) -> String,
 }
 
 impl Change for Cancel {
@@ -323,22 +305,18 @@ impl Change for Cancel {
         entries: &mut Vec<Entry>,
         request: &Request,
         now: Timestamp,
-    ) -> Result<Result<Job, JobRefused>, StoreError> {
-        let Some(before) = job::one(connection, self.id).await? else { return Ok(Err(JobRefused::Unknown)) };
+    ) -> Result<Job, Halt<JobRefused>> {
+        let Some(before) = job::one(connection, self.id).await? else { return Err(Halt::Refused(JobRefused::Unknown)) };
         let mut job = before.clone();
         if let Err(finished) = job.cancel(now) {
-            return Ok(Err(finished.into()));
+            return Err(Halt::Refused(finished.into()));
         }
         if !job::update(connection, &before, &job).await? {
-            return Err(StoreError::Retryable("the job has changed in between".into()));
+            return Err(StoreError::Retryable("the job has changed in between".into()).into());
         }
         entries.push(record(&job, "job.cancelRequested", request));
         ended(connection, &job, entries, request, now).await?;
-        Ok(Ok(job))
-    }
-
-    fn render(&self, done: &Job) -> String {
-        (self.render)(done)
+        Ok(job)
     }
 }
 
@@ -367,15 +345,11 @@ impl Change for Forget {
         _entries: &mut Vec<Entry>,
         _request: &Request,
         _now: Timestamp,
-    ) -> Result<Result<u64, JobRefused>, StoreError> {
-        Ok(Ok(match self.what {
+    ) -> Result<u64, Halt<JobRefused>> {
+        Ok(match self.what {
             Old::Jobs => job::forget(connection, self.before, FORGOTTEN_A_PIECE).await?,
             Old::Answers => request::forget(connection, self.before, FORGOTTEN_A_PIECE).await?,
-        }))
-    }
-
-    fn render(&self, _: &u64) -> String {
-        String::new()
+        })
     }
 }
 

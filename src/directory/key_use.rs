@@ -10,13 +10,13 @@ use std::sync::{Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use super::handle::{Handle, Parts};
-use super::task::Change;
+use super::task::{Change, Halt, untold};
 use crate::domain::api_key::hour_of;
 use crate::domain::chain::Entry;
 use crate::domain::request::Request;
 use crate::domain::time::Timestamp;
+use crate::store::api_key;
 use crate::store::database::Connection;
-use crate::store::{StoreError, api_key};
 
 /// How often uses are written down.
 const WRITE_EVERY: Duration = Duration::from_secs(60);
@@ -101,7 +101,7 @@ impl Handle {
         if uses.is_empty() {
             return;
         }
-        if let Err(error) = self.change(NoteKeyUses(uses.clone()), Request::system()).await {
+        if let Err(error) = self.change(NoteKeyUses(uses.clone()), Request::system(), untold).await {
             tracing::warn!(%error, keys = uses.len(), "when API keys were last used could not be written down");
             self.index().uses.put_back(uses);
         }
@@ -122,15 +122,11 @@ impl Change for NoteKeyUses {
         _: &mut Vec<Entry>,
         _: &Request,
         _: Timestamp,
-    ) -> Result<Result<(), Self::Refused>, StoreError> {
+    ) -> Result<(), Halt<Self::Refused>> {
         for (id, at) in &self.0 {
             api_key::note_use(connection, id, *at).await?;
         }
-        Ok(Ok(()))
-    }
-
-    fn render(&self, (): &()) -> String {
-        "{}".into()
+        Ok(())
     }
 }
 

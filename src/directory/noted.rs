@@ -1,10 +1,9 @@
 //! Something that was done outside, for the platform's chain and for whoever asks again under the same key.
 
-use super::task::Change;
+use super::task::{Change, Halt};
 use crate::domain::chain::Entry;
 use crate::domain::request::Request;
 use crate::domain::time::Timestamp;
-use crate::store::StoreError;
 use crate::store::database::Connection;
 
 /// What to record and to answer; or only the question whether there was an answer under this key.
@@ -39,13 +38,9 @@ impl Change for Noted {
         entries: &mut Vec<Entry>,
         _: &Request,
         _: Timestamp,
-    ) -> Result<Result<String, NotYet>, StoreError> {
-        let Some((entry, answer)) = &self.0 else { return Ok(Err(NotYet)) };
+    ) -> Result<String, Halt<NotYet>> {
+        let Some((entry, answer)) = &self.0 else { return Err(Halt::Refused(NotYet)) };
         entries.push(entry.clone());
-        Ok(Ok(answer.clone()))
-    }
-
-    fn render(&self, done: &String) -> String {
-        done.clone()
+        Ok(answer.clone())
     }
 }

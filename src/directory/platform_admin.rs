@@ -6,14 +6,14 @@ use serde_json::json;
 
 use super::handle::Handle;
 use super::index::Index;
-use super::task::{Change, Declined};
+use super::task::{Change, Declined, Halt};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::PlatformAdminId;
 use crate::domain::platform_admin::PlatformAdmin;
 use crate::domain::request::{Answer, Request};
 use crate::domain::time::Timestamp;
 use crate::store::database::Connection;
-use crate::store::{StoreError, platform_admin};
+use crate::store::platform_admin;
 
 /// People who may administer the platform at once.
 pub const PLATFORM_ADMINS_MAX: usize = 1_000;
@@ -59,8 +59,8 @@ impl Handle {
         render: fn(&PlatformAdmin) -> String,
     ) -> Result<Answer<PlatformAdmin>, Declined<Refusal>> {
         let id = PlatformAdminId(crate::clock::new_id());
-        let appoint = Appoint { index: self.index().clone(), id, issuer, subject, name, render };
-        self.change(appoint, request).await
+        let appoint = Appoint { index: self.index().clone(), id, issuer, subject, name };
+        self.change(appoint, request, render).await
     }
 
     /// Lets somebody administer the platform no longer, from the next request on.
@@ -73,7 +73,7 @@ impl Handle {
         request: Request,
         render: fn(&PlatformAdmin) -> String,
     ) -> Result<Answer<PlatformAdmin>, Declined<Refusal>> {
-        self.change(Dismiss { index: self.index().clone(), id, render }, request).await
+        self.change(Dismiss { index: self.index().clone(), id }, request, render).await
     }
 }
 
@@ -84,7 +84,6 @@ struct Appoint {
     issuer: String,
     subject: String,
     name: String,
-    render: fn(&PlatformAdmin) -> String,
 }
 
 impl Change for Appoint {
@@ -97,26 +96,22 @@ impl Change for Appoint {
         entries: &mut Vec<Entry>,
         request: &Request,
         now: Timestamp,
-    ) -> Result<Result<PlatformAdmin, Refusal>, StoreError> {
+    ) -> Result<PlatformAdmin, Halt<Refusal>> {
         if self.index.platform_admin_of(&self.issuer, &self.subject).is_some() {
-            return Ok(Err(Refusal::IsOne));
+            return Err(Halt::Refused(Refusal::IsOne));
         }
         if self.index.platform_admin_count() >= PLATFORM_ADMINS_MAX {
-            return Ok(Err(Refusal::TooMany));
+            return Err(Halt::Refused(Refusal::TooMany));
         }
         let (issuer, subject, name) = (self.issuer.clone(), self.subject.clone(), self.name.clone());
         let admin = PlatformAdmin { id: self.id, issuer, subject, name, created_at: now };
         platform_admin::insert(connection, &admin).await?;
         entries.push(entry(request, "platformAdmin.appointed", self.id));
-        Ok(Ok(admin))
+        Ok(admin)
     }
 
     fn publish(&self, done: &PlatformAdmin) {
         self.index.put_platform_admin(done.clone());
-    }
-
-    fn render(&self, done: &PlatformAdmin) -> String {
-        (self.render)(done)
     }
 }
 
@@ -124,7 +119,6 @@ impl Change for Appoint {
 struct Dismiss {
     index: Arc<Index>,
     id: PlatformAdminId,
-    render: fn(&PlatformAdmin) -> String,
 }
 
 impl Change for Dismiss {
@@ -137,19 +131,15 @@ impl Change for Dismiss {
         entries: &mut Vec<Entry>,
         request: &Request,
         _now: Timestamp,
-    ) -> Result<Result<PlatformAdmin, Refusal>, StoreError> {
-        let Some(admin) = self.index.platform_admin(self.id) else { return Ok(Err(Refusal::Unknown)) };
+    ) -> Result<PlatformAdmin, Halt<Refusal>> {
+        let Some(admin) = self.index.platform_admin(self.id) else { return Err(Halt::Refused(Refusal::Unknown)) };
         platform_admin::delete(connection, self.id).await?;
         entries.push(entry(request, "platformAdmin.dismissed", self.id));
-        Ok(Ok(admin))
+        Ok(admin)
     }
 
     fn publish(&self, done: &PlatformAdmin) {
         self.index.remove_platform_admin(done.id);
-    }
-
-    fn render(&self, done: &PlatformAdmin) -> String {
-        (self.render)(done)
     }
 }
 

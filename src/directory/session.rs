@@ -8,14 +8,14 @@ use std::convert::Infallible;
 use serde_json::json;
 
 use super::handle::{Handle, Refused, unavailable};
-use super::task::Change;
+use super::task::{Change, Halt, untold};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::{TenantId, UserId};
 use crate::domain::request::{Answer, Request};
 use crate::domain::session::{SecretHash, Session, Whose};
 use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
 use crate::store::database::Connection;
-use crate::store::{StoreError, session};
+use crate::store::session;
 
 /// Sessions that are over and are forgotten with one that begins; used names with one that is used.
 const FORGOTTEN_A_PIECE: i64 = 100;
@@ -107,7 +107,7 @@ impl Handle {
     }
 
     async fn on_sessions(&self, what: What, request: Request) -> Result<u64, Refused> {
-        match self.change(what, request).await {
+        match self.change(what, request, untold).await {
             Ok(Answer::Fresh(rows)) => Ok(rows),
             // Asked for without an idempotency key.
             Ok(Answer::Replayed(_)) => Err(Refused::IdempotencyMismatch),
@@ -150,7 +150,7 @@ impl Change for What {
         entries: &mut Vec<Entry>,
         request: &Request,
         now: Timestamp,
-    ) -> Result<Result<u64, Infallible>, StoreError> {
+    ) -> Result<u64, Halt<Infallible>> {
         let rows = match self {
             What::Open(session) => {
                 session::forget(connection, now, FORGOTTEN_A_PIECE).await?;
@@ -177,11 +177,7 @@ impl Change for What {
                 dropped
             }
         };
-        Ok(Ok(rows))
-    }
-
-    fn render(&self, _done: &u64) -> String {
-        String::new()
+        Ok(rows)
     }
 }
 

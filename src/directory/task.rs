@@ -17,6 +17,7 @@ use crate::domain::request::{Answer, Request};
 use crate::domain::time::Timestamp;
 use crate::store::database::Connection;
 use crate::store::{StoreError, request};
+pub use crate::tenant::task::{Halt, untold};
 
 /// One resource's change.
 pub trait Change: Debug + Send + Sync + 'static {
@@ -29,20 +30,17 @@ pub trait Change: Debug + Send + Sync + 'static {
     /// before the first row is written.
     ///
     /// # Errors
-    /// [`StoreError`]; the transaction is then of no use.
+    /// [`Halt`]; after [`Halt::Store`] the transaction is of no use.
     fn apply(
         &self,
         connection: &mut Connection,
         entries: &mut Vec<Entry>,
         request: &Request,
         now: Timestamp,
-    ) -> impl Future<Output = Result<Result<Self::Done, Self::Refused>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Self::Done, Halt<Self::Refused>>> + Send;
 
     /// Shows what was done to whoever reads it from memory: after the commit, before the caller is told.
     fn publish(&self, _done: &Self::Done) {}
-
-    /// The answer that is kept with an idempotency key; it holds no secret.
-    fn render(&self, done: &Self::Done) -> String;
 }
 
 /// Why a change was not made.
@@ -58,6 +56,9 @@ pub enum Declined<R> {
     Unavailable(String),
 }
 
+/// The answer that is kept with an idempotency key; it holds no secret.
+pub type Render<C> = fn(&<C as Change>::Done) -> String;
+
 /// What a caller of a change is told.
 pub type Told<C> = Result<Answer<<C as Change>::Done>, Declined<<C as Change>::Refused>>;
 
@@ -72,8 +73,13 @@ impl<R> From<Refused> for Declined<R> {
 pub(super) struct Task(Box<dyn Run>);
 
 impl Task {
-    pub(super) fn new<C: Change>(change: C, request: Request, reply: RpcReplyPort<Result<Told<C>, Refused>>) -> Task {
-        Task(Box::new(Asked { change, request, reply, told: None }))
+    pub(super) fn new<C: Change>(
+        change: C,
+        request: Request,
+        render: Render<C>,
+        reply: RpcReplyPort<Result<Told<C>, Refused>>,
+    ) -> Task {
+        Task(Box::new(Asked { change, request, render, reply, told: None }))
     }
 
     /// Runs it within the transaction; answers whether there is anything to commit.
@@ -116,6 +122,7 @@ trait Run: Debug + Send {
 struct Asked<C: Change> {
     change: C,
     request: Request,
+    render: Render<C>,
     reply: RpcReplyPort<Result<Told<C>, Refused>>,
     told: Option<Told<C>>,
 }
@@ -133,12 +140,13 @@ impl<C: Change> Asked<C> {
             let same = body_hash == idempotency.body_hash;
             return Ok(if same { Ok(Answer::Replayed(answer)) } else { Err(Declined::IdempotencyMismatch) });
         }
-        let done = match self.change.apply(connection, entries, &self.request, now).await? {
+        let done = match self.change.apply(connection, entries, &self.request, now).await {
             Ok(done) => done,
-            Err(refused) => return Ok(Err(Declined::Refused(refused))),
+            Err(Halt::Refused(refused)) => return Ok(Err(Declined::Refused(refused))),
+            Err(Halt::Store(error)) => return Err(error),
         };
         if let Some(idempotency) = &self.request.idempotency {
-            let answer = self.change.render(&done);
+            let answer = (self.render)(&done);
             request::keep(connection, &idempotency.key, &idempotency.body_hash, &answer, now).await?;
         }
         Ok(Ok(Answer::Fresh(done)))

@@ -22,7 +22,6 @@ use crate::domain::routing::Routing;
 use crate::domain::tenant::{ExternalId, Lifecycle, Role};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Amounts, Flags, Kind, Outcome, Refusal, Status, Subject, UsageEvent};
-use crate::store::StoreError;
 use crate::store::database::{Connection, Store};
 use crate::tenant::handle::{Origin, Unavailable};
 use crate::tenant::message::QuotaDraft;
@@ -433,10 +432,10 @@ impl task::Change for Say {
         entries: &mut Vec<Entry>,
         request: &Request,
         _now: Timestamp,
-    ) -> Result<Result<String, &'static str>, StoreError> {
+    ) -> Result<String, task::Halt<&'static str>> {
         connection.fetch("SELECT head_seq FROM platform", &[]).await?;
         if self.0.is_empty() {
-            return Ok(Err("nothing to say"));
+            return Err(task::Halt::Refused("nothing to say"));
         }
         entries.push(Entry {
             actor: request.actor.clone(),
@@ -446,15 +445,11 @@ impl task::Change for Say {
             request_id: request.request_id.clone(),
             payload: "{}".into(),
         });
-        Ok(Ok(self.0.to_owned()))
+        Ok(self.0.to_owned())
     }
 
     fn publish(&self, done: &String) {
         self.1.lock().unwrap().push(done.clone());
-    }
-
-    fn render(&self, done: &String) -> String {
-        format!("said {done}")
     }
 }
 
@@ -471,7 +466,9 @@ async fn a_change_of_the_platform_s_is_made_once_per_key_and_shown_after_its_com
         idempotency: Some(Idempotency { key: key.into(), body_hash: [body; 32] }),
         ..Request::system()
     };
-    let say = async |word: &'static str, request: Request| directory.change(Say(word, shown.clone()), request).await;
+    let say = async |word: &'static str, request: Request| {
+        directory.change(Say(word, shown.clone()), request, |said| format!("said {said}")).await
+    };
     assert_eq!(say("", request("key", 1)).await, Err(task::Declined::Refused("nothing to say")));
     assert_eq!((said().await, shown.lock().unwrap().len()), (0, 0));
     assert_eq!(say("yes", request("key", 1)).await, Ok(Answer::Fresh("yes".into())));

@@ -20,6 +20,7 @@ use crate::fault;
 use crate::store::catalogue::Work;
 use crate::tenant::message::ChangeRefused;
 use crate::tenant::provider::DestroyKeys;
+use crate::tenant::task::untold;
 
 /// `kind` of the rows of work we write.
 const KIND: &str = "plan/v1";
@@ -178,7 +179,7 @@ async fn steps(handle: &Handle, work: Uuid, tenant: TenantId, plan: &Plan) -> Re
     }
     if plan.destroy_keys {
         let home = handle.open(tenant).await.map_err(|error| error.to_string())?;
-        let destroyed = home.change(DestroyKeys, Request::system()).await.map_err(|error| error.to_string())?;
+        let destroyed = home.change(DestroyKeys, Request::system(), untold).await.map_err(|error| error.to_string())?;
         destroyed.map_err(|declined| declined.to_string())?;
         fault::point("change.destroyed");
     }

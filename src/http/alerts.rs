@@ -46,9 +46,9 @@ impl Alerts {
         id: Path<String>,
     ) -> Result<Reply<AlertView>, Problem> {
         let alert: AlertId = id.parse().map_err(|_| Problem::new(Code::AlertNotFound))?;
-        let change = Acknowledge { alert, render };
-        let answer = ask.handle().await?.change(change, ask.change()).await??;
-        Ok(Reply::of(answer, |done| AlertView::of(&done.alert)))
+        let change = Acknowledge { alert };
+        let answer = ask.handle().await?.change(change, ask.change(), render).await??;
+        Ok(Reply::of(answer, |alert| AlertView::of(&alert)))
     }
 
     /// Page through the messages to the channels, newest first

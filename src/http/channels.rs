@@ -46,14 +46,15 @@ impl Channels {
     ) -> Result<Reply<ChannelTestView>, Problem> {
         let (request, directory) = (ask.change(), &ask.api.directory);
         if request.idempotency.is_some()
-            && let Some(Answer::Replayed(json)) = settled(directory.change(Noted::sought(), request.clone()).await)?
+            && let Some(Answer::Replayed(json)) =
+                settled(directory.change(Noted::sought(), request.clone(), String::clone).await)?
         {
             return Ok(Reply::of(Answer::Replayed(json), |view| view));
         }
         let view = ChannelTestView::of(&channel.0, &ask.api.channels.test(&channel.0).await?);
         let answer = serde_json::to_string(&view).unwrap_or_default();
         let noted = Noted::new(entry(&view, &request), answer);
-        match settled(directory.change(noted, request).await)? {
+        match settled(directory.change(noted, request, String::clone).await)? {
             Some(Answer::Replayed(json)) => Ok(Reply::of(Answer::Replayed(json), |view| view)),
             Some(Answer::Fresh(_)) | None => Ok(Reply::new(view)),
         }

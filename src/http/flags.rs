@@ -17,7 +17,7 @@ use super::document::Tag;
 use super::problem::{Code, FieldProblem, Problem};
 use super::reply::Reply;
 use super::view::{JsonObject, instant, page_limit};
-use crate::domain::flag::change::{Expected, NotMade, Refusal, Written};
+use crate::domain::flag::change::{Expected, NotMade, Refusal};
 use crate::domain::flag::condition::Condition;
 use crate::domain::flag::draft::{ConditionDraft, Draft, RuleDraft, ShareDraft};
 use crate::domain::flag::{Flag, FlagSet, Rule, Serve, Split, is_name};
@@ -217,9 +217,9 @@ impl Tagged {
         Tagged { reply: Reply::new(FlagView::of(flag)), version: Some(flag.version) }
     }
 
-    fn answer(answer: Answer<Written>) -> Tagged {
+    fn answer(answer: Answer<Flag>) -> Tagged {
         match answer {
-            Answer::Fresh(written) => Tagged::of(&written.flag),
+            Answer::Fresh(written) => Tagged::of(&written),
             Answer::Replayed(json) => {
                 Tagged { reply: Reply::of(Answer::<Flag>::Replayed(json), |flag| FlagView::of(&flag)), version: None }
             }

@@ -46,8 +46,8 @@ impl Groups {
     ) -> Result<Reply<GroupView, 201>, Problem> {
         let profile = body.0.profile(true)?;
         let id = GroupId(clock::new_id());
-        let change = CreateGroup { id, profile, limits: ask.api.people, render };
-        Ok(reply(home(&ask).await?.change(change, ask.change()).await??))
+        let change = CreateGroup { id, profile, limits: ask.api.people };
+        Ok(reply(home(&ask).await?.change(change, ask.change(), |done| render(done)).await??))
     }
 
     /// Page through the groups, oldest first
@@ -176,8 +176,8 @@ impl Groups {
         _tenant_id: Query<Option<String>>,
     ) -> Result<Reply<GroupView>, Problem> {
         let expected = precondition::required(&ask)?;
-        let change = DeleteGroup { id: id(&group, Code::GroupNotFound)?, expected, render };
-        let answer = home(&ask).await?.change(change, ask.change()).await??;
+        let change = DeleteGroup { id: id(&group, Code::GroupNotFound)?, expected };
+        let answer = home(&ask).await?.change(change, ask.change(), |done| render(done)).await??;
         Ok(Reply::of(answer, |done| GroupView::of(&done)))
     }
 
@@ -235,8 +235,8 @@ impl Groups {
         let expected = precondition::optional(&ask)?;
         let members = body.0.checked()?;
         let group = id(&group, Code::GroupNotFound)?;
-        let change = AddMembers { group, members, expected, limits: ask.api.people, render };
-        Ok(reply(home(&ask).await?.change(change, ask.change()).await??))
+        let change = AddMembers { group, members, expected, limits: ask.api.people };
+        Ok(reply(home(&ask).await?.change(change, ask.change(), |done| render(done)).await??))
     }
 
     /// Take a member out of a group
@@ -266,16 +266,16 @@ impl Groups {
         // No id is both a user's and a group's.
         let is_user = handle.organization()?.is_member(group, user);
         let member = if is_user { user } else { Member::Group(id(&member, Code::MemberNotFound)?) };
-        let change = RemoveMember { group, member, expected, limits: ask.api.people, render };
-        Ok(reply(handle.change(change, ask.change()).await??))
+        let change = RemoveMember { group, member, expected, limits: ask.api.people };
+        Ok(reply(handle.change(change, ask.change(), |done| render(done)).await??))
     }
 }
 
 async fn change(ask: &Ask, group: &str, edit: GroupEdit) -> Result<Reply<GroupView>, Problem> {
     let expected = precondition::required(ask)?;
     let id = id(group, Code::GroupNotFound)?;
-    let change = EditGroup { id, edit, expected, limits: ask.api.people, render };
-    Ok(reply(home(ask).await?.change(change, ask.change()).await??))
+    let change = EditGroup { id, edit, expected, limits: ask.api.people };
+    Ok(reply(home(ask).await?.change(change, ask.change(), |done| render(done)).await??))
 }
 
 fn reply<const STATUS: u16>(answer: Answer<Arc<Group>>) -> Reply<GroupView, STATUS> {

@@ -47,8 +47,8 @@ impl Policies {
         let handle = home(&ask).await?;
         let terms = checked(&ask, handle.tenant(), body.0)?;
         let built_in = ask.api.gate.authorizer().built_in().clone();
-        let change = CreatePolicy { id: PolicyId(clock::new_id()), terms, built_in, render };
-        Ok(reply(handle.change(change, ask.change()).await??))
+        let change = CreatePolicy { id: PolicyId(clock::new_id()), terms, built_in };
+        Ok(reply(handle.change(change, ask.change(), |done| render(done)).await??))
     }
 
     /// Page through the policies, oldest first
@@ -115,8 +115,8 @@ impl Policies {
         let terms = checked(&ask, handle.tenant(), body.0)?;
         let built_in = ask.api.gate.authorizer().built_in().clone();
         let id = id(&policy, Code::PolicyNotFound)?;
-        let change = ReplacePolicy { id, terms, expected, built_in, render };
-        Ok(reply(handle.change(change, ask.change()).await??))
+        let change = ReplacePolicy { id, terms, expected, built_in };
+        Ok(reply(handle.change(change, ask.change(), |done| render(done)).await??))
     }
 
     /// Delete a policy
@@ -137,8 +137,8 @@ impl Policies {
         _tenant_id: Query<Option<String>>,
     ) -> Result<Reply<PolicyView>, Problem> {
         let expected = precondition::required(&ask)?;
-        let change = DeletePolicy { id: id(&policy, Code::PolicyNotFound)?, expected, render };
-        let answer = home(&ask).await?.change(change, ask.change()).await??;
+        let change = DeletePolicy { id: id(&policy, Code::PolicyNotFound)?, expected };
+        let answer = home(&ask).await?.change(change, ask.change(), |done| render(done)).await??;
         Ok(Reply::of(answer, |done| PolicyView::of(&done)))
     }
 }

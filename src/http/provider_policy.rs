@@ -61,8 +61,8 @@ impl ProviderPolicies {
         vault(&ask)?;
         let expected = precondition::required(&ask)?;
         let home = home(&ask).await?;
-        let change = ReplacePolicy { policy: body.0.policy()?, expected, render };
-        let answer: Answer<Arc<Policy>> = home.change(change, ask.change()).await??;
+        let change = ReplacePolicy { policy: body.0.policy()?, expected };
+        let answer: Answer<Arc<Policy>> = home.change(change, ask.change(), |done| render(done)).await??;
         let version = match &answer {
             Answer::Fresh(policy) => Some(policy.version),
             Answer::Replayed(_) => None,

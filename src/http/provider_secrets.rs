@@ -70,7 +70,7 @@ impl ProviderSecrets {
             return Err(Problem::new(Code::SecretMadeHere));
         }
         let request = unguessable(&ask);
-        let answer = desk::keep(vault, &home, (provider, &secret), &expected, &request, render).await?;
+        let answer = desk::keep(vault, &home, (provider, &secret), &expected, &request, |done| render(done)).await?;
         tell_litellm(&ask, &answer).await;
         Ok(reply(answer))
     }
@@ -95,8 +95,8 @@ impl ProviderSecrets {
     ) -> Result<Reply<ProviderView>, Problem> {
         vault(&ask)?;
         let expected = precondition::required(&ask)?;
-        let change = DeleteSecret { provider: id(&provider, Code::ProviderNotFound)?, expected, render };
-        let answer = home(&ask).await?.change(change, ask.change()).await??;
+        let change = DeleteSecret { provider: id(&provider, Code::ProviderNotFound)?, expected };
+        let answer = home(&ask).await?.change(change, ask.change(), |done| render(done)).await??;
         tell_litellm(&ask, &answer).await;
         Ok(reply(answer))
     }
@@ -138,11 +138,11 @@ impl ProviderSecrets {
                 granted_at: now,
                 expires_at: now.plus_micros(i64::from(ttl_seconds) * MICROS_PER_SECOND),
             };
-            let change = GrantLease { lease: lease.clone(), render: render_without_secret };
-            match home.change(change, ask.change()).await? {
+            let change = GrantLease { lease };
+            match home.change(change, ask.change(), render_without_secret).await? {
                 Err(declined) if desk::is_outdated(&declined) => {}
                 told => {
-                    return Ok(Reply::of(told?, |()| {
+                    return Ok(Reply::of(told?, |lease| {
                         metrics::counter!("platform_api_provider_leases_total").increment(1);
                         LeaseView::of(&lease, Some(secret))
                     }));
@@ -179,7 +179,7 @@ impl ProviderSecrets {
         let view = ProviderTest::of(&tried);
         let answer = serde_json::to_string(&view).unwrap_or_default();
         let note = NoteTest { id: provider, outcome: tried.outcome.name(), answer };
-        Ok(Reply::of(home.change(note, ask.change()).await??, |()| view))
+        Ok(Reply::of(home.change(note, ask.change(), String::clone).await??, |_| view))
     }
 }
 

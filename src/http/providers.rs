@@ -50,8 +50,8 @@ impl Providers {
         vault(&ask)?;
         let home = home(&ask).await?;
         let profile = body.0.profile(&ask, &*home.providers()?)?;
-        let change = CreateProvider { id: ProviderId(clock::new_id()), profile, render };
-        let answer = home.change(change, ask.change()).await??;
+        let change = CreateProvider { id: ProviderId(clock::new_id()), profile };
+        let answer = home.change(change, ask.change(), |done| render(done)).await??;
         tell_litellm(&ask, &answer).await;
         Ok(reply(answer))
     }
@@ -127,8 +127,8 @@ impl Providers {
         }
         let home = home(&ask).await?;
         let profile = body.0.profile(&ask, &*home.providers()?)?;
-        let change = ReplaceProvider { id: id(&provider, Code::ProviderNotFound)?, profile, expected, render };
-        let answer = home.change(change, ask.change()).await??;
+        let change = ReplaceProvider { id: id(&provider, Code::ProviderNotFound)?, profile, expected };
+        let answer = home.change(change, ask.change(), |done| render(done)).await??;
         tell_litellm(&ask, &answer).await;
         Ok(reply(answer))
     }
@@ -152,8 +152,8 @@ impl Providers {
     ) -> Result<Reply<ProviderView>, Problem> {
         vault(&ask)?;
         let expected = precondition::required(&ask)?;
-        let change = DeleteProvider { id: id(&provider, Code::ProviderNotFound)?, expected, render };
-        let answer = home(&ask).await?.change(change, ask.change()).await??;
+        let change = DeleteProvider { id: id(&provider, Code::ProviderNotFound)?, expected };
+        let answer = home(&ask).await?.change(change, ask.change(), |done| render(done)).await??;
         tell_litellm(&ask, &answer).await;
         Ok(Reply::of(answer, |done| ProviderView::of(&done)))
     }

@@ -48,8 +48,8 @@ impl RoleAssignments {
             ask.api.directory.api_key(key).filter(|key| key.tenant == tenant).ok_or_else(unknown)?;
         }
         let id = RoleAssignmentId(clock::new_id());
-        let change = AssignRole { id, role, holder, limits: ask.api.people, render };
-        match handle.change(change, ask.change()).await? {
+        let change = AssignRole { id, role, holder, limits: ask.api.people };
+        match handle.change(change, ask.change(), |done| render(done)).await? {
             Ok(answer) => Ok(Reply::of(answer, |done| RoleAssignmentView::of(&done))),
             Err(Declined::Refused(Refusal::UnknownUser | Refusal::UnknownGroup)) => Err(unknown()),
             Err(declined) => Err(declined.into()),
@@ -132,8 +132,8 @@ impl RoleAssignments {
         _tenant_id: Query<Option<String>>,
     ) -> Result<Reply<RoleAssignmentView>, Problem> {
         let handle = home(&ask).await?;
-        let change = UnassignRole { id: id(&assignment, Code::RoleAssignmentNotFound)?, render };
-        let answer = handle.change(change, ask.change()).await??;
+        let change = UnassignRole { id: id(&assignment, Code::RoleAssignmentNotFound)? };
+        let answer = handle.change(change, ask.change(), |done| render(done)).await??;
         Ok(Reply::of(answer, |done| RoleAssignmentView::of(&done)))
     }
 }

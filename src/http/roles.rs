@@ -44,8 +44,8 @@ impl Roles {
     ) -> Result<Reply<RoleView, 201>, Problem> {
         let (name, terms) = body.0.parts();
         let terms = terms.terms()?;
-        let change = CreateRole { name, terms, built_in: ask.api.gate.authorizer().built_in().clone(), render };
-        Ok(reply(home(&ask).await?.change(change, ask.change()).await??))
+        let change = CreateRole { name, terms, built_in: ask.api.gate.authorizer().built_in().clone() };
+        Ok(reply(home(&ask).await?.change(change, ask.change(), |done| render(done)).await??))
     }
 
     /// Page through the roles
@@ -118,8 +118,8 @@ impl Roles {
         let expected = precondition::required(&ask)?;
         let terms = body.0.terms()?;
         let built_in = ask.api.gate.authorizer().built_in().clone();
-        let change = ReplaceRole { name: name.0, terms, expected, built_in, render };
-        Ok(reply(home(&ask).await?.change(change, ask.change()).await??))
+        let change = ReplaceRole { name: name.0, terms, expected, built_in };
+        Ok(reply(home(&ask).await?.change(change, ask.change(), |done| render(done)).await??))
     }
 
     /// Delete a role
@@ -138,8 +138,8 @@ impl Roles {
         #[oai(name = "tenantId")]
         _tenant_id: Query<Option<String>>,
     ) -> Result<Reply<RoleView>, Problem> {
-        let change = DeleteRole { name: name.0, expected: precondition::required(&ask)?, render };
-        let answer = home(&ask).await?.change(change, ask.change()).await??;
+        let change = DeleteRole { name: name.0, expected: precondition::required(&ask)? };
+        let answer = home(&ask).await?.change(change, ask.change(), |done| render(done)).await??;
         Ok(Reply::of(answer, |done| RoleView::of(&done)))
     }
 }

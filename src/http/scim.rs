@@ -24,7 +24,7 @@ use crate::domain::request::Answer;
 use crate::scim::filter::Filter;
 use crate::scim::{Document, Kind, Resource, Wrong, group, is_shown, kept, member, patch, projected, schema, user};
 use crate::tenant::organization::{CreateUser, DeleteGroup, DeleteUser, EditUser, ShapeGroup, UserEdit};
-use crate::tenant::task::Declined;
+use crate::tenant::task::{Declined, untold};
 
 /// How often a change is applied again to what somebody else has made meanwhile.
 const TRIES: usize = 8;
@@ -299,20 +299,11 @@ fn pinned(expected: &Expected, version: i64) -> Result<Expected, Problem> {
     if expected.is(version) { Ok(Expected::OneOf(vec![version])) } else { Err(Problem::new(Code::PreconditionFailed)) }
 }
 
-/// What is stored with an idempotency key: where to look.
-fn render_user(user: &User) -> String {
-    user.id.to_string()
-}
-
-fn render_group(group: &Group) -> String {
-    group.id.to_string()
-}
-
 async fn create_user(ask: &Ask) -> Result<Response, Problem> {
     let profile = user::profile(&kept(&given(ask)?, Resource::User), None)?;
     let id = UserId(clock::new_id());
-    let change = CreateUser { id, profile, limits: ask.api.people, render: render_user };
-    match home(ask).await?.change(change, ask.change()).await?? {
+    let change = CreateUser { id, profile, limits: ask.api.people };
+    match home(ask).await?.change(change, ask.change(), |done| done.id.to_string()).await?? {
         Answer::Fresh(done) => {
             Ok(resource(ask, StatusCode::CREATED, Resource::User, user::document(&done), done.version))
         }
@@ -329,8 +320,8 @@ async fn change_user(ask: &Ask, text: &str) -> Result<Response, Problem> {
         let document = changed(ask, user::document(before), Resource::User)?;
         let edit = UserEdit::Replace(user::profile(&document, Some(&before.profile))?);
         let expected = pinned(&expected, before.version)?;
-        let change = EditUser { id, edit, expected, limits: ask.api.people, render: render_user };
-        match home(ask).await?.change(change, ask.change()).await? {
+        let change = EditUser { id, edit, expected, limits: ask.api.people };
+        match home(ask).await?.change(change, ask.change(), |done| done.id.to_string()).await? {
             Err(Declined::Refused(Refusal::Stale)) if tries < TRIES => {}
             Err(declined) => return Err(declined.into()),
             Ok(Answer::Fresh(done)) => {
@@ -347,8 +338,8 @@ async fn create_group(ask: &Ask) -> Result<Response, Problem> {
     let profile = group::profile(&document, None)?;
     let members = group::members(&document, &*people(ask).await?)?.into_iter().collect();
     let id = GroupId(clock::new_id());
-    let change = ShapeGroup { id, profile, members, expected: None, limits: ask.api.people, render: render_group };
-    let status = match home(ask).await?.change(change, ask.change()).await?? {
+    let change = ShapeGroup { id, profile, members, expected: None, limits: ask.api.people };
+    let status = match home(ask).await?.change(change, ask.change(), |done| done.id.to_string()).await?? {
         Answer::Fresh(done) => return shaped(ask, StatusCode::CREATED, &done).await,
         Answer::Replayed(id) => id,
     };
@@ -365,8 +356,8 @@ async fn change_group(ask: &Ask, text: &str) -> Result<Response, Problem> {
         let profile = group::profile(&document, Some(&before.profile))?;
         let members = group::members(&document, &people)?.into_iter().collect();
         let expected = Some(pinned(&expected, before.version)?);
-        let change = ShapeGroup { id, profile, members, expected, limits: ask.api.people, render: render_group };
-        match home(ask).await?.change(change, ask.change()).await? {
+        let change = ShapeGroup { id, profile, members, expected, limits: ask.api.people };
+        match home(ask).await?.change(change, ask.change(), |done| done.id.to_string()).await? {
             Err(Declined::Refused(Refusal::Stale)) if tries < TRIES => {}
             Err(declined) => return Err(declined.into()),
             Ok(Answer::Fresh(done)) => return shaped(ask, StatusCode::OK, &done).await,
@@ -385,15 +376,15 @@ async fn shaped(ask: &Ask, status: StatusCode, group: &Group) -> Result<Response
 
 async fn delete_user(ask: &Ask, text: &str) -> Result<Response, Problem> {
     let expected = precondition::optional(ask)?;
-    let change = DeleteUser { id: id(text, Code::UserNotFound)?, expected, render: render_user };
-    home(ask).await?.change(change, ask.change()).await??;
+    let change = DeleteUser { id: id(text, Code::UserNotFound)?, expected };
+    home(ask).await?.change(change, ask.change(), untold).await??;
     Ok(Response::builder().status(StatusCode::NO_CONTENT).finish())
 }
 
 async fn delete_group(ask: &Ask, text: &str) -> Result<Response, Problem> {
     let expected = precondition::optional(ask)?;
-    let change = DeleteGroup { id: id(text, Code::GroupNotFound)?, expected, render: render_group };
-    home(ask).await?.change(change, ask.change()).await??;
+    let change = DeleteGroup { id: id(text, Code::GroupNotFound)?, expected };
+    home(ask).await?.change(change, ask.change(), untold).await??;
     Ok(Response::builder().status(StatusCode::NO_CONTENT).finish())
 }
 

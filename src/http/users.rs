@@ -44,8 +44,8 @@ impl Users {
         subjects_are_free(&ask, body.0.subjects.as_deref()).await?;
         let profile = body.0.profile(true)?;
         let id = UserId(clock::new_id());
-        let change = CreateUser { id, profile, limits: ask.api.people, render };
-        Ok(reply(home(&ask).await?.change(change, ask.change()).await??))
+        let change = CreateUser { id, profile, limits: ask.api.people };
+        Ok(reply(home(&ask).await?.change(change, ask.change(), |done| render(done)).await??))
     }
 
     /// Page through the users, oldest first
@@ -180,8 +180,8 @@ impl Users {
         _tenant_id: Query<Option<String>>,
     ) -> Result<Reply<UserView>, Problem> {
         let expected = precondition::required(&ask)?;
-        let change = DeleteUser { id: id(&user, Code::UserNotFound)?, expected, render };
-        let answer = home(&ask).await?.change(change, ask.change()).await??;
+        let change = DeleteUser { id: id(&user, Code::UserNotFound)?, expected };
+        let answer = home(&ask).await?.change(change, ask.change(), |done| render(done)).await??;
         Ok(Reply::of(answer, |done| UserView::of(&done)))
     }
 }
@@ -197,8 +197,8 @@ async fn subjects_are_free(ask: &Ask, given: Option<&[SubjectPair]>) -> Result<(
 async fn change(ask: &Ask, user: &str, edit: UserEdit) -> Result<Reply<UserView>, Problem> {
     let expected = precondition::required(ask)?;
     let id = id(user, Code::UserNotFound)?;
-    let change = EditUser { id, edit, expected, limits: ask.api.people, render };
-    Ok(reply(home(ask).await?.change(change, ask.change()).await??))
+    let change = EditUser { id, edit, expected, limits: ask.api.people };
+    Ok(reply(home(ask).await?.change(change, ask.change(), |done| render(done)).await??))
 }
 
 fn reply<const STATUS: u16>(answer: Answer<Arc<User>>) -> Reply<UserView, STATUS> {

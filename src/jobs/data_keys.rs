@@ -18,7 +18,7 @@ use crate::domain::tenant::Lifecycle;
 use crate::fault;
 use crate::tenant::handle::{Handle as Home, Unavailable};
 use crate::tenant::provider::{AddDataKey, Reseal, RetireDataKeys, RewrapDataKey};
-use crate::tenant::task::{Change, Declined};
+use crate::tenant::task::{Change, Declined, untold};
 use crate::vault::{KekError, Vault, VaultError, desk};
 
 /// Tenants that are read from the catalogue at once.
@@ -158,7 +158,7 @@ pub(super) async fn change<C: Change<Refused = Refusal>>(
     request: Request,
 ) -> Result<Option<C::Done>, Failure> {
     use crate::domain::request::Answer;
-    match home.change(change, request).await.map_err(away)? {
+    match home.change(change, request, untold).await.map_err(away)? {
         Ok(Answer::Fresh(done)) => Ok(Some(done)),
         Ok(Answer::Replayed(_)) | Err(Declined::Refused(_)) => Ok(None),
         Err(declined) => Err(Failure::Retryable(declined.to_string())),

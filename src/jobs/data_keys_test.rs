@@ -23,7 +23,7 @@ use crate::directory::{self, Settings};
 use crate::domain::ids::{JobId, ProviderId, TenantId};
 use crate::domain::job::{Draft, Job, Kind, State};
 use crate::domain::organization::Expected;
-use crate::domain::provider::{Profile, Provider, ProviderKind};
+use crate::domain::provider::{Profile, ProviderKind};
 use crate::domain::request::{Answer, Request};
 use crate::domain::routing::Routing;
 use crate::domain::tenant::{Lifecycle, Role, Tenant};
@@ -31,6 +31,7 @@ use crate::store::catalogue;
 use crate::store::database::Store;
 use crate::tenant::handle::Handle as Home;
 use crate::tenant::provider::CreateProvider;
+use crate::tenant::task::untold;
 use crate::vault::{DataKey, KekError, KeyEncryption, Vault, Wrapped, desk};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -159,15 +160,14 @@ impl Node {
         let id = ProviderId(clock::new_id());
         let profile =
             Profile { name: name.into(), kind, base_url: None, region: None, api_version: None, active: true };
-        let create = CreateProvider { id, profile, render: |_| String::new() };
-        self.home(tenant).await.change(create, Request::system()).await.unwrap().unwrap();
+        let create = CreateProvider { id, profile };
+        self.home(tenant).await.change(create, Request::system(), untold).await.unwrap().unwrap();
         id
     }
 
     pub(super) async fn keep(&self, tenant: TenantId, provider: ProviderId, secret: &str) {
         let (home, secret) = (self.home(tenant).await, SecretString::from(secret));
-        let render = |_: &Provider| String::new();
-        desk::keep(&self.vault, &home, (provider, &secret), &Expected::Any, &Request::system(), render).await.unwrap();
+        desk::keep(&self.vault, &home, (provider, &secret), &Expected::Any, &Request::system(), untold).await.unwrap();
     }
 
     /// The provider's secret, as a vault reads it.

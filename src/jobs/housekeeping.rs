@@ -15,6 +15,7 @@ use crate::domain::request::{Answer, Request};
 use crate::domain::time::{MICROS_PER_DAY, Timestamp};
 use crate::tenant::handle::Handle as Home;
 use crate::tenant::housekeeping::ForgetAnswers;
+use crate::tenant::task::untold;
 
 pub(super) struct Housekeeping {
     keep_jobs_micros: i64,
@@ -75,7 +76,7 @@ impl Work for Housekeeping {
 async fn forget_answers(home: &Home, before: Timestamp) -> Result<u64, Failure> {
     let mut forgotten = 0;
     loop {
-        match home.change(ForgetAnswers { before }, Request::system()).await {
+        match home.change(ForgetAnswers { before }, Request::system(), untold).await {
             Ok(Ok(Answer::Fresh(piece))) if piece > 0 => forgotten += piece,
             _ => return Ok(forgotten),
         }

@@ -26,6 +26,7 @@ use crate::outlet::litellm::{Edition, Kept, LiteLlm, LiteLlmError, Name};
 use crate::outlet::provider_probe;
 use crate::tenant::handle::Handle as Home;
 use crate::tenant::provider::{DeleteSecret, NoteHandOver};
+use crate::tenant::task::untold;
 use crate::vault::Vault;
 use crate::vault::desk::{self, DeskError};
 
@@ -213,15 +214,14 @@ impl Sync<'_> {
         let mut version = provider.version;
         if provider.secret.is_some() {
             let expected = Expected::OneOf(vec![version]);
-            let drop = DeleteSecret { provider: provider.id, expected, render: |_| String::new() };
+            let drop = DeleteSecret { provider: provider.id, expected };
             let dropped = change(home, drop, as_asked(self.errand)).await?;
             version = dropped.ok_or_else(|| Failure::Retryable("the provider has changed meanwhile".into()))?.version;
         }
         let key = self.litellm.generate_key(name, models).await.map_err(refused)?;
         let request = Request { idempotency: None, ..as_asked(self.errand) };
-        let render = |_: &Provider| String::new();
         let expected = Expected::OneOf(vec![version]);
-        let kept = desk::keep(self.vault, home, (provider.id, &key), &expected, &request, render).await;
+        let kept = desk::keep(self.vault, home, (provider.id, &key), &expected, &request, untold).await;
         if let Err(error) = kept {
             self.litellm.delete_key(name).await.map_err(refused)?;
             return Err(not_kept(error));

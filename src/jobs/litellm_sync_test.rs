@@ -18,11 +18,12 @@ use crate::domain::ids::{ProviderId, TenantId};
 use crate::domain::job::Kind;
 use crate::domain::organization::Expected;
 use crate::domain::provider::policy::Policy;
-use crate::domain::provider::{Profile, Provider, ProviderBooks, ProviderKind};
+use crate::domain::provider::{Profile, ProviderBooks, ProviderKind};
 use crate::domain::request::Request;
 use crate::domain::tenant::Lifecycle;
 use crate::outlet::litellm::{LiteLlm, Name};
 use crate::tenant::provider::{CreateProvider, DeleteSecret, ReplacePolicy};
+use crate::tenant::task::untold;
 use crate::vault::Vault;
 use crate::vault::transit_peer::{Asked, serve};
 
@@ -180,8 +181,8 @@ async fn what_a_tenant_has_is_there_and_what_it_revokes_is_gone() {
     scene.sync(Some(acme)).await;
     assert_eq!(scene.credential(&name)["credential_values"]["api_key"], "sk-canary-of-acme-2");
     // A revocation that LiteLLM does not take is asked for again, until it does.
-    let revoke = DeleteSecret { provider: openai, expected: Expected::Any, render: |_: &Provider| String::new() };
-    scene.node.home(acme).await.change(revoke, Request::system()).await.unwrap().unwrap();
+    let revoke = DeleteSecret { provider: openai, expected: Expected::Any };
+    scene.node.home(acme).await.change(revoke, Request::system(), untold).await.unwrap().unwrap();
     scene.proxy(|proxy| proxy.failing = true);
     let job = scene.node.submit(Kind::LiteLlmSync, Some(acme)).await;
     let failed = scene.node.until(job, |job| !job.error.is_empty()).await;
@@ -216,15 +217,15 @@ async fn a_key_is_not_handed_over_for_a_host_that_the_policy_does_not_allow() {
         api_version: None,
         active: true,
     };
-    let create = CreateProvider { id: own, profile, render: |_| String::new() };
-    scene.node.home(acme).await.change(create, Request::system()).await.unwrap().unwrap();
+    let create = CreateProvider { id: own, profile };
+    scene.node.home(acme).await.change(create, Request::system(), untold).await.unwrap().unwrap();
     scene.node.keep(acme, own, "sk-canary-of-acme-1").await;
     let name = Name { tenant: acme, provider: own };
     let egress = async |hosts: Vec<&str>| {
         let egress = hosts.into_iter().map(|host| host.parse().unwrap()).collect();
         let policy = Policy { egress, ..Policy::default() };
-        let change = ReplacePolicy { policy, expected: Expected::Any, render: |_| String::new() };
-        scene.node.home(acme).await.change(change, Request::system()).await.unwrap().unwrap();
+        let change = ReplacePolicy { policy, expected: Expected::Any };
+        scene.node.home(acme).await.change(change, Request::system(), untold).await.unwrap().unwrap();
         scene.sync(Some(acme)).await
     };
     assert_eq!(scene.sync(Some(acme)).await, json!({ "written": 0, "removed": 0 }));
@@ -312,15 +313,15 @@ async fn a_virtual_key_is_made_kept_narrowed_and_taken_away() {
     assert_eq!(scene.node.reveal(&scene.node.vault, acme, gateway).await, "sk-virtual-canary-000001");
     let models = async |models: Value| {
         let policy = Policy { models: serde_json::from_value(models).unwrap(), ..Policy::default() };
-        let change = ReplacePolicy { policy, expected: Expected::Any, render: |_| String::new() };
-        scene.node.home(acme).await.change(change, Request::system()).await.unwrap().unwrap();
+        let change = ReplacePolicy { policy, expected: Expected::Any };
+        scene.node.home(acme).await.change(change, Request::system(), untold).await.unwrap().unwrap();
         scene.sync(Some(acme)).await;
     };
     models(json!(["gpt-4o"])).await;
     assert_eq!(scene.proxy(|proxy| proxy.keys[&alias].clone()), ("sk-virtual-canary-000001".into(), json!(["gpt-4o"])));
     // Revoked, it is another one; so it is when LiteLLM has lost it.
-    let revoke = DeleteSecret { provider: gateway, expected: Expected::Any, render: |_: &Provider| String::new() };
-    scene.node.home(acme).await.change(revoke, Request::system()).await.unwrap().unwrap();
+    let revoke = DeleteSecret { provider: gateway, expected: Expected::Any };
+    scene.node.home(acme).await.change(revoke, Request::system(), untold).await.unwrap().unwrap();
     scene.sync(Some(acme)).await;
     assert_eq!(scene.node.reveal(&scene.node.vault, acme, gateway).await, "sk-virtual-canary-000002");
     scene.proxy(|proxy| proxy.keys.clear());

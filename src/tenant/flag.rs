@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use super::handle::{Handle, Unavailable};
-use super::task::{Change, Declined};
+use super::task::{Change, Declined, Halt};
 use crate::domain::books::Posting;
 use crate::domain::chain::{Entry, EntryOutcome};
-use crate::domain::flag::change::{Expected, NotMade, Refusal, Render, Written};
+use crate::domain::flag::change::{Expected, NotMade, Refusal, Render};
 use crate::domain::flag::ledger::{FlagBooks, Variant};
 use crate::domain::flag::{Flag, FlagSet, change};
 use crate::domain::request::{Answer, Request};
 use crate::store::database::Connection;
-use crate::store::{StoreError, flag};
+use crate::store::flag;
 
 impl Handle {
     /// Writes a flag of the tenant's. `platform` are the platform's flags: some of their keys are not the tenant's to use.
@@ -25,8 +25,8 @@ impl Handle {
         platform: Arc<FlagSet>,
         request: Request,
         render: Render,
-    ) -> Result<Result<Answer<Written>, NotMade>, Unavailable> {
-        let told = self.change(PutFlag { flag, expected, platform, render }, request).await?;
+    ) -> Result<Result<Answer<Flag>, NotMade>, Unavailable> {
+        let told = self.change(PutFlag { flag, expected, platform }, request, render).await?;
         Ok(told.map_err(NotMade::from))
     }
 
@@ -40,8 +40,8 @@ impl Handle {
         expected: Expected,
         request: Request,
         render: Render,
-    ) -> Result<Result<Answer<Written>, NotMade>, Unavailable> {
-        let told = self.change(DeleteFlag { key, expected, render }, request).await?;
+    ) -> Result<Result<Answer<Flag>, NotMade>, Unavailable> {
+        let told = self.change(DeleteFlag { key, expected }, request, render).await?;
         Ok(told.map_err(NotMade::from))
     }
 }
@@ -63,11 +63,10 @@ pub struct PutFlag {
     pub expected: Expected,
     /// The platform's flags: some of their keys are not the tenant's to use.
     pub platform: Arc<FlagSet>,
-    pub render: Render,
 }
 
 impl Change for PutFlag {
-    type Done = Written;
+    type Done = Flag;
     type Refused = Refusal;
 
     async fn apply(
@@ -75,24 +74,17 @@ impl Change for PutFlag {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Written, Refusal>, StoreError> {
+    ) -> Result<Flag, Halt<Refusal>> {
         if self.platform.get(&self.flag.key).is_some_and(|flag| !flag.overridable) {
-            return Ok(Err(Refusal::NotOverridable));
+            return Err(Halt::Refused(Refusal::NotOverridable));
         }
         let books = posting.books.flags.clone();
-        let written = match change::put(&books.flags, &self.flag, &self.expected) {
-            Ok(written) => written,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let written = change::put(&books.flags, &self.flag, &self.expected).map_err(Halt::Refused)?;
         flag::put(database, &written).await?;
         let flags = books.flags.with(written.clone());
         posting.books.flags = Arc::new(FlagBooks { flags, exposures: books.exposures.clone() });
         posting.records_entry(put_record(&written, request));
-        Ok(Ok(Written { answer: (self.render)(&written), flag: written }))
-    }
-
-    fn render(&self, done: &Written) -> String {
-        done.answer.clone()
+        Ok(written)
     }
 }
 
@@ -101,11 +93,10 @@ impl Change for PutFlag {
 pub struct DeleteFlag {
     pub key: String,
     pub expected: Expected,
-    pub render: Render,
 }
 
 impl Change for DeleteFlag {
-    type Done = Written;
+    type Done = Flag;
     type Refused = Refusal;
 
     async fn apply(
@@ -113,23 +104,16 @@ impl Change for DeleteFlag {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Written, Refusal>, StoreError> {
+    ) -> Result<Flag, Halt<Refusal>> {
         let books = posting.books.flags.clone();
-        let flag = match change::delete(&books.flags, &self.key, &self.expected) {
-            Ok(flag) => flag,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let flag = change::delete(&books.flags, &self.key, &self.expected).map_err(Halt::Refused)?;
         flag::delete(database, &self.key).await?;
         flag::delete_exposures(database, &self.key).await?;
         let mut exposures = books.exposures.clone();
         exposures.retain(|variant, _| variant.flag != self.key);
         posting.books.flags = Arc::new(FlagBooks { flags: books.flags.without(&self.key), exposures });
         posting.records_entry(deleted_record(&self.key, request));
-        Ok(Ok(Written { answer: (self.render)(&flag), flag }))
-    }
-
-    fn render(&self, done: &Written) -> String {
-        done.answer.clone()
+        Ok(flag)
     }
 }
 
@@ -147,17 +131,13 @@ impl Change for CountExposures {
         database: &mut Connection,
         posting: &mut Posting,
         _: &Request,
-    ) -> Result<Result<(), Self::Refused>, StoreError> {
+    ) -> Result<(), Halt<Self::Refused>> {
         let mut books = FlagBooks::clone(&posting.books.flags);
         let changed = books.count(&self.0, posting.now());
         flag::put_exposures(database, &changed).await?;
         posting.has_other_rows |= !changed.is_empty();
         posting.books.flags = Arc::new(books);
-        Ok(Ok(()))
-    }
-
-    fn render(&self, (): &()) -> String {
-        "{}".into()
+        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ use super::message::{
     Permits, QuotaDraft, QuotaMessage, ReadFailure, Reconciliation, ReplaceQuotas, TreatFinding, Usage,
 };
 use super::pulse::Pulse;
-use super::task::{Change, Task, Told};
+use super::task::{Change, Render, Task, Told};
 use crate::clock::Clock;
 use crate::domain::adjustment::Adjustment;
 use crate::domain::books::{Books, Cursor};
@@ -436,9 +436,14 @@ impl Handle {
     ///
     /// # Errors
     /// [`Unavailable`], and inside it why the change was not made.
-    pub async fn change<C: Change>(&self, change: C, request: Request) -> Result<Told<C>, Unavailable> {
+    pub async fn change<C: Change>(
+        &self,
+        change: C,
+        request: Request,
+        render: Render<C>,
+    ) -> Result<Told<C>, Unavailable> {
         let now = self.heard();
-        self.ask(WORK_TIMEOUT, |reply| Message::Change(Task::new(change, request, now, reply))).await
+        self.ask(WORK_TIMEOUT, |reply| Message::Change(Task::new(change, request, render, now, reply))).await
     }
 
     /// Appends a record to the chain; with a `once` key, at most one is ever appended for that key.

@@ -1,12 +1,12 @@
 //! What a tenant's database need not keep for ever.
 
-use super::task::Change;
+use super::task::{Change, Halt};
 use crate::domain::books::Posting;
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::request::Request;
 use crate::domain::time::Timestamp;
 use crate::store::database::Connection;
-use crate::store::{StoreError, request};
+use crate::store::request;
 
 /// Answers forgotten in one transaction, so that usage waits for none of it.
 const ANSWERS_A_PIECE: i64 = 1_000;
@@ -27,7 +27,7 @@ impl Change for ForgetAnswers {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<u64, Self::Refused>, StoreError> {
+    ) -> Result<u64, Halt<Self::Refused>> {
         let forgotten = request::forget(database, self.before, ANSWERS_A_PIECE).await?;
         if forgotten > 0 {
             posting.records_entry(Entry {
@@ -39,10 +39,6 @@ impl Change for ForgetAnswers {
                 payload: serde_json::json!({ "answers": forgotten, "before": self.before.to_string() }).to_string(),
             });
         }
-        Ok(Ok(forgotten))
-    }
-
-    fn render(&self, _: &u64) -> String {
-        String::new()
+        Ok(forgotten)
     }
 }

@@ -29,16 +29,22 @@ pub trait Change: Debug + Send + Sync + 'static {
     /// of the chain. A refusal comes before the first row is written. Runs anew when the transaction was rolled back.
     ///
     /// # Errors
-    /// [`StoreError`]; the transaction is then of no use.
+    /// [`Halt`]; after [`Halt::Store`] the transaction is of no use.
     fn apply(
         &self,
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> impl Future<Output = Result<Result<Self::Done, Self::Refused>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Self::Done, Halt<Self::Refused>>> + Send;
+}
 
-    /// The answer that is kept with an idempotency key; it holds no secret.
-    fn render(&self, done: &Self::Done) -> String;
+/// What ends a change before it is made.
+#[derive(Debug, thiserror::Error)]
+pub enum Halt<R> {
+    #[error("the change is refused")]
+    Refused(R),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// Why a change was not made. Nothing was changed.
@@ -54,6 +60,15 @@ pub enum Declined<R> {
     RolledBack,
 }
 
+/// The answer that is kept with an idempotency key; it holds no secret.
+pub type Render<C> = fn(&<C as Change>::Done) -> String;
+
+/// The answer of a change that nobody asks for twice under one key.
+#[must_use]
+pub fn untold<T>(_: &T) -> String {
+    "{}".into()
+}
+
 /// What a caller of a change is told.
 pub type Told<C> = Result<Answer<<C as Change>::Done>, Declined<<C as Change>::Refused>>;
 
@@ -62,8 +77,14 @@ pub type Told<C> = Result<Answer<<C as Change>::Done>, Declined<<C as Change>::R
 pub struct Task(Box<dyn Run>);
 
 impl Task {
-    pub(crate) fn new<C: Change>(change: C, request: Request, now: Timestamp, reply: RpcReplyPort<Told<C>>) -> Task {
-        Task(Box::new(Asked { change, request, now, reply, told: None }))
+    pub(crate) fn new<C: Change>(
+        change: C,
+        request: Request,
+        render: Render<C>,
+        now: Timestamp,
+        reply: RpcReplyPort<Told<C>>,
+    ) -> Task {
+        Task(Box::new(Asked { change, request, render, now, reply, told: None }))
     }
 
     /// When it was asked for.
@@ -106,6 +127,7 @@ trait Run: Debug + Send {
 struct Asked<C: Change> {
     change: C,
     request: Request,
+    render: Render<C>,
     now: Timestamp,
     reply: RpcReplyPort<Told<C>>,
     /// Of the last time it ran.
@@ -120,12 +142,13 @@ impl<C: Change> Asked<C> {
             let same = body_hash == idempotency.body_hash;
             return Ok(if same { Ok(Answer::Replayed(answer)) } else { Err(Declined::IdempotencyMismatch) });
         }
-        let done = match self.change.apply(database, posting, &self.request).await? {
+        let done = match self.change.apply(database, posting, &self.request).await {
             Ok(done) => done,
-            Err(refused) => return Ok(Err(Declined::Refused(refused))),
+            Err(Halt::Refused(refused)) => return Ok(Err(Declined::Refused(refused))),
+            Err(Halt::Store(error)) => return Err(error),
         };
         if let Some(idempotency) = &self.request.idempotency {
-            let answer = self.change.render(&done);
+            let answer = (self.render)(&done);
             request::keep(database, &idempotency.key, &idempotency.body_hash, &answer, posting.now()).await?;
         }
         Ok(Ok(Answer::Fresh(done)))

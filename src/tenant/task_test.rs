@@ -5,13 +5,12 @@
 use std::sync::Arc;
 
 use super::guess::Guess;
-use super::task::{Change, Declined, Task, Told};
+use super::task::{Change, Declined, Halt, Task, Told};
 use super::work::{Unit, Work};
 use super::writer;
 use crate::domain::books::{Books, Posting};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::request::{Answer, Idempotency, Request};
-use crate::store::StoreError;
 use crate::store::database::Connection;
 use crate::store::tests::harness::{House, NOW};
 
@@ -30,10 +29,10 @@ impl Change for Say {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<String, &'static str>, StoreError> {
+    ) -> Result<String, Halt<&'static str>> {
         database.fetch("SELECT version FROM books", &[]).await?;
         if self.0.is_empty() {
-            return Ok(Err("nothing to say"));
+            return Err(Halt::Refused("nothing to say"));
         }
         posting.records_entry(Entry {
             actor: request.actor.clone(),
@@ -43,11 +42,7 @@ impl Change for Say {
             request_id: request.request_id.clone(),
             payload: serde_json::json!({ "word": self.0 }).to_string(),
         });
-        Ok(Ok(self.0.to_owned()))
-    }
-
-    fn render(&self, done: &String) -> String {
-        format!("said {done}")
+        Ok(self.0.to_owned())
     }
 }
 
@@ -60,7 +55,8 @@ async fn say(
     let idempotency = key.map(|(key, body)| Idempotency { key: key.into(), body_hash: [body; 32] });
     let request = Request { actor: "apiKey:k".into(), request_id: "r".into(), idempotency };
     let (reply, told) = ractor::concurrency::oneshot();
-    let unit = Unit { books: books.clone(), work: vec![Work::Task(Task::new(Say(word), request, NOW, reply.into()))] };
+    let task = Task::new(Say(word), request, |said| format!("said {said}"), NOW, reply.into());
+    let unit = Unit { books: books.clone(), work: vec![Work::Task(task)] };
     let written = writer::write(connection, &mut Guess::default(), unit).await.unwrap();
     *books = written.books;
     written.answers.into_iter().for_each(super::work::Reply::send);

@@ -17,7 +17,7 @@ use crate::domain::secret::{Binding, StoredSecret, WrappedKey};
 use crate::domain::time::Timestamp;
 use crate::tenant::handle::{Handle, Unavailable};
 use crate::tenant::provider::{AddDataKey, PutSecret};
-use crate::tenant::task::Declined;
+use crate::tenant::task::{Declined, untold};
 
 /// How often it is done again before the caller is told to come back.
 const TRIES: usize = 5;
@@ -67,7 +67,7 @@ pub async fn keep(
     (provider, secret): (ProviderId, &SecretString),
     expected: &Expected,
     request: &Request,
-    render: fn(&Provider) -> String,
+    render: fn(&Arc<Provider>) -> String,
 ) -> Result<Answer<Arc<Provider>>, DeskError> {
     for _ in 0..TRIES {
         let books = home.providers()?;
@@ -77,8 +77,8 @@ pub async fn keep(
         let sealed = vault.seal(&key, &place, secret).await?;
         let shown = vault.shown(place.tenant, secret);
         let secret = StoredSecret { id: place.secret, version: place.version, sealed, shown, set_at: Timestamp(0) };
-        let change = PutSecret { provider, secret, expected: expected.clone(), render };
-        match home.change(change, request.clone()).await? {
+        let change = PutSecret { provider, secret, expected: expected.clone() };
+        match home.change(change, request.clone(), render).await? {
             Err(declined) if is_outdated(&declined) => {}
             told => return told.map_err(DeskError::Declined),
         }
@@ -99,7 +99,7 @@ async fn newest_key(
     let key = vault.new_data_key(home.tenant(), 1, clock::Clock::system().now()).await?;
     // Not under the idempotency key of what is being kept.
     let request = Request { idempotency: None, ..request.clone() };
-    match home.change(AddDataKey(key.clone()), request).await? {
+    match home.change(AddDataKey(key.clone()), request, untold).await? {
         Ok(_) => Ok(Some(key)),
         Err(declined) if is_outdated(&declined) => Ok(None),
         Err(declined) => Err(DeskError::Declined(declined)),

@@ -11,6 +11,7 @@ use crate::domain::organization::user::ProfilePatch;
 use crate::domain::organization::{Expected, Organization};
 use crate::domain::time::MICROS_PER_SECOND;
 use crate::tenant::organization::{CreateGroup, EditUser, UserEdit};
+use crate::tenant::task::untold;
 
 const PUBLIC: &str = "https://platform.example.com";
 const CLIENT: &str = "platform-console";
@@ -158,9 +159,9 @@ impl Stage {
     async fn deactivate(&self, user: &User) {
         let edit = UserEdit::Patch(ProfilePatch { active: Some(false), ..ProfilePatch::default() });
         let limits = config::Organization::default().limits();
-        let change = EditUser { id: user.id, edit, expected: Expected::Any, limits, render: |_| String::new() };
+        let change = EditUser { id: user.id, edit, expected: Expected::Any, limits };
         let home = self.house.directory.find(self.house.tenant).await.unwrap();
-        home.change(change, Request::system()).await.unwrap().unwrap();
+        home.change(change, Request::system(), untold).await.unwrap().unwrap();
     }
 
     async fn logout_token(&self, change: impl FnOnce(&mut Value)) -> Result<(), LoginRefused> {
@@ -499,8 +500,8 @@ async fn people_are_added_when_they_first_come_and_follow_their_issuer() {
     for name in ["Engineers", "Operators"] {
         let profile = crate::domain::organization::group::Profile::named(name);
         let id = crate::domain::ids::GroupId(crate::clock::new_id());
-        let change = CreateGroup { id, profile, limits, render: |_| String::new() };
-        home.change(change, Request::system()).await.unwrap().unwrap();
+        let change = CreateGroup { id, profile, limits };
+        home.change(change, Request::system(), untold).await.unwrap().unwrap();
     }
     let claims = |groups: Value, nonce: &str| {
         let mut claims = stage.id_claims(nonce);
@@ -526,8 +527,8 @@ async fn people_are_added_when_they_first_come_and_follow_their_issuer() {
     let own = [("desk".to_owned(), json!("7"))].into_iter().collect();
     let own = crate::domain::organization::attributes::AttributesPatch::read(&own).ok();
     let edit = UserEdit::Patch(ProfilePatch { attributes: own.map(Some), ..ProfilePatch::default() });
-    let change = EditUser { id: jane.id, edit, expected: Expected::Any, limits, render: |_| String::new() };
-    home.change(change, Request::system()).await.unwrap().unwrap();
+    let change = EditUser { id: jane.id, edit, expected: Expected::Any, limits };
+    home.change(change, Request::system(), untold).await.unwrap().unwrap();
     let mut without = claims(json!(["ops"]), "");
     without.as_object_mut().unwrap().remove("department");
     stage.gives(&without, None);
@@ -600,8 +601,8 @@ async fn a_password_lets_in_whom_it_belongs_to_and_the_old_one_nobody() {
     let limits = config::Organization::default().limits();
     let id = UserId(crate::clock::new_id());
     let profile = crate::domain::organization::user::Profile::named("jane");
-    let change = crate::tenant::organization::CreateUser { id, profile, limits, render: |_| String::new() };
-    home.change(change, Request::system()).await.unwrap().unwrap();
+    let change = crate::tenant::organization::CreateUser { id, profile, limits };
+    home.change(change, Request::system(), untold).await.unwrap().unwrap();
     let word = |text: &str| Zeroizing::new(text.to_owned());
     let set = async |text: &str| {
         stage.gate().set_password(stage.house.tenant, id, word(text), Request::system()).await.unwrap();
@@ -643,8 +644,8 @@ async fn a_login_that_a_new_password_overtakes_leaves_no_session() {
     let limits = config::Organization::default().limits();
     let id = UserId(crate::clock::new_id());
     let profile = crate::domain::organization::user::Profile::named("jane");
-    let change = crate::tenant::organization::CreateUser { id, profile, limits, render: |_| String::new() };
-    home.change(change, Request::system()).await.unwrap().unwrap();
+    let change = crate::tenant::organization::CreateUser { id, profile, limits };
+    home.change(change, Request::system(), untold).await.unwrap().unwrap();
     let set = async |text: &str| {
         let word = Zeroizing::new(text.to_owned());
         stage.gate().set_password(tenant, id, word, Request::system()).await.unwrap();

@@ -2,14 +2,6 @@
 
 use super::{FLAGS_MAX, Flag, FlagSet};
 
-/// A change that was made, and how its caller is told of it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Written {
-    pub flag: Flag,
-    /// JSON, for a caller that asks again.
-    pub answer: String,
-}
-
 /// Writes a flag for people.
 pub type Render = fn(&Flag) -> String;
 

@@ -12,7 +12,7 @@ use crate::domain::organization::{Expected, Limits, Refusal};
 use crate::domain::request::Request;
 use crate::store::database::Connection;
 use crate::store::{StoreError, organization as rows};
-use crate::tenant::task::Change;
+use crate::tenant::task::{Change, Halt};
 
 /// A new group, without members.
 #[derive(Debug)]
@@ -20,7 +20,6 @@ pub struct CreateGroup {
     pub id: GroupId,
     pub profile: Profile,
     pub limits: Limits,
-    pub render: fn(&Group) -> String,
 }
 
 impl Change for CreateGroup {
@@ -32,21 +31,14 @@ impl Change for CreateGroup {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Group>, Refusal>, StoreError> {
+    ) -> Result<Arc<Group>, Halt<Refusal>> {
         let now = posting.now();
         let group = Group { id: self.id, profile: self.profile.clone(), version: 1, created_at: now, updated_at: now };
-        let group = match organization(posting).put_group(group, &self.limits) {
-            Ok(group) => group,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let group = organization(posting).put_group(group, &self.limits).map_err(Halt::Refused)?;
         rows::insert_group(database, &group).await?;
         let payload = json!({ "active": group.profile.active });
         record(posting, request, "group.created", target(group.id), payload);
-        Ok(Ok(group))
-    }
-
-    fn render(&self, done: &Arc<Group>) -> String {
-        (self.render)(done)
+        Ok(group)
     }
 }
 
@@ -73,7 +65,6 @@ pub struct EditGroup {
     pub edit: GroupEdit,
     pub expected: Expected,
     pub limits: Limits,
-    pub render: fn(&Group) -> String,
 }
 
 impl Change for EditGroup {
@@ -85,30 +76,20 @@ impl Change for EditGroup {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Group>, Refusal>, StoreError> {
-        let before = match found(posting, self.id, &self.expected) {
-            Ok(before) => before,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+    ) -> Result<Arc<Group>, Halt<Refusal>> {
+        let before = found(posting, self.id, &self.expected).map_err(Halt::Refused)?;
         let profile = self.edit.of(&before.profile);
         let changed = before.profile.changed(&profile);
         if changed.is_empty() {
-            return Ok(Ok(before));
+            return Ok(before);
         }
         let group = Group { profile, ..next(&before, posting) };
-        let group = match organization(posting).put_group(group, &self.limits) {
-            Ok(group) => group,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let group = organization(posting).put_group(group, &self.limits).map_err(Halt::Refused)?;
         rows::update_group(database, &group).await?;
         let action = action_of(&changed, group.profile.active, "group");
         let payload = json!({ "fields": changed, "version": group.version });
         record(posting, request, &action, target(group.id), payload);
-        Ok(Ok(group))
-    }
-
-    fn render(&self, done: &Arc<Group>) -> String {
-        (self.render)(done)
+        Ok(group)
     }
 }
 
@@ -117,7 +98,6 @@ impl Change for EditGroup {
 pub struct DeleteGroup {
     pub id: GroupId,
     pub expected: Expected,
-    pub render: fn(&Group) -> String,
 }
 
 impl Change for DeleteGroup {
@@ -129,21 +109,12 @@ impl Change for DeleteGroup {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Group>, Refusal>, StoreError> {
-        if let Err(refusal) = found(posting, self.id, &self.expected) {
-            return Ok(Err(refusal));
-        }
-        let group = match organization(posting).remove_group(self.id) {
-            Ok(group) => group,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+    ) -> Result<Arc<Group>, Halt<Refusal>> {
+        found(posting, self.id, &self.expected).map_err(Halt::Refused)?;
+        let group = organization(posting).remove_group(self.id).map_err(Halt::Refused)?;
         rows::delete_group(database, self.id).await?;
         record(posting, request, "group.deleted", target(self.id), json!({ "version": group.version }));
-        Ok(Ok(group))
-    }
-
-    fn render(&self, done: &Arc<Group>) -> String {
-        (self.render)(done)
+        Ok(group)
     }
 }
 
@@ -154,7 +125,6 @@ pub struct AddMembers {
     pub members: Vec<Member>,
     pub expected: Expected,
     pub limits: Limits,
-    pub render: fn(&Group) -> String,
 }
 
 impl Change for AddMembers {
@@ -166,27 +136,17 @@ impl Change for AddMembers {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Group>, Refusal>, StoreError> {
-        let before = match found(posting, self.group, &self.expected) {
-            Ok(before) => before,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        let joined = match organization(posting).join(self.group, &self.members, &self.limits) {
-            Ok(joined) => joined,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+    ) -> Result<Arc<Group>, Halt<Refusal>> {
+        let before = found(posting, self.group, &self.expected).map_err(Halt::Refused)?;
+        let joined = organization(posting).join(self.group, &self.members, &self.limits).map_err(Halt::Refused)?;
         if joined.is_empty() {
-            return Ok(Ok(before));
+            return Ok(before);
         }
         rows::insert_members(database, self.group, &joined, posting.now()).await?;
         let payload = json!({ "members": joined.iter().map(named).collect::<Vec<_>>() });
         let noted = ("group.membersAdded", payload);
         let group = stepped(database, posting, request, &before, noted, &self.limits).await?;
-        Ok(Ok(group))
-    }
-
-    fn render(&self, done: &Arc<Group>) -> String {
-        (self.render)(done)
+        Ok(group)
     }
 }
 
@@ -197,7 +157,6 @@ pub struct RemoveMember {
     pub member: Member,
     pub expected: Expected,
     pub limits: Limits,
-    pub render: fn(&Group) -> String,
 }
 
 impl Change for RemoveMember {
@@ -209,23 +168,14 @@ impl Change for RemoveMember {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Group>, Refusal>, StoreError> {
-        let before = match found(posting, self.group, &self.expected) {
-            Ok(before) => before,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        if let Err(refusal) = organization(posting).expel(self.group, self.member) {
-            return Ok(Err(refusal));
-        }
+    ) -> Result<Arc<Group>, Halt<Refusal>> {
+        let before = found(posting, self.group, &self.expected).map_err(Halt::Refused)?;
+        organization(posting).expel(self.group, self.member).map_err(Halt::Refused)?;
         rows::delete_member(database, self.group, self.member).await?;
         let payload = json!({ "members": [named(&self.member)] });
         let noted = ("group.memberRemoved", payload);
         let group = stepped(database, posting, request, &before, noted, &self.limits).await?;
-        Ok(Ok(group))
-    }
-
-    fn render(&self, done: &Arc<Group>) -> String {
-        (self.render)(done)
+        Ok(group)
     }
 }
 

@@ -11,8 +11,8 @@ use crate::domain::organization::role::{Holder, RoleAssignment};
 use crate::domain::organization::{Limits, Refusal};
 use crate::domain::request::Request;
 use crate::store::database::Connection;
-use crate::store::{StoreError, organization as rows};
-use crate::tenant::task::Change;
+use crate::store::organization as rows;
+use crate::tenant::task::{Change, Halt};
 
 /// A role, given. Whether there is such an API key is known at the door.
 #[derive(Debug)]
@@ -21,7 +21,6 @@ pub struct AssignRole {
     pub role: String,
     pub holder: Holder,
     pub limits: Limits,
-    pub render: fn(&RoleAssignment) -> String,
 }
 
 impl Change for AssignRole {
@@ -33,23 +32,16 @@ impl Change for AssignRole {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<RoleAssignment>, Refusal>, StoreError> {
+    ) -> Result<Arc<RoleAssignment>, Halt<Refusal>> {
         if !posting.books.policies.knows_role(&self.role) {
-            return Ok(Err(Refusal::UnknownRole));
+            return Err(Halt::Refused(Refusal::UnknownRole));
         }
         let (role, holder) = (self.role.clone(), self.holder.clone());
         let assignment = RoleAssignment { id: self.id, role, holder, created_at: posting.now() };
-        let assignment = match organization(posting).assign(assignment, &self.limits) {
-            Ok(assignment) => assignment,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let assignment = organization(posting).assign(assignment, &self.limits).map_err(Halt::Refused)?;
         rows::insert_assignment(database, &assignment).await?;
         note(posting, request, "role.assigned", &assignment);
-        Ok(Ok(assignment))
-    }
-
-    fn render(&self, done: &Arc<RoleAssignment>) -> String {
-        (self.render)(done)
+        Ok(assignment)
     }
 }
 
@@ -57,7 +49,6 @@ impl Change for AssignRole {
 #[derive(Debug)]
 pub struct UnassignRole {
     pub id: RoleAssignmentId,
-    pub render: fn(&RoleAssignment) -> String,
 }
 
 impl Change for UnassignRole {
@@ -69,18 +60,11 @@ impl Change for UnassignRole {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<RoleAssignment>, Refusal>, StoreError> {
-        let assignment = match organization(posting).unassign(self.id) {
-            Ok(assignment) => assignment,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+    ) -> Result<Arc<RoleAssignment>, Halt<Refusal>> {
+        let assignment = organization(posting).unassign(self.id).map_err(Halt::Refused)?;
         rows::delete_assignment(database, self.id).await?;
         note(posting, request, "role.unassigned", &assignment);
-        Ok(Ok(assignment))
-    }
-
-    fn render(&self, done: &Arc<RoleAssignment>) -> String {
-        (self.render)(done)
+        Ok(assignment)
     }
 }
 

@@ -13,8 +13,8 @@ use crate::domain::organization::group::{Group, Member, Profile};
 use crate::domain::organization::{Expected, Limits, Refusal};
 use crate::domain::request::Request;
 use crate::store::database::Connection;
-use crate::store::{StoreError, organization as rows};
-use crate::tenant::task::Change;
+use crate::store::organization as rows;
+use crate::tenant::task::{Change, Halt};
 
 /// A group with this profile and exactly these members. One that is so already is left alone.
 #[derive(Debug)]
@@ -25,7 +25,6 @@ pub struct ShapeGroup {
     /// Which version it takes the place of; `None` for a new group.
     pub expected: Option<Expected>,
     pub limits: Limits,
-    pub render: fn(&Group) -> String,
 }
 
 impl ShapeGroup {
@@ -84,14 +83,14 @@ impl Change for ShapeGroup {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Group>, Refusal>, StoreError> {
+    ) -> Result<Arc<Group>, Halt<Refusal>> {
         // A refusal may come after memory was changed: it is changed in a copy, which takes its place at the end.
         let kept = posting.books.organization.clone();
         let Judged { group, is_new, changed, gone, joined } = match self.judge(posting) {
             Ok(judged) => judged,
             Err(refusal) => {
                 posting.books.organization = kept;
-                return Ok(Err(refusal));
+                return Err(Halt::Refused(refusal));
             }
         };
         let target = || format!("group:{}", group.id);
@@ -99,7 +98,7 @@ impl Change for ShapeGroup {
             rows::insert_group(database, &group).await?;
             record(posting, request, "group.created", target(), json!({ "active": group.profile.active }));
         } else if changed.is_empty() && gone.is_empty() && joined.is_empty() {
-            return Ok(Ok(group));
+            return Ok(group);
         } else {
             rows::update_group(database, &group).await?;
         }
@@ -119,10 +118,6 @@ impl Change for ShapeGroup {
                 record(posting, request, action, target(), payload);
             }
         }
-        Ok(Ok(group))
-    }
-
-    fn render(&self, done: &Arc<Group>) -> String {
-        (self.render)(done)
+        Ok(group)
     }
 }

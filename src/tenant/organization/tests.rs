@@ -40,6 +40,10 @@ struct Home {
     books: Arc<Books>,
 }
 
+fn rendered<T: std::fmt::Debug>(done: &T) -> String {
+    format!("{done:?}")
+}
+
 impl Home {
     async fn new(house: &House) -> Home {
         let (_, connection, books) = house.owner().await;
@@ -50,7 +54,7 @@ impl Home {
         let idempotency = key.map(|key| Idempotency { key: key.into(), body_hash: [1; 32] });
         let request = Request { actor: "apiKey:k".into(), request_id: "r".into(), idempotency };
         let (reply, told) = oneshot();
-        let task = Task::new(change, request, NOW, reply.into());
+        let task = Task::new(change, request, rendered, NOW, reply.into());
         let unit = Unit { books: self.books.clone(), work: vec![Work::Task(task)] };
         let written = writer::write(&mut self.connection, &mut Guess::default(), unit).await.unwrap();
         self.books = written.books;
@@ -100,13 +104,13 @@ impl Home {
             external_id: Some(format!("external {name}")),
             ..group::Profile::named(name)
         };
-        self.done(CreateGroup { id, profile, limits: LIMITS, render: |_| String::new() }).await;
+        self.done(CreateGroup { id, profile, limits: LIMITS }).await;
         id
     }
 
     async fn joins(&mut self, group: GroupId, members: &[Member]) {
         let (members, expected) = (members.to_vec(), Expected::Any);
-        self.done(AddMembers { group, members, expected, limits: LIMITS, render: |_| String::new() }).await;
+        self.done(AddMembers { group, members, expected, limits: LIMITS }).await;
     }
 }
 
@@ -129,29 +133,28 @@ fn full(name: &str) -> user::Profile {
 }
 
 fn create(profile: user::Profile) -> CreateUser {
-    let render = |user: &user::User| user.id.to_string();
-    CreateUser { id: UserId(crate::clock::new_id()), profile, limits: LIMITS, render }
+    CreateUser { id: UserId(crate::clock::new_id()), profile, limits: LIMITS }
 }
 
 fn patch(id: UserId, expected: Expected, patch: user::ProfilePatch) -> EditUser {
-    EditUser { id, edit: UserEdit::Patch(patch), expected, limits: LIMITS, render: |_| String::new() }
+    EditUser { id, edit: UserEdit::Patch(patch), expected, limits: LIMITS }
 }
 
 fn delete(id: UserId, expected: Expected) -> DeleteUser {
-    DeleteUser { id, expected, render: |_| String::new() }
+    DeleteUser { id, expected }
 }
 
 fn dissolve(id: GroupId, expected: Expected) -> DeleteGroup {
-    DeleteGroup { id, expected, render: |_| String::new() }
+    DeleteGroup { id, expected }
 }
 
 fn remove(group: GroupId, user: UserId, expected: Expected) -> RemoveMember {
-    RemoveMember { group, member: Member::User(user), expected, limits: LIMITS, render: |_| String::new() }
+    RemoveMember { group, member: Member::User(user), expected, limits: LIMITS }
 }
 
 fn assign(role: &str, holder: Holder) -> AssignRole {
     let id = RoleAssignmentId(crate::clock::new_id());
-    AssignRole { id, role: role.into(), holder, limits: LIMITS, render: |_| String::new() }
+    AssignRole { id, role: role.into(), holder, limits: LIMITS }
 }
 
 async fn people_are_read_again_as_they_were_left(house: &House) {
@@ -172,21 +175,13 @@ async fn people_are_read_again_as_they_were_left(house: &House) {
         edit: UserEdit::Replace(user::Profile { subjects: Vec::new(), ..user::Profile::named("ADA") }),
         expected: Expected::OneOf(vec![1]),
         limits: LIMITS,
-        render: |_| String::new(),
     };
     assert_eq!(home.done(replaced).await.version, 2);
     // The subjects that Ada gave up are free for Bob.
     let taken_over = user::ProfilePatch { subjects: Some(full("Ada").subjects), ..user::ProfilePatch::default() };
     home.done(patch(bob, Expected::Any, taken_over)).await;
     let edit = GroupEdit::Patch(group::ProfilePatch { active: Some(false), ..group::ProfilePatch::default() });
-    home.done(EditGroup {
-        id: outer,
-        edit,
-        expected: Expected::OneOf(vec![1, 2]),
-        limits: LIMITS,
-        render: |_| String::new(),
-    })
-    .await;
+    home.done(EditGroup { id: outer, edit, expected: Expected::OneOf(vec![1, 2]), limits: LIMITS }).await;
     home.done(remove(inner, bob, Expected::Any)).await;
     home.reads_the_same().await;
     assert_eq!(home.books.organization.roles_of_user(ada), BTreeSet::from(["reader"]));
@@ -228,7 +223,6 @@ async fn a_refused_change_leaves_no_row_and_no_record(house: &House) {
         members: vec![Member::User(ada), Member::Group(one)],
         expected: Expected::Any,
         limits: LIMITS,
-        render: |_| String::new(),
     };
     assert_eq!(home.refused(circle).await, Refusal::Cycle { index: 1 });
     assert_eq!(home.refused(assign("reader", Holder::User(ada))).await, Refusal::AlreadyAssigned);
@@ -251,7 +245,6 @@ async fn a_group_is_shaped_in_one_change(house: &House) {
         members: members.iter().copied().collect(),
         expected,
         limits: LIMITS,
-        render: |_| String::new(),
     };
     let (ada, bob, inner) = (Member::User(ada), Member::User(bob), Member::Group(other));
     assert_eq!(home.done(shape("Team", &[ada, inner], None)).await.version, 1);
@@ -304,7 +297,7 @@ async fn a_person_is_made_once_per_key(house: &House) {
         other => panic!("{other:?}"),
     };
     let again = home.told(create(full("Ada")), Some("key")).await;
-    assert!(matches!(again, Ok(Answer::Replayed(answer)) if answer == first.to_string()));
+    assert!(matches!(again, Ok(Answer::Replayed(answer)) if answer.contains(&first.to_string())));
     assert_eq!(home.books.organization.user_count(), 1);
 }
 

@@ -11,8 +11,8 @@ use crate::domain::organization::user::{Profile, ProfilePatch, User};
 use crate::domain::organization::{Expected, Limits, Refusal};
 use crate::domain::request::Request;
 use crate::store::database::Connection;
-use crate::store::{StoreError, organization as rows};
-use crate::tenant::task::Change;
+use crate::store::organization as rows;
+use crate::tenant::task::{Change, Halt};
 
 /// A new user.
 #[derive(Debug)]
@@ -20,7 +20,6 @@ pub struct CreateUser {
     pub id: UserId,
     pub profile: Profile,
     pub limits: Limits,
-    pub render: fn(&User) -> String,
 }
 
 impl Change for CreateUser {
@@ -32,20 +31,13 @@ impl Change for CreateUser {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<User>, Refusal>, StoreError> {
+    ) -> Result<Arc<User>, Halt<Refusal>> {
         let now = posting.now();
         let user = User { id: self.id, profile: self.profile.clone(), version: 1, created_at: now, updated_at: now };
-        let user = match organization(posting).put_user(user, &self.limits) {
-            Ok(user) => user,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let user = organization(posting).put_user(user, &self.limits).map_err(Halt::Refused)?;
         rows::insert_user(database, &user).await?;
         record(posting, request, "user.created", format!("user:{}", user.id), json!({ "active": user.profile.active }));
-        Ok(Ok(user))
-    }
-
-    fn render(&self, done: &Arc<User>) -> String {
-        (self.render)(done)
+        Ok(user)
     }
 }
 
@@ -72,7 +64,6 @@ pub struct EditUser {
     pub edit: UserEdit,
     pub expected: Expected,
     pub limits: Limits,
-    pub render: fn(&User) -> String,
 }
 
 impl Change for EditUser {
@@ -84,32 +75,25 @@ impl Change for EditUser {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<User>, Refusal>, StoreError> {
+    ) -> Result<Arc<User>, Halt<Refusal>> {
         let Some(before) = posting.books.organization.user(self.id).cloned() else {
-            return Ok(Err(Refusal::UnknownUser));
+            return Err(Halt::Refused(Refusal::UnknownUser));
         };
         if !self.expected.is(before.version) {
-            return Ok(Err(Refusal::Stale));
+            return Err(Halt::Refused(Refusal::Stale));
         }
         let profile = self.edit.of(&before.profile);
         let changed = before.profile.changed(&profile);
         if changed.is_empty() {
-            return Ok(Ok(before));
+            return Ok(before);
         }
         let user = User { profile, version: before.version + 1, updated_at: posting.now(), ..before.as_ref().clone() };
-        let user = match organization(posting).put_user(user, &self.limits) {
-            Ok(user) => user,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let user = organization(posting).put_user(user, &self.limits).map_err(Halt::Refused)?;
         rows::update_user(database, &user).await?;
         let action = action_of(&changed, user.profile.active, "user");
         let payload = json!({ "fields": changed, "version": user.version });
         record(posting, request, &action, format!("user:{}", user.id), payload);
-        Ok(Ok(user))
-    }
-
-    fn render(&self, done: &Arc<User>) -> String {
-        (self.render)(done)
+        Ok(user)
     }
 }
 
@@ -118,7 +102,6 @@ impl Change for EditUser {
 pub struct DeleteUser {
     pub id: UserId,
     pub expected: Expected,
-    pub render: fn(&User) -> String,
 }
 
 impl Change for DeleteUser {
@@ -130,21 +113,14 @@ impl Change for DeleteUser {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<User>, Refusal>, StoreError> {
+    ) -> Result<Arc<User>, Halt<Refusal>> {
         match posting.books.organization.user(self.id) {
-            Some(user) if !self.expected.is(user.version) => return Ok(Err(Refusal::Stale)),
+            Some(user) if !self.expected.is(user.version) => return Err(Halt::Refused(Refusal::Stale)),
             _ => {}
         }
-        let user = match organization(posting).remove_user(self.id) {
-            Ok(user) => user,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let user = organization(posting).remove_user(self.id).map_err(Halt::Refused)?;
         rows::delete_user(database, self.id).await?;
         record(posting, request, "user.deleted", format!("user:{}", self.id), json!({ "version": user.version }));
-        Ok(Ok(user))
-    }
-
-    fn render(&self, done: &Arc<User>) -> String {
-        (self.render)(done)
+        Ok(user)
     }
 }

@@ -11,8 +11,8 @@ use crate::domain::policy::statement::{Policy, PolicyTerms};
 use crate::domain::policy::{Expected, Refusal};
 use crate::domain::request::Request;
 use crate::store::database::Connection;
-use crate::store::{StoreError, policy as rows};
-use crate::tenant::task::Change;
+use crate::store::policy as rows;
+use crate::tenant::task::{Change, Halt};
 
 /// A new policy. Whether there is such an API key is known at the door.
 #[derive(Debug)]
@@ -20,7 +20,6 @@ pub struct CreatePolicy {
     pub id: PolicyId,
     pub terms: PolicyTerms,
     pub built_in: Arc<BuiltIn>,
-    pub render: fn(&Policy) -> String,
 }
 
 impl Change for CreatePolicy {
@@ -32,20 +31,13 @@ impl Change for CreatePolicy {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Policy>, Refusal>, StoreError> {
+    ) -> Result<Arc<Policy>, Halt<Refusal>> {
         let (now, people) = (posting.now(), posting.books.organization.clone());
         let judge = Judge { built_in: &self.built_in, people: &people };
-        let policy = match books(posting).create_policy(self.id, self.terms.clone(), &judge, now) {
-            Ok(policy) => policy,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let policy = books(posting).create_policy(self.id, self.terms.clone(), &judge, now).map_err(Halt::Refused)?;
         rows::put_policy(database, &policy, posting.books.policies.version).await?;
         record(posting, request, "policy.created", format!("policy:{}", policy.id), &policy);
-        Ok(Ok(policy))
-    }
-
-    fn render(&self, done: &Arc<Policy>) -> String {
-        (self.render)(done)
+        Ok(policy)
     }
 }
 
@@ -56,7 +48,6 @@ pub struct ReplacePolicy {
     pub terms: PolicyTerms,
     pub expected: Expected,
     pub built_in: Arc<BuiltIn>,
-    pub render: fn(&Policy) -> String,
 }
 
 impl Change for ReplacePolicy {
@@ -68,24 +59,17 @@ impl Change for ReplacePolicy {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Policy>, Refusal>, StoreError> {
+    ) -> Result<Arc<Policy>, Halt<Refusal>> {
         let (now, before) = (posting.now(), posting.books.policies.version);
         let people = posting.books.organization.clone();
         let judge = Judge { built_in: &self.built_in, people: &people };
         let replaced = books(posting).replace_policy(self.id, self.terms.clone(), &self.expected, &judge, now);
-        let policy = match replaced {
-            Ok(policy) => policy,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let policy = replaced.map_err(Halt::Refused)?;
         if posting.books.policies.version != before {
             rows::put_policy(database, &policy, posting.books.policies.version).await?;
             record(posting, request, "policy.replaced", format!("policy:{}", policy.id), &policy);
         }
-        Ok(Ok(policy))
-    }
-
-    fn render(&self, done: &Arc<Policy>) -> String {
-        (self.render)(done)
+        Ok(policy)
     }
 }
 
@@ -94,7 +78,6 @@ impl Change for ReplacePolicy {
 pub struct DeletePolicy {
     pub id: PolicyId,
     pub expected: Expected,
-    pub render: fn(&Policy) -> String,
 }
 
 impl Change for DeletePolicy {
@@ -106,17 +89,10 @@ impl Change for DeletePolicy {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Policy>, Refusal>, StoreError> {
-        let policy = match books(posting).remove_policy(self.id, &self.expected) {
-            Ok(policy) => policy,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+    ) -> Result<Arc<Policy>, Halt<Refusal>> {
+        let policy = books(posting).remove_policy(self.id, &self.expected).map_err(Halt::Refused)?;
         rows::delete_policy(database, self.id, posting.books.policies.version).await?;
         record(posting, request, "policy.deleted", format!("policy:{}", policy.id), &policy);
-        Ok(Ok(policy))
-    }
-
-    fn render(&self, done: &Arc<Policy>) -> String {
-        (self.render)(done)
+        Ok(policy)
     }
 }

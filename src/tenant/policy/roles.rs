@@ -9,8 +9,8 @@ use crate::domain::policy::role::{RoleTerms, TenantRole};
 use crate::domain::policy::{Expected, Refusal};
 use crate::domain::request::Request;
 use crate::store::database::Connection;
-use crate::store::{StoreError, policy as rows};
-use crate::tenant::task::Change;
+use crate::store::policy as rows;
+use crate::tenant::task::{Change, Halt};
 
 /// A new role.
 #[derive(Debug)]
@@ -18,7 +18,6 @@ pub struct CreateRole {
     pub name: String,
     pub terms: RoleTerms,
     pub built_in: Arc<BuiltIn>,
-    pub render: fn(&TenantRole) -> String,
 }
 
 impl Change for CreateRole {
@@ -30,19 +29,13 @@ impl Change for CreateRole {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<TenantRole>, Refusal>, StoreError> {
+    ) -> Result<Arc<TenantRole>, Halt<Refusal>> {
         let now = posting.now();
-        let role = match books(posting).create_role(&self.name, self.terms.clone(), &self.built_in, now) {
-            Ok(role) => role,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let role =
+            books(posting).create_role(&self.name, self.terms.clone(), &self.built_in, now).map_err(Halt::Refused)?;
         rows::put_role(database, &role, posting.books.policies.version).await?;
         record(posting, request, "role.created", format!("role:{}", role.name), &role);
-        Ok(Ok(role))
-    }
-
-    fn render(&self, done: &Arc<TenantRole>) -> String {
-        (self.render)(done)
+        Ok(role)
     }
 }
 
@@ -53,7 +46,6 @@ pub struct ReplaceRole {
     pub terms: RoleTerms,
     pub expected: Expected,
     pub built_in: Arc<BuiltIn>,
-    pub render: fn(&TenantRole) -> String,
 }
 
 impl Change for ReplaceRole {
@@ -65,22 +57,17 @@ impl Change for ReplaceRole {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<TenantRole>, Refusal>, StoreError> {
+    ) -> Result<Arc<TenantRole>, Halt<Refusal>> {
         let (now, before) = (posting.now(), posting.books.policies.version);
         let terms = self.terms.clone();
-        let role = match books(posting).replace_role(&self.name, terms, &self.expected, &self.built_in, now) {
-            Ok(role) => role,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let role = books(posting)
+            .replace_role(&self.name, terms, &self.expected, &self.built_in, now)
+            .map_err(Halt::Refused)?;
         if posting.books.policies.version != before {
             rows::put_role(database, &role, posting.books.policies.version).await?;
             record(posting, request, "role.replaced", format!("role:{}", role.name), &role);
         }
-        Ok(Ok(role))
-    }
-
-    fn render(&self, done: &Arc<TenantRole>) -> String {
-        (self.render)(done)
+        Ok(role)
     }
 }
 
@@ -89,7 +76,6 @@ impl Change for ReplaceRole {
 pub struct DeleteRole {
     pub name: String,
     pub expected: Expected,
-    pub render: fn(&TenantRole) -> String,
 }
 
 impl Change for DeleteRole {
@@ -101,18 +87,11 @@ impl Change for DeleteRole {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<TenantRole>, Refusal>, StoreError> {
+    ) -> Result<Arc<TenantRole>, Halt<Refusal>> {
         let people = posting.books.organization.clone();
-        let role = match books(posting).remove_role(&self.name, &self.expected, &people) {
-            Ok(role) => role,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let role = books(posting).remove_role(&self.name, &self.expected, &people).map_err(Halt::Refused)?;
         rows::delete_role(database, &role.name, posting.books.policies.version).await?;
         record(posting, request, "role.deleted", format!("role:{}", role.name), &role);
-        Ok(Ok(role))
-    }
-
-    fn render(&self, done: &Arc<TenantRole>) -> String {
-        (self.render)(done)
+        Ok(role)
     }
 }

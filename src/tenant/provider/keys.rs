@@ -12,8 +12,8 @@ use crate::domain::provider::Refusal;
 use crate::domain::request::Request;
 use crate::domain::secret::{StoredSecret, WrappedKey};
 use crate::store::database::Connection;
-use crate::store::{StoreError, provider as rows};
-use crate::tenant::task::Change;
+use crate::store::provider as rows;
+use crate::tenant::task::{Change, Halt};
 
 /// Another data key, from now on the one that encrypts.
 #[derive(Debug)]
@@ -28,17 +28,11 @@ impl Change for AddDataKey {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<(), Refusal>, StoreError> {
-        if let Err(refusal) = providers(posting).add_key(self.0.clone()) {
-            return Ok(Err(refusal));
-        }
+    ) -> Result<(), Halt<Refusal>> {
+        providers(posting).add_key(self.0.clone()).map_err(Halt::Refused)?;
         rows::insert_key(database, &self.0).await?;
         note(posting, request, "dataKey.created", &self.0);
-        Ok(Ok(()))
-    }
-
-    fn render(&self, (): &()) -> String {
-        "{}".into()
+        Ok(())
     }
 }
 
@@ -58,17 +52,11 @@ impl Change for RewrapDataKey {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<(), Refusal>, StoreError> {
-        if let Err(refusal) = providers(posting).rewrap(&self.old, self.new.clone()) {
-            return Ok(Err(refusal));
-        }
+    ) -> Result<(), Halt<Refusal>> {
+        providers(posting).rewrap(&self.old, self.new.clone()).map_err(Halt::Refused)?;
         rows::rewrap_key(database, &self.new).await?;
         note(posting, request, "dataKey.rewrapped", &self.new);
-        Ok(Ok(()))
-    }
-
-    fn render(&self, (): &()) -> String {
-        "{}".into()
+        Ok(())
     }
 }
 
@@ -85,22 +73,11 @@ impl Change for Reseal {
     type Done = ();
     type Refused = Refusal;
 
-    async fn apply(
-        &self,
-        database: &mut Connection,
-        posting: &mut Posting,
-        _: &Request,
-    ) -> Result<Result<(), Refusal>, StoreError> {
-        if let Err(refusal) = providers(posting).reseal(self.provider, &self.old, self.new.clone()) {
-            return Ok(Err(refusal));
-        }
+    async fn apply(&self, database: &mut Connection, posting: &mut Posting, _: &Request) -> Result<(), Halt<Refusal>> {
+        providers(posting).reseal(self.provider, &self.old, self.new.clone()).map_err(Halt::Refused)?;
         rows::put_secret(database, self.provider, &self.new).await?;
         posting.has_other_rows = true;
-        Ok(Ok(()))
-    }
-
-    fn render(&self, (): &()) -> String {
-        "{}".into()
+        Ok(())
     }
 }
 
@@ -117,17 +94,13 @@ impl Change for RetireDataKeys {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<usize, Refusal>, StoreError> {
+    ) -> Result<usize, Halt<Refusal>> {
         let retired = providers(posting).retire_keys();
         if !retired.is_empty() {
             rows::delete_keys(database, &retired).await?;
             record(posting, request, "dataKey.retired", "dataKeys".into(), json!({ "versions": retired }));
         }
-        Ok(Ok(retired.len()))
-    }
-
-    fn render(&self, _: &usize) -> String {
-        "{}".into()
+        Ok(retired.len())
     }
 }
 
@@ -145,7 +118,7 @@ impl Change for DestroyKeys {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<(), Refusal>, StoreError> {
+    ) -> Result<(), Halt<Refusal>> {
         // Also of one that had none: from now on it takes none.
         posting.has_other_rows |= !posting.books.providers.is_destroyed();
         let (keys, secrets) = providers(posting).destroy();
@@ -154,11 +127,7 @@ impl Change for DestroyKeys {
             let payload = json!({ "dataKeys": keys, "secrets": secrets });
             record(posting, request, "dataKey.destroyed", "dataKeys".into(), payload);
         }
-        Ok(Ok(()))
-    }
-
-    fn render(&self, (): &()) -> String {
-        "{}".into()
+        Ok(())
     }
 }
 

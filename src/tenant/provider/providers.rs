@@ -12,15 +12,14 @@ use crate::domain::provider::policy::Policy;
 use crate::domain::provider::{Profile, Provider, Refusal};
 use crate::domain::request::Request;
 use crate::store::database::Connection;
-use crate::store::{StoreError, provider as rows};
-use crate::tenant::task::Change;
+use crate::store::provider as rows;
+use crate::tenant::task::{Change, Halt};
 
 /// A new provider, without a secret.
 #[derive(Debug)]
 pub struct CreateProvider {
     pub id: ProviderId,
     pub profile: Profile,
-    pub render: fn(&Provider) -> String,
 }
 
 impl Change for CreateProvider {
@@ -32,20 +31,13 @@ impl Change for CreateProvider {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Provider>, Refusal>, StoreError> {
+    ) -> Result<Arc<Provider>, Halt<Refusal>> {
         let now = posting.now();
-        let provider = match providers(posting).create(self.id, self.profile.clone(), now) {
-            Ok(provider) => provider,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let provider = providers(posting).create(self.id, self.profile.clone(), now).map_err(Halt::Refused)?;
         rows::put(database, &provider).await?;
         let payload = json!({ "kind": provider.profile.kind.name(), "baseUrl": provider.profile.base_url });
         record(posting, request, "provider.created", target(provider.id), payload);
-        Ok(Ok(provider))
-    }
-
-    fn render(&self, done: &Arc<Provider>) -> String {
-        (self.render)(done)
+        Ok(provider)
     }
 }
 
@@ -55,7 +47,6 @@ pub struct ReplaceProvider {
     pub id: ProviderId,
     pub profile: Profile,
     pub expected: Expected,
-    pub render: fn(&Provider) -> String,
 }
 
 impl Change for ReplaceProvider {
@@ -67,15 +58,13 @@ impl Change for ReplaceProvider {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Provider>, Refusal>, StoreError> {
+    ) -> Result<Arc<Provider>, Halt<Refusal>> {
         let before = posting.books.providers.get(self.id).cloned();
         let now = posting.now();
-        let provider = match providers(posting).replace(self.id, self.profile.clone(), &self.expected, now) {
-            Ok(provider) => provider,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let provider =
+            providers(posting).replace(self.id, self.profile.clone(), &self.expected, now).map_err(Halt::Refused)?;
         if before.as_ref().is_some_and(|before| before.version == provider.version) {
-            return Ok(Ok(provider));
+            return Ok(provider);
         }
         rows::put(database, &provider).await?;
         let dropped = provider.secret.is_none() && before.is_some_and(|before| before.secret.is_some());
@@ -89,11 +78,7 @@ impl Change for ReplaceProvider {
             "secretRemoved": dropped,
         });
         record(posting, request, "provider.changed", target(provider.id), payload);
-        Ok(Ok(provider))
-    }
-
-    fn render(&self, done: &Arc<Provider>) -> String {
-        (self.render)(done)
+        Ok(provider)
     }
 }
 
@@ -102,7 +87,6 @@ impl Change for ReplaceProvider {
 pub struct DeleteProvider {
     pub id: ProviderId,
     pub expected: Expected,
-    pub render: fn(&Provider) -> String,
 }
 
 impl Change for DeleteProvider {
@@ -114,11 +98,11 @@ impl Change for DeleteProvider {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Provider>, Refusal>, StoreError> {
+    ) -> Result<Arc<Provider>, Halt<Refusal>> {
         let now = posting.now();
         let (provider, policy) = match providers(posting).delete(self.id, &self.expected, now) {
             Ok(gone) => gone,
-            Err(refusal) => return Ok(Err(refusal)),
+            Err(refusal) => return Err(Halt::Refused(refusal)),
         };
         rows::delete(database, self.id).await?;
         if let Some(policy) = policy {
@@ -126,11 +110,7 @@ impl Change for DeleteProvider {
         }
         let payload = json!({ "version": provider.version });
         record(posting, request, "provider.deleted", target(self.id), payload);
-        Ok(Ok(provider))
-    }
-
-    fn render(&self, done: &Arc<Provider>) -> String {
-        (self.render)(done)
+        Ok(provider)
     }
 }
 
@@ -140,7 +120,6 @@ pub struct ReplacePolicy {
     /// Its version and its instant are made here.
     pub policy: Policy,
     pub expected: Expected,
-    pub render: fn(&Policy) -> String,
 }
 
 impl Change for ReplacePolicy {
@@ -152,15 +131,15 @@ impl Change for ReplacePolicy {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Policy>, Refusal>, StoreError> {
+    ) -> Result<Arc<Policy>, Halt<Refusal>> {
         let books = &posting.books.providers;
         let version = books.policy.version;
         if !self.expected.is(version) {
-            return Ok(Err(Refusal::Stale));
+            return Err(Halt::Refused(Refusal::Stale));
         }
         let flaws = self.policy.flaws(|id| books.get(id).is_some());
         if !flaws.is_empty() {
-            return Ok(Err(Refusal::Flawed(flaws)));
+            return Err(Halt::Refused(Refusal::Flawed(flaws)));
         }
         let policy = Policy { version: version + 1, updated_at: posting.now(), ..self.policy.clone() };
         rows::put_policy(database, &policy).await?;
@@ -173,11 +152,7 @@ impl Change for ReplacePolicy {
             "failover": policy.failover,
         });
         record(posting, request, "providerPolicy.replaced", "providerPolicy".into(), payload);
-        Ok(Ok(policy))
-    }
-
-    fn render(&self, done: &Arc<Policy>) -> String {
-        (self.render)(done)
+        Ok(policy)
     }
 }
 
@@ -191,7 +166,7 @@ pub struct NoteTest {
 }
 
 impl Change for NoteTest {
-    type Done = ();
+    type Done = String;
     type Refused = Refusal;
 
     async fn apply(
@@ -199,13 +174,9 @@ impl Change for NoteTest {
         _: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<(), Refusal>, StoreError> {
+    ) -> Result<String, Halt<Refusal>> {
         record(posting, request, "provider.tested", target(self.id), json!({ "outcome": self.outcome }));
-        Ok(Ok(()))
-    }
-
-    fn render(&self, (): &()) -> String {
-        self.answer.clone()
+        Ok(self.answer.clone())
     }
 }
 

@@ -14,8 +14,8 @@ use crate::domain::request::Request;
 use crate::domain::secret::StoredSecret;
 use crate::domain::time::MICROS_PER_DAY;
 use crate::store::database::Connection;
-use crate::store::{StoreError, provider as rows};
-use crate::tenant::task::Change;
+use crate::store::provider as rows;
+use crate::tenant::task::{Change, Halt};
 
 /// How long a lease that has ended is kept. The chain keeps it for ever.
 const LEASES_KEPT_MICROS: i64 = 90 * MICROS_PER_DAY;
@@ -27,7 +27,6 @@ pub struct PutSecret {
     /// Its instant is made here.
     pub secret: StoredSecret,
     pub expected: Expected,
-    pub render: fn(&Provider) -> String,
 }
 
 impl Change for PutSecret {
@@ -39,12 +38,10 @@ impl Change for PutSecret {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Provider>, Refusal>, StoreError> {
+    ) -> Result<Arc<Provider>, Halt<Refusal>> {
         let secret = StoredSecret { set_at: posting.now(), ..self.secret.clone() };
-        let provider = match providers(posting).put_secret(self.provider, secret.clone(), &self.expected) {
-            Ok(provider) => provider,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let provider =
+            providers(posting).put_secret(self.provider, secret.clone(), &self.expected).map_err(Halt::Refused)?;
         rows::put(database, &provider).await?;
         rows::put_secret(database, self.provider, &secret).await?;
         let payload = json!({
@@ -53,11 +50,7 @@ impl Change for PutSecret {
             "fingerprint": secret.shown.fingerprint,
         });
         record(posting, request, "providerSecret.set", target(self.provider), payload);
-        Ok(Ok(provider))
-    }
-
-    fn render(&self, done: &Arc<Provider>) -> String {
-        (self.render)(done)
+        Ok(provider)
     }
 }
 
@@ -66,7 +59,6 @@ impl Change for PutSecret {
 pub struct DeleteSecret {
     pub provider: ProviderId,
     pub expected: Expected,
-    pub render: fn(&Provider) -> String,
 }
 
 impl Change for DeleteSecret {
@@ -78,21 +70,14 @@ impl Change for DeleteSecret {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<Arc<Provider>, Refusal>, StoreError> {
+    ) -> Result<Arc<Provider>, Halt<Refusal>> {
         let now = posting.now();
-        let provider = match providers(posting).delete_secret(self.provider, &self.expected, now) {
-            Ok(provider) => provider,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let provider = providers(posting).delete_secret(self.provider, &self.expected, now).map_err(Halt::Refused)?;
         rows::put(database, &provider).await?;
         rows::delete_secret(database, self.provider).await?;
         let payload = json!({ "version": provider.version });
         record(posting, request, "providerSecret.revoked", target(self.provider), payload);
-        Ok(Ok(provider))
-    }
-
-    fn render(&self, done: &Arc<Provider>) -> String {
-        (self.render)(done)
+        Ok(provider)
     }
 }
 
@@ -100,12 +85,10 @@ impl Change for DeleteSecret {
 #[derive(Debug)]
 pub struct GrantLease {
     pub lease: Lease,
-    /// The answer without the secret.
-    pub render: fn(&Lease) -> String,
 }
 
 impl Change for GrantLease {
-    type Done = ();
+    type Done = Lease;
     type Refused = Refusal;
 
     async fn apply(
@@ -113,11 +96,9 @@ impl Change for GrantLease {
         database: &mut Connection,
         posting: &mut Posting,
         request: &Request,
-    ) -> Result<Result<(), Refusal>, StoreError> {
+    ) -> Result<Lease, Halt<Refusal>> {
         let lease = &self.lease;
-        if let Err(refusal) = posting.books.providers.lend(lease) {
-            return Ok(Err(refusal));
-        }
+        posting.books.providers.lend(lease).map_err(Halt::Refused)?;
         let before = posting.now().plus_micros(-LEASES_KEPT_MICROS);
         rows::insert_lease(database, lease, before).await?;
         let payload = json!({
@@ -128,11 +109,7 @@ impl Change for GrantLease {
             "expiresAt": lease.expires_at.to_string(),
         });
         record(posting, request, "providerSecret.leased", target(lease.provider), payload);
-        Ok(Ok(()))
-    }
-
-    fn render(&self, (): &()) -> String {
-        (self.render)(&self.lease)
+        Ok(lease.clone())
     }
 }
 
@@ -149,22 +126,13 @@ impl Change for NoteHandOver {
     type Done = ();
     type Refused = Refusal;
 
-    async fn apply(
-        &self,
-        _: &mut Connection,
-        posting: &mut Posting,
-        request: &Request,
-    ) -> Result<Result<(), Refusal>, StoreError> {
+    async fn apply(&self, _: &mut Connection, posting: &mut Posting, request: &Request) -> Result<(), Halt<Refusal>> {
         let action = match self.secret_version {
             Some(_) => "providerSecret.handedOver",
             None => "providerSecret.withdrawn",
         };
         let payload = json!({ "to": self.to, "secretVersion": self.secret_version });
         record(posting, request, action, target(self.provider), payload);
-        Ok(Ok(()))
-    }
-
-    fn render(&self, (): &()) -> String {
-        "{}".into()
+        Ok(())
     }
 }

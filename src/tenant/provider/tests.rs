@@ -36,6 +36,10 @@ struct Home {
     books: Arc<Books>,
 }
 
+fn rendered<T: std::fmt::Debug>(done: &T) -> String {
+    format!("{done:?}")
+}
+
 impl Home {
     async fn new(house: &House) -> Home {
         let (_, connection, books) = house.owner().await;
@@ -46,7 +50,7 @@ impl Home {
         let idempotency = key.map(|key| Idempotency { key: key.into(), body_hash: [1; 32] });
         let request = Request { actor: "apiKey:k".into(), request_id: "r".into(), idempotency };
         let (reply, told) = oneshot();
-        let task = Task::new(change, request, NOW, reply.into());
+        let task = Task::new(change, request, rendered, NOW, reply.into());
         let unit = Unit { books: self.books.clone(), work: vec![Work::Task(task)] };
         let written = writer::write(&mut self.connection, &mut Guess::default(), unit).await.unwrap();
         self.books = written.books;
@@ -84,14 +88,14 @@ impl Home {
 
     async fn provider(&mut self, name: &str) -> ProviderId {
         let id = ProviderId(crate::clock::new_id());
-        self.done(CreateProvider { id, profile: profile(name), render: |_| String::new() }).await;
+        self.done(CreateProvider { id, profile: profile(name) }).await;
         id
     }
 
     async fn put(&mut self, provider: ProviderId, version: i64, data_key: i64) -> StoredSecret {
         let secret = secret(provider, version, data_key);
         let expected = Expected::Any;
-        self.done(PutSecret { provider, secret: secret.clone(), expected, render: |_| String::new() }).await;
+        self.done(PutSecret { provider, secret: secret.clone(), expected }).await;
         secret
     }
 
@@ -138,19 +142,19 @@ async fn providers_are_read_again_as_they_were_left(house: &House) {
         failover,
         ..Policy::default()
     };
-    let change = ReplacePolicy { policy, expected: Expected::OneOf(vec![0]), render: |_| String::new() };
+    let change = ReplacePolicy { policy, expected: Expected::OneOf(vec![0]) };
     assert_eq!(home.done(change).await.version, 1);
     home.reads_the_same().await;
     let renamed = Profile { name: "uno".into(), active: false, ..profile("one") };
-    let change = ReplaceProvider { id: one, profile: renamed, expected: Expected::Any, render: |_| String::new() };
+    let change = ReplaceProvider { id: one, profile: renamed, expected: Expected::Any };
     assert!(home.done(change).await.secret.is_some());
     let elsewhere = Profile { base_url: Some("https://other.openai.azure.com".into()), ..profile("two") };
-    let change = ReplaceProvider { id: two, profile: elsewhere, expected: Expected::Any, render: |_| String::new() };
+    let change = ReplaceProvider { id: two, profile: elsewhere, expected: Expected::Any };
     assert!(home.done(change).await.secret.is_none());
     home.reads_the_same().await;
     assert_eq!(home.count("SELECT COUNT(*) FROM provider_secret").await, 1);
-    home.done(DeleteSecret { provider: one, expected: Expected::Any, render: |_| String::new() }).await;
-    home.done(DeleteProvider { id: two, expected: Expected::Any, render: |_| String::new() }).await;
+    home.done(DeleteSecret { provider: one, expected: Expected::Any }).await;
+    home.done(DeleteProvider { id: two, expected: Expected::Any }).await;
     home.reads_the_same().await;
     assert_eq!(home.books.providers.policy.failover.providers, [one]);
     // A value that was taken away leaves its number behind.
@@ -160,25 +164,24 @@ async fn providers_are_read_again_as_they_were_left(house: &House) {
 async fn a_refused_change_leaves_no_row_and_no_record(house: &House) {
     let mut home = Home::new(house).await;
     let one = home.provider("one").await;
-    let render = |_: &crate::domain::provider::Provider| String::new();
     let expected = Expected::Any;
-    let again = CreateProvider { id: ProviderId(Uuid::from_u128(7)), profile: profile("one"), render };
+    let again = CreateProvider { id: ProviderId(Uuid::from_u128(7)), profile: profile("one") };
     assert_eq!(home.refused(again).await, Refusal::NameTaken);
-    let without_key = PutSecret { provider: one, secret: secret(one, 1, 1), expected: expected.clone(), render };
+    let without_key = PutSecret { provider: one, secret: secret(one, 1, 1), expected: expected.clone() };
     assert_eq!(home.refused(without_key).await, Refusal::KeyChanged);
     home.done(AddDataKey(key(1))).await;
     assert_eq!(home.refused(AddDataKey(key(1))).await, Refusal::KeyChanged);
     let (old, stale) = (home.put(one, 1, 1).await, Expected::OneOf(vec![1]));
-    assert_eq!(home.refused(DeleteProvider { id: one, expected: stale.clone(), render }).await, Refusal::Stale);
-    assert_eq!(home.refused(DeleteSecret { provider: one, expected: stale, render }).await, Refusal::Stale);
-    let replayed = PutSecret { provider: one, secret: old.clone(), expected: expected.clone(), render };
+    assert_eq!(home.refused(DeleteProvider { id: one, expected: stale.clone() }).await, Refusal::Stale);
+    assert_eq!(home.refused(DeleteSecret { provider: one, expected: stale }).await, Refusal::Stale);
+    let replayed = PutSecret { provider: one, secret: old.clone(), expected: expected.clone() };
     assert_eq!(home.refused(replayed).await, Refusal::KeyChanged);
     let other = StoredSecret { version: 9, ..old.clone() };
     assert_eq!(home.refused(Reseal { provider: one, old: other, new: old }).await, Refusal::KeyChanged);
     assert_eq!(home.refused(RewrapDataKey { old: key(2), new: key(2) }).await, Refusal::KeyChanged);
     let unknown = Failover { providers: vec![ProviderId(Uuid::from_u128(7))], ..Failover::default() };
     let policy = Policy { failover: unknown, ..Policy::default() };
-    let refusal = home.refused(ReplacePolicy { policy, expected, render: |_| String::new() }).await;
+    let refusal = home.refused(ReplacePolicy { policy, expected }).await;
     assert!(matches!(refusal, Refusal::Flawed(flaws) if flaws[0].pointer == "/failover/providers/0"));
 }
 
@@ -244,10 +247,11 @@ async fn a_lease_is_recorded_once_per_key(house: &House) {
         granted_at: NOW,
         expires_at: NOW.plus_micros(1),
     };
-    let grant = |lease| GrantLease { lease, render: |lease| lease.purpose.clone() };
+    let grant = |lease| GrantLease { lease };
     assert_eq!(home.refused(grant(lease(2))).await, Refusal::KeyChanged);
-    assert!(matches!(home.told(grant(lease(1)), Some("k")).await, Ok(Answer::Fresh(()))));
+    let first = lease(1);
+    assert_eq!(home.told(grant(first.clone()), Some("k")).await.unwrap(), Answer::Fresh(first.clone()));
     let seq = home.books.head.seq;
-    assert_eq!(home.told(grant(lease(1)), Some("k")).await.unwrap(), Answer::Replayed("inference".into()));
+    assert_eq!(home.told(grant(lease(1)), Some("k")).await.unwrap(), Answer::Replayed(rendered(&first)));
     assert_eq!((home.books.head.seq, home.count("SELECT COUNT(*) FROM provider_lease").await), (seq, 1));
 }
