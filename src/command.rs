@@ -64,10 +64,10 @@ fn tell(chain: &str, report: &ChainReport) -> bool {
 /// The status of a check that could not be made.
 const NOT_CHECKED: u8 = 2;
 
-/// Looks into a Kong and names what makes our guarantees void.
+/// Looks into each node of a Kong and names what makes our guarantees void.
 ///
 /// # Errors
-/// None: a Kong that cannot be asked is an exit code of 2, a finding one of 1.
+/// When a report cannot be written. A node that cannot be asked is an exit code of 2, a finding one of 1, whatever else.
 pub async fn check_kong(
     config: Config,
     admin_url: Option<String>,
@@ -75,30 +75,50 @@ pub async fn check_kong(
     as_json: bool,
 ) -> anyhow::Result<ExitCode> {
     let admin = config.gateway.kong.admin;
-    let observed = match admin_url.or(admin.urls.into_iter().next()) {
-        None => Err(anyhow::anyhow!("no Admin API is named: --admin-url or gateway.kong.admin.urls")),
-        Some(url) => observe(&url, admin.token).await,
-    };
-    let observed = match observed {
-        Ok(observed) => observed,
-        Err(error) => {
-            eprintln!("platform-api: {error:#}");
-            return Ok(ExitCode::from(NOT_CHECKED));
-        }
-    };
-    let findings = check::judge(&observed, logs_url.as_deref());
-    if as_json {
-        let document = serde_json::json!({ "version": observed.version, "findings": findings });
-        println!("{}", serde_json::to_string_pretty(&document)?);
-    } else {
-        println!("Kong {}, {} plugins, {} consumers", observed.version, observed.plugins.len(), observed.consumers);
-        findings.iter().for_each(tell_finding);
-        if findings.is_empty() {
-            println!("nothing makes a guarantee void");
+    let urls = admin_url.map_or(admin.urls, |url| vec![url]);
+    if urls.is_empty() {
+        eprintln!("platform-api: no Admin API is named: --admin-url or gateway.kong.admin.urls");
+        return Ok(ExitCode::from(NOT_CHECKED));
+    }
+    let (mut nodes, mut unreached) = (Vec::new(), false);
+    for url in urls {
+        match observe(&url, admin.token.clone()).await {
+            Ok(observed) => {
+                let findings = check::judge(&observed, logs_url.as_deref());
+                nodes.push((url, observed, findings));
+            }
+            Err(error) => {
+                eprintln!("platform-api: {url}: {error:#}");
+                unreached = true;
+            }
         }
     }
-    let void = findings.iter().any(|finding| finding.severity == Severity::Void);
-    Ok(if void { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    if as_json {
+        let nodes: Vec<serde_json::Value> = nodes
+            .iter()
+            .map(|(url, observed, findings)| {
+                serde_json::json!({ "url": url, "version": observed.version, "findings": findings })
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "nodes": nodes }))?);
+    } else {
+        nodes.iter().for_each(|(url, observed, findings)| tell_node(url, observed, findings));
+    }
+    let void = nodes.iter().flat_map(|(_, _, findings)| findings).any(|finding| finding.severity == Severity::Void);
+    Ok(match (void, unreached) {
+        (true, _) => ExitCode::FAILURE,
+        (false, true) => ExitCode::from(NOT_CHECKED),
+        (false, false) => ExitCode::SUCCESS,
+    })
+}
+
+fn tell_node(url: &str, observed: &check::Observed, findings: &[Finding]) {
+    let (plugins, consumers) = (observed.plugins.len(), observed.consumers);
+    println!("{url}: Kong {}, {plugins} plugins, {consumers} consumers", observed.version);
+    findings.iter().for_each(tell_finding);
+    if findings.is_empty() {
+        println!("nothing makes a guarantee void");
+    }
 }
 
 async fn observe(url: &str, token: Option<secrecy::SecretString>) -> anyhow::Result<check::Observed> {

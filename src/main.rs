@@ -70,7 +70,7 @@ enum Kong {
     Check {
         #[command(flatten)]
         configured: Configured,
-        /// Base URL of the Admin API; the first of `gateway.kong.admin.urls` when absent.
+        /// Base URL of the Admin API; each of `gateway.kong.admin.urls` when absent.
         #[arg(long, value_name = "URL")]
         admin_url: Option<String>,
         /// Where http-log has to send to, exactly; any address that ends in /v1/gateway/kong/logs when absent.

@@ -295,6 +295,7 @@ async fn the_check_says_by_its_status_whether_the_guarantees_hold() {
     let check = async |url: &str| daemon.run(&["kong", "check", "--admin-url", url, "--json"]).await;
     let bare = check(&kong.url).await;
     let said: Value = serde_json::from_slice(&bare.stdout).unwrap();
+    let said = &said["nodes"][0];
     assert_eq!((bare.status.code(), &said["version"]), (Some(1), &json!("3.9.1")), "{said}");
     assert!(
         said["findings"].as_array().unwrap().iter().any(|finding| finding["code"] == "NO_AUTHENTICATION"),
@@ -312,4 +313,13 @@ async fn the_check_says_by_its_status_whether_the_guarantees_hold() {
     assert_eq!(good.status.code(), Some(0), "{}", String::from_utf8_lossy(&good.stdout));
     let nobody = format!("http://127.0.0.1:{}", services::free_port());
     assert_eq!(check(&nobody).await.status.code(), Some(2));
+    // Each node that is configured: one that is well does not speak for one that is not.
+    let (bare, both) = (Kong::with_database().await, |other: &str| format!("{},{other}", kong.url));
+    for (other, status) in [(&bare.url, 1), (&nobody, 2)] {
+        let setup = Setup::on(Engine::Sqlite).with("GATEWAY__KONG__ADMIN__URLS", both(other));
+        let told = Daemon::prepare(setup).await.run(&["kong", "check"]).await;
+        let said = String::from_utf8_lossy(&told.stdout);
+        assert_eq!(told.status.code(), Some(status), "{said}");
+        assert!(said.contains(&format!("{}: Kong 3.9.1", kong.url)), "{said}");
+    }
 }
