@@ -45,6 +45,8 @@ mod reconcile;
 #[cfg(test)]
 mod reconcile_test;
 mod record;
+#[cfg(test)]
+mod retry_test;
 pub mod task;
 #[cfg(test)]
 mod task_test;

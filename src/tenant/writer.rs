@@ -25,7 +25,7 @@ use crate::store::database::Connection;
 use crate::store::posting::Expecting;
 
 /// How often a unit that was surely rolled back is tried before its callers are told to come back.
-const TRIES_MAX: u32 = 5;
+pub(super) const TRIES_MAX: u32 = 5;
 /// First delay between tries; doubles.
 const RETRY_DELAY: Duration = Duration::from_millis(10);
 
@@ -40,25 +40,43 @@ pub(crate) struct State {
     connection: Connection,
     keeper: ActorRef<Message>,
     guess: Guess,
-    /// The last unit was rolled back too often, and nothing was committed since.
-    is_stuck: bool,
+    standstill: Standstill,
 }
 
 impl State {
-    /// On-call hears once that nothing can be written, and once that something can again; the metrics count what is between.
     fn tell(&mut self, written: &Written) {
-        let tenant = written.books.tenant;
-        match &written.rolled_back {
-            Some(reason) if !self.is_stuck => {
+        let (tenant, reason) = (written.books.tenant, written.rolled_back.as_deref());
+        match self.standstill.after(reason.is_some(), written.committed) {
+            Some(Turn::Stuck) => {
                 tracing::error!(%tenant, reason, "commits are rolled back, callers must come back");
-                self.is_stuck = true;
             }
-            None if self.is_stuck && written.committed => {
-                tracing::info!(%tenant, "commits succeed again");
-                self.is_stuck = false;
-            }
-            _ => {}
+            Some(Turn::Freed) => tracing::info!(%tenant, "commits succeed again"),
+            None => {}
         }
+    }
+}
+
+/// Whether the last unit was rolled back too often, and nothing was committed since. On-call hears once that nothing can be
+/// written, and once that something can again; the metrics count what is between.
+#[derive(Debug, Default)]
+pub(super) struct Standstill(bool);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    Stuck,
+    Freed,
+}
+
+impl Standstill {
+    /// What a unit has changed about it. One that had nothing to commit says nothing.
+    pub(super) fn after(&mut self, was_rolled_back: bool, was_committed: bool) -> Option<Turn> {
+        let turn = match (self.0, was_rolled_back) {
+            (false, true) => Turn::Stuck,
+            (true, false) if was_committed => Turn::Freed,
+            _ => return None,
+        };
+        self.0 = turn == Turn::Stuck;
+        Some(turn)
     }
 }
 
@@ -68,7 +86,12 @@ impl Actor for Writer {
     type Arguments = Birth;
 
     async fn pre_start(&self, _: ActorRef<Unit>, birth: Birth) -> Result<State, ActorProcessingErr> {
-        Ok(State { connection: birth.connection, keeper: birth.keeper, guess: Guess::default(), is_stuck: false })
+        Ok(State {
+            connection: birth.connection,
+            keeper: birth.keeper,
+            guess: Guess::default(),
+            standstill: Standstill::default(),
+        })
     }
 
     /// Doubt is a restart: an error that leaves the outcome of a commit unknown ends the pair.

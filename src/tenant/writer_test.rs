@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use super::guess::Guess;
 use super::message::{Batch, Permits};
 use super::work::{Reply, Unit, Work};
-use super::writer;
+use super::writer::{self, Standstill, Turn};
 use crate::domain::books::Books;
 use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Metric, Scope};
@@ -108,7 +108,7 @@ impl Permits {
     }
 }
 
-fn record(events: Vec<UsageEvent>, request_id: &str) -> Work {
+pub(super) fn record(events: Vec<UsageEvent>, request_id: &str) -> Work {
     let identities = events.iter().map(UsageEvent::identity).collect();
     let permits = Permits::none();
     let batch = Batch {
@@ -230,4 +230,13 @@ async fn a_roll_reads_what_runs_again_and_writes_nothing(house: &House) {
     // What was read is what is added to.
     side.write(&[vec![event("d", "ada", NOW, 10)]]).await;
     assert_eq!(side.books.standings(NOW)[1].used, 4);
+}
+
+#[test]
+fn a_standstill_is_told_once_and_is_over_with_the_next_commit() {
+    let (rolled_back, committed, idle) = ((true, false), (false, true), (false, false));
+    let units = [committed, rolled_back, rolled_back, idle, committed, committed, rolled_back];
+    let mut standstill = Standstill::default();
+    let told = units.map(|(rolled_back, committed)| standstill.after(rolled_back, committed));
+    assert_eq!(told, [None, Some(Turn::Stuck), None, None, Some(Turn::Freed), None, Some(Turn::Stuck)]);
 }
