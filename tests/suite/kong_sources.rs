@@ -412,7 +412,9 @@ async fn kong_is_asked_to_come_back_to_a_tenant_that_starts_or_is_saturated() {
         answer.refused(503, code);
         assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{}", answer.text);
     };
-    asked_back(&posted(&daemon, TOKEN, record("second")).await, "TENANT_STARTING");
+    let headers = [JSON, ("x-ingest-token", TOKEN)];
+    let second = daemon.platform.anonymous().once(Method::POST, LOGS, &headers, record("second")).await;
+    asked_back(&second, "TENANT_STARTING");
     // Nobody else waits for it.
     assert_eq!(globex.post_events(&[globex.event()]).await.accepted, 1);
     holder.script("ROLLBACK".into()).await.expect("the lock is ours");

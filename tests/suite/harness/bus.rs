@@ -1,5 +1,7 @@
 //! The tests' own connection to NATS.
 
+use std::time::Duration;
+
 use async_nats::jetstream::{self, Context};
 use serde_json::Value;
 
@@ -26,7 +28,10 @@ impl Bus {
         })
         .await;
         let Names { subject, stream, consumer, alert_stream, .. } = names.clone();
-        Bus { jetstream: jetstream::new(client), subject, stream, consumer, alert_stream }
+        let mut jetstream = jetstream::new(client);
+        // A server that has much to do may take its time; one that was killed is found out soon enough.
+        jetstream.set_timeout(Duration::from_secs(15));
+        Bus { jetstream, subject, stream, consumer, alert_stream }
     }
 
     /// Publishes to the shared subject; returns once the stream has it.
