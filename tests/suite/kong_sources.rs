@@ -208,7 +208,10 @@ async fn a_kong_that_hangs_slows_nothing() {
         let detail = health_of(&daemon, "kong-metrics", "degraded").await;
         assert!(detail.contains("two: it does not answer in time"), "{detail}");
         health_of(&daemon, "kong-limiter", "down").await;
-        assert_eq!(daemon.platform.anonymous().get("/health/ready").await.status, 200);
+        eventually("it to be ready", || async {
+            (daemon.platform.anonymous().get("/health/ready").await.status == 200).then_some(())
+        })
+        .await;
         // It comes back, and the time in between is a gap; what comes after it is counted.
         redis.thaw().await;
         two.says(captured("node-two", 5));
