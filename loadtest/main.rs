@@ -22,6 +22,7 @@ mod limiter;
 mod link;
 mod nginx;
 mod noisy;
+mod organization;
 mod pace;
 mod parse;
 mod plant;
@@ -67,6 +68,8 @@ enum Run {
     Growth(growth::Growth),
     /// What the proof costs: looking at the limiter's counters, readings, comparisons. Needs no daemon, but a Redis binary.
     Reconcile(reconcile::Reconcile),
+    /// A tenant with very many people: opening it, its memory, and look-ups, against plain SQL.
+    Organization(organization::People),
     /// Decides by a tenant's policies, as kept and by plain Casbin. Needs no daemon.
     Authorize(authorize::Authorize),
 }
@@ -131,6 +134,7 @@ fn main() -> anyhow::Result<()> {
                 Run::Noisy(noisy) => noisy::run(&noisy, surroundings).await,
                 Run::Growth(growth) => growth::run(&growth, surroundings).await,
                 Run::Reconcile(reconcile) => reconcile::run(&reconcile).await,
+                Run::Organization(people) => organization::run(&people, surroundings).await,
                 Run::Authorize(authorize) => authorize::run(&authorize),
             }
         };

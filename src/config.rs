@@ -33,7 +33,7 @@ pub use jobs::Jobs;
 pub use kong_admin::{KongAdmin, KongMode};
 pub use litellm::LiteLlm;
 pub use login::{Local, Login};
-pub use nats::Nats;
+pub use nats::{Nats, nats_login};
 pub use organization::Organization;
 pub use rate_limits::{Limit, RateLimits, TierLimits};
 pub use routes::{QuietHours, Route};

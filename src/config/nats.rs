@@ -1,6 +1,7 @@
 //! `[nats]`: the usage stream, and where alerts are published.
 
-use secrecy::SecretString;
+use percent_encoding::percent_decode_str;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 #[derive(Debug, Clone, Deserialize)]
@@ -43,5 +44,32 @@ impl Default for Nats {
             ack_wait_ms: 30_000,
             park_after_ms: 10_000,
         }
+    }
+}
+
+/// Who the servers' URLs say we are: a user with a password, or a token. The client library reads their addresses alone.
+#[must_use]
+pub fn nats_login(url: &SecretString) -> Option<(String, Option<String>)> {
+    let plain = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let of = |one: &str| {
+        let url = reqwest::Url::parse(one.trim()).ok().filter(|url| !url.username().is_empty())?;
+        Some((plain(url.username()), url.password().map(plain)))
+    };
+    url.expose_secret().split(',').find_map(of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_may_say_who_we_are() {
+        let login = |url: &str| nats_login(&SecretString::from(url));
+        assert_eq!(login("nats://127.0.0.1:4222"), None);
+        assert_eq!(login("127.0.0.1:4222"), None);
+        assert_eq!(login("nats://t0ken@nats:4222"), Some(("t0ken".into(), None)));
+        let expected = Some(("ada".into(), Some("p@ss/word".into())));
+        assert_eq!(login("nats://ada:p%40ss%2Fword@nats:4222"), expected);
+        assert_eq!(login("nats://one:4222, tls://ada:p%40ss%2Fword@two:4222"), expected);
     }
 }

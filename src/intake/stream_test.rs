@@ -22,7 +22,7 @@ use crate::domain::ids::TenantId;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Refusal;
 
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A JetStream of the test's own, deleted with it.
 pub(super) struct Bus {

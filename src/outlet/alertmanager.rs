@@ -231,7 +231,7 @@ mod tests {
                 .spawn()
                 .expect("prometheus-alertmanager is installed (apt-get install prometheus-alertmanager)");
             let server = Server { url: format!("http://127.0.0.1:{port}"), _process: process, _folder: folder };
-            for _ in 0..200 {
+            for _ in 0..1_800 {
                 let ready = reqwest::get(format!("{}/-/ready", server.url)).await;
                 if ready.is_ok_and(|answer| answer.status().is_success()) {
                     return server;

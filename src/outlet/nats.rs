@@ -106,7 +106,12 @@ impl Nats {
     async fn connect(&self) -> Result<jetstream::Context, Failure> {
         // Fails when a provider is installed already, which is as good.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = async_nats::ConnectOptions::new()
+        let options = match config::nats_login(&self.url) {
+            Some((user, Some(password))) => async_nats::ConnectOptions::with_user_and_password(user, password),
+            Some((token, None)) => async_nats::ConnectOptions::with_token(token),
+            None => async_nats::ConnectOptions::new(),
+        };
+        let client = options
             .name("platform-api outlet")
             .connection_timeout(CONNECT_TIMEOUT)
             .connect(servers(&self.url).map_err(|_| Failure::passing("not a NATS URL"))?)

@@ -24,7 +24,7 @@ use crate::store::database::Store;
 use crate::tenant::handle::Origin;
 use crate::tenant::message::QuotaDraft;
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 struct House {
     config: Config,

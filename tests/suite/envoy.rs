@@ -85,7 +85,7 @@ impl Told {
 /// A daemon with the door open, and a client.
 async fn open(setup: Setup) -> (Daemon, Envoy) {
     let address = format!("127.0.0.1:{}", services::free_port());
-    let daemon = setup.with("ENVOY__LISTEN", &address).start().await;
+    let daemon = setup.with("ENVOY__LISTEN", &address).with("ENVOY__REQUEST_TIMEOUT_MS", 60_000).start().await;
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
     (daemon, Envoy { channel, token: None })
 }
@@ -117,7 +117,15 @@ impl Envoy {
     }
 
     async fn about(&self, tenant: &Tenant) -> Told {
-        self.ask(&[&[("tenant_id", &tenant.id)]]).await.expect("an answer")
+        let entries = [("tenant_id", tenant.id.as_str())];
+        eventually("an answer to Envoy", || async {
+            match self.ask(&[&entries]).await {
+                // It is being opened.
+                Err(status) if status.code() == Code::Unavailable => None,
+                answer => Some(answer.expect("an answer")),
+            }
+        })
+        .await
     }
 }
 

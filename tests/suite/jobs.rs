@@ -111,7 +111,8 @@ async fn a_job_whose_daemon_was_killed_is_done_by_the_next_one() {
         let listed = daemon.platform.get("/v1/jobs?kind=auditVerification").await.ok();
         let id = listed["items"][0]["id"].as_str().unwrap_or_else(|| panic!("{listed}")).to_owned();
         let job = finished(&daemon.platform, &id).await;
-        assert_eq!((&job["state"], &job["attempts"]), (&json!("succeeded"), &json!(2)), "{job}");
+        // A machine that stands still for longer than the lease makes for one more.
+        assert!(job["state"] == "succeeded" && job["attempts"].as_i64().is_some_and(|tries| tries >= 2), "{job}");
     })
     .await;
 }

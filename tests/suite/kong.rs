@@ -118,7 +118,10 @@ async fn a_dead_redis_of_kong_s_is_named_and_slows_nothing() {
         redis.freeze().await;
         limiter("down").await;
         tenant.post_events(&[tenant.event().tokens(60, 40)]).await;
-        assert_eq!(daemon.platform.anonymous().get("/health/ready").await.status, 200);
+        eventually("it to be ready", || async {
+            (daemon.platform.anonymous().get("/health/ready").await.status == 200).then_some(())
+        })
+        .await;
         redis.thaw().await;
         limiter("degraded").await;
         redis.kill().await;

@@ -208,7 +208,10 @@ async fn a_kong_that_hangs_slows_nothing() {
         let detail = health_of(&daemon, "kong-metrics", "degraded").await;
         assert!(detail.contains("two: it does not answer in time"), "{detail}");
         health_of(&daemon, "kong-limiter", "down").await;
-        assert_eq!(daemon.platform.anonymous().get("/health/ready").await.status, 200);
+        eventually("it to be ready", || async {
+            (daemon.platform.anonymous().get("/health/ready").await.status == 200).then_some(())
+        })
+        .await;
         // It comes back, and the time in between is a gap; what comes after it is counted.
         redis.thaw().await;
         two.says(captured("node-two", 5));
@@ -412,7 +415,9 @@ async fn kong_is_asked_to_come_back_to_a_tenant_that_starts_or_is_saturated() {
         answer.refused(503, code);
         assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{}", answer.text);
     };
-    asked_back(&posted(&daemon, TOKEN, record("second")).await, "TENANT_STARTING");
+    let headers = [JSON, ("x-ingest-token", TOKEN)];
+    let second = daemon.platform.anonymous().once(Method::POST, LOGS, &headers, record("second")).await;
+    asked_back(&second, "TENANT_STARTING");
     // Nobody else waits for it.
     assert_eq!(globex.post_events(&[globex.event()]).await.accepted, 1);
     holder.script("ROLLBACK".into()).await.expect("the lock is ours");

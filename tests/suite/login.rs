@@ -1,123 +1,15 @@
 //! Browsers log in at a real OpenID provider (`tests/openid`) or with a password, and leave again; sessions are in a real
 //! Redis or in the database.
 
-use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
-use std::process::Stdio;
 
-use reqwest::{Client, Method, StatusCode, Url};
+use reqwest::{Client, Method};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
 
-use crate::harness::api::Answer;
-use crate::harness::daemon::project;
-use crate::harness::{Daemon, Engine, PATIENCE, Setup, eventually, on_both};
+use crate::harness::browser::{Browser, Provider};
+use crate::harness::{Daemon, Engine, Setup, eventually, on_both};
 
 const AUDIENCE: &str = "urn:platform-api";
-
-/// The provider, running until this is dropped.
-struct Provider {
-    issuer: String,
-    _process: Child,
-}
-
-impl Provider {
-    async fn start(clients: &Value) -> Provider {
-        let folder = std::env::var_os("TEST_OPENID_DIR").map_or(project().join("tests/openid"), PathBuf::from);
-        assert!(folder.join("node_modules").exists(), "run `npm ci` in {}", folder.display());
-        let mut process = Command::new("node")
-            .args(["provider.mjs", "0", &clients.to_string(), "--until-stdin-ends"])
-            .current_dir(folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("node starts");
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let ready = tokio::time::timeout(PATIENCE, async {
-            while let Some(line) = lines.next_line().await.unwrap() {
-                if let Some(issuer) = line.strip_prefix("ready ") {
-                    return issuer.to_owned();
-                }
-            }
-            panic!("the provider ended");
-        });
-        Provider { issuer: ready.await.expect("the provider is ready"), _process: process }
-    }
-}
-
-/// As much of a browser as matters: it keeps cookies by place, and goes where it is sent.
-struct Browser {
-    http: Client,
-    jars: BTreeMap<String, BTreeMap<String, String>>,
-}
-
-impl Browser {
-    fn new() -> Browser {
-        let http = Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().timeout(PATIENCE);
-        Browser { http: http.build().expect("a plain client"), jars: BTreeMap::new() }
-    }
-
-    fn cookie(&self, base: &str, name: &str) -> String {
-        self.jars.get(&place(base)).and_then(|jar| jar.get(name)).cloned().unwrap_or_default()
-    }
-
-    async fn send(&mut self, method: Method, url: &str, headers: &[(&str, &str)], body: String) -> Answer {
-        let jar = self.jars.entry(place(url)).or_default();
-        let cookies: Vec<String> = jar.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let mut request = self.http.request(method, url).body(body).header("accept", "*/*");
-        if !cookies.is_empty() {
-            request = request.header("cookie", cookies.join("; "));
-        }
-        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-        let response = request.send().await.unwrap_or_else(|error| panic!("{url}: {error:?}"));
-        for line in response.headers().get_all("set-cookie") {
-            let line = line.to_str().unwrap();
-            let (name, value) = line.split(';').next().unwrap().split_once('=').unwrap();
-            match line.contains("Max-Age=0") || line.contains("1970") {
-                true => drop(jar.remove(name)),
-                false => drop(jar.insert(name.to_owned(), value.to_owned())),
-            }
-        }
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let text = response.text().await.unwrap();
-        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
-        Answer { status, headers, text, body }
-    }
-
-    async fn get(&mut self, url: &str) -> Answer {
-        self.send(Method::GET, url, &[], String::new()).await
-    }
-
-    /// What a page of ours would send: with the token that its scripts can read.
-    async fn change(&mut self, base: &str, method: Method, path: &str, body: &Value) -> Answer {
-        let token = self.cookie(base, "platform-csrf");
-        let headers = [("x-csrf-token", token.as_str()), ("origin", base), ("content-type", "application/json")];
-        self.send(method, &format!("{base}{path}"), &headers, body.to_string()).await
-    }
-
-    /// Follows redirects up to the one that `is_last`; answers its address.
-    async fn follow(&mut self, from: &str, is_last: impl Fn(&str) -> bool) -> String {
-        let mut url = from.to_owned();
-        for _ in 0..10 {
-            let answer = self.get(&url).await;
-            let redirected = StatusCode::from_u16(answer.status).unwrap().is_redirection();
-            assert!(redirected, "{url}: {} {}", answer.status, answer.text);
-            url = Url::parse(&url).unwrap().join(answer.header("location")).unwrap().to_string();
-            if is_last(&url) {
-                return url;
-            }
-        }
-        panic!("sent about for ever: {url}");
-    }
-}
-
-fn place(url: &str) -> String {
-    Url::parse(url).unwrap().origin().ascii_serialization()
-}
 
 /// A daemon at whose provider people log in.
 async fn house(engine: Engine) -> (Daemon, Provider, String) {
@@ -153,13 +45,6 @@ async fn house(engine: Engine) -> (Daemon, Provider, String) {
     (daemon, provider, acme.id)
 }
 
-/// Goes to log in, and comes back; the callback's answer.
-async fn log_in(browser: &mut Browser, base: &str) -> Answer {
-    let begin = format!("{base}/v1/auth/login?returnTo=/console");
-    let callback = browser.follow(&begin, |url| url.starts_with(&format!("{base}/v1/auth/callback"))).await;
-    browser.get(&callback).await
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_logs_in_at_a_real_provider_works_and_leaves() {
     on_both(|engine| async move {
@@ -167,7 +52,7 @@ async fn a_browser_logs_in_at_a_real_provider_works_and_leaves() {
         let base = daemon.platform.base().to_owned();
         let mut browser = Browser::new();
         assert_eq!(browser.get(&format!("{base}/v1/auth/me")).await.code(), "AUTHENTICATION_REQUIRED");
-        let back = log_in(&mut browser, &base).await;
+        let back = browser.log_in(&base).await;
         assert_eq!((back.status, back.header("location")), (303, "/console"), "{}", back.text);
         let me = browser.get(&format!("{base}/v1/auth/me")).await.ok();
         assert_eq!(
@@ -216,11 +101,11 @@ async fn a_browser_logs_in_at_a_real_provider_works_and_leaves() {
         }
 
         // Whoever plants a session in a browser has none when somebody has logged in there.
-        log_in(&mut browser, &base).await;
+        browser.log_in(&base).await;
         let planted = browser.cookie(&base, "platform-session");
-        log_in(&mut browser, &base).await;
+        browser.log_in(&base).await;
         let mut attacker = Browser::new();
-        attacker.jars.entry(place(&base)).or_default().insert("platform-session".into(), planted);
+        attacker.plant(&base, "platform-session", &planted);
         attacker.get(&format!("{base}/v1/auth/me")).await.refused(401, "INVALID_CREDENTIALS");
 
         // Leaving at the provider's ends it here, behind the browser's back.

@@ -13,6 +13,7 @@ mod audit;
 mod authorization;
 mod bad_input;
 mod burn;
+mod canaries;
 mod crash;
 mod crash_tenants;
 mod dependencies;

@@ -250,12 +250,18 @@ async fn a_provider_is_tried_where_the_policy_allows_and_tells_one_word() {
         let answer = outcome(&id).await.ok();
         assert_eq!((&answer["outcome"], &answer["ok"]), (&json!(word), &json!(word == "connected")), "{answer}");
         assert!(answer["durationMs"].is_i64());
-        outcome(&id).await.refused(429, "TESTED_TOO_OFTEN");
+        // On a slow machine the pause may be over before the next one comes.
+        let refused = eventually("a test too many", async || {
+            let answer = outcome(&id).await;
+            (answer.status != 200).then_some(answer)
+        });
+        refused.await.refused(429, "TESTED_TOO_OFTEN");
         made.push(id);
     }
-    assert_eq!(seen.lock().unwrap().len(), 3, "no redirect is followed");
     let records = actions(&acme).await;
-    assert_eq!(records.iter().filter(|(action, _)| action == "provider.tested").count(), 3);
+    let tested = records.iter().filter(|(action, _)| action == "provider.tested").count();
+    assert!(tested >= 3, "{tested}");
+    assert_eq!(seen.lock().unwrap().len(), tested, "no redirect is followed");
 
     // A model that the policy does not have, and a host that it has no more.
     let service = acme.issue_key("reporter").await.1;

@@ -25,7 +25,7 @@ const DEPOSED: &str = "another node has taken the tenant over";
 const CALL: Duration = Duration::from_millis(400);
 const WAKING_CALL: Duration = Duration::from_secs(8);
 /// How long a node that woke up may take to learn of its heir.
-const LEARNING: Duration = Duration::from_secs(20);
+const LEARNING: Duration = Duration::from_secs(60);
 
 /// Batches whose senders do not know whether they were counted.
 type Unsure = Vec<(usize, Vec<Envelope>)>;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::redis::Redis;
+use super::redis::{Redis, digest_of};
 use crate::directory;
 use crate::domain::session::{SecretHash, Session, Whose};
 use crate::domain::time::Timestamp;
@@ -86,16 +86,17 @@ impl Keep {
     /// Was the name used?
     pub(super) async fn is_used(&self, name: &str) -> Result<bool, Away> {
         match &self.place {
-            Place::Database(directory) => directory.is_used(name).await.map_err(away),
+            Place::Database(directory) => directory.is_used(&digest_of(&[name])).await.map_err(away),
             Place::Redis(redis) => redis.is_used(name).await,
         }
     }
 
     /// Is this the first use of the name?
-    pub(super) async fn use_once(&self, name: String, until: Timestamp) -> Result<bool, Away> {
+    pub(super) async fn use_once(&self, name: &str, until: Timestamp) -> Result<bool, Away> {
         match &self.place {
-            Place::Database(directory) => directory.use_once(name, until).await.map_err(away),
-            Place::Redis(redis) => redis.use_once(&name, until).await,
+            // The name may be part of what a browser was sent away with.
+            Place::Database(directory) => directory.use_once(digest_of(&[name]), until).await.map_err(away),
+            Place::Redis(redis) => redis.use_once(name, until).await,
         }
     }
 }

@@ -320,7 +320,7 @@ impl Gate {
         let Ok(Ok(_turn)) = tokio::time::timeout(TURN_TIMEOUT, login.finishing.acquire()).await else {
             return Err(LoginRefused::TooMany);
         };
-        if !login.keep.use_once(format!("login:{}", flow.state), Timestamp(flow.until)).await? {
+        if !login.keep.use_once(&format!("login:{}", flow.state), Timestamp(flow.until)).await? {
             return Err(LoginRefused::Failed);
         }
         let provider = login.provider_of(&flow.issuer).ok_or(LoginRefused::Failed)?;
@@ -501,7 +501,7 @@ impl Gate {
         }
         // It counts as said only when everything has ended: what could not be done is done when the issuer says it again.
         login.keep.end(notice.whose).await?;
-        login.keep.use_once(name, notice.until).await?;
+        login.keep.use_once(&name, notice.until).await?;
         Ok(())
     }
 

@@ -218,7 +218,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Of the parts, each with its length, so that no two lists look the same.
-fn digest_of(parts: &[&str]) -> String {
+pub(super) fn digest_of(parts: &[&str]) -> String {
     let mut context = digest::Context::new(&digest::SHA256);
     for part in parts {
         context.update(&(part.len() as u64).to_be_bytes());

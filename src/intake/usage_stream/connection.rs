@@ -20,7 +20,12 @@ pub(super) async fn connect(nats: &config::Nats) -> Result<(Context, watch::Rece
     // Fails when a provider is installed already, which is as good.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let (sender, lost) = watch::channel(());
-    let client = async_nats::ConnectOptions::new()
+    let options = match nats.url.as_ref().and_then(config::nats_login) {
+        Some((user, Some(password))) => async_nats::ConnectOptions::with_user_and_password(user, password),
+        Some((token, None)) => async_nats::ConnectOptions::with_token(token),
+        None => async_nats::ConnectOptions::new(),
+    };
+    let client = options
         .name("platform-api")
         .connection_timeout(NATS_TIMEOUT)
         .event_callback(move |event| {

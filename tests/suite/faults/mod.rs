@@ -17,6 +17,7 @@ mod stream;
 
 use std::pin::Pin;
 
+use reqwest::Method;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -155,14 +156,19 @@ impl Target {
     async fn is_served(&self) {
         self.is_judged().await;
         self.is_read().await;
-        assert_eq!(self.posts_one().await.0, 200);
-    }
-
-    /// Sends a new event once; what it was answered.
-    async fn posts_one(&self) -> (u16, Envelope) {
         let event = self.tenant.event();
         self.oracle.sends(&event);
         let answer = self.tenant.api.post("/v1/usage/events", &Value::Array(vec![event.json()])).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+
+    /// Sends a new event once; what it was answered first.
+    async fn posts_one(&self) -> (u16, Envelope) {
+        let event = self.tenant.event();
+        self.oracle.sends(&event);
+        let body = Value::Array(vec![event.json()]).to_string().into_bytes();
+        let headers = [("content-type", "application/json")];
+        let answer = self.tenant.api.once(Method::POST, "/v1/usage/events", &headers, body).await;
         (answer.status, event)
     }
 

@@ -1,12 +1,11 @@
 //! One caller of the REST API: an address, and a credential or none.
 
 use std::sync::Once;
-use std::time::Duration;
 
 use reqwest::{Client, Method, StatusCode, header};
 use serde_json::Value;
 
-use super::eventually;
+use super::{PATIENCE, eventually};
 
 /// An answer, read to its end.
 #[derive(Debug, Clone)]
@@ -79,7 +78,7 @@ impl Api {
             // Another part of this process may have been quicker.
             let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         });
-        let http = Client::builder().timeout(Duration::from_secs(40)).no_proxy().build().expect("a plain client");
+        let http = Client::builder().timeout(PATIENCE).no_proxy().build().expect("a plain client");
         Api { http, base: base.to_owned(), credential: None }
     }
 
@@ -127,8 +126,18 @@ impl Api {
         self.raw(method, path, headers, bytes.unwrap_or_default()).await
     }
 
-    /// A request exactly as given.
+    /// A request exactly as given, and given again while its tenant is being opened: nothing has been done then, and on a
+    /// machine that has much to do it takes longer than an answer is kept waiting.
     pub async fn raw(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
+        eventually(path, || async {
+            let answer = self.once(method.clone(), path, headers, body.clone()).await;
+            (answer.code() != "TENANT_STARTING").then_some(answer)
+        })
+        .await
+    }
+
+    /// A request exactly as given, and its first answer.
+    pub async fn once(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
         self.try_raw(method, path, headers, body).await.unwrap_or_else(|error| panic!("{path}: {error:?}"))
     }
 

@@ -1,5 +1,7 @@
 //! The tests' own connection to NATS.
 
+use std::time::Duration;
+
 use async_nats::jetstream::{self, Context};
 use serde_json::Value;
 
@@ -18,7 +20,7 @@ pub struct Bus {
 impl Bus {
     /// Connects, and waits until the daemon has made what it reads from: it is ready without NATS.
     pub async fn of(names: &Names) -> Bus {
-        let client = async_nats::connect(&names.url).await.expect("NATS runs");
+        let client = connect(&names.url).await.expect("NATS runs");
         let jetstream = jetstream::new(client.clone());
         eventually("the stream and its consumer", || async {
             let stream = jetstream.get_stream(&names.stream).await.ok()?;
@@ -26,7 +28,10 @@ impl Bus {
         })
         .await;
         let Names { subject, stream, consumer, alert_stream, .. } = names.clone();
-        Bus { jetstream: jetstream::new(client), subject, stream, consumer, alert_stream }
+        let mut jetstream = jetstream::new(client);
+        // A server that has much to do may take its time; one that was killed is found out soon enough.
+        jetstream.set_timeout(Duration::from_secs(15));
+        Bus { jetstream, subject, stream, consumer, alert_stream }
     }
 
     /// Publishes to the shared subject; returns once the stream has it.
@@ -103,9 +108,19 @@ impl Names {
     }
 
     pub async fn delete(&self) {
-        let Ok(client) = async_nats::connect(&self.url).await else { return };
+        let Ok(client) = connect(&self.url).await else { return };
         let jetstream = jetstream::new(client);
         let _ = jetstream.delete_stream(&self.stream).await;
         let _ = jetstream.delete_stream(&self.alert_stream).await;
     }
+}
+
+/// Connects as whom the URL says, which the library does not read.
+pub async fn connect(url: &str) -> Result<async_nats::Client, async_nats::ConnectError> {
+    let read = reqwest::Url::parse(url).ok();
+    let login = read.as_ref().and_then(|url| Some((url.username(), url.password()?)));
+    let options = login.map_or_else(async_nats::ConnectOptions::new, |(user, password)| {
+        async_nats::ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
+    });
+    options.connect(url).await
 }

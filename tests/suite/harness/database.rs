@@ -14,6 +14,14 @@ pub enum Database {
     Postgres(PgConnection),
 }
 
+/// A column, as the database describes it.
+#[derive(Debug, Clone)]
+pub struct Column {
+    pub table: String,
+    pub name: String,
+    kind: String,
+}
+
 macro_rules! fetch {
     ($self:ident, $sql:ident, $kind:ty) => {
         match $self {
@@ -80,6 +88,46 @@ impl Database {
     /// One integer.
     pub async fn number(&mut self, sql: &'static str) -> i64 {
         self.numbers(sql).await[0][0]
+    }
+
+    /// Every column of every table.
+    pub async fn columns(&mut self) -> Vec<Column> {
+        let rows = match self {
+            Database::Sqlite(_) => {
+                self.words(
+                    "SELECT m.name, c.name, c.type FROM sqlite_master m JOIN pragma_table_info(m.name) c
+                        WHERE m.type = 'table' ORDER BY m.name, c.cid",
+                )
+                .await
+            }
+            Database::Postgres(_) => {
+                self.words(
+                    "SELECT t.table_name::text, c.column_name::text, c.data_type::text
+                        FROM information_schema.columns c JOIN information_schema.tables t
+                            ON t.table_schema = c.table_schema AND t.table_name = c.table_name
+                        WHERE t.table_type = 'BASE TABLE' AND t.table_schema NOT IN ('pg_catalog', 'information_schema')
+                        ORDER BY 1, c.ordinal_position",
+                )
+                .await
+            }
+        };
+        let column = |row: Vec<String>| <[String; 3]>::try_from(row).expect("three words");
+        rows.into_iter().map(column).map(|[table, name, kind]| Column { table, name, kind }).collect()
+    }
+
+    /// The values of a column as bytes: blobs as they are, everything else as the database writes it.
+    pub async fn bytes_of(&mut self, Column { table, name, kind }: &Column) -> Vec<Vec<u8>> {
+        let value = match self {
+            Database::Sqlite(_) => format!("CAST(\"{name}\" AS BLOB)"),
+            Database::Postgres(_) if kind == "bytea" => format!("\"{name}\""),
+            Database::Postgres(_) => format!("convert_to(\"{name}\"::text, 'UTF8')"),
+        };
+        let sql = AssertSqlSafe(format!("SELECT {value} FROM \"{table}\" WHERE \"{name}\" IS NOT NULL"));
+        match self {
+            Database::Sqlite(connection) => sqlx::query_scalar(sql).fetch_all(connection).await,
+            Database::Postgres(connection) => sqlx::query_scalar(sql).fetch_all(connection).await,
+        }
+        .expect("a column that was named")
     }
 
     /// Runs a statement that may be refused.

@@ -1,11 +1,14 @@
 //! What every test is told with: a daemon that can be killed, tenants that can be spoken to, neighbours that listen.
 
 pub mod api;
+pub mod browser;
 pub mod bus;
+pub mod canary;
 pub mod cluster;
 pub mod daemon;
 pub mod database;
 pub mod disk;
+pub mod echo;
 pub mod events;
 pub mod fire;
 pub mod issuer;

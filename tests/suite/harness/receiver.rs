@@ -1,6 +1,6 @@
 //! A webhook receiver on this machine that remembers everything and answers as told.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use poem::http::{HeaderMap, StatusCode};
@@ -70,6 +70,17 @@ impl Receiver {
 
     pub fn received(&self) -> Vec<Received> {
         self.memory.lock().unwrap().received.clone()
+    }
+
+    /// From now on every delivery is taken.
+    pub fn is_well(&self) {
+        self.memory.lock().unwrap().script.clear();
+    }
+
+    /// What it was told, whether it took it or not. A sender that waited in vain for an answer tells the same again under
+    /// the same id, as it does on a machine that stands still for a while.
+    pub fn ids(&self) -> BTreeSet<String> {
+        self.received().iter().map(|one| one.header("webhook-id").to_owned()).collect()
     }
 
     /// What it has taken, that is, answered with 2xx.

@@ -27,22 +27,32 @@ pub struct Server {
 
 impl Server {
     pub async fn redis() -> Server {
+        Server::redis_with(&[]).await
+    }
+
+    /// One that is started with more words.
+    pub async fn redis_with(more: &[&str]) -> Server {
         let (port, folder) = (services::free_port(), folder());
         let binary = services::binary("TEST_REDIS_SERVER_BIN", "redis-server");
         let port_word = port.to_string();
         let at = folder.path().to_str().expect("a plain path").to_owned();
         let command = [&binary, "--bind", "127.0.0.1", "--port", &port_word, "--dir", &at, "--save", ""];
-        Server::started(port, &command, folder).await
+        Server::started(port, &[&command[..], more].concat(), folder).await
     }
 
     pub async fn nats() -> Server {
+        Server::nats_with(&[]).await
+    }
+
+    /// One that is started with more words.
+    pub async fn nats_with(more: &[&str]) -> Server {
         let (port, folder) = (services::free_port(), folder());
         let binary = services::binary("TEST_NATS_SERVER_BIN", "nats-server");
         let port_word = port.to_string();
         let store = folder.path().join(STORE);
         let store = store.to_str().expect("a plain path");
         let command = [&binary, "--addr", "127.0.0.1", "--port", &port_word, "--jetstream", "--store_dir", store];
-        Server::started(port, &command, folder).await
+        Server::started(port, &[&command[..], more].concat(), folder).await
     }
 
     pub fn url(&self, scheme: &str) -> String {

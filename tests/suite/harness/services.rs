@@ -1,7 +1,15 @@
 //! The neighbours that the tests need, and names nobody else uses.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+
+/// Where ports for the tests are.
+const FIRST_PORT: u16 = 20_000;
+const PORTS: u16 = 10_000;
 
 fn from_environment(name: &str, default: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| default.to_owned())
@@ -47,14 +55,31 @@ pub fn uuid() -> String {
 }
 
 /// A port nobody listens on, below the range the system gives to outgoing connections, so that it stays free while a
-/// daemon is killed and started again.
+/// daemon is killed and started again. No other process that asks gets it as long as this one runs.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
+    for _ in 0..PORTS {
         let offset = (std::process::id() as u16).wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let port = 20_000 + offset % 10_000;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        let port = FIRST_PORT + offset % PORTS;
+        if is_reserved(port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return port;
         }
     }
+    panic!("all of {PORTS} ports are in use");
+}
+
+/// Takes the port for this process: a socket with its name, which the system gives to one process at a time, and takes back
+/// when that ends, however it does.
+fn is_reserved(port: u16) -> bool {
+    static HELD: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+    let name = SocketAddr::from_abstract_name(format!("platform-api-test-port-{port}")).expect("a short name");
+    let taken = UnixListener::bind_addr(&name);
+    taken.map(|socket| HELD.lock().unwrap().push(socket)).is_ok()
+}
+
+#[test]
+fn a_port_is_given_once() {
+    let ports: BTreeSet<u16> = (0..100).map(|_| free_port()).collect();
+    assert_eq!(ports.len(), 100);
+    assert!(ports.iter().all(|port| (FIRST_PORT..FIRST_PORT + PORTS).contains(port) && !is_reserved(*port)));
 }

@@ -2,7 +2,6 @@
 //! databases. Only the clock is given, so that minutes of traffic pass in seconds and every instant is the recorded one.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
 use platform_api::clock::Clock;
@@ -35,9 +34,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::database::{self, Database};
 use super::servers::Server;
-use super::{Engine, eventually, services};
+use super::{Engine, PATIENCE, eventually, services};
 
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Findings and verdicts of one tenant in one story.
 const MOST: usize = 1_000;
 
@@ -130,7 +128,7 @@ impl Stage {
 
     /// The node ends, and is started again now.
     pub async fn restart(&mut self, now: Timestamp) {
-        self.directory.drain(Duration::from_secs(10)).await;
+        self.directory.drain(PATIENCE).await;
         self.clock.set(now);
         self.opened_at = now;
         self.directory = open(self.store.clone(), &self.terms, &self.clock).await;
@@ -316,7 +314,7 @@ impl Stage {
 
     pub async fn close(self) {
         drop((self.scraper, self.counters, self.receiver, self.presence));
-        self.directory.drain(Duration::from_secs(10)).await;
+        self.directory.drain(PATIENCE).await;
         drop((self.directory, self.store));
         if self.engine == Engine::Postgres {
             let names: Vec<String> = self.tenants.iter().map(TenantId::to_string).collect();
