@@ -283,6 +283,48 @@ async fn a_provider_is_tried_where_the_policy_allows_and_tells_one_word() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_is_told_which_models_the_policy_does_not_have() {
+    on_both(|engine| async move {
+        let mut daemon = setup(engine).start().await;
+        let (acme, globex) = (daemon.onboard("Acme").await, daemon.onboard("Globex").await);
+        let told = async |tenant: &Tenant, query: &str| {
+            let decision = tenant.decision(query).await;
+            (decision["decision"].clone(), decision["reasons"][0]["code"].clone())
+        };
+        let (allowed, denied) = ((json!("allow"), Value::Null), (json!("deny"), json!("MODEL_NOT_ALLOWED")));
+        assert_eq!(told(&acme, "?model=gpt-5").await, allowed, "an empty list has every model");
+        let path = format!("/v1/quotas/{}/decision?model=gpt-5", acme.id);
+        let before = acme.api.get(&path).await.header("etag").to_owned();
+        policy(&acme, &[], &["gpt-4o", "o3*", "claude-*"]).await.ok();
+        // What a gateway holds does not hold any more, from the next question on.
+        let again = acme.api.raw(Method::GET, &path, &[("if-none-match", before.as_str())], Vec::new()).await;
+        assert_eq!((again.status, &again.body["decision"]), (200, &json!("deny")), "{}", again.text);
+        for round in ["as it was written", "as it was read again"] {
+            for (query, expected) in [
+                ("?model=gpt-4o", &allowed),
+                ("?model=o3-mini&userId=ada", &allowed),
+                ("?model=claude-", &allowed),
+                ("?model=", &allowed),
+                ("", &allowed),
+                ("?model=gpt-4o-mini", &denied),
+                ("?model=GPT-4o", &denied),
+                ("?model=o2", &denied),
+                ("?model=gpt-5&userId=ada", &denied),
+            ] {
+                assert_eq!(told(&acme, query).await, *expected, "{round}: {query}");
+            }
+            assert_eq!(told(&globex, "?model=gpt-5").await, allowed, "the neighbour's list is its own");
+            daemon.kill().await;
+            daemon.restart().await;
+            eventually("the tenant is open", async || (acme.api.get(&path).await.status == 200).then_some(())).await;
+        }
+        policy(&acme, &[], &["*"]).await.ok();
+        assert_eq!(told(&acme, "?model=gpt-5").await, allowed);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_spelling_of_an_inner_address_is_a_provider() {
     let daemon = setup(Engine::Sqlite).start().await;
     let acme = daemon.onboard("Acme").await;

@@ -141,7 +141,7 @@ async fn providers_are_read_again_as_they_were_left(house: &House) {
     let failover = Failover { providers: vec![two, one], on: vec![Cause::Timeout], attempts_max: 2 };
     let policy = Policy {
         egress: vec!["*.example.com:8443".parse().unwrap()],
-        models: vec!["gpt-4o".into(), "claude-*".into()],
+        models: vec!["gpt-4o".into(), "claude-*".into()].into(),
         failover,
         ..Policy::default()
     };
