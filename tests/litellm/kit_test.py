@@ -157,6 +157,8 @@ class Kit(unittest.TestCase):
         chat = {"messages": [{"role": "user", "content": "?"}]}
         for body in (
             {"model": "broken"},
+            {"model": "gpt-4" + "o" * 300},
+            {"model": ",".join(f"gpt-4-{number}" for number in range(17))},
             {"model": "gpt-4o, broken"},
             {"model": "gpt-4o", "fallbacks": ["broken"]},
             {"model": "gpt-4o", "fallbacks": [{"model": "broken"}]},

@@ -30,6 +30,10 @@ _PEACE_SECONDS = 1.0
 _MODEL_NOT_ALLOWED = "MODEL_NOT_ALLOWED"
 # Where a request may name models besides `model`: LiteLLM asks them when that one fails, without asking us again.
 _FALLBACKS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
+# Models of one request: each is a question, and a client chooses how many it names.
+_MODELS_MAX = 16
+# What platform-api takes a question about. Nobody can say anything of a longer name, and no answer would let it pass.
+_MODEL_BYTES_MAX = 256
 
 
 class Denied(Exception):
@@ -167,12 +171,16 @@ class Decisions:
 
 def models_of(data: dict) -> list[str]:
     """Every model that a request names: LiteLLM takes several with commas between, and others to fall back to. One at
-    least, which is empty when there is none."""
+    least, which is empty when there is none. Raises Denied when they are too many, or a name is too long."""
     named = [str(data.get("model") or "")]
     for field_name in _FALLBACKS:
         named.extend(_strings(data.get(field_name)))
     models = [model.strip() for text in named for model in text.split(",")]
-    return list(dict.fromkeys(model for model in models if model)) or [""]
+    models = list(dict.fromkeys(model for model in models if model))
+    if len(models) > _MODELS_MAX or any(len(model.encode()) > _MODEL_BYTES_MAX for model in models):
+        told = f"a request may name {_MODELS_MAX} models of {_MODEL_BYTES_MAX} bytes"
+        raise Denied({"error": told, "code": _MODEL_NOT_ALLOWED, "reasons": []}, None)
+    return models or [""]
 
 
 def _strings(value) -> list[str]:
