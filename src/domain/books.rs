@@ -189,6 +189,12 @@ impl Books {
         quota::judge(matching.map(|quota| self.standing(quota, now)).collect(), self.version)
     }
 
+    /// May `subject` use the model that it names, if it names one? What the quotas say is another question.
+    #[must_use]
+    pub fn allows_model(&self, subject: &Subject) -> bool {
+        subject.model.is_empty() || self.providers.policy.allows_model(&subject.model)
+    }
+
     fn standing(&self, quota: &Quota, now: Timestamp) -> Standing {
         let window = period::window(quota.period, now, &self.time_zone);
         let key = CounterKey { quota: quota.id, period_start: window.start };

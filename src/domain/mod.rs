@@ -33,6 +33,7 @@
 pub mod adjustment;
 pub mod amount;
 pub mod api_key;
+pub mod aws_credentials;
 pub mod books;
 #[cfg(test)]
 mod books_tests;

@@ -7,6 +7,7 @@
 
 use aws_lc_rs::hmac;
 
+use super::aws_credentials::AwsCredentials;
 use super::ids::{ProviderId, SecretId, TenantId};
 use super::time::Timestamp;
 
@@ -108,8 +109,11 @@ impl Shown {
         let fields: [&[u8]; 2] = [tenant.0.as_bytes(), secret.as_bytes()];
         let tag = hmac::sign(&key, &canonical("platform-api/fingerprint/v1", &fields));
         let fingerprint = tag.as_ref().iter().take(FINGERPRINT_BYTES).map(|byte| format!("{byte:02x}")).collect();
-        let skipped = secret.chars().count().saturating_sub(SHOWN_CHARACTERS);
-        Shown { last_four: secret.chars().skip(skipped).collect(), fingerprint }
+        // Of AWS credentials, the part that is no secret.
+        let credentials = AwsCredentials::read(secret);
+        let end = credentials.as_ref().map_or(secret, |credentials| credentials.access_key_id.as_str());
+        let skipped = end.chars().count().saturating_sub(SHOWN_CHARACTERS);
+        Shown { last_four: end.chars().skip(skipped).collect(), fingerprint }
     }
 }
 
@@ -162,6 +166,8 @@ mod tests {
         assert_eq!(shown.last_four, "cdef");
         assert_eq!(shown.fingerprint.len(), 16);
         assert_eq!(shown, Shown::of("sk-0123456789abcdef", &[7; 32], one));
+        let pair = r#"{"accessKeyId":"AKIAIOSFODNN7EXAMPLE","secretAccessKey":"wJalrXUtnFEMI/K7MDENG+canary"}"#;
+        assert_eq!(Shown::of(pair, &[7; 32], one).last_four, "MPLE");
         for another in [
             Shown::of("sk-0123456789abcdeg", &[7; 32], one),
             Shown::of("sk-0123456789abcdef", &[8; 32], one),

@@ -27,6 +27,7 @@ use crate::config::{self, millis};
 use crate::directory::handle::{Absent, Handle as Directory};
 use crate::domain::ids::TenantId;
 use crate::domain::organization::Revoked;
+use crate::domain::provider::policy::MODEL_NOT_ALLOWED;
 use crate::domain::tenant::Lifecycle;
 use crate::rate_limit::{Limiter, Traffic};
 use question::{Answer, Question};
@@ -148,7 +149,11 @@ impl Parts {
                         let counted = "platform_api_refused_after_revocation_total";
                         metrics::counter!(counted, "kind" => revoked.name()).increment(1);
                     }
-                    Answer::Judged { decision: Box::new(decided.decision), revoked: revoked.is_some(), refusal: None }
+                    let policy_has =
+                        |model: &String| handle.providers().is_ok_and(|ours| ours.policy.allows_model(model));
+                    let allowed = decided.model_is_allowed && question.further_models.iter().all(policy_has);
+                    let barred = revoked.map(Revoked::code).or((!allowed).then_some(MODEL_NOT_ALLOWED));
+                    Answer::Judged { decision: Box::new(decided.decision), barred, refusal: None }
                 }
                 Err(_) => Answer::Unavailable,
             },

@@ -12,6 +12,8 @@ use super::wire::{Code, Descriptor, DescriptorStatus, Duration, HeaderValue, Rat
 
 /// A header that Envoy adds to what its client gets: the strongest word of all descriptors.
 const DECISION_HEADER: &str = "x-platform-api-decision";
+/// And why, when no quota is the reason: a code of the decision's reasons.
+const REASON_HEADER: &str = "x-platform-api-reason";
 const RETRY_AFTER_HEADER: &str = "retry-after";
 /// Money is told in US cents: the protocol's numbers have 32 bits.
 const NANOS_PER_CENT: i64 = 10_000_000;
@@ -21,6 +23,9 @@ const NANOS_PER_CENT: i64 = 10_000_000;
 pub(super) struct Question {
     pub(super) tenant: TenantId,
     pub(super) subject: Subject,
+    /// Models that it names beside the subject's: too long for a label, or more than one. No quota is about them, and the
+    /// tenant's policy has to have each.
+    pub(super) further_models: Vec<String>,
 }
 
 /// What is known about one descriptor.
@@ -28,8 +33,9 @@ pub(super) struct Question {
 pub(super) enum Answer {
     Judged {
         decision: Box<Decision>,
-        /// The tenant, the user, the group or the key is no longer admitted, whatever the quotas say.
-        revoked: bool,
+        /// Why it is denied, whatever the quotas say: the tenant, the user, the group or the key is no longer admitted, or
+        /// the model not allowed.
+        barred: Option<&'static str>,
         /// The limit that the tenant's traffic is over.
         refusal: Option<Box<Refusal>>,
     },
@@ -43,8 +49,8 @@ impl Answer {
     /// Whether the request may pass as far as this answer knows.
     pub(super) fn passes(&self, on_unknown: OnUnknown) -> bool {
         match self {
-            Answer::Judged { decision, revoked, refusal } => {
-                !revoked && refusal.is_none() && decision.verdict != Verdict::Deny
+            Answer::Judged { decision, barred, refusal } => {
+                barred.is_none() && refusal.is_none() && decision.verdict != Verdict::Deny
             }
             Answer::Unknown => on_unknown != OnUnknown::Deny,
             Answer::Unavailable => false,
@@ -61,7 +67,8 @@ impl Answer {
 
 /// The question in a descriptor; `None` when it names no tenant, or two.
 ///
-/// A value that no quota can be about is left out, so that it escapes no quota that is about less.
+/// A value that no quota can be about is left out, so that it escapes no quota that is about less. A model that is left out
+/// is judged by the policy all the same.
 pub(super) fn of(descriptor: &Descriptor, keys: &EnvoyKeys) -> Option<Question> {
     let value = |key: &str| -> Result<&str, Contradiction> {
         let mut values = descriptor.entries.iter().filter(|entry| entry.key == key).map(|entry| entry.value.as_str());
@@ -80,7 +87,14 @@ pub(super) fn of(descriptor: &Descriptor, keys: &EnvoyKeys) -> Option<Question> 
         model: label(&keys.model),
         provider: label(&keys.provider),
     };
-    Some(Question { tenant, subject })
+    let further_models = match value(&keys.model) {
+        Ok(text) if text == subject.model => Vec::new(),
+        _ => {
+            let models = descriptor.entries.iter().filter(|entry| entry.key == keys.model);
+            models.map(|entry| entry.value.clone()).filter(|model| !model.is_empty()).collect()
+        }
+    };
+    Some(Question { tenant, subject, further_models })
 }
 
 /// One key with two values.
@@ -104,6 +118,10 @@ pub(super) fn response(
     let waits = statuses.iter().filter(|status| status.code() == Code::OverLimit);
     if let Some(wait) = waits.filter_map(|status| status.duration_until_reset).map(whole_seconds).max() {
         headers.push(header(RETRY_AFTER_HEADER, wait.to_string()));
+    }
+    let bar = |answer: &Answer| if let Answer::Judged { barred, .. } = answer { *barred } else { None };
+    if let Some(code) = answers.iter().find_map(bar) {
+        headers.push(header(REASON_HEADER, code.to_owned()));
     }
     let overall = if denied { Code::OverLimit } else { Code::Ok };
     Some((word, RateLimitResponse { overall_code: overall.into(), statuses, response_headers_to_add: headers }))
@@ -131,7 +149,7 @@ impl Word {
 
 fn word(answer: &Answer) -> Word {
     match answer {
-        Answer::Judged { revoked: true, .. } | Answer::Judged { refusal: Some(_), .. } => Word::Deny,
+        Answer::Judged { barred: Some(_), .. } | Answer::Judged { refusal: Some(_), .. } => Word::Deny,
         Answer::Judged { decision, .. } => match decision.verdict {
             Verdict::Allow => Word::Allow,
             Verdict::Warn => Word::Warn,
@@ -142,12 +160,12 @@ fn word(answer: &Answer) -> Word {
 }
 
 fn status(answer: &Answer, on_unknown: OnUnknown, now: Timestamp) -> DescriptorStatus {
-    if let Answer::Judged { refusal: Some(refusal), revoked: false, .. } = answer {
+    if let Answer::Judged { refusal: Some(refusal), barred: None, .. } = answer {
         return refused(refusal);
     }
     let (code, tightest) = match answer {
         // It ends when a person ends it: there is no time to tell.
-        Answer::Judged { revoked: true, .. } => (Code::OverLimit, None),
+        Answer::Judged { barred: Some(_), .. } => (Code::OverLimit, None),
         Answer::Judged { decision, .. } => {
             let denied = decision.verdict == Verdict::Deny;
             (if denied { Code::OverLimit } else { Code::Ok }, decision.tightest.as_ref())
@@ -253,7 +271,7 @@ mod tests {
         let reset_at = Some(Timestamp(3_000_001));
         let standing =
             Standing { quota, used, remaining, level, period_start: Timestamp(0), reset_at, exhausts_at: None };
-        Answer::Judged { decision: Box::new(judge(vec![standing], 1)), revoked: false, refusal: None }
+        Answer::Judged { decision: Box::new(judge(vec![standing], 1)), barred: None, refusal: None }
     }
 
     fn told(answers: &[Answer], on_unknown: OnUnknown) -> Option<(&'static str, Code)> {
@@ -273,6 +291,7 @@ mod tests {
         .unwrap();
         assert_eq!(asked.tenant.to_string(), TENANT);
         assert_eq!(asked.subject, Subject { model: "gpt-5".into(), api_key: "k1".into(), ..Subject::default() });
+        assert!(asked.further_models.is_empty());
         for entries in [
             &[("model", "gpt-5")][..],
             &[("tenant_id", "acme")],
@@ -294,6 +313,7 @@ mod tests {
             entries.extend([("tenant_id", TENANT), ("user_id", "ada")]);
             let asked = of(&descriptor(&entries), &keys).unwrap();
             assert_eq!(asked.subject, Subject { user: "ada".into(), ..Subject::default() });
+            assert_eq!(asked.further_models, [entries[0].1, entries[1].1], "nor the policy");
         }
     }
 
@@ -360,12 +380,17 @@ mod tests {
     }
 
     #[test]
-    fn a_suspended_tenant_is_denied_whatever_its_quotas_say() {
-        let Answer::Judged { decision, .. } = judged(0, Enforcement::Alert) else { panic!("judged") };
-        let answers = [Answer::Judged { decision, revoked: true, refusal: None }];
-        let (word, response) = response(&answers, OnUnknown::Allow, Timestamp(0)).unwrap();
-        assert_eq!((word, response.overall_code()), ("deny", Code::OverLimit));
-        assert_eq!((response.response_headers_to_add.len(), &response.statuses[0].current_limit), (1, &None));
+    fn who_is_barred_is_denied_whatever_the_quotas_say_and_told_why() {
+        for code in ["TENANT_SUSPENDED", "MODEL_NOT_ALLOWED"] {
+            let Answer::Judged { decision, .. } = judged(0, Enforcement::Alert) else { panic!("judged") };
+            let barred = Answer::Judged { decision, barred: Some(code), refusal: None };
+            assert!(!barred.passes(OnUnknown::Allow));
+            let answers = [judged(0, Enforcement::Alert), barred];
+            let (word, response) = response(&answers, OnUnknown::Allow, Timestamp(0)).unwrap();
+            assert_eq!((word, response.overall_code()), ("deny", Code::OverLimit));
+            assert_eq!(response.statuses[1].current_limit, None);
+            assert_eq!(response.response_headers_to_add[1..], [header("x-platform-api-reason", code.into())]);
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::view::{Amount, ScopeView, instant};
 use crate::access::count_revoked;
 use crate::config;
 use crate::domain::organization::Revoked;
+use crate::domain::provider::policy::MODEL_NOT_ALLOWED;
 use crate::domain::quota::{Decision, Level, Standing, Verdict};
 use crate::domain::tenant::Lifecycle;
 use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
@@ -38,8 +39,9 @@ pub(super) async fn answer(ask: &Ask) -> Result<Response, Problem> {
     if let Some(revoked) = revoked {
         count_revoked(revoked);
     }
-    let hash = hash_of(&subject, revoked);
-    let denied = revoked.is_some() || decided.decision.verdict == Verdict::Deny;
+    let barred = revoked.map(Revoked::code).or((!decided.model_is_allowed).then_some(MODEL_NOT_ALLOWED));
+    let hash = hash_of(&subject, barred);
+    let denied = barred.is_some() || decided.decision.verdict == Verdict::Deny;
     // What is denied anyway costs no token.
     let traffic = if denied { Traffic::Unlimited } else { judge_traffic(ask, &subject) };
     let freshness = Freshness::of(&ask.api.limits, traffic, ask.api.clock.now());
@@ -50,7 +52,7 @@ pub(super) async fn answer(ask: &Ask) -> Result<Response, Problem> {
     let mut response = if !refused && known.is_some_and(|known| is_known(known, &tag)) {
         Response::builder().status(StatusCode::NOT_MODIFIED).finish()
     } else {
-        let view = DecisionView::of(&decided.decision, revoked, freshness);
+        let view = DecisionView::of(&decided.decision, barred, freshness);
         reply::json(StatusCode::OK, serde_json::to_vec(&view).unwrap_or_default())
     };
     let headers = response.headers_mut();
@@ -97,8 +99,8 @@ fn subject(query: &[(String, String)]) -> Result<Subject, Problem> {
 
 /// Tells answers to different questions apart. Fixed keys, so that a tag survives a restart; a machine that hashes
 /// differently costs one answer in full.
-fn hash_of(subject: &Subject, revoked: Option<Revoked>) -> u64 {
-    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((subject, revoked.map(code_of)))
+fn hash_of(subject: &Subject, barred: Option<&str>) -> u64 {
+    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((subject, barred))
 }
 
 /// Changes with the books, the question, and the period of the quotas that shaped the answer.
@@ -199,30 +201,20 @@ struct QuotaReason {
     reset_at: Option<String>,
 }
 
-/// Why it is denied whatever the quotas say.
-fn code_of(revoked: Revoked) -> &'static str {
-    match revoked {
-        Revoked::User => "USER_DEACTIVATED",
-        Revoked::Group => "GROUP_DEACTIVATED",
-        Revoked::ApiKey => "API_KEY_REVOKED",
-        Revoked::ApiKeyExpired => "API_KEY_EXPIRED",
-        Revoked::Tenant => "TENANT_SUSPENDED",
-    }
-}
-
 const RATE_LIMITED: &str = "RATE_LIMITED";
 const LIMIT_REACHED: &str = "LIMIT_REACHED";
 const THRESHOLD_REACHED: &str = "THRESHOLD_REACHED";
 
 impl DecisionView {
-    fn of(decision: &Decision, revoked: Option<Revoked>, freshness: Freshness) -> DecisionView {
+    /// `barred` is why it is denied whatever the quotas say.
+    fn of(decision: &Decision, barred: Option<&'static str>, freshness: Freshness) -> DecisionView {
         let tightest = decision.tightest.as_ref();
         let passes = freshness.refusal.map(|(_, passes)| passes);
         let reset_at = passes.or(tightest.and_then(|standing| standing.reset_at));
-        let revocation = revoked.map(|revoked| Reason { code: code_of(revoked), quota: None, rate_limit: None });
+        let bar = barred.map(|code| Reason { code, quota: None, rate_limit: None });
         let refusal = freshness.refusal.map(|(refusal, passes)| Reason::of_refusal(refusal, passes));
-        let reasons = revocation.into_iter().chain(refusal).chain(decision.reasons.iter().map(Reason::of));
-        let denied = revoked.is_some() || passes.is_some();
+        let reasons = bar.into_iter().chain(refusal).chain(decision.reasons.iter().map(Reason::of));
+        let denied = barred.is_some() || passes.is_some();
         DecisionView {
             decision: if denied { Verdict::Deny.name() } else { decision.verdict.name() },
             reasons: reasons.collect(),
@@ -277,14 +269,14 @@ pub(super) fn described() -> Value {
     json!({"get": {
         "tags": ["Quotas"],
         "summary": "Ask for a decision",
-        "description": "For gateways: what to do with a request attributed like this. Always 200 for a known tenant; the caller chooses what to do when it gets no answer. All matching quotas apply at once and the tightest decides. Ask again after `refreshAfter`, with the ETag in If-None-Match; without an answer the decision may be used until `validUntil`. Where the tier limits the tenant's traffic, a question stands for one request: an answer is not to be kept (`refreshAfter` is now), and one over the limit is denied until `resetAt`.",
+        "description": "For gateways: what to do with a request attributed like this. Always 200 for a known tenant; the caller chooses what to do when it gets no answer. All matching quotas apply at once and the tightest decides; a model that is named and that the tenant's policy (`/v1/provider-policy`) does not have is denied whatever they say. Ask again after `refreshAfter`, with the ETag in If-None-Match; without an answer the decision may be used until `validUntil`. Where the tier limits the tenant's traffic, a question stands for one request: an answer is not to be kept (`refreshAfter` is now), and one over the limit is denied until `resetAt`.",
         "operationId": "decide",
         "parameters": [
             parameter("tenantId", "path", "The tenant's id."),
             parameter("userId", "query", "The user the request is for."),
             parameter("groupId", "query", "The group the request is for."),
             parameter("apiKeyId", "query", "The gateway's API key the request came with."),
-            parameter("model", "query", "The model that is asked for."),
+            parameter("model", "query", "The model that is asked for; without it the policy's models are not looked at."),
             parameter("provider", "query", "The provider that will answer."),
             parameter("If-None-Match", "header", "ETags the caller has."),
         ],
@@ -312,8 +304,9 @@ pub(super) fn schema() -> Value {
     let instant = json!({"type": "string", "format": "date-time"});
     let maybe_instant = json!({"type": "string", "format": "date-time", "nullable": true});
     let revoked =
-        [Revoked::Tenant, Revoked::User, Revoked::Group, Revoked::ApiKey, Revoked::ApiKeyExpired].map(code_of);
-    let codes: Vec<&str> = revoked.into_iter().chain([RATE_LIMITED, LIMIT_REACHED, THRESHOLD_REACHED]).collect();
+        [Revoked::Tenant, Revoked::User, Revoked::Group, Revoked::ApiKey, Revoked::ApiKeyExpired].map(Revoked::code);
+    let codes: Vec<&str> =
+        revoked.into_iter().chain([MODEL_NOT_ALLOWED, RATE_LIMITED, LIMIT_REACHED, THRESHOLD_REACHED]).collect();
     json!({
         "type": "object",
         "title": "Decision",
@@ -321,7 +314,7 @@ pub(super) fn schema() -> Value {
         "properties": {
             "decision": {"type": "string", "enum": ["allow", "warn", "deny"]},
             "reasons": {
-                "description": "The matching quotas that are not ok, tightest first; before them who or what is no longer admitted, or the limit that the traffic is over.",
+                "description": "The matching quotas that are not ok, tightest first; before them who or what is no longer admitted, that the policy does not have the model, or the limit that the traffic is over.",
                 "type": "array",
                 "items": {
                     "type": "object",
@@ -392,13 +385,13 @@ mod tests {
         Standing { quota, used, remaining, level, period_start, reset_at, exhausts_at: None }
     }
 
-    fn told(decision: &Decision, revoked: Option<Revoked>) -> Value {
-        limited(decision, revoked, Traffic::Unlimited)
+    fn told(decision: &Decision, barred: Option<&'static str>) -> Value {
+        limited(decision, barred, Traffic::Unlimited)
     }
 
-    fn limited(decision: &Decision, revoked: Option<Revoked>, traffic: Traffic) -> Value {
+    fn limited(decision: &Decision, barred: Option<&'static str>, traffic: Traffic) -> Value {
         let freshness = Freshness::of(&config::Http::default(), traffic, Timestamp(1_000_000));
-        serde_json::to_value(DecisionView::of(decision, revoked, freshness)).unwrap()
+        serde_json::to_value(DecisionView::of(decision, barred, freshness)).unwrap()
     }
 
     #[test]
@@ -443,10 +436,20 @@ mod tests {
             (&json!("allow"), &Value::Null, &Value::Null)
         );
         assert_eq!(open["validUntil"], "1970-01-01T00:00:06.000Z");
-        let suspended = told(&free, Some(Revoked::Tenant));
+        let suspended = told(&free, Some(Revoked::Tenant.code()));
         assert_eq!(
             (&suspended["decision"], &suspended["reasons"]),
             (&json!("deny"), &json!([{"code": "TENANT_SUSPENDED"}]))
+        );
+    }
+
+    #[test]
+    fn a_model_that_the_policy_does_not_have_is_denied_before_its_quotas_are_told() {
+        let told = told(&judge(vec![standing(600_000_000)], 3), Some(MODEL_NOT_ALLOWED));
+        let codes = [&told["reasons"][0]["code"], &told["reasons"][1]["code"]];
+        assert_eq!(
+            (&told["decision"], codes),
+            (&json!("deny"), [&json!(MODEL_NOT_ALLOWED), &json!(THRESHOLD_REACHED)])
         );
     }
 
@@ -464,7 +467,8 @@ mod tests {
             tag(1, 4, question),
             tag(1, 3, hash_of(&user, None)),
             tag(1, 3, hash_of(&model, None)),
-            tag(1, 3, hash_of(&Subject::default(), Some(Revoked::Tenant))),
+            tag(1, 3, hash_of(&Subject::default(), Some(Revoked::Tenant.code()))),
+            tag(1, 3, hash_of(&Subject::default(), Some(MODEL_NOT_ALLOWED))),
         ] {
             assert_ne!(base, other);
         }

@@ -99,7 +99,8 @@ pub(super) struct PolicyInput {
     /// Hosts that keys may be sent to besides those of each provider's kind: `llm.example.com`, `*.example.com`, with `:port`
     /// unless it is 443. At most 100.
     egress_hosts: Vec<String>,
-    /// Models that may be used, `claude-*` for all that begin so; every model when empty. At most 100.
+    /// Models that may be used, `claude-*` for all that begin so; every model when empty. At most 100. A gateway's decision
+    /// about another one is `deny` with the reason `MODEL_NOT_ALLOWED`, from the next question on.
     models: Vec<String>,
     failover: FailoverView,
 }
@@ -139,7 +140,7 @@ impl PolicyInput {
             return Err(Problem::flaws(flaws));
         }
         let failover = Failover { providers, on, attempts_max: self.failover.attempts_max };
-        Ok(Policy { egress, models: self.models, failover, ..Policy::default() })
+        Ok(Policy { egress, models: self.models.into(), failover, ..Policy::default() })
     }
 }
 
@@ -163,7 +164,7 @@ impl PolicyView {
         let Failover { providers, on, attempts_max } = &policy.failover;
         PolicyView {
             egress_hosts: policy.egress.iter().map(HostRule::to_string).collect(),
-            models: policy.models.clone(),
+            models: policy.models.to_vec(),
             failover: FailoverView {
                 providers: providers.iter().map(ProviderId::to_string).collect(),
                 on: on.iter().map(|cause| cause.name().to_owned()).collect(),

@@ -20,12 +20,14 @@ use super::providers::{ProviderView, check_egress, render, reply, tell_litellm, 
 use super::reply::Reply;
 use super::view::instant;
 use crate::clock;
+use crate::domain::aws_credentials::AwsCredentials;
 use crate::domain::ids::LeaseId;
 use crate::domain::organization::Flaw;
-use crate::domain::provider::{Lease, PURPOSE_CHARACTERS_MAX, Refusal, is_line};
+use crate::domain::provider::{Lease, PURPOSE_CHARACTERS_MAX, ProviderKind, Refusal, is_line};
 use crate::domain::request::Request;
 use crate::domain::secret;
 use crate::domain::time::MICROS_PER_SECOND;
+use crate::json;
 use crate::outlet::provider_probe::{Outcome, Tried};
 use crate::tenant::provider::{DeleteSecret, GrantLease, NoteTest};
 use crate::vault::desk;
@@ -40,8 +42,8 @@ pub(super) struct ProviderSecrets;
 impl ProviderSecrets {
     /// Give a provider its secret
     ///
-    /// Over the one it has. Kept encrypted and never shown again: answers show the last four characters and a fingerprint. A
-    /// request repeated under its Idempotency-Key keeps nothing anew.
+    /// Over the one it has. Kept encrypted and never shown again: answers show the last four characters and a fingerprint; of
+    /// AWS credentials, the last four of the access key's id. A request repeated under its Idempotency-Key keeps nothing anew.
     #[oai(path = "/v1/providers/:id/secret", method = "put", operation_id = "putProviderSecret")]
     async fn put(
         &self,
@@ -59,14 +61,14 @@ impl ProviderSecrets {
     ) -> Result<Reply<ProviderView>, Problem> {
         let vault = vault(&ask)?;
         let expected = precondition::required(&ask)?;
-        let secret = body.0.secret.0;
-        if let Some(problem) = secret::problem(secret.expose_secret()) {
-            return Err(Problem::field("/secret", problem));
-        }
+        let (secret, is_of_aws) = body.0.checked()?;
         let provider = id(&provider, Code::ProviderNotFound)?;
         let home = home(&ask).await?;
-        let made_here = home.providers()?.get(provider).is_some_and(|found| found.profile.kind.is_made_here());
-        if made_here {
+        let kind = home.providers()?.get(provider).map(|found| found.profile.kind);
+        if is_of_aws && kind.is_some_and(|kind| kind != ProviderKind::Bedrock) {
+            return Err(Problem::field("/awsCredentials", "must be absent for this kind"));
+        }
+        if kind.is_some_and(ProviderKind::is_made_here) {
             return Err(Problem::new(Code::SecretMadeHere));
         }
         let request = unguessable(&ask);
@@ -251,13 +253,78 @@ impl ParseFromJSON for SecretText {
     }
 }
 
-/// A secret to keep.
+/// A secret to keep: an API key or, of `bedrock`, AWS credentials. One of the two.
 #[derive(Debug, Deserialize, Serialize, Object)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[oai(rename = "ProviderSecretInput", rename_all = "camelCase", deny_unknown_fields, example)]
 pub(super) struct SecretInput {
     /// The provider's API key: 16 to 4096 visible ASCII characters. Of `bedrock`, a Bedrock API key.
-    secret: SecretText,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    secret: Option<SecretText>,
+    /// Of `bedrock`, instead of an API key; the region is the provider's.
+    #[serde(default, deserialize_with = "present_credentials", skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    aws_credentials: Option<AwsCredentialsView>,
+}
+
+impl SecretInput {
+    /// The secret as it is kept, and whether it is of AWS.
+    fn checked(self) -> Result<(SecretString, bool), Problem> {
+        match (self.secret, self.aws_credentials) {
+            (Some(SecretText(secret)), None) => match secret::problem(secret.expose_secret()) {
+                Some(problem) => Err(Problem::field("/secret", problem)),
+                None if AwsCredentials::read(secret.expose_secret()).is_some() => {
+                    Err(Problem::field("/secret", "must be an API key; AWS credentials are given as awsCredentials"))
+                }
+                None => Ok((secret, false)),
+            },
+            (None, Some(view)) => {
+                let credentials = view.credentials();
+                let flaws = credentials.flaws();
+                if flaws.is_empty() { Ok((credentials.to_secret(), true)) } else { Err(Problem::flaws(flaws)) }
+            }
+            (Some(_), Some(_)) => Err(Problem::field("/awsCredentials", "must be absent where secret is given")),
+            (None, None) => Err(Problem::field("/secret", "is required, or awsCredentials")),
+        }
+    }
+}
+
+/// As [`present`], for credentials: what is wrong is told without any of it.
+fn present_credentials<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<AwsCredentialsView>, D::Error> {
+    let told = "must be an object of accessKeyId, secretAccessKey and, of a temporary key, sessionToken";
+    json::object(deserializer).map(Some).map_err(|_| serde::de::Error::custom(told))
+}
+
+/// An access key of AWS.
+#[derive(Debug, Clone, Deserialize, Serialize, Object)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[oai(rename = "AwsCredentials", rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct AwsCredentialsView {
+    /// 16 to 128 upper-case letters and digits.
+    access_key_id: String,
+    /// 16 to 128 letters, digits, or `+ / =`.
+    secret_access_key: SecretText,
+    /// Required for a temporary key, whose id begins with `ASIA`.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    session_token: Option<SecretText>,
+}
+
+impl AwsCredentialsView {
+    fn of(credentials: AwsCredentials) -> AwsCredentialsView {
+        let AwsCredentials { access_key_id, secret_access_key, session_token } = credentials;
+        let (secret_access_key, session_token) = (SecretText(secret_access_key), session_token.map(SecretText));
+        AwsCredentialsView { access_key_id, secret_access_key, session_token }
+    }
+
+    fn credentials(self) -> AwsCredentials {
+        AwsCredentials {
+            access_key_id: self.access_key_id,
+            secret_access_key: self.secret_access_key.0,
+            session_token: self.session_token.map(|token| token.0),
+        }
+    }
 }
 
 /// What a secret is borrowed for.
@@ -304,14 +371,20 @@ pub(super) struct LeaseView {
     granted_at: String,
     /// When the borrower must have forgotten it.
     expires_at: String,
-    /// Shown once: absent when the answer is a repeated one.
+    /// Shown once: absent when the answer is a repeated one, and when `awsCredentials` are lent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     secret: Option<SecretText>,
+    /// Of a `bedrock` provider that has them instead of an API key. Shown once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[oai(skip_serializing_if_is_none)]
+    aws_credentials: Option<AwsCredentialsView>,
 }
 
 impl LeaseView {
     fn of(lease: &Lease, secret: Option<SecretString>) -> LeaseView {
+        let aws_credentials = secret.as_ref().and_then(|secret| AwsCredentials::read(secret.expose_secret()));
+        let secret = secret.filter(|_| aws_credentials.is_none());
         LeaseView {
             id: lease.id.to_string(),
             provider_id: lease.provider.to_string(),
@@ -320,6 +393,7 @@ impl LeaseView {
             granted_at: instant(lease.granted_at),
             expires_at: instant(lease.expires_at),
             secret: secret.map(SecretText),
+            aws_credentials: aws_credentials.map(AwsCredentialsView::of),
         }
     }
 }
@@ -349,7 +423,8 @@ impl ProviderTest {
 
 impl Example for SecretInput {
     fn example() -> SecretInput {
-        SecretInput { secret: SecretText(SecretString::from("the provider's API key")) }
+        let secret = Some(SecretText(SecretString::from("the provider's API key")));
+        SecretInput { secret, aws_credentials: None }
     }
 }
 
@@ -369,6 +444,7 @@ impl Example for LeaseView {
             granted_at: "2026-11-20T15:37:12.345Z".into(),
             expires_at: "2026-11-20T15:42:12.345Z".into(),
             secret: Some(SecretText(SecretString::from("shown here once"))),
+            aws_credentials: None,
         }
     }
 }
@@ -390,6 +466,15 @@ mod tests {
         assert!(serde_json::to_string(&view).unwrap().contains("canary"));
         let input: SecretInput = serde_json::from_str(r#"{"secret": "sk-canary"}"#).unwrap();
         assert!(!format!("{input:?}").contains("canary"));
+        let pair = r#"{"accessKeyId":"AKIAIOSFODNN7EXAMPLE","secretAccessKey":"wJalrXUtnFEMI/K7MDENG+canary"}"#;
+        let input: SecretInput = serde_json::from_str(&format!(r#"{{"awsCredentials": {pair}}}"#)).unwrap();
+        assert!(!format!("{input:?}").contains("canary"));
+        let (kept, is_of_aws) = input.checked().unwrap();
+        assert!(is_of_aws && AwsCredentials::read(kept.expose_secret()).is_some());
+        for body in [r#"{"awsCredentials": "canary"}"#, r#"{"awsCredentials": ["AKIAIOSFODNN7EXAMPLE", "canary"]}"#] {
+            let refused = serde_json::from_str::<SecretInput>(body).unwrap_err().to_string();
+            assert!(!refused.contains("canary"), "{refused}");
+        }
     }
 
     #[test]

@@ -23,16 +23,17 @@ use crate::directory::{self, Settings};
 use crate::domain::ids::{JobId, ProviderId, TenantId};
 use crate::domain::job::{Draft, Job, Kind, State};
 use crate::domain::organization::Expected;
-use crate::domain::provider::{Profile, ProviderKind};
+use crate::domain::provider::{Profile, ProviderKind, Refusal};
 use crate::domain::request::{Answer, Request};
 use crate::domain::routing::Routing;
 use crate::domain::tenant::{Lifecycle, Role, Tenant};
 use crate::store::catalogue;
 use crate::store::database::Store;
 use crate::tenant::handle::Handle as Home;
-use crate::tenant::provider::CreateProvider;
-use crate::tenant::task::untold;
-use crate::vault::{DataKey, KekError, KeyEncryption, Vault, Wrapped, desk};
+use crate::tenant::provider::{CreateProvider, DestroyKeys};
+use crate::tenant::task::{Declined, untold};
+use crate::vault::desk::{self, DeskError};
+use crate::vault::{DataKey, KekError, KeyEncryption, Vault, Wrapped};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -109,14 +110,24 @@ impl Node {
         let folder = tempfile::tempdir().unwrap();
         let url = SecretString::from(format!("sqlite:{}", folder.path().join("data").display()));
         let store = Store::open(&config::Store { url, ..config::Store::default() }).await.unwrap();
+        let directory = Node::directory(&store).await;
+        Node { directory, vault: Vault::with(kek, [7; 32]), store, _folder: folder }
+    }
+
+    async fn directory(store: &Store) -> Directory {
         let settings = Settings {
             tenants: config::Tenants::default(),
             retention_micros: crate::domain::time::MICROS_PER_DAY,
             routing: Arc::new(Routing::all(Vec::new())),
             reconcile: crate::domain::reconcile::Terms::default(),
         };
-        let directory = directory::open(store.clone(), settings, Clock::system(), mpsc::channel(1).0).await.unwrap();
-        Node { directory, vault: Vault::with(kek, [7; 32]), store, _folder: folder }
+        directory::open(store.clone(), settings, Clock::system(), mpsc::channel(1).0).await.unwrap()
+    }
+
+    /// Every tenant's actor is another one from now on.
+    async fn reopen(&mut self) {
+        self.directory.drain(PATIENCE).await;
+        self.directory = Node::directory(&self.store).await;
     }
 
     /// A vault that has unwrapped nothing yet.
@@ -385,4 +396,32 @@ async fn whoever_is_archived_can_be_read_by_nobody() {
     let recorded = "SELECT COUNT(*) FROM audit_record WHERE action = 'dataKey.destroyed'";
     let row = reader.fetch_one_optional(recorded, &[]).await.unwrap().unwrap();
     assert_eq!(row.int(0).unwrap(), 1);
+}
+
+#[tokio::test]
+async fn what_was_let_in_before_keeps_nothing_though_the_actor_is_another() {
+    let mut node = Node::open(Box::new(Kek::default())).await;
+    let (acme, beta) = (node.tenant("acme").await, node.tenant("beta").await);
+    let mut providers = Vec::new();
+    for tenant in [acme, beta] {
+        providers.push((tenant, node.provider(tenant, "p", ProviderKind::OpenAi).await));
+    }
+    node.keep(acme, providers[0].1, "sk-canary-0123456789").await;
+    // Archiving stops between its last step but one, and the catalogue: the tenants are still served.
+    for tenant in [acme, beta] {
+        node.home(tenant).await.change(DestroyKeys, Request::system(), untold).await.unwrap().unwrap();
+    }
+    let secret = SecretString::from("sk-canary-9876543210");
+    let refused = Err(DeskError::Declined(Declined::Refused(Refusal::Unknown)));
+    for round in ["the same actor", "another one"] {
+        for (tenant, provider) in &providers {
+            let home = node.home(*tenant).await;
+            let asked = (*provider, &secret);
+            let told = desk::keep(&node.vault, &home, asked, &Expected::Any, &Request::system(), untold).await;
+            assert_eq!(told, refused, "{round}");
+            let books = home.providers().unwrap();
+            assert!(books.keys().is_empty() && books.get(*provider).unwrap().secret.is_none(), "{round}");
+        }
+        node.reopen().await;
+    }
 }

@@ -241,7 +241,7 @@ async fn a_key_is_not_handed_over_for_a_host_that_the_policy_does_not_allow() {
 fn another_egress_policy_is_compared_again() {
     let books = |hosts: &[&str]| {
         let egress = hosts.iter().map(|host| host.parse().unwrap()).collect();
-        ProviderBooks::of(Vec::new(), Vec::new(), Policy { egress, ..Policy::default() })
+        ProviderBooks::of(Vec::new(), Vec::new(), Policy { egress, ..Policy::default() }, false)
     };
     assert!(same(&books(&["llm.example.com"]), &books(&["llm.example.com"])));
     assert!(!same(&books(&["llm.example.com"]), &books(&[])));

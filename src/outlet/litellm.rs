@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::config;
+use crate::domain::aws_credentials::AwsCredentials;
 use crate::domain::ids::{ProviderId, TenantId};
 use crate::domain::provider::{AZURE_API_VERSION, Profile, ProviderKind};
 
@@ -24,8 +25,16 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Every name of ours begins so.
 const PREFIX: &str = "platform-api.";
-/// Values of a credential that say where its key goes.
-const PLACES: [&str; 3] = ["api_base", "api_version", "aws_region_name"];
+/// Values that one credential has and another has not: where its key goes, and which kind of key it is.
+const VALUES: [&str; 7] = [
+    "api_base",
+    "api_version",
+    "aws_region_name",
+    "api_key",
+    "aws_access_key_id",
+    "aws_secret_access_key",
+    "aws_session_token",
+];
 const ALIASES_A_PAGE: u32 = 100;
 const PAGES_MAX: u32 = 10_000;
 
@@ -244,17 +253,28 @@ fn done(status: StatusCode, action: &'static str) -> Result<(), LiteLlmError> {
     if status.is_success() { Ok(()) } else { Err(LiteLlmError::Refused { action, status: status.as_u16() }) }
 }
 
-/// Values are merged: what a credential has not any more must be named, or the key would go where it went before.
+/// Values are merged: what a credential has not any more must be named, or the key would go where it went before, or go on
+/// being used.
 fn patched(mut credential: Value) -> Value {
-    let mut gone = PLACES.to_vec();
-    gone.retain(|place| credential["credential_values"].get(place).is_none());
+    let mut gone = VALUES.to_vec();
+    gone.retain(|value| credential["credential_values"].get(value).is_none());
     credential["credential_values_to_delete"] = json!(gone);
     credential
 }
 
 /// A credential as LiteLLM's models refer to it by `litellm_credential_name`.
 fn credential(name: &Name, profile: &Profile, edition: &Edition, secret: &SecretString) -> Value {
-    let mut values = json!({ "api_key": secret.expose_secret() });
+    let aws = AwsCredentials::read(secret.expose_secret()).filter(|_| profile.kind == ProviderKind::Bedrock);
+    let mut values = match &aws {
+        None => json!({ "api_key": secret.expose_secret() }),
+        Some(pair) => {
+            let secret = pair.secret_access_key.expose_secret();
+            json!({ "aws_access_key_id": pair.access_key_id, "aws_secret_access_key": secret })
+        }
+    };
+    if let Some(token) = aws.as_ref().and_then(|pair| pair.session_token.as_ref()) {
+        values["aws_session_token"] = json!(token.expose_secret());
+    }
     if let Some(base_url) = &profile.base_url {
         values["api_base"] = json!(base_url);
     }
@@ -334,9 +354,41 @@ mod tests {
             let gone = patched["credential_values_to_delete"].as_array().unwrap();
             let values = written["credential_values"].as_object().unwrap();
             assert!(
-                PLACES.iter().all(|place| values.contains_key(*place) != gone.contains(&json!(place))),
+                VALUES.iter().all(|value| values.contains_key(*value) != gone.contains(&json!(value))),
                 "{patched}"
             );
+        }
+    }
+
+    #[test]
+    fn an_access_key_is_written_in_the_place_of_an_api_key() {
+        let profile = Profile {
+            name: "one".into(),
+            kind: ProviderKind::Bedrock,
+            base_url: None,
+            region: Some("eu-central-1".into()),
+            api_version: None,
+            active: true,
+        };
+        let (id, secret) = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
+        for token in [None, Some("a-token-of-a-session")] {
+            let pair = AwsCredentials {
+                access_key_id: id.into(),
+                secret_access_key: SecretString::from(secret),
+                session_token: token.map(SecretString::from),
+            };
+            let written = credential(&name(), &profile, &Edition::default(), &pair.to_secret());
+            let mut values = json!({
+                "aws_access_key_id": id, "aws_secret_access_key": secret, "aws_region_name": "eu-central-1"
+            });
+            let mut gone = vec!["api_base", "api_version", "api_key"];
+            match token {
+                Some(token) => values["aws_session_token"] = json!(token),
+                None => gone.push("aws_session_token"),
+            }
+            assert_eq!(written["credential_values"], values);
+            assert_eq!(written["credential_info"]["custom_llm_provider"], "bedrock");
+            assert_eq!(patched(written)["credential_values_to_delete"], json!(gone), "the key before is forgotten");
         }
     }
 }

@@ -15,6 +15,7 @@
 
 mod agenda;
 mod alertmanager;
+mod aws_signature;
 pub mod bench;
 pub mod breaker;
 mod channel;

@@ -13,10 +13,14 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::aws_signature::{Scope, sign_get};
 use super::egress;
+use crate::clock::Clock;
+use crate::domain::aws_credentials::AwsCredentials;
 use crate::domain::ids::ProviderId;
 use crate::domain::provider::policy::Policy;
 use crate::domain::provider::{AZURE_API_VERSION, Profile, ProviderKind};
+use crate::domain::time::Timestamp;
 
 /// Between two tests of one provider.
 const TEST_PAUSE: Duration = Duration::from_secs(2);
@@ -156,8 +160,9 @@ fn base_url(profile: &Profile) -> Option<String> {
     }
 }
 
-/// Where its models are listed, and the header that carries the key; `base` when the provider has no address of its own.
-fn question(profile: &Profile, base: Option<&str>, secret: &SecretString) -> Option<(Url, HeaderMap)> {
+/// Where its models are listed, and the headers that carry the key, or a signature by it at `now`; `base` when the provider
+/// has no address of its own.
+fn question(profile: &Profile, base: Option<&str>, secret: &SecretString, now: Timestamp) -> Option<(Url, HeaderMap)> {
     let path = match profile.kind {
         ProviderKind::OpenAi | ProviderKind::Groq | ProviderKind::OpenAiCompatible => "/models".to_owned(),
         ProviderKind::Anthropic => "/v1/models".to_owned(),
@@ -180,6 +185,12 @@ fn question(profile: &Profile, base: Option<&str>, secret: &SecretString) -> Opt
     };
     let base = base_url(profile).or_else(|| base.map(str::to_owned))?;
     let url = Url::parse(&format!("{}{path}", base.trim_end_matches('/'))).ok()?;
+    if let (ProviderKind::Bedrock, Some(region)) = (profile.kind, &profile.region)
+        && let Some(credentials) = AwsCredentials::read(secret.expose_secret())
+    {
+        let headers = sign_get(&url, Scope { region, service: "bedrock" }, &credentials, now)?;
+        return Some((url, headers));
+    }
     let text = Zeroizing::new(format!("{scheme}{}", secret.expose_secret()));
     let mut value = HeaderValue::from_str(&text).ok()?;
     value.set_sensitive(true);
@@ -229,7 +240,9 @@ impl Probe {
     async fn ask(&self, profile: &Profile, secret: &SecretString) -> Outcome {
         let ours = self.litellm.as_ref().filter(|_| profile.kind == ProviderKind::LiteLlm);
         let base = ours.map(|(url, _)| url.as_str());
-        let Some((url, headers)) = question(profile, base, secret) else { return Outcome::Unreachable };
+        let Some((url, headers)) = question(profile, base, secret, Clock::system().now()) else {
+            return Outcome::Unreachable;
+        };
         // The URL may have been stored under other rules.
         if ours.is_none() && egress::problem(url.as_str(), self.allow_private).is_some() {
             return Outcome::AddressRefused;
@@ -265,6 +278,8 @@ impl Probe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NOW: Timestamp = Timestamp(1_440_938_160_000_000);
 
     fn profile(kind: ProviderKind, base_url: Option<&str>) -> Profile {
         let region = (kind == ProviderKind::Bedrock).then(|| "eu-central-1".to_owned());
@@ -302,7 +317,7 @@ mod tests {
             (ProviderKind::OpenAiCompatible, own, "https://llm.example.com:8443/v1/models", "authorization"),
         ] {
             let profile = profile(kind, base);
-            let (asked, headers) = question(&profile, None, &SecretString::from("sk-canary")).unwrap();
+            let (asked, headers) = question(&profile, None, &SecretString::from("sk-canary"), NOW).unwrap();
             assert_eq!(asked.as_str(), url);
             assert!(headers[header].to_str().unwrap().ends_with("sk-canary") && headers[header].is_sensitive());
             assert!(!format!("{headers:?}").contains("canary"), "{headers:?}");
@@ -310,6 +325,20 @@ mod tests {
             assert_eq!((asked.host_str(), asked.port_or_known_default()), (Some(host.as_str()), Some(port)));
             assert!(kind == ProviderKind::OpenAiCompatible || kind.is_home(&host, port), "{url}");
         }
+    }
+
+    #[test]
+    fn an_access_key_signs_for_its_region_and_is_not_sent() {
+        let pair = r#"{"accessKeyId":"ASIAIOSFODNN7EXAMPLE","secretAccessKey":"wJalrXUtnFEMI/K7MDENG+canary","sessionToken":"canary-0123456789"}"#;
+        let bedrock = profile(ProviderKind::Bedrock, None);
+        let (url, headers) = question(&bedrock, None, &SecretString::from(pair), NOW).unwrap();
+        assert_eq!(url.as_str(), "https://bedrock.eu-central-1.amazonaws.com/foundation-models");
+        let authorization = headers["authorization"].to_str().unwrap();
+        let reach = "ASIAIOSFODNN7EXAMPLE/20150830/eu-central-1/bedrock/aws4_request";
+        let signed = "host;x-amz-date;x-amz-security-token";
+        let start = format!("AWS4-HMAC-SHA256 Credential={reach}, SignedHeaders={signed}, Signature=");
+        assert!(authorization.starts_with(&start) && !authorization.contains("canary"), "{authorization}");
+        assert!(!format!("{headers:?}").contains("canary"), "{headers:?}");
     }
 
     #[test]
@@ -377,7 +406,7 @@ mod tests {
             let stored = profile(ProviderKind::OpenAi, Some(url));
             assert_eq!(address(&stored), None, "{url}");
             assert!(!host_is_allowed(&policy, &stored), "{url}");
-            assert!(question(&stored, None, &SecretString::from("sk-canary")).is_none(), "{url}");
+            assert!(question(&stored, None, &SecretString::from("sk-canary"), NOW).is_none(), "{url}");
         }
         assert!(host_is_allowed(&policy, &profile(ProviderKind::OpenAi, Some("https://api.openai.com/v1"))));
         assert!(host_is_allowed(&policy, &profile(ProviderKind::LiteLlm, None)));

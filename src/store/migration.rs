@@ -48,7 +48,7 @@ pub(super) static CONTROL: [Migration; 9] = [
     migration!(Both, 9, "control", "0009_api_key_terms"),
 ];
 
-pub(super) static TENANT: [Migration; 13] = [
+pub(super) static TENANT: [Migration; 14] = [
     migration!(Both, 1, "tenant", "0001_books"),
     migration!(Sqlite, 2, "tenant", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "tenant", "0002_append_only.postgres"),
@@ -62,6 +62,7 @@ pub(super) static TENANT: [Migration; 13] = [
     migration!(Both, 11, "tenant", "0011_request_age"),
     migration!(Both, 12, "tenant", "0012_policies"),
     migration!(Both, 13, "tenant", "0013_providers"),
+    migration!(Both, 14, "tenant", "0014_keys_destroyed"),
 ];
 
 const CREATE: &str = "CREATE TABLE IF NOT EXISTS schema_version (

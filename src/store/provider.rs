@@ -40,6 +40,8 @@ const INSERT_KEY: &str = "INSERT INTO data_key (version, kek, wrapped, created_a
 const UPDATE_KEY: &str = "UPDATE data_key SET kek = $2, wrapped = $3 WHERE version = $1";
 const DELETE_KEY: &str = "DELETE FROM data_key WHERE version = $1";
 const DELETE_KEYS: &str = "DELETE FROM data_key";
+const SELECT_DESTROYED: &str = "SELECT at FROM keys_destroyed WHERE id = 1";
+const INSERT_DESTROYED: &str = "INSERT INTO keys_destroyed (id, at) VALUES (1, $1) ON CONFLICT (id) DO NOTHING";
 /// What is deleted is overwritten, not only forgotten; the write-ahead log is emptied with its next checkpoint.
 const ERASE: &str = "PRAGMA secure_delete = ON";
 const DO_NOT_ERASE: &str = "PRAGMA secure_delete = OFF";
@@ -65,7 +67,8 @@ pub(super) async fn load(connection: &mut Connection) -> Result<ProviderBooks, S
     let keys = keys.iter().map(key_at).collect::<Result<Vec<_>, _>>()?;
     let policy = connection.fetch_one_optional(SELECT_POLICY, &[]).await?;
     let policy = policy.as_ref().map_or_else(|| Ok(Policy::default()), policy_at)?;
-    Ok(ProviderBooks::of(providers, keys, policy))
+    let is_destroyed = connection.fetch_one_optional(SELECT_DESTROYED, &[]).await?.is_some();
+    Ok(ProviderBooks::of(providers, keys, policy, is_destroyed))
 }
 
 fn provider_at(row: &Row) -> Result<Provider, StoreError> {
@@ -203,15 +206,16 @@ pub async fn delete_keys(connection: &mut Connection, versions: &[i64]) -> Resul
     erase(connection, false).await
 }
 
-/// Every data key and every ciphertext.
+/// Every data key and every ciphertext goes, and that they went is written down.
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn destroy(connection: &mut Connection) -> Result<(), StoreError> {
+pub async fn destroy(connection: &mut Connection, now: Timestamp) -> Result<(), StoreError> {
     erase(connection, true).await?;
     connection.execute(BUMP_WITH_SECRET, &[]).await?;
     connection.execute(DELETE_SECRETS, &[]).await?;
     connection.execute(DELETE_KEYS, &[]).await?;
+    connection.execute(INSERT_DESTROYED, &[now.into()]).await?;
     erase(connection, false).await
 }
 

@@ -262,7 +262,8 @@ impl Handle {
         let now = self.heard();
         let books = self.committed(now)?;
         let revoked = books.organization.revoked(&subject.user, &subject.group);
-        Ok(Decided { decision: books.decide(subject, now), revoked, epoch: books.epoch })
+        let model_is_allowed = books.allows_model(subject);
+        Ok(Decided { decision: books.decide(subject, now), revoked, model_is_allowed, epoch: books.epoch })
     }
 
     /// The tenant's people, as of the last commit. Answered here, as [`decide`](Handle::decide) is.

@@ -264,6 +264,8 @@ pub struct Decided {
     pub decision: Decision,
     /// The user or the group was deactivated: to be denied, whatever the quotas say.
     pub revoked: Option<Revoked>,
+    /// The tenant's policy has the model, or none was named: otherwise to be denied as well.
+    pub model_is_allowed: bool,
     pub epoch: i64,
 }
 

@@ -147,6 +147,30 @@ class Kit(unittest.TestCase):
         self.assertEqual(self.call("acme")[1], 429)
         self.assertEqual(self.call("globex")[1], 200)
 
+    def test_a_model_that_the_policy_does_not_have_is_refused_however_it_is_named(self):
+        policy = {"egressHosts": [], "models": ["gpt-4*"], "failover": {"providers": [], "on": [], "attemptsMax": 0}}
+        headers = {"X-API-Key": parts.BOOTSTRAP_KEY, "If-Match": "*"}
+        path = f"/v1/provider-policy?tenantId={self.tenants['acme']}"
+        status, _, text = parts.request("PUT", self.api + path, policy, headers)
+        self.assertEqual(status, 200, text)
+        self.assertEqual(self.call("acme")[1], 200)
+        chat = {"messages": [{"role": "user", "content": "?"}]}
+        for body in (
+            {"model": "broken"},
+            {"model": "gpt-4" + "o" * 300},
+            {"model": ",".join(f"gpt-4-{number}" for number in range(17))},
+            {"model": "gpt-4o, broken"},
+            {"model": "gpt-4o", "fallbacks": ["broken"]},
+            {"model": "gpt-4o", "fallbacks": [{"model": "broken"}]},
+            {"model": "gpt-4o", "context_window_fallbacks": [{"gpt-4o": ["broken"]}]},
+        ):
+            key = {"Authorization": "Bearer sk-acme"}
+            status, answered, text = parts.request("POST", self.llm + "/v1/chat/completions", {**chat, **body}, key)
+            self.assertEqual(status, 403, f"{body}: {text}")
+            self.assertIn("MODEL_NOT_ALLOWED", text)
+            self.assertNotIn("Retry-After", answered, "waiting changes nothing")
+        self.assertNotEqual(self.call("globex", model="broken")[1], 403, "the neighbour's list is its own")
+
 
 if __name__ == "__main__":
     unittest.main()

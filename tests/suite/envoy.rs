@@ -219,6 +219,35 @@ async fn whoever_is_deactivated_is_denied_whatever_the_quotas_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_the_policy_does_not_have_is_denied_however_it_is_named() {
+    let (daemon, envoy) = open(Setup::on(Engine::Sqlite)).await;
+    let acme = daemon.onboard("Acme").await;
+    let long = "x".repeat(300);
+    let tenant = ("tenant_id", acme.id.as_str());
+    let reason = async |entries: &[(&str, &str)]| {
+        let told = envoy.ask(&[&[&[tenant], entries].concat()]).await.expect("an answer");
+        assert_eq!(told.overall_code == OVER_LIMIT, told.header("x-platform-api-decision") == "deny", "{told:?}");
+        assert_eq!(told.header("retry-after"), "", "nothing ends by itself: {told:?}");
+        told.header("x-platform-api-reason").to_owned()
+    };
+    assert_eq!(reason(&[("model", "gpt-5")]).await, "");
+    let body =
+        json!({"egressHosts": [], "models": ["gpt-4*"], "failover": {"providers": [], "on": [], "attemptsMax": 0}});
+    let headers = [("content-type", "application/json"), ("if-match", "*")];
+    acme.api.raw(reqwest::Method::PUT, "/v1/provider-policy", &headers, body.to_string().into_bytes()).await.ok();
+    for (entries, code) in [
+        (&[("model", "gpt-4o")][..], ""),
+        (&[("user_id", "ada")], ""),
+        (&[("model", "gpt-4o"), ("model", "gpt-4.1")], ""),
+        (&[("model", "gpt-5")], "MODEL_NOT_ALLOWED"),
+        (&[("model", "gpt-4o"), ("model", "gpt-5")], "MODEL_NOT_ALLOWED"),
+        (&[("model", long.as_str())], "MODEL_NOT_ALLOWED"),
+    ] {
+        assert_eq!(reason(entries).await, code, "{entries:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_that_is_not_ours_is_answered_as_the_operator_wants() {
     for (setting, code) in [("allow", OK), ("deny", OVER_LIMIT)] {
         let (_daemon, envoy) = open(Setup::on(Engine::Sqlite).with("ENVOY__ON_UNKNOWN", setting)).await;

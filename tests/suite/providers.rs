@@ -289,6 +289,100 @@ async fn a_provider_is_tried_where_the_policy_allows_and_tells_one_word() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_is_told_which_models_the_policy_does_not_have() {
+    on_both(|engine| async move {
+        let mut daemon = setup(engine).start().await;
+        let (acme, globex) = (daemon.onboard("Acme").await, daemon.onboard("Globex").await);
+        let told = async |tenant: &Tenant, query: &str| {
+            let decision = tenant.decision(query).await;
+            (decision["decision"].clone(), decision["reasons"][0]["code"].clone())
+        };
+        let (allowed, denied) = ((json!("allow"), Value::Null), (json!("deny"), json!("MODEL_NOT_ALLOWED")));
+        assert_eq!(told(&acme, "?model=gpt-5").await, allowed, "an empty list has every model");
+        let path = format!("/v1/quotas/{}/decision?model=gpt-5", acme.id);
+        let before = acme.api.get(&path).await.header("etag").to_owned();
+        policy(&acme, &[], &["gpt-4o", "o3*", "claude-*"]).await.ok();
+        // What a gateway holds does not hold any more, from the next question on.
+        let again = acme.api.raw(Method::GET, &path, &[("if-none-match", before.as_str())], Vec::new()).await;
+        assert_eq!((again.status, &again.body["decision"]), (200, &json!("deny")), "{}", again.text);
+        for round in ["as it was written", "as it was read again"] {
+            for (query, expected) in [
+                ("?model=gpt-4o", &allowed),
+                ("?model=o3-mini&userId=ada", &allowed),
+                ("?model=claude-", &allowed),
+                ("?model=", &allowed),
+                ("", &allowed),
+                ("?model=gpt-4o-mini", &denied),
+                ("?model=GPT-4o", &denied),
+                ("?model=o2", &denied),
+                ("?model=gpt-5&userId=ada", &denied),
+            ] {
+                assert_eq!(told(&acme, query).await, *expected, "{round}: {query}");
+            }
+            assert_eq!(told(&globex, "?model=gpt-5").await, allowed, "the neighbour's list is its own");
+            daemon.kill().await;
+            daemon.restart().await;
+            eventually("the tenant is open", async || (acme.api.get(&path).await.status == 200).then_some(())).await;
+        }
+        policy(&acme, &[], &["*"]).await.ok();
+        assert_eq!(told(&acme, "?model=gpt-5").await, allowed);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_access_key_of_aws_is_given_and_lent_as_one_secret() {
+    let mut daemon = setup(Engine::Sqlite).start().await;
+    let acme = daemon.onboard("Acme").await;
+    let service = acme.issue_key("reporter").await.1;
+    let bedrock = provider(&acme, json!({"name": "Bedrock", "kind": "bedrock", "region": "eu-central-1"})).await;
+    let openai = provider(&acme, json!({"name": "OpenAI", "kind": "openai"})).await;
+    let give = async |id: &str, body: Value| {
+        call(&acme.api, Method::PUT, &format!("/v1/providers/{id}/secret"), &[], body).await
+    };
+    let (id, secret, token) = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG+canary", "canary-of-a-session-0123");
+    let pair = |id: &str| json!({"accessKeyId": id, "secretAccessKey": secret});
+    let session = json!({"accessKeyId": "ASIAIOSFODNN7EXAMPLX", "secretAccessKey": secret, "sessionToken": token});
+    for (to, body, pointer) in [
+        (&bedrock, json!({"awsCredentials": secret}), "/awsCredentials"),
+        (&bedrock, json!({"awsCredentials": [id, secret]}), "/awsCredentials"),
+        (&bedrock, json!({"awsCredentials": null}), "/awsCredentials"),
+        (&bedrock, json!({"awsCredentials": pair("akiaiosfodnn7example")}), "/awsCredentials/accessKeyId"),
+        (&bedrock, json!({"awsCredentials": pair("ASIAIOSFODNN7EXAMPLE")}), "/awsCredentials/sessionToken"),
+        (&bedrock, json!({"awsCredentials": pair(id), "secret": CANARY}), "/awsCredentials"),
+        (&bedrock, json!({"secret": pair(id).to_string()}), "/secret"),
+        (&openai, json!({"awsCredentials": pair(id)}), "/awsCredentials"),
+    ] {
+        let refused = give(to, body).await;
+        refused.refused(422, "VALIDATION_FAILED");
+        let fields = &refused.body["error"]["details"]["fields"];
+        assert_eq!(fields[0]["pointer"], pointer, "{}", refused.text);
+        assert!(!refused.text.contains("canary"), "{}", refused.text);
+    }
+    let given = give(&bedrock, json!({"awsCredentials": pair(id)})).await.ok();
+    assert_eq!((&given["secret"]["lastFour"], &given["secret"]["version"]), (&json!("MPLE"), &json!(1)));
+    let lent = lease(&service, &bedrock).await;
+    assert_eq!((&lent.body["awsCredentials"], &lent.body["secret"]), (&pair(id), &Value::Null), "{}", lent.text);
+    let given = give(&bedrock, json!({"awsCredentials": session})).await.ok();
+    assert_eq!(given["secret"]["lastFour"], "MPLX");
+    daemon.kill().await;
+    daemon.restart().await;
+    let lent = eventually("the tenant is open", async || {
+        let answer = lease(&service, &bedrock).await;
+        (answer.status == 201).then_some(answer)
+    });
+    assert_eq!(lent.await.body["awsCredentials"], session);
+    // A key of Bedrock's own may take its place.
+    assert_eq!(give(&bedrock, json!({"secret": CANARY})).await.ok()["secret"]["version"], 3);
+    let lent = lease(&service, &bedrock).await;
+    assert_eq!((&lent.body["awsCredentials"], &lent.body["secret"]), (&Value::Null, &json!(CANARY)));
+    daemon.terminate().await;
+    for needle in [secret, token, CANARY] {
+        assert_eq!(files_that_hold(daemon.folder.path(), needle), Vec::<String>::new(), "log and databases");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_spelling_of_an_inner_address_is_a_provider() {
     let daemon = setup(Engine::Sqlite).start().await;
     let acme = daemon.onboard("Acme").await;

@@ -16,7 +16,7 @@ from typing import Optional
 from fastapi import HTTPException
 from litellm.integrations.custom_logger import CustomLogger
 
-from platform_api_litellm.decision import Decisions, Denied, Unknown
+from platform_api_litellm.decision import Decisions, Denied, Unknown, models_of
 from platform_api_litellm.payload import encoded, reduced
 from platform_api_litellm.publisher import Publisher
 from platform_api_litellm.settings import from_environment
@@ -106,7 +106,7 @@ class Usage(CustomLogger):
 
 
 class Quota(CustomLogger):
-    """Refuses calls that a quota forbids; answers from memory between two looks at platform-api."""
+    """Refuses calls that a quota or the policy's list of models forbids; answers from memory between two looks at platform-api."""
 
     @functools.cached_property
     def _decisions(self) -> Decisions:
@@ -114,8 +114,11 @@ class Quota(CustomLogger):
 
     async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):
         try:
-            await self._decisions.ask(user_api_key_dict, str(data.get("model") or ""))
+            for model in models_of(data):
+                await self._decisions.ask(user_api_key_dict, model)
         except Denied as denied:
+            if denied.retry_after_seconds is None:
+                raise HTTPException(status_code=403, detail=denied.detail) from None
             headers = {"Retry-After": str(denied.retry_after_seconds)}
             raise HTTPException(status_code=429, detail=denied.detail, headers=headers) from None
         except Unknown as unknown:

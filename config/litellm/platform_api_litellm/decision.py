@@ -1,4 +1,4 @@
-"""Quota decisions before a call, from memory as long as they hold.
+"""Decisions before a call, from memory as long as they hold.
 
 platform-api says how long an answer is good: until `refreshAfter` it is used as it is, until `validUntil` while a newer
 one is fetched beside the call, and after that a call waits for the answer. Without one, the fail mode decides; but a
@@ -26,10 +26,20 @@ _ANSWERS_MAX = 10_000
 _PEACE_SECONDS = 1.0
 
 
-class Denied(Exception):
-    """A quota forbids the call."""
+# What waiting does not change: the tenant's policy has no such model.
+_MODEL_NOT_ALLOWED = "MODEL_NOT_ALLOWED"
+# Where a request may name models besides `model`: LiteLLM asks them when that one fails, without asking us again.
+_FALLBACKS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
+# Models of one request: each is a question, and a client chooses how many it names.
+_MODELS_MAX = 16
+# What platform-api takes a question about. Nobody can say anything of a longer name, and no answer would let it pass.
+_MODEL_BYTES_MAX = 256
 
-    def __init__(self, detail: dict, retry_after_seconds: int):
+
+class Denied(Exception):
+    """A quota forbids the call, or the tenant's policy the model; the latter has nothing to wait for."""
+
+    def __init__(self, detail: dict, retry_after_seconds: Optional[int]):
         super().__init__(detail["error"])
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
@@ -99,8 +109,11 @@ class Decisions:
     def _judge(self, answer: Answer, now: float) -> None:
         if not answer.denies():
             return
+        reasons = answer.decision.get("reasons", [])
+        if any(reason.get("code") == _MODEL_NOT_ALLOWED for reason in reasons):
+            raise Denied({"error": "model not allowed", "code": _MODEL_NOT_ALLOWED, "reasons": reasons}, None)
         reset_at = answer.reset_at or answer.valid_until
-        detail = {"error": "quota exceeded", "code": "QUOTA_EXCEEDED", "reasons": answer.decision.get("reasons", [])}
+        detail = {"error": "quota exceeded", "code": "QUOTA_EXCEEDED", "reasons": reasons}
         raise Denied(detail, max(1, round(reset_at - now)))
 
     def _without_answer(self, problem: str) -> None:
@@ -154,6 +167,29 @@ class Decisions:
             ("keyAlias", key.key_alias),
         )
         return next((self._tenants[f"{kind}:{id}"] for kind, id in ids if f"{kind}:{id}" in self._tenants), None)
+
+
+def models_of(data: dict) -> list[str]:
+    """Every model that a request names: LiteLLM takes several with commas between, and others to fall back to. One at
+    least, which is empty when there is none. Raises Denied when they are too many, or a name is too long."""
+    named = [str(data.get("model") or "")]
+    for field_name in _FALLBACKS:
+        named.extend(_strings(data.get(field_name)))
+    models = [model.strip() for text in named for model in text.split(",")]
+    models = list(dict.fromkeys(model for model in models if model))
+    if len(models) > _MODELS_MAX or any(len(model.encode()) > _MODEL_BYTES_MAX for model in models):
+        told = f"a request may name {_MODELS_MAX} models of {_MODEL_BYTES_MAX} bytes"
+        raise Denied({"error": told, "code": _MODEL_NOT_ALLOWED, "reasons": []}, None)
+    return models or [""]
+
+
+def _strings(value) -> list[str]:
+    """Names of models in a list of names, of `{"model": name, …}`, or of `{name: [names]}`."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return _strings([value["model"]] if "model" in value else list(value.values()))
+    return [name for part in value for name in _strings(part)] if isinstance(value, list) else []
 
 
 def _read_tenants(path: Optional[str]) -> dict[str, str]:

@@ -127,6 +127,18 @@ impl Revoked {
             Revoked::Tenant => "tenant",
         }
     }
+
+    /// What a gateway is told of it: the code of a reason.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Revoked::User => "USER_DEACTIVATED",
+            Revoked::Group => "GROUP_DEACTIVATED",
+            Revoked::ApiKey => "API_KEY_REVOKED",
+            Revoked::ApiKeyExpired => "API_KEY_EXPIRED",
+            Revoked::Tenant => "TENANT_SUSPENDED",
+        }
+    }
 }
 
 /// The people of one tenant. A copy shares what it does not change.

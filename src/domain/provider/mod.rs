@@ -254,18 +254,22 @@ pub struct ProviderBooks {
     /// By version, oldest first. The newest encrypts, all of them decrypt.
     keys: Vec<WrappedKey>,
     pub policy: Arc<Policy>,
-    /// The tenant has left: whoever still holds its doorbell keeps nothing here any more. Lives as long as these books are in
-    /// memory; nobody is let in to open them again.
+    /// The tenant has left: whoever was let in before keeps nothing here any more, however often these books are read again.
     is_destroyed: bool,
 }
 
 impl ProviderBooks {
     /// As it was stored.
     #[must_use]
-    pub fn of(providers: Vec<Provider>, mut keys: Vec<WrappedKey>, policy: Policy) -> ProviderBooks {
+    pub fn of(
+        providers: Vec<Provider>,
+        mut keys: Vec<WrappedKey>,
+        policy: Policy,
+        is_destroyed: bool,
+    ) -> ProviderBooks {
         keys.sort_by_key(|key| key.version);
         let providers = providers.into_iter().map(|provider| (provider.id, Arc::new(provider))).collect();
-        ProviderBooks { providers, keys, policy: Arc::new(policy), is_destroyed: false }
+        ProviderBooks { providers, keys, policy: Arc::new(policy), is_destroyed }
     }
 
     #[must_use]

@@ -1,6 +1,7 @@
 //! Where a tenant may go with its providers: hosts beside each kind's own, models, and who steps in for whom.
 
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,8 @@ use crate::domain::time::Timestamp;
 pub const ENTRIES_MAX: usize = 100;
 /// Bytes of a model's name.
 const MODEL_BYTES_MAX: usize = 128;
+/// What a gateway is told of a request for a model that its tenant may not use.
+pub const MODEL_NOT_ALLOWED: &str = "MODEL_NOT_ALLOWED";
 /// Tries of one request, over all providers.
 const ATTEMPTS_MAX: u32 = 10;
 const HTTPS: u16 = 443;
@@ -21,7 +24,7 @@ const HTTPS: u16 = 443;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
     pub egress: Vec<HostRule>,
-    pub models: Vec<String>,
+    pub models: Models,
     pub failover: Failover,
     /// 0 for the one that each tenant begins with.
     pub version: i64,
@@ -108,11 +111,7 @@ impl Policy {
     /// May this model be used?
     #[must_use]
     pub fn allows_model(&self, model: &str) -> bool {
-        let covers = |allowed: &String| match allowed.strip_suffix('*') {
-            Some(start) => model.starts_with(start),
-            None => model == allowed,
-        };
-        self.models.is_empty() || self.models.iter().any(covers)
+        self.models.cover(model)
     }
 
     /// May a key be sent to this host and port, though it is not its kind's own?
@@ -129,6 +128,57 @@ impl Policy {
             policy.failover.providers.retain(|one| *one != provider);
             policy
         })
+    }
+}
+
+/// Models by name, or `start*` for all that begin so; every model when there is none. Every decision of a gateway asks, so the
+/// list is laid out for it when it is made: a question is two searches, however long the list is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<String>", into = "Vec<String>")]
+pub struct Models {
+    /// As they were given.
+    listed: Vec<String>,
+    /// Sorted.
+    names: Vec<String>,
+    /// Sorted, none of them the beginning of another: the one that a name begins with is the last that is not after it.
+    starts: Vec<String>,
+}
+
+impl Models {
+    fn cover(&self, model: &str) -> bool {
+        let named = || self.names.binary_search_by(|name| name.as_str().cmp(model)).is_ok();
+        let last = || self.starts.partition_point(|start| start.as_str() <= model).checked_sub(1);
+        self.listed.is_empty() || named() || last().is_some_and(|at| model.starts_with(&self.starts[at]))
+    }
+}
+
+impl From<Vec<String>> for Models {
+    fn from(listed: Vec<String>) -> Models {
+        let (mut names, mut starts): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+        for model in &listed {
+            match model.strip_suffix('*') {
+                Some(start) => starts.push(start.to_owned()),
+                None => names.push(model.clone()),
+            }
+        }
+        names.sort_unstable();
+        starts.sort_unstable();
+        starts.dedup_by(|longer, start| longer.starts_with(start.as_str()));
+        Models { listed, names, starts }
+    }
+}
+
+impl From<Models> for Vec<String> {
+    fn from(models: Models) -> Vec<String> {
+        models.listed
+    }
+}
+
+impl Deref for Models {
+    type Target = [String];
+
+    fn deref(&self) -> &[String] {
+        &self.listed
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::policy::{Cause, Failover};
@@ -142,7 +143,7 @@ fn a_secret_is_lent_while_its_provider_is_active_and_the_model_allowed() {
     assert_eq!(books.lend(&lease), Ok(()));
     assert_eq!(books.lend(&Lease { provider: id(2), ..lease.clone() }), Err(Refusal::Unknown));
     assert_eq!(books.lend(&Lease { secret_version: 2, ..lease.clone() }), Err(Refusal::KeyChanged));
-    books.policy = Arc::new(Policy { models: vec!["gpt-4o".into(), "o3*".into()], ..Policy::default() });
+    books.policy = Arc::new(Policy { models: vec!["gpt-4o".into(), "o3*".into()].into(), ..Policy::default() });
     for (model, lent) in [("gpt-4o", true), ("o3-mini", true), ("gpt-4o-mini", false), ("", false)] {
         let told = books.lend(&Lease { model: Some(model.into()), ..lease.clone() });
         assert_eq!(told, if lent { Ok(()) } else { Err(Refusal::ModelNotAllowed) }, "{model}");
@@ -196,7 +197,7 @@ fn whoever_is_gone_steps_in_for_nobody() {
 #[test]
 fn a_policy_names_what_there_is() {
     let policy = Policy {
-        models: vec!["gpt-4o".into(), "*".into(), String::new(), "a*b".into(), "a b".into()],
+        models: vec!["gpt-4o".into(), "*".into(), String::new(), "a*b".into(), "a b".into()].into(),
         failover: Failover { providers: vec![id(1), id(2), id(1)], on: Vec::new(), attempts_max: 11 },
         ..Policy::default()
     };
@@ -215,6 +216,24 @@ fn a_policy_names_what_there_is() {
     for cause in Cause::ALL {
         assert_eq!(Cause::from_name(cause.name()), Some(cause));
         assert_eq!(serde_json::to_value(cause).unwrap(), cause.name());
+    }
+}
+
+proptest! {
+    /// However the list is laid out, it covers what one entry after the other would.
+    #[test]
+    fn a_list_of_models_covers_what_its_entries_say(
+        listed in prop::collection::vec("[ab]{0,3}\\*?", 0..8),
+        model in "[abc]{0,4}",
+    ) {
+        let covers = |entry: &String| match entry.strip_suffix('*') {
+            Some(start) => model.starts_with(start),
+            None => model == *entry,
+        };
+        let plainly = listed.is_empty() || listed.iter().any(covers);
+        let policy = Policy { models: listed.clone().into(), ..Policy::default() };
+        prop_assert_eq!(policy.allows_model(&model), plainly);
+        prop_assert_eq!(policy.models.to_vec(), listed);
     }
 }
 

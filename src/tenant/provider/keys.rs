@@ -119,11 +119,14 @@ impl Change for DestroyKeys {
         posting: &mut Posting,
         request: &Request,
     ) -> Result<(), Halt<Refusal>> {
+        if posting.books.providers.is_destroyed() {
+            return Ok(());
+        }
         // Also of one that had none: from now on it takes none.
-        posting.has_other_rows |= !posting.books.providers.is_destroyed();
         let (keys, secrets) = providers(posting).destroy();
+        rows::destroy(database, posting.now()).await?;
+        posting.has_other_rows = true;
         if keys + secrets > 0 {
-            rows::destroy(database).await?;
             let payload = json!({ "dataKeys": keys, "secrets": secrets });
             record(posting, request, "dataKey.destroyed", "dataKeys".into(), payload);
         }

@@ -12,12 +12,12 @@ use crate::domain::books::Books;
 use crate::domain::ids::{LeaseId, ProviderId, SecretId};
 use crate::domain::organization::Expected;
 use crate::domain::provider::policy::{Cause, Failover, Policy};
-use crate::domain::provider::{Lease, Profile, ProviderBooks, ProviderKind, Refusal};
+use crate::domain::provider::{Lease, Profile, ProviderKind, Refusal};
 use crate::domain::request::{Answer, Idempotency};
 use crate::domain::secret::{Sealed, Shown, StoredSecret, WrappedKey};
 use crate::store::database::Connection;
 use crate::store::load;
-use crate::store::tests::harness::{House, NOW};
+use crate::store::tests::harness::{House, NOW, opening};
 use crate::tenant::guess::Guess;
 use crate::tenant::task::{Change, Declined, Task, Told};
 use crate::tenant::work::{Reply, Unit, Work};
@@ -28,6 +28,7 @@ crate::store::tests::conformance!(
     a_refused_change_leaves_no_row_and_no_record,
     a_rotation_stopped_anywhere_leaves_what_can_be_read,
     whoever_leaves_leaves_no_key_behind,
+    whoever_left_has_left_for_whoever_opens_it_next,
     a_lease_is_recorded_once_per_key,
 );
 
@@ -79,11 +80,13 @@ impl Home {
     /// What is stored is what is in memory.
     async fn reads_the_same(&mut self) {
         let stored = load::read_books(&mut self.connection, self.books.tenant).await.unwrap();
-        // That a tenant has left is known in memory alone.
-        let held = &self.books.providers;
-        let providers = held.after(None).map(|provider| provider.as_ref().clone()).collect();
-        let held = ProviderBooks::of(providers, held.keys().to_vec(), held.policy.as_ref().clone());
-        assert_eq!(*stored.providers, held);
+        assert_eq!(stored.providers, self.books.providers);
+    }
+
+    /// As whoever opens the tenant next finds it.
+    async fn reopen(&mut self) {
+        let opening = opening(self.books.tenant, self.books.head);
+        self.books = Arc::new(load::take_over(&mut self.connection, opening).await.unwrap());
     }
 
     async fn provider(&mut self, name: &str) -> ProviderId {
@@ -138,7 +141,7 @@ async fn providers_are_read_again_as_they_were_left(house: &House) {
     let failover = Failover { providers: vec![two, one], on: vec![Cause::Timeout], attempts_max: 2 };
     let policy = Policy {
         egress: vec!["*.example.com:8443".parse().unwrap()],
-        models: vec!["gpt-4o".into(), "claude-*".into()],
+        models: vec!["gpt-4o".into(), "claude-*".into()].into(),
         failover,
         ..Policy::default()
     };
@@ -230,6 +233,31 @@ async fn whoever_leaves_leaves_no_key_behind(house: &House) {
     assert_eq!(home.refused(AddDataKey(key(1))).await, Refusal::Unknown, "whoever was let in before keeps nothing");
     home.done(DestroyKeys).await;
     assert_eq!(home.books.head, head, "a second time there is nothing to say");
+}
+
+async fn whoever_left_has_left_for_whoever_opens_it_next(house: &House) {
+    // With a secret that was kept before, and without any.
+    for had_one in [true, false] {
+        let mut home = Home::new(house).await;
+        let one = home.provider("one").await;
+        if had_one {
+            home.done(AddDataKey(key(1))).await;
+            home.put(one, 1, 1).await;
+        }
+        home.done(DestroyKeys).await;
+        home.reopen().await;
+        assert!(home.books.providers.is_destroyed(), "{had_one}");
+        home.reads_the_same().await;
+        assert_eq!(home.refused(AddDataKey(key(1))).await, Refusal::Unknown, "{had_one}");
+        let expected = Expected::Any;
+        let put = PutSecret { provider: one, secret: secret(one, 2, 1), expected };
+        assert_eq!(home.refused(put).await, Refusal::Unknown, "{had_one}");
+        let head = home.books.head;
+        home.done(DestroyKeys).await;
+        home.reopen().await;
+        assert!(home.books.providers.is_destroyed() && home.books.providers.keys().is_empty(), "{had_one}");
+        assert_eq!(home.books.head.seq, head.seq + 1, "the new owner's own record and no other");
+    }
 }
 
 async fn a_lease_is_recorded_once_per_key(house: &House) {
