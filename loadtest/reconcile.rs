@@ -247,6 +247,7 @@ impl Stage {
             retention_micros: 400 * MICROS_PER_DAY,
             routing: Arc::new(Routing::all(Vec::new())),
             reconcile: terms,
+            lease_micros: config::Jobs::default().lease_micros(),
         };
         let clock = Clock::held_at(now);
         let (hints, mut committed) = mpsc::channel(16);

@@ -272,6 +272,7 @@ fn settings(config: &Config) -> Settings {
         retention_micros: config.retention_micros(),
         routing: Arc::new(config.notify.routing()),
         reconcile: terms(config),
+        lease_micros: config.jobs.lease_micros(),
     }
 }
 

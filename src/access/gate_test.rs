@@ -49,6 +49,7 @@ impl House {
             retention_micros: config::Config::default().retention_micros(),
             routing: std::sync::Arc::default(),
             reconcile: crate::domain::reconcile::Terms::default(),
+            lease_micros: crate::config::Jobs::default().lease_micros(),
         };
         let (hints, _) = mpsc::channel(1);
         let directory =

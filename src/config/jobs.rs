@@ -25,6 +25,12 @@ impl Default for Jobs {
 }
 
 impl Jobs {
+    /// [`lease_ms`](Jobs::lease_ms), as the books count time.
+    #[must_use]
+    pub fn lease_micros(&self) -> i64 {
+        i64::try_from(self.lease_ms).unwrap_or(i64::MAX / 1_000).saturating_mul(1_000)
+    }
+
     /// Everything that is wrong with it.
     pub(super) fn problems(&self) -> Vec<String> {
         let checks = [

@@ -125,6 +125,8 @@ pub(super) struct Parts {
     pub(super) exposures: super::flag::Exposures,
     /// Rings when there may be background work.
     pub(super) job_bell: Notify,
+    /// Changes that are being made.
+    pub(super) changes: workflow::Changes,
 }
 
 impl std::fmt::Debug for Handle {
@@ -485,6 +487,9 @@ impl Handle {
         }
         if tokio::time::timeout(patience, self.write_key_uses()).await.is_err() {
             tracing::warn!("when API keys were last used was not written down in time");
+        }
+        if tokio::time::timeout(patience, self.0.changes.drain()).await.is_err() {
+            tracing::warn!("not every change was finished in time; another node goes on with it, or the next start");
         }
         let (sender, receiver) = ractor::concurrency::oneshot();
         if self.0.supervisor.cast(supervisor::Message::Drain { reply: sender.into() }).is_ok()

@@ -8,14 +8,15 @@ use super::task::{Change, Declined, Halt, untold};
 use crate::clock;
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::JobId;
-use crate::domain::job::{Draft, Ending, Finished, Job, JobFilter, Lost, Progress, State};
+use crate::domain::job::{Draft, Ending, Finished, Job, JobFilter, Kind, Lost, Progress, State};
 use crate::domain::report::Page;
 use crate::domain::request::{Answer, Request};
 use crate::domain::time::Timestamp;
 use crate::store::database::Connection;
 use crate::store::{StoreError, job, request};
 
-/// Unfinished jobs there may be; who asks for another one is told to come back.
+/// Unfinished jobs there may be; who asks for another one is told to come back. Changes that were made and are being
+/// finished are not counted: there is no choice about them.
 pub const JOBS_MAX: i64 = 10_000;
 /// Rows that are forgotten in one piece.
 const FORGOTTEN_A_PIECE: i64 = 1_000;
@@ -31,6 +32,18 @@ pub enum JobRefused {
     Lost(#[from] Lost),
     #[error("there are as many unfinished jobs as there may be")]
     TooMany,
+    /// The change it belongs to was made already.
+    #[error("a change that was made is finished")]
+    NotCancelable,
+}
+
+/// How many jobs somebody can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hands {
+    /// Of any kind but the rests of changes.
+    pub jobs: usize,
+    /// Rests of changes.
+    pub changes: usize,
 }
 
 /// What a look for work has brought.
@@ -38,11 +51,13 @@ pub enum JobRefused {
 pub struct Claimed {
     /// Held now, by whoever asked.
     pub jobs: Vec<Job>,
-    /// When a job that is not among them is due.
+    /// When another one is due that there is a hand for.
     pub next: Option<Timestamp>,
     /// How many wait, and how many run.
     pub waiting: i64,
     pub running: i64,
+    /// Of those that wait, the rests of changes.
+    pub unfinished_changes: i64,
 }
 
 impl Handle {
@@ -62,12 +77,12 @@ impl Handle {
         told
     }
 
-    /// Leases due jobs to the caller, at most `limit`.
+    /// Leases due jobs to the caller, as many as it has hands for.
     ///
     /// # Errors
     /// [`Declined::Unavailable`].
-    pub async fn claim_jobs(&self, limit: usize, lease_micros: i64) -> Result<Claimed, Declined<JobRefused>> {
-        fresh(self.change(Claim { limit, lease_micros }, Request::system(), untold).await)
+    pub async fn claim_jobs(&self, hands: Hands, lease_micros: i64) -> Result<Claimed, Declined<JobRefused>> {
+        fresh(self.change(Claim { hands, lease_micros }, Request::system(), untold).await)
     }
 
     /// A worker's sign of life; answers whether it should stop.
@@ -96,7 +111,7 @@ impl Handle {
     /// Asks a job to end.
     ///
     /// # Errors
-    /// [`JobRefused::Finished`] when it has ended already.
+    /// [`JobRefused::Finished`] when it has ended already, [`JobRefused::NotCancelable`] when it must be finished.
     pub async fn cancel_job(
         &self,
         id: JobId,
@@ -175,7 +190,9 @@ impl Change for Submit {
         {
             return Ok(job);
         }
-        let unfinished: i64 = job::census(connection).await?.iter().map(|(_, count)| count).sum();
+        let census = job::census(connection).await?;
+        let counted = census.iter().filter(|tally| tally.kind != Kind::FinishChange.name());
+        let unfinished: i64 = counted.map(|tally| tally.count).sum();
         if unfinished >= JOBS_MAX {
             return Err(Halt::Refused(JobRefused::TooMany));
         }
@@ -188,7 +205,7 @@ impl Change for Submit {
 
 #[derive(Debug)]
 struct Claim {
-    limit: usize,
+    hands: Hands,
     lease_micros: i64,
 }
 
@@ -204,23 +221,34 @@ impl Change for Claim {
         now: Timestamp,
     ) -> Result<Claimed, Halt<JobRefused>> {
         let mut claimed = Claimed::default();
-        for before in job::due(connection, now, self.limit).await? {
-            let mut job = before.clone();
-            let held = job.claim(now, self.lease_micros);
-            if !job::update(connection, &before, &job).await? {
+        for (changes, limit) in [(false, self.hands.jobs), (true, self.hands.changes)] {
+            if limit == 0 {
                 continue;
             }
-            if held {
-                claimed.jobs.push(job);
-            } else {
-                ended(connection, &job, entries, request, now).await?;
+            for before in job::due(connection, now, changes, limit).await? {
+                let mut job = before.clone();
+                let held = job.claim(now, self.lease_micros);
+                if !job::update(connection, &before, &job).await? {
+                    continue;
+                }
+                if held {
+                    claimed.jobs.push(job);
+                } else {
+                    ended(connection, &job, entries, request, now).await?;
+                }
             }
+            let next = job::next_due(connection, changes).await?;
+            claimed.next = [claimed.next, next].into_iter().flatten().min();
         }
-        claimed.next = job::next_due(connection).await?;
-        for (state, count) in job::census(connection).await? {
-            match state {
-                State::Waiting => claimed.waiting = count,
-                State::Running => claimed.running = count,
+        for tally in job::census(connection).await? {
+            match tally.state {
+                State::Waiting => {
+                    claimed.waiting += tally.count;
+                    if tally.kind == Kind::FinishChange.name() {
+                        claimed.unfinished_changes = tally.count;
+                    }
+                }
+                State::Running => claimed.running += tally.count,
                 State::Succeeded | State::Failed | State::Canceled => {}
             }
         }
@@ -310,6 +338,9 @@ impl Change for Cancel {
         let mut job = before.clone();
         if let Err(finished) = job.cancel(now) {
             return Err(Halt::Refused(finished.into()));
+        }
+        if job.finishes_a_change() {
+            return Err(Halt::Refused(JobRefused::NotCancelable));
         }
         if !job::update(connection, &before, &job).await? {
             return Err(StoreError::Retryable("the job has changed in between".into()).into());

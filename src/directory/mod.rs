@@ -10,13 +10,15 @@
 //! - [`api_key`]: a tenant's keys. `key_use`: when each was last used.
 //! - [`jobs`]: background work, as far as it is durable. [`session`]: sessions of browsers, and passwords.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
-//! - [`workflow`]: changes that touch the control database and a tenant's; each step may be done again, and whatever a
-//!   crash left unfinished is finished at the next start.
+//! - [`errand`]: one try of a job, and who holds it. [`workflow`]: changes that touch the control database and a tenant's;
+//!   what is left to do is a job, each step may be done again, and whatever a crash left unfinished is taken up by whichever
+//!   node sees it first.
 //!
 //! A tenant that is not served (pending, archived) and one that does not exist look the same from outside. A tenant whose
 //! database is missing, swapped, corrupt or behind is frozen: answered with "unavailable", never created anew.
 
 pub mod api_key;
+pub mod errand;
 pub mod flag;
 pub mod handle;
 mod index;
@@ -29,7 +31,7 @@ pub mod session;
 pub mod slot;
 mod supervisor;
 pub mod task;
-mod workflow;
+pub mod workflow;
 
 use std::sync::Arc;
 
@@ -53,10 +55,12 @@ pub struct Settings {
     pub routing: Arc<Routing>,
     /// How tenants' books are compared with a gateway's.
     pub reconcile: Terms,
+    /// How long whoever makes a change may fall silent before another node goes on with it.
+    pub lease_micros: i64,
 }
 
-/// Opens the directory: loads the catalogue, finishes what a crash left unfinished, and wakes the tenants that were
-/// awake, so that what they owe is delivered.
+/// Opens the directory: loads the catalogue, and wakes the tenants that were awake, so that what they owe is delivered. What a
+/// crash left unfinished is taken up by the [runner](crate::jobs::runner).
 ///
 /// # Errors
 /// [`StoreError`] when the control database cannot be opened or read.
@@ -67,7 +71,8 @@ pub async fn open(
     hints: mpsc::Sender<TenantId>,
 ) -> Result<handle::Handle, StoreError> {
     let index = Arc::new(index::Index::default());
-    let registrar = registrar::Birth { store: store.clone(), index: index.clone(), clock: clock.clone() };
+    let lease_micros = settings.lease_micros;
+    let registrar = registrar::Birth { store: store.clone(), index: index.clone(), clock: clock.clone(), lease_micros };
     let awake = registrar::load(&registrar).await?;
     let (registrar, _) = Actor::spawn(None, registrar::Registrar, registrar)
         .await
@@ -94,8 +99,8 @@ pub async fn open(
         clock,
         exposures: flag::Exposures::default(),
         job_bell: Notify::new(),
+        changes: workflow::Changes::new(lease_micros),
     });
-    workflow::resume(&handle).await;
     for tenant in awake {
         handle.wake(tenant);
     }

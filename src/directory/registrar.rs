@@ -3,7 +3,6 @@
 //! Nothing here is in a request's hot path, so its handlers await the database. Doubt is a reload: after an error whose
 //! outcome is unknown the connection is dropped, and the next message opens it again and reads the catalogue anew.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -12,11 +11,12 @@ use uuid::Uuid;
 use super::handle::Refused;
 use super::index::Index;
 use super::task::Task;
-use super::workflow::{self, Plan};
+use super::workflow::{self, Finish, Plan};
 use crate::clock::{self, Clock};
 use crate::domain::api_key::{self, ApiKey};
 use crate::domain::chain::{self, Entry, EntryOutcome, Head};
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{JobId, TenantId};
+use crate::domain::job::{Ending, Job};
 use crate::domain::organization::Expected;
 use crate::domain::report::{Fate, Quarantined, Retried};
 use crate::domain::request::{Idempotency, Request};
@@ -24,9 +24,8 @@ use crate::domain::stream::Checkpoint;
 use crate::domain::tenant::{Lifecycle, Tenant};
 use crate::domain::time::Timestamp;
 use crate::fault;
-use crate::store::catalogue::{self, Work};
 use crate::store::database::{Connection, Store};
-use crate::store::{self, StoreError, audit, flag, platform_admin, quarantine, request, stream};
+use crate::store::{self, StoreError, audit, catalogue, flag, job, platform_admin, quarantine, request, stream};
 
 /// The name of the platform's own chain.
 pub(super) const PLATFORM_CHAIN: &str = "platform";
@@ -35,21 +34,25 @@ pub(super) struct Birth {
     pub(super) store: Store,
     pub(super) index: Arc<Index>,
     pub(super) clock: Clock,
+    /// How long whoever makes a change may fall silent before another node goes on with it.
+    pub(super) lease_micros: i64,
 }
 
 /// What the registrar is asked.
 #[derive(Debug)]
 pub(super) enum Message {
-    /// Write a change and the work that finishes it, in one transaction.
+    /// Write a change and the job that finishes it, in one transaction.
     Begin {
         change: Box<Change>,
         reply: RpcReplyPort<Result<Begun, Refused>>,
     },
-    /// The work is finished: forget it, and make the last change with it.
+    /// Settle the job, and make the last of the change with it; false when it is another worker's by now.
     Finish {
-        work: Uuid,
-        activate: Option<TenantId>,
-        answer: Option<(Idempotency, String)>,
+        finish: Box<Finish>,
+        reply: RpcReplyPort<Result<bool, Refused>>,
+    },
+    /// Read the catalogue anew: another node has written it.
+    Reload {
         reply: RpcReplyPort<Result<(), Refused>>,
     },
     Quarantine {
@@ -85,9 +88,6 @@ pub(super) enum Message {
     },
     /// What a resource of the platform's brings whole; see [`super::task`].
     Task(Task),
-    Unfinished {
-        reply: RpcReplyPort<Result<Vec<Work>, Refused>>,
-    },
     Probe {
         reply: RpcReplyPort<Result<(), Refused>>,
     },
@@ -152,8 +152,8 @@ pub(super) struct Written {
 pub(super) enum Begun {
     Now {
         written: Box<Written>,
-        work: Uuid,
-        plan: Box<Plan>,
+        /// What is left to do, held by this node.
+        job: Box<Job>,
     },
     /// The idempotency key was used before, for the same body: the stored answer.
     Before(String),
@@ -165,8 +165,6 @@ pub(super) struct State {
     birth: Birth,
     connection: Option<Connection>,
     platform_head: Head,
-    /// Idempotency keys whose first request is under way.
-    under_way: HashSet<String>,
 }
 
 /// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended.
@@ -220,7 +218,7 @@ impl Actor for Registrar {
     type Arguments = Birth;
 
     async fn pre_start(&self, _: ActorRef<Message>, birth: Birth) -> Result<State, ActorProcessingErr> {
-        Ok(State { birth, connection: None, platform_head: Head::EMPTY, under_way: HashSet::new() })
+        Ok(State { birth, connection: None, platform_head: Head::EMPTY })
     }
 
     async fn handle(
@@ -231,9 +229,8 @@ impl Actor for Registrar {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             Message::Begin { change, reply } => answer(reply, Box::pin(state.begin(*change)).await),
-            Message::Finish { work, activate, answer: kept, reply } => {
-                answer(reply, Box::pin(state.finish(work, activate, kept)).await);
-            }
+            Message::Finish { finish, reply } => answer(reply, Box::pin(state.finish(*finish)).await),
+            Message::Reload { reply } => answer(reply, state.reload().await),
             Message::Quarantine { rows, reply } => answer(reply, state.quarantine(&rows).await),
             Message::MarkReplayed { id, request, reply } => answer(reply, state.mark_replayed(id, &request).await),
             Message::AppendPlatform { entry, reply } => answer(reply, state.append(vec![entry], Beside::Nothing).await),
@@ -243,7 +240,6 @@ impl Actor for Registrar {
             Message::Retried { tenant, rows, reply } => answer(reply, state.retried(tenant, rows).await),
             Message::Remember { tenant, head, awake } => state.remember(tenant, head, awake).await,
             Message::Task(task) => Box::pin(state.task(task)).await,
-            Message::Unfinished { reply } => answer(reply, state.unfinished().await),
             Message::Probe { reply } => answer(reply, state.probe().await),
         }
         Ok(())
@@ -268,9 +264,6 @@ impl State {
             let flags = flag::all(&mut connection).await.map_err(|error| unavailable(&error))?;
             self.birth.index.put_flags(flags);
             self.platform_head = audit::head(&mut connection).await.map_err(|error| unavailable(&error))?;
-            let unfinished = catalogue::all_work(&mut connection).await.map_err(|error| unavailable(&error))?;
-            // A request that a crash interrupted is still running: repeated, it must not begin a second time.
-            self.under_way.extend(unfinished.iter().filter_map(workflow::idempotency_key));
             self.birth.index.load(rows.into_iter().map(|row| (row.tenant, row.head)).collect(), keys, admins);
             self.connection = Some(connection);
         }
@@ -288,7 +281,9 @@ impl State {
     async fn begin(&mut self, change: Change) -> Result<Begun, Refused> {
         self.connection().await?;
         if let Some(idempotency) = &change.idempotency {
-            if self.under_way.contains(&idempotency.key) {
+            // Also one that a crash has interrupted, or that another node has. Looked for first: once it is finished, its
+            // answer is there.
+            if self.is_under_way(idempotency).await? {
                 return Err(Refused::Unavailable(
                     "the first request with this idempotency key is still running".into(),
                 ));
@@ -299,8 +294,9 @@ impl State {
         }
         let written = self.check(&change.what)?;
         let plan = (change.plan)(&written);
-        let work = plan.to_work(clock::new_id(), written.tenant.id, self.birth.clock.now());
-        if let Err(error) = self.write_change(&change.what, &written, &work).await {
+        let (tenant, now, lease_micros) = (written.tenant.id, self.birth.clock.now(), self.birth.lease_micros);
+        let job = plan.into_job(JobId(clock::new_id()), tenant, change.idempotency.as_ref(), now, lease_micros);
+        if let Err(error) = self.write_change(&change.what, &written, &job).await {
             return Err(self.doubt(&error));
         }
         fault::point("change.begun");
@@ -308,10 +304,13 @@ impl State {
         if let Some(key) = &written.key {
             self.birth.index.put_key(key.clone());
         }
-        if let Some(idempotency) = change.idempotency {
-            self.under_way.insert(idempotency.key);
-        }
-        Ok(Begun::Now { written: Box::new(written), work: work.id, plan: Box::new(plan) })
+        Ok(Begun::Now { written: Box::new(written), job: Box::new(job) })
+    }
+
+    async fn is_under_way(&mut self, idempotency: &Idempotency) -> Result<bool, Refused> {
+        let connection = self.connection().await?;
+        let found = job::by_key(connection, &workflow::job_key(&idempotency.key)).await;
+        found.map(|job| job.is_some()).map_err(|error| self.doubt(&error))
     }
 
     async fn stored(&mut self, idempotency: &Idempotency) -> Result<Option<String>, Refused> {
@@ -391,7 +390,7 @@ impl State {
         taken.map_or(Ok(()), |index| Err(Refused::ExternalIdTaken { index }))
     }
 
-    async fn write_change(&mut self, what: &What, written: &Written, work: &Work) -> Result<(), StoreError> {
+    async fn write_change(&mut self, what: &What, written: &Written, rest: &Job) -> Result<(), StoreError> {
         let now = self.birth.clock.now();
         let Some(connection) = self.connection.as_mut() else {
             return Err(StoreError::Retryable("no connection".into()));
@@ -409,54 +408,60 @@ impl State {
             (What::EditKey { .. }, Some(key)) => store::api_key::update(connection, key).await?,
             (_, _) => catalogue::update_tenant(connection, &written.tenant).await?,
         }
-        catalogue::insert_work(connection, work).await?;
+        job::insert(connection, rest).await?;
         fault::point("change.before");
         connection.commit().await
     }
 
-    async fn finish(
-        &mut self,
-        work: Uuid,
-        activate: Option<TenantId>,
-        kept: Option<(Idempotency, String)>,
-    ) -> Result<(), Refused> {
+    async fn finish(&mut self, finish: Finish) -> Result<bool, Refused> {
         self.connection().await?;
-        let tenant = match activate {
+        let tenant = match finish.activate {
             Some(id) => Some(Tenant { lifecycle: Lifecycle::Active, ..known(&self.birth.index, id)? }),
             None => None,
         };
-        if let Err(error) = self.write_finish(work, tenant.as_ref(), kept.as_ref()).await {
-            return Err(self.doubt(&error));
+        match self.write_finish(&finish, tenant.as_ref()).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(error) => return Err(self.doubt(&error)),
         }
         fault::point("change.finished");
         if let Some(tenant) = tenant {
             self.birth.index.put(tenant);
         }
-        if let Some((idempotency, _)) = kept {
-            self.under_way.remove(&idempotency.key);
-        }
-        Ok(())
+        Ok(true)
     }
 
-    async fn write_finish(
-        &mut self,
-        work: Uuid,
-        tenant: Option<&Tenant>,
-        kept: Option<&(Idempotency, String)>,
-    ) -> Result<(), StoreError> {
+    async fn write_finish(&mut self, finish: &Finish, tenant: Option<&Tenant>) -> Result<bool, StoreError> {
         let now = self.birth.clock.now();
         let Some(connection) = self.connection.as_mut() else {
             return Err(StoreError::Retryable("no connection".into()));
         };
+        let held = &finish.job;
+        let mut done = held.clone();
+        if done.settle(held.lease, Ending::Succeeded(finish.result.clone()), now).is_err() {
+            return Ok(false);
+        }
+        // What the records say may have to be erased one day, and the answer is forgotten by its own age.
+        "{}".clone_into(&mut done.draft.arguments);
         connection.begin().await?;
-        catalogue::delete_work(connection, work).await?;
+        // Only if it is still held as it was when this try began.
+        if !job::update(connection, held, &done).await? {
+            connection.rollback().await?;
+            return Ok(false);
+        }
         if let Some(tenant) = tenant {
             catalogue::update_tenant(connection, tenant).await?;
         }
-        if let Some((idempotency, answer)) = kept {
+        if let Some((idempotency, answer)) = &finish.answer {
             request::keep(connection, &idempotency.key, &idempotency.body_hash, answer, now).await?;
         }
-        connection.commit().await
+        connection.commit().await?;
+        Ok(true)
+    }
+
+    async fn reload(&mut self) -> Result<(), Refused> {
+        self.connection = None;
+        self.connection().await.map(|_| ())
     }
 
     async fn quarantine(&mut self, rows: &[Quarantined]) -> Result<(), Refused> {
@@ -562,11 +567,6 @@ impl State {
                 self.doubt(&error);
             }
         }
-    }
-
-    async fn unfinished(&mut self) -> Result<Vec<Work>, Refused> {
-        let connection = self.connection().await?;
-        catalogue::all_work(connection).await.map_err(|error| self.doubt(&error))
     }
 
     async fn probe(&mut self) -> Result<(), Refused> {

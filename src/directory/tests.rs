@@ -5,23 +5,30 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use super::handle::{Amendment, Handle, NewKey, NewTenant, Onboarded, Refused};
+use super::handle::{Amendment, Handle, NewKey, NewTenant, Onboarded, Refused, record};
+use super::jobs::JobRefused;
+use super::registrar::{Begun, Change, Message, What};
+use super::workflow::{Finish, Plan};
 use super::{Settings, open, task};
 use crate::clock::{self, Clock};
 use crate::config;
 use crate::domain::api_key::{self, ApiKey, Edit, Patch, Terms, hour_of};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::{QuotaId, TenantId};
+use crate::domain::job::State;
 use crate::domain::organization::Expected;
 use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Enforcement, Metric, Quota, Scope, Verdict};
 use crate::domain::report::ChainQuery;
 use crate::domain::request::{Answer, Idempotency, Request};
 use crate::domain::routing::Routing;
-use crate::domain::tenant::{ExternalId, Lifecycle, Role};
+use crate::domain::tenant::{ExternalId, Lifecycle, Role, Tenant};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Amounts, Flags, Kind, Outcome, Refusal, Status, Subject, UsageEvent};
+use crate::jobs::kinds::Tools;
+use crate::jobs::runner::Runner;
 use crate::store::database::{Connection, Store};
 use crate::tenant::handle::{Origin, Unavailable};
 use crate::tenant::message::QuotaDraft;
@@ -60,6 +67,7 @@ impl Node {
             retention_micros: 400 * crate::domain::time::MICROS_PER_DAY,
             routing: Arc::new(Routing::all(vec!["test".into()])),
             reconcile: crate::domain::reconcile::Terms::default(),
+            lease_micros: 1_000_000,
         };
         let (hints, mut committed) = mpsc::channel(16);
         tokio::spawn(async move { while committed.recv().await.is_some() {} });
@@ -416,6 +424,87 @@ async fn a_tenant_that_another_node_took_over_is_yielded_and_comes_back_when_it_
     assert_eq!(counted(&first, tenant, &event("e-3", 1)).await, Outcome::Accepted);
     assert_eq!(counted(&second, tenant, &event("e-4", 1)).await, Outcome::Accepted);
     assert_eq!(counted(&second, tenant, &known).await, Outcome::Duplicate);
+}
+
+/// Begins a change as a node does that is killed the moment after.
+async fn begun_and_gone(handle: &Handle, slug: &str) -> (TenantId, crate::domain::job::Job) {
+    let id = TenantId(clock::new_id());
+    let now = Clock::system().now();
+    let tenant = Tenant {
+        id,
+        name: slug.into(),
+        slug: slug.into(),
+        tier: "standard".into(),
+        time_zone: "UTC".into(),
+        lifecycle: Lifecycle::Pending,
+        external_ids: Vec::new(),
+        settings: "{}".into(),
+        created_at: now,
+        updated_at: now,
+    };
+    let key = new_key(slug).into_key(id, Terms::default(), now);
+    let once = request(Some("once"));
+    let idempotency = once.idempotency.clone();
+    let plan = Box::new(move |_: &_| {
+        let records = vec![record(&once, "tenant.created", format!("tenant:{id}"), "{}".into())];
+        let plan = Plan { create: Some("UTC".into()), records, ..Plan::default() };
+        plan.answering(once.idempotency.as_ref(), || "made".into())
+    });
+    let change = Change { what: What::Reserve { tenant, key, slug_is_derived: false }, plan, idempotency };
+    match handle.register(|reply| Message::Begin { change: Box::new(change), reply }).await.unwrap() {
+        Begun::Now { job, .. } => (id, *job),
+        Begun::Before(answer) => panic!("replayed {answer}"),
+    }
+}
+
+#[tokio::test]
+async fn a_change_whose_node_is_gone_is_finished_once_by_another_that_never_knew_the_tenant() {
+    let node = Node::sqlite();
+    let store = Store::open(&node.settings).await.unwrap();
+    let first = node.open_on(store.clone(), config::Tenants::default(), Clock::system()).await;
+    let second = node.open_on(store, config::Tenants::default(), Clock::system()).await;
+    let (tenant, held) = begun_and_gone(&first, "acme").await;
+    assert_eq!((second.lifecycle(tenant), held.state, held.attempts), (None, State::Running, 1));
+    for node in [&first, &second] {
+        let again = node.onboard(new_tenant("acme"), new_key("k2"), request(Some("once")), render).await;
+        assert!(matches!(again, Err(Refused::Unavailable(_))), "it is under way, on every node: {again:?}");
+        let canceled = node.cancel_job(held.id, Request::system(), |_| String::new()).await;
+        assert_eq!(canceled, Err(task::Declined::Refused(JobRefused::NotCancelable)));
+    }
+
+    // Two that look for work at once.
+    for _ in 0..2 {
+        let settings = config::Jobs { lease_ms: 1_000, ..config::Jobs::default() };
+        let runner = Runner::new(second.clone(), Clock::system(), settings, &Tools::default());
+        tokio::spawn(runner.run(CancellationToken::new()));
+    }
+    let waiting = async {
+        while second.lifecycle(tenant) != Some(Lifecycle::Active) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(4 * PATIENCE, waiting).await.expect("the other node takes it up");
+    let job = second.job(held.id).await.unwrap().unwrap();
+    assert_eq!((job.state, job.attempts, job.error.as_str()), (State::Succeeded, 2, ""));
+    assert_eq!(
+        (job.result.as_str(), job.draft.arguments.as_str()),
+        ("{\"records\":1}", "{}"),
+        "nothing to erase is kept"
+    );
+
+    // The first one wakes up and goes on with what it held.
+    let finish = Finish { job: held, result: "{}".into(), activate: None, answer: None };
+    let late = first.register(|reply| Message::Finish { finish: Box::new(finish), reply }).await;
+    assert_eq!(late, Ok(false));
+    for node in [&first, &second] {
+        let again = node.onboard(new_tenant("acme"), new_key("k2"), request(Some("once")), render).await;
+        assert_eq!(again, Ok(Answer::Replayed("made".into())));
+    }
+    let chain =
+        second.find(tenant).await.unwrap().audit_page(ChainQuery { after: 0, limit: 100 }).await.unwrap().unwrap();
+    let made =
+        chain.items.iter().filter(|record| String::from_utf8_lossy(&record.link.bytes).contains("tenant.created"));
+    assert_eq!(made.count(), 1);
 }
 
 /// Says a word into the platform's chain.

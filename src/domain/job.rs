@@ -11,8 +11,9 @@ use super::ids::{JobId, TenantId};
 use super::time::{MICROS_PER_SECOND, Timestamp};
 
 /// First delay between tries, and the longest.
-const BACKOFF_MICROS: i64 = MICROS_PER_SECOND;
-const BACKOFF_MICROS_MAX: i64 = 600 * MICROS_PER_SECOND;
+const BACKOFF: Backoff = Backoff { first: MICROS_PER_SECOND, longest: 600 * MICROS_PER_SECOND };
+/// As [`BACKOFF`], of what somebody waits for.
+const BACKOFF_OF_CHANGES: Backoff = Backoff { first: MICROS_PER_SECOND / 10, longest: 30 * MICROS_PER_SECOND };
 /// Characters of a failure's words, of a note, and bytes of a checkpoint, of arguments and of a result.
 pub const TEXT_CHARACTERS_MAX: usize = 500;
 pub const DOCUMENT_BYTES_MAX: usize = 16 * 1024;
@@ -65,11 +66,19 @@ pub enum Kind {
     Rewrap,
     /// Brings providers and virtual keys to LiteLLM, and takes away what is revoked.
     LiteLlmSync,
+    /// Does in a tenant's database what a change to the catalogue has left to do there.
+    FinishChange,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 5] =
-        [Kind::AuditVerification, Kind::Housekeeping, Kind::RotateDataKey, Kind::Rewrap, Kind::LiteLlmSync];
+    pub const ALL: [Kind; 6] = [
+        Kind::AuditVerification,
+        Kind::Housekeeping,
+        Kind::RotateDataKey,
+        Kind::Rewrap,
+        Kind::LiteLlmSync,
+        Kind::FinishChange,
+    ];
 
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -79,6 +88,7 @@ impl Kind {
             Kind::RotateDataKey => "vault.rotateDataKey",
             Kind::Rewrap => "vault.rewrap",
             Kind::LiteLlmSync => "litellm.sync",
+            Kind::FinishChange => "tenant.finishChange",
         }
     }
 
@@ -90,13 +100,24 @@ impl Kind {
     /// May a job of this kind be about one tenant? The others are the platform's own.
     #[must_use]
     pub fn is_of_a_tenant(self) -> bool {
-        matches!(self, Kind::AuditVerification | Kind::RotateDataKey | Kind::LiteLlmSync)
+        matches!(self, Kind::AuditVerification | Kind::RotateDataKey | Kind::LiteLlmSync | Kind::FinishChange)
     }
 
     /// Must a job of this kind be about one tenant?
     #[must_use]
     pub fn needs_a_tenant(self) -> bool {
-        self == Kind::RotateDataKey
+        matches!(self, Kind::RotateDataKey | Kind::FinishChange)
+    }
+
+    /// May a caller ask for it, and ask it to end? The rest of a change that was made is neither begun nor stopped by
+    /// itself.
+    #[must_use]
+    pub fn is_for_callers(self) -> bool {
+        self != Kind::FinishChange
+    }
+
+    fn backoff(self) -> Backoff {
+        if self == Kind::FinishChange { BACKOFF_OF_CHANGES } else { BACKOFF }
     }
 }
 
@@ -124,7 +145,7 @@ pub struct Draft {
     pub run_at: Timestamp,
     /// Repeats after it ended, at multiples of this span since the epoch; 0 for once.
     pub every_micros: i64,
-    /// How often it is begun, at most.
+    /// How often it is begun, at most; 0 for as often as it takes.
     pub attempts_max: i64,
     /// Who asked for it.
     pub actor: String,
@@ -235,7 +256,7 @@ impl Job {
                 return false;
             }
             "the worker was lost".clone_into(&mut self.error);
-            if self.attempts >= self.draft.attempts_max {
+            if self.was_last_try() {
                 self.finish(State::Failed, now);
                 return false;
             }
@@ -296,10 +317,10 @@ impl Job {
                 self.error = clipped(&error);
                 if self.cancel_requested {
                     self.finish(State::Canceled, now);
-                } else if self.attempts >= self.draft.attempts_max {
+                } else if self.was_last_try() {
                     self.finish(State::Failed, now);
                 } else {
-                    self.wait_until(now.plus_micros(backoff_micros(self.attempts, self.id)));
+                    self.wait_until(now.plus_micros(self.backoff().micros(self.attempts, self.id)));
                 }
             }
             Ending::Released => {
@@ -339,6 +360,20 @@ impl Job {
         })
     }
 
+    /// Is it what a change to the catalogue has left to do?
+    #[must_use]
+    pub fn finishes_a_change(&self) -> bool {
+        self.draft.kind == Kind::FinishChange.name()
+    }
+
+    fn was_last_try(&self) -> bool {
+        self.draft.attempts_max > 0 && self.attempts >= self.draft.attempts_max
+    }
+
+    fn backoff(&self) -> Backoff {
+        Kind::from_name(&self.draft.kind).map_or(BACKOFF, Kind::backoff)
+    }
+
     fn wait_until(&mut self, at: Timestamp) {
         self.state = State::Waiting;
         self.lease_until = Timestamp(0);
@@ -352,12 +387,21 @@ impl Job {
     }
 }
 
-/// How long to wait after the given number of tries: doubling, up to ten minutes, and up to a quarter more by a job's own
-/// id, so that what failed together is not tried again together.
-fn backoff_micros(attempts: i64, id: JobId) -> i64 {
-    let doublings = u32::try_from(attempts.clamp(1, 32) - 1).unwrap_or(0);
-    let delay = BACKOFF_MICROS.saturating_mul(1 << doublings).min(BACKOFF_MICROS_MAX);
-    delay + delay / 1024 * (spread(id.0) % 256)
+/// How long to wait between tries.
+#[derive(Debug, Clone, Copy)]
+struct Backoff {
+    first: i64,
+    longest: i64,
+}
+
+impl Backoff {
+    /// After the given number of tries: doubling, up to the longest, and up to a quarter more by a job's own id, so that
+    /// what failed together is not tried again together.
+    fn micros(self, attempts: i64, id: JobId) -> i64 {
+        let doublings = u32::try_from(attempts.clamp(1, 32) - 1).unwrap_or(0);
+        let delay = self.first.saturating_mul(1 << doublings).min(self.longest);
+        delay + delay / 1024 * (spread(id.0) % 256)
+    }
 }
 
 fn spread(id: Uuid) -> i64 {
@@ -402,7 +446,14 @@ mod tests {
         assert_eq!(State::ALL.map(State::name), ["waiting", "running", "succeeded", "failed", "canceled"]);
         assert_eq!(
             Kind::ALL.map(Kind::name),
-            ["auditVerification", "housekeeping", "vault.rotateDataKey", "vault.rewrap", "litellm.sync"]
+            [
+                "auditVerification",
+                "housekeeping",
+                "vault.rotateDataKey",
+                "vault.rewrap",
+                "litellm.sync",
+                "tenant.finishChange"
+            ]
         );
         assert!(State::ALL.into_iter().all(|state| State::from_name(state.name()) == Some(state)));
         assert!(Kind::ALL.into_iter().all(|kind| Kind::from_name(kind.name()) == Some(kind)));
@@ -458,6 +509,27 @@ mod tests {
         hopeless.claim(Timestamp(1_000), LEASE);
         hopeless.settle(1, Ending::Hopeless("never".into()), Timestamp(1_001)).unwrap();
         assert_eq!(hopeless.state, State::Failed);
+    }
+
+    /// The rest of a change is tried until it succeeds, soon at first, and whoever is lost on the way.
+    #[test]
+    fn what_must_be_finished_is_tried_for_ever() {
+        let mut job = job(0);
+        job.draft.kind = Kind::FinishChange.name().into();
+        let mut now = Timestamp(1_000);
+        for attempt in 1..100 {
+            assert!(job.claim(now, LEASE));
+            if attempt % 3 == 0 {
+                now = job.lease_until;
+                continue;
+            }
+            job.settle(attempt, Ending::Failed("no".into()), now).unwrap();
+            let delay = job.draft.run_at.0 - now.0;
+            assert!(delay < BACKOFF_OF_CHANGES.longest * 5 / 4, "{delay}");
+            assert!(attempt > 1 || delay < MICROS_PER_SECOND, "{delay}");
+            now = job.draft.run_at;
+        }
+        assert_eq!((job.attempts, job.state), (99, State::Running));
     }
 
     #[test]
@@ -559,9 +631,11 @@ mod tests {
 
         #[test]
         fn waiting_for_another_try_grows_and_is_bounded(attempts in 1_i64..1_000, number in any::<u128>()) {
-            let delay = backoff_micros(attempts, id(number));
-            prop_assert!((BACKOFF_MICROS..=BACKOFF_MICROS_MAX * 5 / 4).contains(&delay));
-            prop_assert!(backoff_micros(attempts + 1, id(number)) >= delay);
+            for backoff in [BACKOFF, BACKOFF_OF_CHANGES] {
+                let delay = backoff.micros(attempts, id(number));
+                prop_assert!((backoff.first..=backoff.longest * 5 / 4).contains(&delay));
+                prop_assert!(backoff.micros(attempts + 1, id(number)) >= delay);
+            }
         }
     }
 }

@@ -31,7 +31,8 @@ impl Jobs {
     /// `housekeeping` forgets what need not be kept for ever; only the platform may ask for it. `vault.rotateDataKey` gives a
     /// tenant another data key and encrypts its secrets under that; `vault.rewrap`, the platform's, wraps every tenant's data
     /// keys with the key encryption key of now; `litellm.sync` compares one tenant's providers, or everybody's, with LiteLLM.
-    /// The job runs as soon as a hand is free; GET it to see how far it is.
+    /// The job runs as soon as a hand is free; GET it to see how far it is. `tenant.finishChange`, what a change to a tenant has
+    /// left to do in the tenant's database, begins with the change itself and cannot be asked for.
     #[oai(path = "/v1/jobs", method = "post", operation_id = "submitJob")]
     async fn submit(
         &self,
@@ -103,7 +104,8 @@ impl Jobs {
     /// Cancel a job
     ///
     /// One that waits ends at once; one that runs ends when its worker hears of it, within a third of `jobs.lease_ms`. What
-    /// it has done so far stays done. Canceling a repeating job ends its series until the daemon starts again.
+    /// it has done so far stays done. Canceling a repeating job ends its series until the daemon starts again. A
+    /// `tenant.finishChange` cannot be canceled (`JOB_NOT_CANCELABLE`): its change was made, and is finished.
     #[oai(path = "/v1/jobs/:jobId/cancel", method = "post", operation_id = "cancelJob")]
     async fn cancel(
         &self,
@@ -139,6 +141,7 @@ impl From<Declined<JobRefused>> for Problem {
             Declined::Refused(JobRefused::Finished(finished)) => {
                 Problem::new(Code::JobFinished).with("state", json!(finished.0.name()))
             }
+            Declined::Refused(JobRefused::NotCancelable) => Problem::new(Code::JobNotCancelable),
             Declined::Refused(JobRefused::TooMany) => Problem::new(Code::TooManyJobs),
             Declined::IdempotencyMismatch => Problem::new(Code::IdempotencyKeyReused),
             Declined::Refused(JobRefused::Lost(_)) | Declined::Unavailable(_) => Problem::new(Code::StoreUnavailable),
@@ -166,9 +169,13 @@ impl SubmitJob {
             problems.push(FieldProblem { pointer: pointer.into(), message: message.into() });
         };
         let now = ask.api.clock.now();
-        let kind = Kind::from_name(&self.kind);
+        let kind = Kind::from_name(&self.kind).filter(|kind| kind.is_for_callers());
         match kind {
-            None => wrong("/kind", &format!("must be one of {}", Kind::ALL.map(Kind::name).join(", "))),
+            None => {
+                let known: Vec<&str> =
+                    Kind::ALL.into_iter().filter(|kind| kind.is_for_callers()).map(Kind::name).collect();
+                wrong("/kind", &format!("must be one of {}", known.join(", ")));
+            }
             Some(kind) if tenant.is_none() && kind.needs_a_tenant() => wrong("/kind", "is about one tenant"),
             Some(kind) if tenant.is_some() && !kind.is_of_a_tenant() => wrong("/kind", "is not about one tenant"),
             Some(_) => {}
@@ -211,8 +218,9 @@ pub(super) struct JobView {
     tenant_id: Option<String>,
     /// `waiting`, `running`, `succeeded`, `failed` or `canceled`.
     state: String,
-    /// How often it was begun, and how often it may be.
+    /// How often it was begun.
     attempts: i64,
+    /// How often it may be; 0 for as often as it takes.
     attempts_max: i64,
     /// When it is begun, or was to be begun, next.
     run_at: String,

@@ -190,15 +190,15 @@ use Code::{
     AdjustmentBelowZero, AdjustmentRefused, AlertNotFound, AlertOver, AlreadyReplayed, ApiKeyEnded, ApiKeyNotFound,
     AuthenticationRequired, ChannelNotFound, EgressRefused, ExternalIdTaken, FindingClosed, FindingNotFound,
     FlagNotFound, FlagNotOverridable, FlagsKeptElsewhere, GroupNotFound, IdempotencyKeyReused, IdentityTaken,
-    IllegalMove, InvalidCredentials, InvalidCursor, InvalidFilter, InvalidPath, InvalidValue, JobFinished, JobNotFound,
-    KeysUnavailable, LoginDenied, LoginFailed, LoginOff, LogoutTokenRefused, MemberNotFound, MembershipRefused,
-    ModelNotAllowed, NoTarget, NotFound, NotProven, NotReady, NothingAccepted, OrganizationFull, PlatformAdminNotFound,
-    PolicyNotFound, PreconditionFailed, PreconditionRequired, ProviderInactive, ProviderNotFound,
-    ProviderSecretNotFound, QuarantinedNotFound, ReadOnlyAttribute, ReportTooLarge, RoleAlreadyAssigned,
-    RoleAssignmentNotFound, RoleBuiltIn, RoleInUse, RoleNotFound, RotationUnderWay, SecretMadeHere, SlugTaken,
-    StillRefused, StoreUnavailable, TenantFrozen, TenantMismatch, TenantNotFound, TenantSaturated, TenantStarting,
-    TestedTooOften, TooManyApiKeys, TooManyEvents, TooManyFailures, TooManyFlags, TooManyJobs, TooManyProviders,
-    UserNotFound, ValidationFailed, VaultOff, VaultUnavailable,
+    IllegalMove, InvalidCredentials, InvalidCursor, InvalidFilter, InvalidPath, InvalidValue, JobFinished,
+    JobNotCancelable, JobNotFound, KeysUnavailable, LoginDenied, LoginFailed, LoginOff, LogoutTokenRefused,
+    MemberNotFound, MembershipRefused, ModelNotAllowed, NoTarget, NotFound, NotProven, NotReady, NothingAccepted,
+    OrganizationFull, PlatformAdminNotFound, PolicyNotFound, PreconditionFailed, PreconditionRequired,
+    ProviderInactive, ProviderNotFound, ProviderSecretNotFound, QuarantinedNotFound, ReadOnlyAttribute, ReportTooLarge,
+    RoleAlreadyAssigned, RoleAssignmentNotFound, RoleBuiltIn, RoleInUse, RoleNotFound, RotationUnderWay,
+    SecretMadeHere, SlugTaken, StillRefused, StoreUnavailable, TenantFrozen, TenantMismatch, TenantNotFound,
+    TenantSaturated, TenantStarting, TestedTooOften, TooManyApiKeys, TooManyEvents, TooManyFailures, TooManyFlags,
+    TooManyJobs, TooManyProviders, UserNotFound, ValidationFailed, VaultOff, VaultUnavailable,
 };
 use Scope::{Caller, Open, Platform, TenantInPath, TenantOfCredential};
 
@@ -418,7 +418,7 @@ pub static OPERATIONS: &[Operation] = &[
     Operation { id: "getJob", method: Method::GET, path: "/v1/jobs/{jobId}", scope: TenantOfCredential, object: "jobs", action: "read", body: NoBody,
         query: &[], codes: &[JobNotFound, TenantNotFound, StoreUnavailable] },
     Operation { id: "cancelJob", method: Method::POST, path: "/v1/jobs/{jobId}/cancel", scope: TenantOfCredential, object: "jobs", action: "cancel", body: NoBody,
-        query: &[], codes: &[JobNotFound, JobFinished, TenantNotFound, IdempotencyKeyReused, StoreUnavailable] },
+        query: &[], codes: &[JobNotFound, JobFinished, JobNotCancelable, TenantNotFound, IdempotencyKeyReused, StoreUnavailable] },
 
     Operation { id: "createProvider", method: Method::POST, path: "/v1/providers", scope: TenantOfCredential, object: "providers", action: "create", body: Json,
         query: &["tenantId"], codes: &[VaultOff, IdentityTaken, TooManyProviders, ValidationFailed, IdempotencyKeyReused, TenantNotFound, TenantStarting, TenantFrozen, StoreUnavailable] },

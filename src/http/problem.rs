@@ -103,6 +103,7 @@ codes! {
     FlagNotOverridable "FLAG_NOT_OVERRIDABLE" 409 "The platform has a feature flag of this key that tenants may not override.";
     FlagsKeptElsewhere "FLAGS_KEPT_ELSEWHERE" 409 "The platform's feature flags are kept in another service; change them there.";
     JobFinished "JOB_FINISHED" 409 "The job has ended already; details.state says how.";
+    JobNotCancelable "JOB_NOT_CANCELABLE" 409 "The job finishes a change that was made; it cannot be canceled.";
     TooManyJobs "TOO_MANY_JOBS" 409 "There are as many unfinished jobs as there may be; wait until some have ended.";
     VaultOff "VAULT_OFF" 409 "This platform has no vault, so no providers; an operator can configure one.";
     TooManyProviders "TOO_MANY_PROVIDERS" 409 "The tenant has as many providers as it may have; delete one first.";

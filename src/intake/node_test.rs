@@ -118,6 +118,7 @@ async fn directory_in(folder: &Path, clock: &Clock) -> Handle {
         retention_micros: 400 * MICROS_PER_DAY,
         routing: std::sync::Arc::default(),
         reconcile: crate::domain::reconcile::Terms::default(),
+        lease_micros: config::Jobs::default().lease_micros(),
     };
     let (hints, mut committed) = mpsc::channel(16);
     tokio::spawn(async move { while committed.recv().await.is_some() {} });

@@ -15,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::data_keys::Rewrapping;
 use super::kinds::{Errand, Failure, Tools, Work};
-use super::runner::{Desk, Runner};
+use super::runner::Runner;
 use crate::clock::{self, Clock};
 use crate::config;
+use crate::directory::errand::Desk;
 use crate::directory::handle::{Handle as Directory, NewKey, NewTenant};
 use crate::directory::{self, Settings};
 use crate::domain::ids::{JobId, ProviderId, TenantId};
@@ -120,6 +121,7 @@ impl Node {
             retention_micros: crate::domain::time::MICROS_PER_DAY,
             routing: Arc::new(Routing::all(Vec::new())),
             reconcile: crate::domain::reconcile::Terms::default(),
+            lease_micros: config::Jobs::default().lease_micros(),
         };
         directory::open(store.clone(), settings, Clock::system(), mpsc::channel(1).0).await.unwrap()
     }

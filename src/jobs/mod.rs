@@ -5,7 +5,9 @@
 //! keeps their leases alive, and settles them. [`kinds`]: what can be done. Work goes on from its last checkpoint when a
 //! daemon was killed in the middle; so each kind bears being begun again.
 //!
-//! A new kind of background work is a file here and a line in [`kinds::all`]; there is no second mechanism.
+//! A new kind of background work is a file here and a line in [`kinds::all`]; there is no second mechanism. One kind stands
+//! in the directory, [`workflow`](crate::directory::workflow): what a change to the catalogue has left to do is written with the
+//! change, as a job whose first try begins at once; the runner goes on with those that need another.
 
 mod audit_verification;
 mod data_keys;

@@ -17,6 +17,7 @@ use super::runner::Runner;
 use crate::clock::Clock;
 use crate::config;
 use crate::directory::handle::Handle as Directory;
+use crate::directory::workflow::FinishChange;
 use crate::directory::{self, Settings};
 use crate::domain::ids::JobId;
 use crate::domain::job::{Draft, Job, JobFilter, Kind, State};
@@ -43,6 +44,7 @@ impl Node {
             retention_micros: crate::domain::time::MICROS_PER_DAY,
             routing: Arc::new(Routing::all(Vec::new())),
             reconcile: crate::domain::reconcile::Terms::default(),
+            lease_micros: config::Jobs::default().lease_micros(),
         };
         let directory = directory::open(store, settings, Clock::system(), mpsc::channel(1).0).await.unwrap();
         Node { directory, _folder: folder }
@@ -57,8 +59,12 @@ impl Node {
     }
 
     async fn submit(&self, attempts_max: i64) -> JobId {
+        self.submit_of(Kind::AuditVerification, attempts_max).await
+    }
+
+    async fn submit_of(&self, kind: Kind, attempts_max: i64) -> JobId {
         let draft = Draft {
-            kind: Kind::AuditVerification.name().into(),
+            kind: kind.name().into(),
             tenant: None,
             key: None,
             arguments: "{}".into(),
@@ -221,4 +227,24 @@ async fn of_a_key_there_is_one_unfinished_job() {
     let id = node.submit(1).await;
     node.until(id, |job| job.state.is_finished()).await;
     assert_eq!(first().await.len(), 1);
+}
+
+/// A change that cannot be finished is tried until it can, is seen, and waits behind nothing else.
+#[tokio::test]
+async fn the_rest_of_a_change_has_a_hand_of_its_own_and_is_never_given_up() {
+    let node = Node::open().await;
+    let settings = config::Jobs { lease_ms: 1_000, at_once: 1, ..config::Jobs::default() };
+    let hanging: Arc<dyn Work> = Arc::new(Steps { hang_before: Some(0), ..Steps::default() });
+    let kinds: Vec<Arc<dyn Work>> = vec![hanging, Arc::new(FinishChange)];
+    let runner = Runner::with(node.directory.clone(), Clock::system(), settings, kinds);
+    let mut load = runner.load();
+    tokio::spawn(runner.run(CancellationToken::new()));
+    let taken = node.submit(1).await;
+    node.until(taken, |job| job.state == State::Running).await;
+    let id = node.submit_of(Kind::FinishChange, 0).await;
+    let job = node.until(id, |job| job.attempts >= 3 && job.state == State::Waiting).await;
+    assert_eq!(job.error, "what is left to do cannot be read by this program");
+    let seen = load.wait_for(|load| load.unfinished_changes == 1 && load.running == 1);
+    tokio::time::timeout(PATIENCE, seen).await.expect("it is seen").unwrap();
+    assert_eq!(node.job(taken).await.state, State::Running);
 }

@@ -54,6 +54,7 @@ impl House {
             retention_micros: config.retention_micros(),
             routing: Arc::new(config.notify.routing()),
             reconcile: config.reconcile.terms(),
+            lease_micros: config::Jobs::default().lease_micros(),
         };
         let (hints, committed) = mpsc::channel(64);
         let directory = directory::open(store.clone(), settings, clock.clone(), hints).await.unwrap();

@@ -1,10 +1,8 @@
-//! The catalogue: tenants, external ids, work to be finished; [`super::api_key`] has the keys. In the control database,
+//! The catalogue: tenants, external ids; [`super::api_key`] has the keys. In the control database,
 //! whose one writer keeps all of it in memory as well.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
-
-use uuid::Uuid;
 
 use super::connection::{Bulk, Column};
 use super::database::{Connection, Row as Answer};
@@ -30,9 +28,6 @@ static INSERT_EXTERNAL_IDS: LazyLock<Bulk> = LazyLock::new(|| {
 /// Never backwards: a late report of an older head changes nothing.
 const REMEMBER_HEAD: &str = "UPDATE tenant SET head_seq = $2, head_hash = $3, awake = $4
     WHERE id = $1 AND head_seq <= $2";
-const INSERT_WORK: &str = "INSERT INTO work (id, tenant_id, kind, body, created_at) VALUES ($1, $2, $3, $4, $5)";
-const DELETE_WORK: &str = "DELETE FROM work WHERE id = $1";
-const SELECT_WORK: &str = "SELECT id, tenant_id, kind, body, created_at FROM work ORDER BY created_at, id";
 
 /// A tenant and what the catalogue remembers of its database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,17 +37,6 @@ pub struct Row {
     pub head: Head,
     /// Something is owed that only an open tenant can do.
     pub awake: bool,
-}
-
-/// A step that has to be finished, whatever happens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Work {
-    pub id: Uuid,
-    pub tenant: TenantId,
-    pub kind: String,
-    /// What the kind needs to know, as it likes.
-    pub body: String,
-    pub created_at: Timestamp,
 }
 
 /// Every tenant by id, and every API key.
@@ -125,35 +109,6 @@ pub async fn remember_head(
     Ok(())
 }
 
-/// # Errors
-/// [`StoreError`].
-pub async fn insert_work(connection: &mut Connection, work: &Work) -> Result<(), StoreError> {
-    let values = [
-        work.id.to_string().into(),
-        work.tenant.to_string().into(),
-        work.kind.as_str().into(),
-        work.body.as_str().into(),
-        work.created_at.into(),
-    ];
-    connection.execute(INSERT_WORK, &values).await?;
-    Ok(())
-}
-
-/// # Errors
-/// [`StoreError`].
-pub async fn delete_work(connection: &mut Connection, id: Uuid) -> Result<(), StoreError> {
-    connection.execute(DELETE_WORK, &[id.to_string().into()]).await?;
-    Ok(())
-}
-
-/// Everything that is still to be finished, oldest first.
-///
-/// # Errors
-/// [`StoreError`].
-pub async fn all_work(connection: &mut Connection) -> Result<Vec<Work>, StoreError> {
-    connection.fetch(SELECT_WORK, &[]).await?.iter().map(work_at).collect()
-}
-
 async fn insert_external_ids(connection: &mut Connection, tenant: &Tenant) -> Result<(), StoreError> {
     let ids = &tenant.external_ids;
     let owner = tenant.id.to_string();
@@ -196,16 +151,6 @@ fn tenant_at(row: &Answer, external_ids: &mut HashMap<String, Vec<ExternalId>>) 
     };
     let head = Head { seq: row.int(9)?, hash: Hash(row.array(10)?) };
     Ok(Row { tenant, head, awake: row.int(11)? != 0 })
-}
-
-fn work_at(row: &Answer) -> Result<Work, StoreError> {
-    Ok(Work {
-        id: row.parsed(0, |text| Uuid::try_parse(text).ok())?,
-        tenant: row.parsed(1, |text| text.parse().ok())?,
-        kind: row.text(2)?,
-        body: row.text(3)?,
-        created_at: Timestamp(row.int(4)?),
-    })
 }
 
 pub(super) fn one_row(changed: u64, what: &str) -> Result<(), StoreError> {

@@ -16,7 +16,7 @@ const INSERT: &str =
 /// stays asked.
 const UPDATE: &str = "UPDATE job SET run_at = $4, state = $5, attempts = $6, lease = $7, lease_until = $8,
     cancel_requested = CASE WHEN cancel_requested = 1 THEN cancel_requested ELSE $9 END, progress_done = $10, progress_total = $11, note = $12, checkpoint = $13, result = $14,
-    error = $15, started_at = $16, finished_at = $17 WHERE id = $1 AND lease = $2 AND state = $3";
+    error = $15, started_at = $16, finished_at = $17, arguments = $18 WHERE id = $1 AND lease = $2 AND state = $3";
 macro_rules! select {
     ($rest:literal) => {
         concat!(
@@ -29,16 +29,24 @@ macro_rules! select {
 }
 const SELECT_ONE: &str = select!("WHERE id = $1");
 const SELECT_BY_KEY: &str = select!("WHERE unique_key = $1 AND finished_at = 0");
-const SELECT_WAITING: &str = select!("WHERE state = 'waiting' AND run_at <= $1 ORDER BY run_at, id LIMIT $2");
-const SELECT_LEASED: &str = select!("WHERE state = 'running' AND lease_until <= $1 ORDER BY lease_until, id LIMIT $2");
+const SELECT_WAITING: &str = select!(
+    "WHERE state = 'waiting' AND run_at <= $1 AND CASE WHEN kind = 'tenant.finishChange' THEN 1 ELSE 0 END = $3
+        ORDER BY run_at, id LIMIT $2"
+);
+const SELECT_LEASED: &str = select!(
+    "WHERE state = 'running' AND lease_until <= $1 AND CASE WHEN kind = 'tenant.finishChange' THEN 1 ELSE 0 END = $3
+        ORDER BY lease_until, id LIMIT $2"
+);
 const SELECT_PAGE: &str = select!(
     "WHERE ($1 = '' OR tenant_id = $1) AND ($2 = '' OR state = $2) AND ($3 = '' OR kind = $3) AND ($4 = '' OR id < $4)
         ORDER BY id DESC LIMIT $5"
 );
-const NEXT_WAITING: &str = "SELECT run_at FROM job WHERE state = 'waiting' ORDER BY run_at LIMIT 1";
-const NEXT_LEASED: &str = "SELECT lease_until FROM job WHERE state = 'running' ORDER BY lease_until LIMIT 1";
-const CENSUS: &str = "SELECT state, CAST(COUNT(*) AS BIGINT) FROM job WHERE state IN ('waiting', 'running')
-    GROUP BY state ORDER BY state";
+const NEXT_WAITING: &str = "SELECT run_at FROM job WHERE state = 'waiting'
+    AND CASE WHEN kind = 'tenant.finishChange' THEN 1 ELSE 0 END = $1 ORDER BY run_at LIMIT 1";
+const NEXT_LEASED: &str = "SELECT lease_until FROM job WHERE state = 'running'
+    AND CASE WHEN kind = 'tenant.finishChange' THEN 1 ELSE 0 END = $1 ORDER BY lease_until LIMIT 1";
+const CENSUS: &str = "SELECT state, kind, CAST(COUNT(*) AS BIGINT) FROM job WHERE state IN ('waiting', 'running')
+    GROUP BY state, kind ORDER BY state, kind";
 /// A bounded piece: the oldest that ended before the instant.
 const FORGET: &str = "DELETE FROM job WHERE id IN
     (SELECT id FROM job WHERE finished_at > 0 AND finished_at < $1 ORDER BY finished_at LIMIT $2)";
@@ -100,6 +108,7 @@ pub async fn update(connection: &mut Connection, before: &Job, job: &Job) -> Res
         job.error.as_str().into(),
         job.started_at.into(),
         job.finished_at.into(),
+        job.draft.arguments.as_str().into(),
     ];
     Ok(connection.execute(UPDATE, &values).await? == 1)
 }
@@ -120,25 +129,32 @@ pub async fn by_key(connection: &mut Connection, key: &str) -> Result<Option<Job
     row.as_ref().map(job_at).transpose()
 }
 
-/// Jobs to be looked at: first those whose workers are lost, then those whose time has come, oldest first.
+/// Jobs to be looked at, the rests of changes or everything else: first those whose workers are lost, then those whose time
+/// has come, oldest first.
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn due(connection: &mut Connection, now: Timestamp, limit: usize) -> Result<Vec<Job>, StoreError> {
-    let count = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut rows = connection.fetch(SELECT_LEASED, &[now.into(), count.into()]).await?;
-    rows.extend(connection.fetch(SELECT_WAITING, &[now.into(), count.into()]).await?);
+pub async fn due(
+    connection: &mut Connection,
+    now: Timestamp,
+    changes: bool,
+    limit: usize,
+) -> Result<Vec<Job>, StoreError> {
+    let values = [now.into(), i64::try_from(limit).unwrap_or(i64::MAX).into(), i64::from(changes).into()];
+    let mut rows = connection.fetch(SELECT_LEASED, &values).await?;
+    rows.extend(connection.fetch(SELECT_WAITING, &values).await?);
     rows.iter().take(limit).map(job_at).collect()
 }
 
-/// When a job is due next, if any is unfinished.
+/// When one of the same is due next, if any is unfinished.
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn next_due(connection: &mut Connection) -> Result<Option<Timestamp>, StoreError> {
+pub async fn next_due(connection: &mut Connection, changes: bool) -> Result<Option<Timestamp>, StoreError> {
     let mut next = None;
     for sql in [NEXT_WAITING, NEXT_LEASED] {
-        let at = connection.fetch_one_optional(sql, &[]).await?.map(|row| row.int(0)).transpose()?.map(Timestamp);
+        let row = connection.fetch_one_optional(sql, &[i64::from(changes).into()]).await?;
+        let at = row.map(|row| row.int(0)).transpose()?.map(Timestamp);
         next = [next, at].into_iter().flatten().min();
     }
     Ok(next)
@@ -168,13 +184,21 @@ pub async fn page(
     Ok(Page { items, next })
 }
 
-/// How many jobs wait and run.
-///
+/// How many jobs of which kind wait and run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tally {
+    pub state: State,
+    pub kind: String,
+    pub count: i64,
+}
+
 /// # Errors
 /// [`StoreError`].
-pub async fn census(connection: &mut Connection) -> Result<Vec<(State, i64)>, StoreError> {
+pub async fn census(connection: &mut Connection) -> Result<Vec<Tally>, StoreError> {
     let rows = connection.fetch(CENSUS, &[]).await?;
-    rows.iter().map(|row| Ok((row.parsed(0, State::from_name)?, row.int(1)?))).collect()
+    rows.iter()
+        .map(|row| Ok(Tally { state: row.parsed(0, State::from_name)?, kind: row.text(1)?, count: row.int(2)? }))
+        .collect()
 }
 
 /// Forgets at most `limit` jobs that ended before `before`; answers how many.

@@ -1,6 +1,6 @@
 //! SQL, and nothing but SQL.
 //!
-//! Two kinds of database: the control database (catalogue, keys, work to finish, quarantine, the platform's chain) and
+//! Two kinds of database: the control database (catalogue, keys, background work, quarantine, the platform's chain) and
 //! one database per tenant (ledger, rollups, counters, quotas, alerts, outbox, chain). One body of portable SQL serves
 //! Postgres and SQLite through [`database::Connection`], a thin enum over the two native drivers; only the bulk insert
 //! differs. Values, ids, hashes and instants are computed by the caller: nothing here decides, and nothing in a schema

@@ -59,6 +59,12 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Unit::Count,
         "Events in quarantine that are counted by themselves once their tenant can take them.",
     ),
+    (
+        "platform_api_unfinished_changes",
+        Gauge,
+        Unit::Count,
+        "Changes to tenants that were made and could not be finished yet; they are tried until they are.",
+    ),
     ("platform_api_jobs", Gauge, Unit::Count, "Background jobs that are not finished, by state (waiting, running)."),
     (
         "platform_api_job_tries_total",

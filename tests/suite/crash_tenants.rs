@@ -38,8 +38,13 @@ async fn killed_at_any_step_of_a_change_on_postgres_the_change_is_made_once() {
     Box::pin(killed_at_any_step(Engine::Postgres)).await;
 }
 
+/// What was interrupted is taken up soon.
+fn quick(engine: Engine) -> Setup {
+    Setup::on(engine).with("JOBS__LEASE_MS", 1_000)
+}
+
 async fn killed_at_any_step(engine: Engine) {
-    let mut daemon = Daemon::prepare(Setup::on(engine)).await;
+    let mut daemon = Daemon::prepare(quick(engine)).await;
     let mut kills = 0;
     for (round, point) in CREATING.into_iter().enumerate() {
         let tenant = created(&mut daemon, round, point).await;
@@ -127,11 +132,56 @@ async fn respawn(daemon: &mut Daemon, point: &str) {
 async fn recorded(daemon: &Daemon, tenant: &str, action: &'static str, times: i64) {
     eventually("nothing that is unfinished", || async {
         let mut control = Database::of_control(daemon).await;
-        (control.number("SELECT COUNT(*) FROM work").await == 0).then_some(())
+        (control.number("SELECT COUNT(*) FROM job WHERE kind = 'tenant.finishChange' AND finished_at = 0").await == 0)
+            .then_some(())
     })
     .await;
     let mut database = Database::of_tenant(daemon, tenant).await;
     let rows = database.words("SELECT action FROM audit_record").await;
     let count = rows.iter().filter(|row| row[0] == action).count() as i64;
     assert_eq!(count, times, "A3: {action} is recorded once for each time");
+}
+
+/// Two nodes on the same databases: the one that began a change is dead, the other, which has never heard of the tenant,
+/// finishes it; the first one's next life finds it finished.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_whose_node_was_killed_is_finished_once_by_the_other() {
+    let mut first = Daemon::prepare(quick(Engine::Postgres)).await;
+    let mut second = first.peer();
+    second.spawn();
+    second.ready().await;
+    for (round, point) in ["change.begun", "change.database", "change.recorded"].into_iter().enumerate() {
+        let slug = format!("tenant-{round}");
+        let body = json!({"name": "Tenant", "slug": slug}).to_string().into_bytes();
+        let key = format!("onboarding-{round}");
+        let headers = [("content-type", "application/json"), ("idempotency-key", key.as_str())];
+        respawn(&mut first, point).await;
+        let api = first.platform.clone();
+        let ask = api.try_raw(Method::POST, "/v1/tenants", &headers, body.clone());
+        let (asked, ()) = tokio::join!(ask, first.dies_at(point));
+        assert!(asked.is_err(), "{point}: answered {asked:?}");
+        // Asked for the same, the other node begins nothing anew, and answers once the change is finished.
+        let answer = eventually("the tenant that was begun", || async {
+            let answer = second.platform.try_raw(Method::POST, "/v1/tenants", &headers, body.clone()).await.ok()?;
+            (answer.status != 503).then_some(answer)
+        })
+        .await;
+        assert_eq!(answer.status, 201, "{point}: {}", answer.text);
+        let id = answer.body["tenant"]["id"].as_str().expect("an id").to_owned();
+        first.remember(&id);
+        assert_eq!(answer.body["tenant"]["slug"], slug.as_str(), "{point}");
+        assert_eq!(second.platform.get(&format!("/v1/tenants/{id}")).await.ok()["status"], "active", "{point}");
+        for action in ["tenant.created", "apiKey.created"] {
+            recorded(&second, &id, action, 1).await;
+        }
+        let jobs = second.platform.pages(&format!("/v1/jobs?tenantId={id}"), 10).await;
+        assert_eq!(jobs.len(), 1, "{point}: {jobs:?}");
+        assert_eq!((&jobs[0]["state"], &jobs[0]["attempts"]), (&json!("succeeded"), &json!(2)), "{point}: {jobs:?}");
+        first.restart().await;
+        assert_eq!(first.platform.get(&format!("/v1/tenants/{id}")).await.ok()["status"], "active", "{point}");
+    }
+    second.kill().await;
+    first.terminate().await;
+    let verdict = first.verify_offline().await;
+    assert!(verdict.status.success(), "A1: {}", String::from_utf8_lossy(&verdict.stdout));
 }

@@ -85,9 +85,11 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "jobs",
         &[
+            "directory::errand",
             "directory::handle",
             "directory::jobs",
             "directory::task",
+            "directory::workflow",
             "tenant::handle",
             "tenant::housekeeping",
             "tenant::provider",

@@ -4,6 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::api::Api;
+use crate::harness::database::Database;
 use crate::harness::{Setup, eventually, on_both};
 
 const HOUR_AHEAD: &str = "2999-01-01T00:00:00Z";
@@ -35,13 +36,21 @@ async fn a_tenant_s_chain_is_verified_in_the_background() {
             let path = format!("/v1/jobs/{id}{}", if method == Method::POST { "/cancel" } else { "" });
             globex.api.raw(method, &path, &[], Vec::new()).await.refused(404, "JOB_NOT_FOUND");
         }
-        assert_eq!(globex.api.pages("/v1/jobs", 10).await, Vec::<Value>::new());
+        let own = globex.api.pages("/v1/jobs", 10).await;
+        assert!(
+            own.iter().all(|job| job["tenantId"] == globex.id.as_str() && job["kind"] != "auditVerification"),
+            "{own:?}"
+        );
         acme.issue_key("reader").await.1.get("/v1/jobs").await.refused(403, "FORBIDDEN");
         // The platform sees it, and what it does itself.
         let all = daemon.platform.pages("/v1/jobs", 1).await;
         let kinds: Vec<&str> = all.iter().map(|job| job["kind"].as_str().unwrap()).collect();
         assert!(kinds.contains(&"auditVerification") && kinds.contains(&"housekeeping"), "{kinds:?}");
-        let own = daemon.platform.get(&format!("/v1/jobs?tenantId={}&state=succeeded", acme.id)).await.ok();
+        let own = daemon
+            .platform
+            .get(&format!("/v1/jobs?tenantId={}&state=succeeded&kind=auditVerification", acme.id))
+            .await
+            .ok();
         assert_eq!(own["items"].as_array().unwrap().len(), 1, "{own}");
         // Each step is in the platform's chain.
         let records = daemon.platform.pages("/v1/audit", 100).await;
@@ -80,6 +89,8 @@ async fn a_waiting_job_is_canceled_once_and_a_key_asks_once() {
         let acme = daemon.onboard("Acme").await;
         for (api, body, pointer) in [
             (&daemon.platform, json!({"kind": "everything"}), "/kind"),
+            (&daemon.platform, json!({"kind": "tenant.finishChange"}), "/kind"),
+            (&acme.api, json!({"kind": "tenant.finishChange"}), "/kind"),
             (&acme.api, json!({"kind": "housekeeping"}), "/kind"),
             (&daemon.platform, json!({"kind": "housekeeping", "runAt": "soon"}), "/runAt"),
         ] {
@@ -113,6 +124,59 @@ async fn a_job_whose_daemon_was_killed_is_done_by_the_next_one() {
         let job = finished(&daemon.platform, &id).await;
         // A machine that stands still for longer than the lease makes for one more.
         assert!(job["state"] == "succeeded" && job["attempts"].as_i64().is_some_and(|tries| tries >= 2), "{job}");
+    })
+    .await;
+}
+
+/// What a change has left to do is a job like any other, but that nobody asks for it and nobody cancels it; what it is to
+/// write is not shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_finished_by_a_job_that_is_shown_and_not_canceled() {
+    on_both(|engine| async move {
+        let mut daemon = Setup::on(engine).with("JOBS__LEASE_MS", 15_000).start().await;
+        let acme = daemon.onboard("Acme").await;
+        acme.issue_key("reader").await;
+        let list = "/v1/jobs?kind=tenant.finishChange";
+        let jobs = acme.api.pages(list, 1).await;
+        assert_eq!(jobs.len(), 2, "onboarding, and a key: {jobs:?}");
+        for job in &jobs {
+            assert_eq!(
+                (&job["state"], &job["attempts"], &job["attemptsMax"]),
+                (&json!("succeeded"), &json!(1), &json!(0))
+            );
+            assert_eq!((&job["tenantId"], &job["result"]["records"].is_i64()), (&json!(acme.id), &true), "{job}");
+            assert!(job.get("arguments").is_none() && !job.to_string().contains("Acme"), "{job}");
+        }
+        let mut control = Database::of_control(&daemon).await;
+        assert_eq!(control.number("SELECT COUNT(*) FROM job WHERE tenant_id <> '' AND arguments <> '{}'").await, 0);
+        drop(control);
+        let cancel = |id: &Value| format!("/v1/jobs/{}/cancel", id.as_str().unwrap());
+        let path = cancel(&jobs[0]["id"]);
+        daemon.platform.raw(Method::POST, &path, &[], Vec::new()).await.refused(409, "JOB_FINISHED");
+        // The change itself is on record; that its job has succeeded is no news.
+        let records = daemon.platform.pages("/v1/audit", 100).await;
+        let target = format!("job:{}", jobs[0]["id"].as_str().unwrap());
+        assert!(records.iter().all(|record| record["record"]["target"] != target.as_str()));
+
+        // One whose daemon was killed is under way until its lease is over.
+        daemon.stop().await;
+        daemon.spawn_armed("change.recorded=return(KILL)");
+        daemon.ready().await;
+        let suspend = format!("/v1/tenants/{}/suspend", acme.id);
+        let _ = daemon.platform.try_raw(Method::POST, &suspend, &[], Vec::new()).await;
+        daemon.dies_at("change.recorded").await;
+        daemon.spawn();
+        daemon.ready().await;
+        let listed = daemon.platform.get(&format!("{list}&state=running")).await.ok();
+        let running = &listed["items"][0];
+        daemon
+            .platform
+            .raw(Method::POST, &cancel(&running["id"]), &[], Vec::new())
+            .await
+            .refused(409, "JOB_NOT_CANCELABLE");
+        let job = finished(&daemon.platform, running["id"].as_str().unwrap()).await;
+        assert_eq!((&job["state"], &job["attempts"]), (&json!("succeeded"), &json!(2)), "{job}");
+        assert_eq!(job["cancelRequested"], false, "{job}");
     })
     .await;
 }

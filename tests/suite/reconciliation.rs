@@ -76,6 +76,7 @@ async fn say_while_away(daemon: &mut Daemon, tenant: &Tenant, requests: Vec<Gate
         retention_micros: config::Config::default().retention_micros(),
         routing: std::sync::Arc::default(),
         reconcile: Terms { settle_micros: 3_600 * 1_000_000, ..terms() },
+        lease_micros: config::Jobs::default().lease_micros(),
     };
     let (hints, mut heard) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move { while heard.recv().await.is_some() {} });

@@ -159,7 +159,7 @@ async fn the_same_onboarding_asked_twice_is_one_tenant() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_while_onboarding_no_half_made_tenant_is_ever_served() {
     on_both(|engine| async move {
-        let mut daemon = Setup::on(engine).start().await;
+        let mut daemon = Setup::on(engine).with("JOBS__LEASE_MS", 1_000).start().await;
         let rounds = if engine == Engine::Sqlite { 12 } else { 8 };
         for round in 0..rounds {
             let platform = daemon.platform.clone();

@@ -8,14 +8,13 @@ use crate::domain::rate_limit::{Class, Policy};
 use crate::domain::report::Quarantined;
 use crate::domain::tenant::{ExternalId, Lifecycle, Role, Tenant};
 use crate::domain::usage::Refusal;
-use crate::store::catalogue::{self, Work};
+use crate::store::catalogue;
 use crate::store::{StoreError, api_key, audit, quarantine, request};
 
 super::conformance!(
     the_catalogue_comes_back_as_it_was_written,
     slugs_and_external_ids_have_one_owner,
     a_key_comes_back_with_its_terms_and_its_uses,
-    work_is_kept_until_it_is_done,
     the_quarantine_keeps_each_poison_once,
     an_answer_is_kept_for_its_key,
     the_platform_has_a_chain_of_its_own,
@@ -143,23 +142,6 @@ async fn slugs_and_external_ids_have_one_owner(house: &House) {
         connection.rollback().await.unwrap();
     }
     assert_eq!(catalogue::load(&mut connection).await.unwrap().0.len(), 1);
-}
-
-async fn work_is_kept_until_it_is_done(house: &House) {
-    let mut connection = house.store().await.control().await.unwrap();
-    let work = |age: i64| Work {
-        id: crate::clock::new_id(),
-        tenant: TenantId(crate::clock::new_id()),
-        kind: "provision".into(),
-        body: format!("{{\"age\":{age}}}"),
-        created_at: NOW.plus_micros(-age),
-    };
-    let (young, old) = (work(1), work(2));
-    catalogue::insert_work(&mut connection, &young).await.unwrap();
-    catalogue::insert_work(&mut connection, &old).await.unwrap();
-    assert_eq!(catalogue::all_work(&mut connection).await.unwrap(), [old.clone(), young.clone()]);
-    catalogue::delete_work(&mut connection, old.id).await.unwrap();
-    assert_eq!(catalogue::all_work(&mut connection).await.unwrap(), [young]);
 }
 
 async fn the_quarantine_keeps_each_poison_once(house: &House) {

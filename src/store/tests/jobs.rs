@@ -4,15 +4,18 @@ use uuid::Uuid;
 
 use super::harness::{House, NOW};
 use crate::domain::ids::JobId;
-use crate::domain::job::{Draft, Ending, Job, JobFilter, Progress, State};
+use crate::domain::job::{Draft, Ending, Job, JobFilter, Kind, Progress, State};
 use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
-use crate::store::job;
+use crate::store::job::{self, Tally};
+use crate::store::migration::{self, CONTROL};
 
 super::conformance!(
     a_job_comes_back_as_it_was_written,
     whoever_read_a_job_before_another_changed_it_writes_nothing,
     what_was_asked_to_end_stays_asked,
     jobs_are_due_in_order_and_forgotten_by_age,
+    the_rests_of_changes_are_looked_for_by_themselves,
+    changes_of_an_older_program_become_jobs,
 );
 
 const LEASE: i64 = 30 * MICROS_PER_SECOND;
@@ -83,6 +86,10 @@ async fn what_was_asked_to_end_stays_asked(house: &House) {
     assert!(job::one(&mut connection, read.id).await.unwrap().unwrap().cancel_requested);
 }
 
+fn tally(kind: &str, count: i64) -> Tally {
+    Tally { state: State::Waiting, kind: kind.into(), count }
+}
+
 async fn jobs_are_due_in_order_and_forgotten_by_age(house: &House) {
     let mut connection = house.store().await.control().await.unwrap();
     let at = |seconds: i64| NOW.plus_micros(seconds * MICROS_PER_SECOND);
@@ -90,15 +97,89 @@ async fn jobs_are_due_in_order_and_forgotten_by_age(house: &House) {
         job::insert(&mut connection, &waiting(number, at(seconds))).await.unwrap();
     }
     let numbers = |jobs: Vec<Job>| jobs.iter().map(|job| job.id.0.as_u128()).collect::<Vec<_>>();
-    assert_eq!(numbers(job::due(&mut connection, at(20), 10).await.unwrap()), [2, 1]);
-    assert_eq!(numbers(job::due(&mut connection, at(20), 1).await.unwrap()), [2]);
-    assert_eq!(job::next_due(&mut connection).await.unwrap(), Some(at(10)));
+    assert_eq!(numbers(job::due(&mut connection, at(20), false, 10).await.unwrap()), [2, 1]);
+    assert_eq!(numbers(job::due(&mut connection, at(20), false, 1).await.unwrap()), [2]);
+    assert_eq!(job::next_due(&mut connection, false).await.unwrap(), Some(at(10)));
     let fresh = waiting(2, at(10));
     let mut canceled = fresh.clone();
     canceled.cancel(at(11)).unwrap();
     assert!(job::update(&mut connection, &fresh, &canceled).await.unwrap());
-    assert_eq!(job::census(&mut connection).await.unwrap(), [(State::Waiting, 2)]);
+    assert_eq!(job::census(&mut connection).await.unwrap(), [tally("auditVerification", 2)]);
     assert_eq!(job::forget(&mut connection, at(11), 10).await.unwrap(), 0);
     assert_eq!(job::forget(&mut connection, at(12), 10).await.unwrap(), 1);
     assert_eq!(job::one(&mut connection, fresh.id).await.unwrap(), None);
+}
+
+async fn the_rests_of_changes_are_looked_for_by_themselves(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    let at = |seconds: i64| NOW.plus_micros(seconds * MICROS_PER_SECOND);
+    let mut rest = waiting(2, at(10));
+    rest.draft.kind = Kind::FinishChange.name().into();
+    for job in [&waiting(1, at(5)), &rest] {
+        job::insert(&mut connection, job).await.unwrap();
+    }
+    for (changes, number, seconds) in [(false, 1, 5), (true, 2, 10)] {
+        let due = job::due(&mut connection, at(10), changes, 10).await.unwrap();
+        assert_eq!(due.iter().map(|job| job.id.0.as_u128()).collect::<Vec<_>>(), [number]);
+        assert_eq!(job::next_due(&mut connection, changes).await.unwrap(), Some(at(seconds)));
+    }
+    let census = job::census(&mut connection).await.unwrap();
+    assert_eq!(census, [tally("auditVerification", 1), tally("tenant.finishChange", 1)]);
+    // One whose worker is lost, too.
+    let mut held = rest.clone();
+    assert!(held.claim(at(10), LEASE));
+    assert!(job::update(&mut connection, &rest, &held).await.unwrap());
+    let lost_at = at(10).plus_micros(LEASE);
+    assert_eq!(job::due(&mut connection, lost_at, true, 10).await.unwrap(), [held]);
+    assert_eq!(job::due(&mut connection, lost_at, false, 10).await.unwrap(), [waiting(1, at(5))]);
+}
+
+/// What an older program has left to do, under the same ids; of those of one idempotency key the oldest has it.
+async fn changes_of_an_older_program_become_jobs(house: &House) {
+    let store = house.store().await;
+    let mut connection = store.control().await.unwrap();
+    for sql in [
+        "DELETE FROM schema_version WHERE version = 10",
+        "CREATE TABLE work (id TEXT PRIMARY KEY, tenant_id TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL,
+            created_at BIGINT NOT NULL)",
+    ] {
+        connection.execute(sql, &[]).await.unwrap();
+    }
+    let tenant = house.tenant_id();
+    let keyed =
+        r#"{"create":"UTC","time_zone":null,"records":[],"answer":{"key":"a \"key\"","body_hash":[],"answer":"{}"}}"#;
+    let unkeyed = r#"{"create":null,"time_zone":null,"records":[],"answer":null,"destroy_keys":true}"#;
+    for (number, body) in [(1_u128, keyed), (2, keyed), (3, unkeyed), (4, "")] {
+        let values = [
+            Uuid::from_u128(number).to_string().into(),
+            tenant.to_string().into(),
+            "plan/v1".into(),
+            body.into(),
+            NOW.plus_micros(i64::try_from(number).unwrap()).into(),
+        ];
+        let sql = "INSERT INTO work (id, tenant_id, kind, body, created_at) VALUES ($1, $2, $3, $4, $5)";
+        connection.execute(sql, &values).await.unwrap();
+    }
+    migration::create(&mut connection, &CONTROL).await.unwrap();
+    let jobs = job::due(&mut connection, NOW.plus_micros(9), true, 10).await.unwrap();
+    let key = || Some("request:a \"key\"".to_owned());
+    for ((number, job), (body, key)) in
+        (1_u128..).zip(&jobs).zip([(keyed, key()), (keyed, None), (unkeyed, None), ("", None)])
+    {
+        let created = NOW.plus_micros(i64::try_from(number).unwrap());
+        let draft = Draft {
+            kind: Kind::FinishChange.name().into(),
+            tenant: Some(tenant),
+            key,
+            arguments: format!("{{\"version\":1,\"plan\":{body}}}"),
+            run_at: created,
+            every_micros: 0,
+            attempts_max: 0,
+            actor: "system".into(),
+            request_id: String::new(),
+        };
+        assert_eq!(job, &Job::new(JobId(Uuid::from_u128(number)), draft, created));
+    }
+    assert_eq!(jobs.len(), 4);
+    assert!(connection.fetch("SELECT id FROM work", &[]).await.is_err(), "the table is gone");
 }

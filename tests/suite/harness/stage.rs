@@ -329,6 +329,7 @@ async fn open(store: Store, terms: &Terms, clock: &Clock) -> Directory {
         retention_micros: config::Config::default().retention_micros(),
         routing: Arc::new(Routing::all(vec!["test".into()])),
         reconcile: *terms,
+        lease_micros: config::Jobs::default().lease_micros(),
     };
     let (hints, mut heard) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move { while heard.recv().await.is_some() {} });
