@@ -24,7 +24,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-pub use authorization::{Authorization, OpenFga};
+pub use authorization::{Authorization, OpenFga, SubjectIds};
 pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
 pub use flagsmith::Flagsmith;
 pub use gateway::{Gateway, Kong, KongAccessLog, KongMetrics, KongNode, KongRedis, LimitBy};

@@ -11,6 +11,7 @@ mod alerts;
 mod api_keys;
 mod audit;
 mod authorization;
+mod authzen;
 mod bad_input;
 mod burn;
 mod crash;
