@@ -9,6 +9,7 @@
 //!   [`flag`]: the platform's feature flags, and counts of what was served.
 //! - [`api_key`]: a tenant's keys. `key_use`: when each was last used.
 //! - [`jobs`]: background work, as far as it is durable. [`session`]: sessions of browsers, and passwords.
+//! - `follow`: what other nodes on the same control database change.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
 //! - [`workflow`]: changes that touch the control database and a tenant's; each step may be done again, and whatever a
 //!   crash left unfinished is finished at the next start.
@@ -18,6 +19,7 @@
 
 pub mod api_key;
 pub mod flag;
+mod follow;
 pub mod handle;
 mod index;
 pub mod jobs;

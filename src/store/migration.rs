@@ -36,7 +36,7 @@ macro_rules! migration {
     };
 }
 
-pub(super) static CONTROL: [Migration; 9] = [
+pub(super) static CONTROL: [Migration; 10] = [
     migration!(Both, 1, "control", "0001_catalogue"),
     migration!(Sqlite, 2, "control", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "control", "0002_append_only.postgres"),
@@ -46,6 +46,7 @@ pub(super) static CONTROL: [Migration; 9] = [
     migration!(Both, 7, "control", "0007_jobs"),
     migration!(Both, 8, "control", "0008_sessions"),
     migration!(Both, 9, "control", "0009_api_key_terms"),
+    migration!(Both, 10, "control", "0010_catalogue_news"),
 ];
 
 pub(super) static TENANT: [Migration; 13] = [

@@ -42,3 +42,4 @@ mod redis_mirror;
 mod takeover;
 mod tenants;
 mod two_books;
+mod two_nodes;
