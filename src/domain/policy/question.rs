@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value};
 
-use super::attribute::{Atom, Attribute, Seen, Source};
+use super::attribute::{Attribute, Source};
 use super::condition::{Relation, World};
+use crate::domain::comparison::{Atom, Seen};
 use crate::domain::ids::GroupId;
 use crate::domain::organization::Organization;
 use crate::domain::organization::group::Member;
