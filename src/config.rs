@@ -24,7 +24,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-pub use authorization::{Authorization, OpenFga};
+pub use authorization::{Authorization, OpenFga, SubjectIds};
 pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
 pub use flagsmith::Flagsmith;
 pub use gateway::{Gateway, Kong, KongAccessLog, KongMetrics, KongNode, KongRedis, LimitBy};
@@ -122,6 +122,8 @@ pub struct Store {
     /// Connections of those that slow reads (reports, pages, verification) may use at once.
     pub readers_max: usize,
     pub statement_timeout_ms: u64,
+    /// How often a node asks what others have changed in the catalogue. Of files there is one owner, who need not ask.
+    pub catalogue_poll_ms: u64,
 }
 
 impl Default for Store {
@@ -131,6 +133,7 @@ impl Default for Store {
             connections_max: 80,
             readers_max: 16,
             statement_timeout_ms: 15_000,
+            catalogue_poll_ms: 250,
         }
     }
 }
@@ -490,6 +493,7 @@ impl Config {
         let known = ["sqlite:", "postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
         check(known, "store.url: must begin with sqlite: or postgres://");
         check(url != "sqlite:", "store.url: sqlite: needs a directory, such as sqlite:./data");
+        check((10..=1_000).contains(&self.store.catalogue_poll_ms), "store.catalogue_poll_ms: must be from 10 to 1000");
         check(self.store.readers_max > 0, "store.readers_max: must be above zero");
         check(
             self.tenants.open_max > 0

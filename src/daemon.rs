@@ -189,6 +189,7 @@ impl Daemon {
             people,
             channels,
             public_url: config.authorization.public_url.clone(),
+            subject_ids: config.authorization.subject_ids,
             providers,
         };
         let api = Api::new(rooms, clock, config.http.clone(), health, telemetry.metrics());

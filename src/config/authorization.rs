@@ -10,7 +10,20 @@ pub struct Authorization {
     /// Under which address gateways reach us, as `https://platform.example.com`: what the AuthZEN configuration says. It is
     /// not published without it; a request's Host header is nobody's word.
     pub public_url: Option<String>,
+    /// What a search for subjects calls a user. Questions may call one by any of these.
+    pub subject_ids: SubjectIds,
     pub openfga: OpenFga,
+}
+
+/// What gateways know users by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SubjectIds {
+    #[default]
+    Id,
+    UserName,
+    /// The id where there is none.
+    ExternalId,
 }
 
 /// OpenFGA, which keeps relations that conditions may ask for.
@@ -108,6 +121,7 @@ mod tests {
                 keep_ms: 60_001,
                 ..OpenFga::default()
             },
+            ..Authorization::default()
         };
         let problems = wrong.problems();
         let named: Vec<&str> = problems.iter().filter_map(|problem| problem.split(": ").next()).collect();

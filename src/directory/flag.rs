@@ -18,7 +18,7 @@ use crate::domain::ids::TenantId;
 use crate::domain::request::{Answer, Request};
 use crate::domain::time::Timestamp;
 use crate::store::database::Connection;
-use crate::store::{StoreError, flag};
+use crate::store::{StoreError, flag, news};
 use crate::tenant::flag::{CountExposures, deleted_record, put_record};
 
 /// How often counts are brought to their tenants.
@@ -190,6 +190,7 @@ impl Change for PutPlatformFlag {
     ) -> Result<Flag, Halt<Refusal>> {
         let written = change::put(&self.index.flags(), &self.flag, &self.expected).map_err(Halt::Refused)?;
         flag::put(connection, &written).await?;
+        news::note(connection, news::Kind::Flag, &written.key).await?;
         entries.push(put_record(&written, request));
         Ok(written)
     }
@@ -220,6 +221,7 @@ impl Change for DeletePlatformFlag {
     ) -> Result<Flag, Halt<Refusal>> {
         let flag = change::delete(&self.index.flags(), &self.key, &self.expected).map_err(Halt::Refused)?;
         flag::delete(connection, &self.key).await?;
+        news::note(connection, news::Kind::Flag, &self.key).await?;
         entries.push(deleted_record(&self.key, request));
         Ok(flag)
     }

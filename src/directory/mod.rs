@@ -9,6 +9,7 @@
 //!   [`flag`]: the platform's feature flags, and counts of what was served.
 //! - [`api_key`]: a tenant's keys. `key_use`: when each was last used.
 //! - [`jobs`]: background work, as far as it is durable. [`session`]: sessions of browsers, and passwords.
+//! - `follow`: what other nodes on the same control database change.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
 //! - [`errand`]: one try of a job, and who holds it. [`workflow`]: changes that touch the control database and a tenant's;
 //!   what is left to do is a job, each step may be done again, and whatever a crash left unfinished is taken up by whichever
@@ -20,6 +21,7 @@
 pub mod api_key;
 pub mod errand;
 pub mod flag;
+mod follow;
 pub mod handle;
 mod index;
 pub mod jobs;

@@ -25,7 +25,7 @@ use crate::domain::tenant::{Lifecycle, Tenant};
 use crate::domain::time::Timestamp;
 use crate::fault;
 use crate::store::database::{Connection, Store};
-use crate::store::{self, StoreError, audit, catalogue, flag, job, platform_admin, quarantine, request, stream};
+use crate::store::{self, StoreError, audit, catalogue, flag, job, news, platform_admin, quarantine, request, stream};
 
 /// The name of the platform's own chain.
 pub(super) const PLATFORM_CHAIN: &str = "platform";
@@ -88,6 +88,8 @@ pub(super) enum Message {
     },
     /// What a resource of the platform's brings whole; see [`super::task`].
     Task(Task),
+    /// Look what other nodes have changed.
+    Follow,
     Probe {
         reply: RpcReplyPort<Result<(), Refused>>,
     },
@@ -162,9 +164,11 @@ pub(super) enum Begun {
 pub(super) struct Registrar;
 
 pub(super) struct State {
-    birth: Birth,
-    connection: Option<Connection>,
-    platform_head: Head,
+    pub(super) birth: Birth,
+    pub(super) connection: Option<Connection>,
+    pub(super) platform_head: Head,
+    /// The last change of the catalogue that the index shows.
+    pub(super) version: i64,
 }
 
 /// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended.
@@ -217,13 +221,16 @@ impl Actor for Registrar {
     type State = State;
     type Arguments = Birth;
 
-    async fn pre_start(&self, _: ActorRef<Message>, birth: Birth) -> Result<State, ActorProcessingErr> {
-        Ok(State { birth, connection: None, platform_head: Head::EMPTY })
+    async fn pre_start(&self, myself: ActorRef<Message>, birth: Birth) -> Result<State, ActorProcessingErr> {
+        if birth.store.followed_every().is_some() {
+            let _ = myself.cast(Message::Follow);
+        }
+        Ok(State { birth, connection: None, platform_head: Head::EMPTY, version: 0 })
     }
 
     async fn handle(
         &self,
-        _: ActorRef<Message>,
+        myself: ActorRef<Message>,
         message: Message,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
@@ -240,6 +247,12 @@ impl Actor for Registrar {
             Message::Retried { tenant, rows, reply } => answer(reply, state.retried(tenant, rows).await),
             Message::Remember { tenant, head, awake } => state.remember(tenant, head, awake).await,
             Message::Task(task) => Box::pin(state.task(task)).await,
+            Message::Follow => {
+                state.follow().await;
+                if let Some(every) = state.birth.store.followed_every() {
+                    myself.send_after(every, || Message::Follow);
+                }
+            }
             Message::Probe { reply } => answer(reply, state.probe().await),
         }
         Ok(())
@@ -256,9 +269,11 @@ fn unavailable(error: &StoreError) -> Refused {
 
 impl State {
     /// The connection, opened and with the catalogue read anew if the last one was dropped in doubt.
-    async fn connection(&mut self) -> Result<&mut Connection, Refused> {
+    pub(super) async fn connection(&mut self) -> Result<&mut Connection, Refused> {
         if self.connection.is_none() {
             let mut connection = self.birth.store.control_again().await.map_err(|error| unavailable(&error))?;
+            // Before anything is read: what is changed meanwhile is read twice, and nothing is missed.
+            self.version = news::version(&mut connection).await.map_err(|error| unavailable(&error))?;
             let (rows, keys) = catalogue::load(&mut connection).await.map_err(|error| unavailable(&error))?;
             let admins = platform_admin::all(&mut connection).await.map_err(|error| unavailable(&error))?;
             let flags = flag::all(&mut connection).await.map_err(|error| unavailable(&error))?;
@@ -272,7 +287,7 @@ impl State {
     }
 
     /// An error after `begin` leaves the connection, and what we believe the catalogue holds, in doubt.
-    fn doubt(&mut self, error: &StoreError) -> Refused {
+    pub(super) fn doubt(&mut self, error: &StoreError) -> Refused {
         tracing::error!(%error, "the control database failed; its connection is opened anew");
         self.connection = None;
         unavailable(error)
@@ -292,7 +307,11 @@ impl State {
                 return Ok(Begun::Before(stored));
             }
         }
-        let written = self.check(&change.what)?;
+        self.begin_alone().await?;
+        let written = match self.check(&change.what) {
+            Ok(written) => written,
+            Err(refused) => return self.refuse(refused).await,
+        };
         let plan = (change.plan)(&written);
         let (tenant, now, lease_micros) = (written.tenant.id, self.birth.clock.now(), self.birth.lease_micros);
         let job = plan.into_job(JobId(clock::new_id()), tenant, change.idempotency.as_ref(), now, lease_micros);
@@ -395,7 +414,6 @@ impl State {
         let Some(connection) = self.connection.as_mut() else {
             return Err(StoreError::Retryable("no connection".into()));
         };
-        connection.begin().await?;
         match (what, &written.key) {
             (What::Reserve { .. }, Some(key)) => {
                 catalogue::insert_tenant(connection, &written.tenant).await?;
@@ -410,14 +428,14 @@ impl State {
         }
         job::insert(connection, rest).await?;
         fault::point("change.before");
-        connection.commit().await
+        self.commit().await
     }
 
     async fn finish(&mut self, finish: Finish) -> Result<bool, Refused> {
-        self.connection().await?;
-        let tenant = match finish.activate {
-            Some(id) => Some(Tenant { lifecycle: Lifecycle::Active, ..known(&self.birth.index, id)? }),
-            None => None,
+        self.begin_alone().await?;
+        let tenant = match finish.activate.map(|id| known(&self.birth.index, id)).transpose() {
+            Ok(tenant) => tenant.map(|tenant| Tenant { lifecycle: Lifecycle::Active, ..tenant }),
+            Err(refused) => return self.refuse(refused).await,
         };
         match self.write_finish(&finish, tenant.as_ref()).await {
             Ok(true) => {}
@@ -438,14 +456,11 @@ impl State {
         };
         let held = &finish.job;
         let mut done = held.clone();
-        if done.settle(held.lease, Ending::Succeeded(finish.result.clone()), now).is_err() {
-            return Ok(false);
-        }
+        let is_held = done.settle(held.lease, Ending::Succeeded(finish.result.clone()), now).is_ok();
         // What the records say may have to be erased one day, and the answer is forgotten by its own age.
         "{}".clone_into(&mut done.draft.arguments);
-        connection.begin().await?;
         // Only if it is still held as it was when this try began.
-        if !job::update(connection, held, &done).await? {
+        if !is_held || !job::update(connection, held, &done).await? {
             connection.rollback().await?;
             return Ok(false);
         }
@@ -455,7 +470,7 @@ impl State {
         if let Some((idempotency, answer)) = &finish.answer {
             request::keep(connection, &idempotency.key, &idempotency.body_hash, answer, now).await?;
         }
-        connection.commit().await?;
+        self.commit().await?;
         Ok(true)
     }
 
@@ -503,7 +518,7 @@ impl State {
 
     /// Appends to the platform's chain, in one transaction with what stands beside the records.
     async fn append(&mut self, entries: Vec<Entry>, beside: Beside) -> Result<(), Refused> {
-        self.connection().await?;
+        self.begin_alone().await?;
         match self.write_records(entries, &beside).await {
             Ok(head) => {
                 self.platform_head = head;
@@ -519,10 +534,9 @@ impl State {
         let Some(connection) = self.connection.as_mut() else {
             return Err(StoreError::Retryable("no connection".into()));
         };
-        connection.begin().await?;
         let head = link(connection, head, entries, now).await?;
         beside.write(connection, now).await?;
-        connection.commit().await?;
+        self.commit().await?;
         Ok(head)
     }
 
@@ -538,24 +552,24 @@ impl State {
     }
 
     async fn write_task(&mut self, task: &mut Task) -> Result<Head, Refused> {
+        self.begin_alone().await?;
+        self.run_task(task).await.map_err(|error| self.doubt(&error))
+    }
+
+    async fn run_task(&mut self, task: &mut Task) -> Result<Head, StoreError> {
         let now = self.birth.clock.now();
-        self.connection().await?;
         let head = self.platform_head;
         let Some(connection) = self.connection.as_mut() else {
-            return Err(Refused::Unavailable("no connection to the control database".into()));
+            return Err(StoreError::Retryable("no connection".into()));
         };
-        let written = async {
-            let mut entries = Vec::new();
-            connection.begin().await?;
-            if !task.run(connection, &mut entries, now).await? {
-                connection.rollback().await?;
-                return Ok(head);
-            }
-            let head = link(connection, head, entries, now).await?;
-            connection.commit().await?;
-            Ok(head)
-        };
-        written.await.map_err(|error| self.doubt(&error))
+        let mut entries = Vec::new();
+        if !task.run(connection, &mut entries, now).await? {
+            connection.rollback().await?;
+            return Ok(head);
+        }
+        let head = link(connection, head, entries, now).await?;
+        self.commit().await?;
+        Ok(head)
     }
 
     /// Best effort: an older head only means that a restored database is noticed later.

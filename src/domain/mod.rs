@@ -23,6 +23,7 @@
 //! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.
 //! - [`report`]: questions about the past, and their answers.
 //! - [`flag`]: feature flags: what each says to whom.
+//! - [`comparison`]: values of attributes, as conditions of flags and policies compare them.
 //! - [`stream`]: where the usage stream has been read to, and whether it is still the same.
 //! - [`permission`]: what may be done to what, as patterns.
 //! - [`policy`]: roles and policies of a tenant's own, and which of them apply to a question.
@@ -41,6 +42,7 @@ pub mod burn;
 #[cfg(test)]
 mod burn_tests;
 pub mod chain;
+pub mod comparison;
 pub mod flag;
 mod grouping;
 pub mod ids;

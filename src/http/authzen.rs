@@ -6,31 +6,28 @@
 //! counts where we know nothing ourselves.
 
 use poem::Response;
-use poem::http::StatusCode;
+use poem::http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 
 use super::authorize::Ask;
+use super::authzen_search::{self, RESULTS_MAX, results};
 use super::body;
 use super::explain::{NAME_BYTES_MAX, is_name};
 use super::problem::{Code, Problem};
 use super::reply;
 use crate::access::authorizer::{Authority, Inquiry};
 use crate::access::engine::Decided;
-use crate::domain::ids::UserId;
 use crate::domain::policy::question::Said;
 
 /// Questions of one request.
 const EVALUATIONS_MAX: usize = 100;
-/// Results of one page of a search.
-const RESULTS_MAX: usize = 100;
-/// Users that one request looks at.
-const SCAN_MAX: usize = 1_000;
-/// The same where each of them may be asked about elsewhere.
-const SCAN_RELATIONS_MAX: usize = 25;
+/// How long whoever reads the metadata may keep it.
+const CONFIGURATION_KEPT: &str = "public, max-age=300";
 
 const EVALUATION: &str = "/access/v1/evaluation";
 const EVALUATIONS: &str = "/access/v1/evaluations";
 const SEARCH_SUBJECT: &str = "/access/v1/search/subject";
+const SEARCH_RESOURCE: &str = "/access/v1/search/resource";
 const SEARCH_ACTION: &str = "/access/v1/search/action";
 const CONFIGURATION: &str = "/.well-known/authzen-configuration";
 
@@ -44,7 +41,12 @@ enum Semantic {
 
 impl Semantic {
     fn read(body: &Map<String, Value>) -> Result<Semantic, String> {
-        let said = body.get("options").and_then(|options| options.get("evaluations_semantic"));
+        let options = match body.get("options") {
+            None | Some(Value::Null) => None,
+            Some(Value::Object(options)) => Some(options),
+            Some(_) => return Err("options must be an object".into()),
+        };
+        let said = options.and_then(|options| options.get("evaluations_semantic"));
         match said.map(Value::as_str) {
             None | Some(Some("execute_all")) => Ok(Semantic::ExecuteAll),
             Some(Some("deny_on_first_deny")) => Ok(Semantic::DenyOnFirstDeny),
@@ -77,22 +79,23 @@ pub(super) async fn answer(ask: &Ask) -> Result<Response, Problem> {
     let said = match ask.operation.id {
         "evaluateAccess" => evaluation(ask, &authority, &body).await?,
         "evaluateAccesses" => evaluations(ask, &authority, &body).await?,
-        "searchSubjects" => search_subjects(ask, &authority, &body).await?,
-        "searchActions" => search_actions(ask, &authority, &body).await?,
+        "searchSubjects" => authzen_search::subjects(ask, &authority, &body).await?,
+        "searchResources" => authzen_search::resources(ask, &authority, &body).await?,
+        "searchActions" => authzen_search::actions(ask, &authority, &body).await?,
         _ => return Err(Problem::new(Code::Internal)),
     };
     Ok(reply::json(StatusCode::OK, said.to_string().into_bytes()))
 }
 
-/// The standard knows 400 for whatever is wrong with a request.
-fn as_bad_request(problem: Problem) -> Problem {
+/// Of what is wrong with a request the standard knows 400 alone, a body of another media type included.
+pub(super) fn as_bad_request(problem: Problem) -> Problem {
     match problem.code {
-        Code::ValidationFailed => Problem { code: Code::BadRequest, ..problem },
+        Code::ValidationFailed | Code::UnsupportedMediaType => Problem { code: Code::BadRequest, ..problem },
         _ => problem,
     }
 }
 
-fn bad(message: String) -> Problem {
+pub(super) fn bad(message: String) -> Problem {
     Problem::new(Code::BadRequest).saying(message)
 }
 
@@ -111,6 +114,12 @@ async fn evaluations(ask: &Ask, authority: &Authority, body: &Map<String, Value>
     };
     if items.is_empty() {
         return evaluation(ask, authority, body).await;
+    }
+    // What is to stand for what an item lacks is the whole request's, and so is what is wrong with it.
+    for name in ["subject", "action", "resource", "context"] {
+        if body.get(name).is_some_and(|part| !part.is_object() && !part.is_null()) {
+            return Err(bad(format!("{name} must be an object")));
+        }
     }
     let mut answers = Vec::with_capacity(items.len());
     for item in items {
@@ -143,96 +152,26 @@ fn told(decided: &Decided) -> Value {
     })
 }
 
-/// Users who may, in the order of their making. Nobody else can be listed.
-async fn search_subjects(ask: &Ask, authority: &Authority, body: &Map<String, Value>) -> Result<Value, Problem> {
-    let asked = inquiry_without(body, Without::SubjectId).map_err(bad)?;
-    let (limit, after) = paging(ask, body)?;
-    let after: Option<UserId> =
-        after.map(|text| text.parse().map_err(|_| Problem::new(Code::InvalidCursor))).transpose()?;
-    if asked.subject_type != "user" {
-        return Ok(results(Vec::new(), ""));
-    }
-    let scan_max = if authority.set().has_relations() { SCAN_RELATIONS_MAX } else { SCAN_MAX };
-    let (mut found, mut last, mut next) = (Vec::new(), None, String::new());
-    for (looked_at, user) in authority.people.users_after(after).enumerate() {
-        if looked_at == scan_max || found.len() == limit {
-            next = last.map(|id: UserId| ask.seal(&id.to_string())).unwrap_or_default();
-            break;
-        }
-        tokio::task::yield_now().await;
-        last = Some(user.id);
-        let inquiry = Inquiry { subject_id: user.id.to_string(), ..asked.clone() };
-        if ask.api.gate.authorizer().decide(authority, &inquiry).await.allowed {
-            found.push(json!({ "type": "user", "id": inquiry.subject_id }));
-        }
-    }
-    Ok(results(found, &next))
-}
-
-/// Actions that the subject may do, of those that any rule names.
-async fn search_actions(ask: &Ask, authority: &Authority, body: &Map<String, Value>) -> Result<Value, Problem> {
-    let asked = inquiry_without(body, Without::Action).map_err(bad)?;
-    let (limit, after) = paging(ask, body)?;
-    let actions = authority.set().actions_on(&asked.resource_type);
-    let scan_max = if authority.set().has_relations() { SCAN_RELATIONS_MAX } else { SCAN_MAX };
-    let later = actions.into_iter().filter(|action| after.as_ref().is_none_or(|after| action > after));
-    let (mut found, mut last, mut next) = (Vec::new(), None, String::new());
-    for (looked_at, action) in later.enumerate() {
-        if looked_at == scan_max || found.len() == limit {
-            next = last.map(|name: String| ask.seal(&name)).unwrap_or_default();
-            break;
-        }
-        tokio::task::yield_now().await;
-        let inquiry = Inquiry { action: action.clone(), ..asked.clone() };
-        if ask.api.gate.authorizer().decide(authority, &inquiry).await.allowed {
-            found.push(json!({ "name": action }));
-        }
-        last = Some(action);
-    }
-    Ok(results(found, &next))
-}
-
-fn results(found: Vec<Value>, next: &str) -> Value {
-    json!({ "results": found, "page": { "next_token": next } })
-}
-
-/// How many results, and after which.
-fn paging(ask: &Ask, body: &Map<String, Value>) -> Result<(usize, Option<String>), Problem> {
-    let page = body.get("page");
-    let limit = match page.and_then(|page| page.get("limit")) {
-        None => RESULTS_MAX,
-        Some(limit) => {
-            let limit = limit.as_u64().and_then(|limit| usize::try_from(limit).ok());
-            let fits = limit.filter(|limit| (1..=RESULTS_MAX).contains(limit));
-            fits.ok_or_else(|| bad(format!("page.limit must be 1 to {RESULTS_MAX}")))?
-        }
-    };
-    // Drafts of the standard called it as the answer does.
-    let token = page.and_then(|page| page.get("token").or_else(|| page.get("next_token")));
-    match token.map(Value::as_str) {
-        None | Some(Some("")) => Ok((limit, None)),
-        Some(Some(token)) => Ok((limit, ask.open(Some(token), |text| Some(text.to_owned()))?)),
-        Some(None) => Err(bad("page.token must be a string".into())),
-    }
-}
-
-/// What a search leaves open.
+/// What a search looks for. An id that it names is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Without {
-    SubjectId,
+pub(super) enum Sought {
+    Subject,
+    Resource,
     Action,
 }
 
-/// A question, each of whose parts stands in `item` or else in `defaults`. Members beside them are the standard's to add.
+/// A question, each of whose parts stands whole in `item` or else in `defaults`. Members beside them are the standard's to
+/// add.
 fn inquiry(item: &Map<String, Value>, defaults: &Map<String, Value>) -> Result<Inquiry, String> {
     read(item, defaults, None)
 }
 
-fn inquiry_without(body: &Map<String, Value>, without: Without) -> Result<Inquiry, String> {
-    read(body, &Map::new(), Some(without))
+/// The question that a search asks of each that it finds, without what is sought.
+pub(super) fn searched(body: &Map<String, Value>, sought: Sought) -> Result<Inquiry, String> {
+    read(body, &Map::new(), Some(sought))
 }
 
-fn read(item: &Map<String, Value>, defaults: &Map<String, Value>, without: Option<Without>) -> Result<Inquiry, String> {
+fn read(item: &Map<String, Value>, defaults: &Map<String, Value>, sought: Option<Sought>) -> Result<Inquiry, String> {
     let part = |name: &str| item.get(name).or_else(|| defaults.get(name));
     let object = |name: &str| {
         let found = part(name).and_then(Value::as_object);
@@ -250,20 +189,20 @@ fn read(item: &Map<String, Value>, defaults: &Map<String, Value>, without: Optio
         Some(_) => Err(format!("{part}.properties must be an object")),
     };
     let (subject, resource) = (object("subject")?, object("resource")?);
-    let subject_id = match without {
-        Some(Without::SubjectId) => String::new(),
+    let subject_id = match sought {
+        Some(Sought::Subject) => String::new(),
         _ => text(subject, "subject", "id")?,
     };
-    let (action, action_properties) = match without {
-        Some(Without::Action) => (String::new(), Map::new()),
+    let (action, action_properties) = match sought {
+        Some(Sought::Action) => (String::new(), Map::new()),
         _ => {
             let action = object("action")?;
             (text(action, "action", "name")?, properties(action, "action")?)
         }
     };
-    let resource_id = match resource.get("id") {
-        None | Some(Value::Null) => None,
-        Some(_) => Some(text(resource, "resource", "id")?),
+    let resource_id = match sought {
+        Some(Sought::Resource) => None,
+        _ => Some(text(resource, "resource", "id")?),
     };
     let context = match part("context") {
         None | Some(Value::Null) => Map::new(),
@@ -290,7 +229,9 @@ fn configuration(ask: &Ask) -> Result<Response, Problem> {
     let base = ask.api.public_url.as_deref().map(|base| base.trim_end_matches('/'));
     let base = base.ok_or_else(|| Problem::new(Code::NotFound).saying("authorization.public_url is not configured"))?;
     let said = described_configuration(base);
-    Ok(reply::json(StatusCode::OK, said.to_string().into_bytes()))
+    let mut response = reply::json(StatusCode::OK, said.to_string().into_bytes());
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(CONFIGURATION_KEPT));
+    Ok(response)
 }
 
 fn described_configuration(base: &str) -> Value {
@@ -299,12 +240,13 @@ fn described_configuration(base: &str) -> Value {
         "access_evaluation_endpoint": format!("{base}{EVALUATION}"),
         "access_evaluations_endpoint": format!("{base}{EVALUATIONS}"),
         "search_subject_endpoint": format!("{base}{SEARCH_SUBJECT}"),
+        "search_resource_endpoint": format!("{base}{SEARCH_RESOURCE}"),
         "search_action_endpoint": format!("{base}{SEARCH_ACTION}"),
     })
 }
 
 /// The descriptions of the operations, by path.
-pub(super) fn described() -> [(&'static str, Value); 5] {
+pub(super) fn described() -> [(&'static str, Value); 6] {
     let entity = |required: &[&str], description: &str| {
         json!({
             "type": "object", "description": description, "required": required,
@@ -317,8 +259,7 @@ pub(super) fn described() -> [(&'static str, Value); 5] {
             "`user` (by id, user name or external id), `apiKey` (by its public id), or whatever the asker calls its own.",
         )
     };
-    let resource =
-        || entity(&["type"], "Its type is the object of a permission; without an id it is a list, or something new.");
+    let resource = || entity(&["type", "id"], "Its type is the object of a permission.");
     let action = || {
         json!({
             "type": "object", "required": ["name"],
@@ -330,8 +271,8 @@ pub(super) fn described() -> [(&'static str, Value); 5] {
         json!({
             "type": "object",
             "properties": {
-                "token": {"type": "string", "description": "`next_token` of the page before."},
-                "limit": {"type": "integer", "minimum": 1, "maximum": RESULTS_MAX}
+                "token": {"type": "string", "description": "`next_token` of the page before, of the same question; a limit beside it is that of the first page."},
+                "limit": {"type": "integer", "minimum": 0, "description": format!("At most {RESULTS_MAX}, however many are asked for.")}
             }
         })
     };
@@ -356,7 +297,10 @@ pub(super) fn described() -> [(&'static str, Value); 5] {
             "type": "object", "required": ["results"],
             "properties": {
                 "results": {"type": "array", "items": items},
-                "page": {"type": "object", "properties": {"next_token": {"type": "string"}}}
+                "page": {
+                    "type": "object", "required": ["next_token", "count"],
+                    "properties": {"next_token": {"type": "string"}, "count": {"type": "integer"}}
+                }
             }
         })
     };
@@ -393,6 +337,13 @@ pub(super) fn described() -> [(&'static str, Value); 5] {
         "properties": {
             "subject": entity(&["type"], "`user`; nobody else is listed."),
             "action": action(), "resource": resource(), "context": context(), "page": page()
+        }
+    });
+    let resources_schema = json!({
+        "type": "object", "required": ["subject", "action", "resource"],
+        "properties": {
+            "subject": subject(), "action": action(), "context": context(), "page": page(),
+            "resource": entity(&["type"], "A kind of ours, or one of which rules name ids.")
         }
     });
     let actions_schema = json!({
@@ -435,13 +386,28 @@ pub(super) fn described() -> [(&'static str, Value); 5] {
             operation(
                 "searchSubjects",
                 "Which users may? (AuthZEN)",
-                "AuthZEN 1.0: users of the tenant who may do the action on the resource, in the order of their making. A page may have fewer results than it could; the last one has an empty `next_token`.",
+                "AuthZEN 1.0: users of the tenant who may do the action on the resource, in the order of their making, each by what `authorization.subject_ids` says. A page may have fewer results than it could; the last one has an empty `next_token`.",
                 (subjects_schema, json!({"subject": {"type": "user"}, "action": {"name": "use"}, "resource": model})),
                 (
                     listed(
                         json!({"type": "object", "properties": {"type": {"type": "string"}, "id": {"type": "string"}}}),
                     ),
                     results(vec![json!({"type": "user", "id": "0199a8b2-5c00-7abc-8def-0123456789ab"})], ""),
+                ),
+            ),
+        ),
+        (
+            SEARCH_RESOURCE,
+            operation(
+                "searchResources",
+                "Which things may a subject do this to? (AuthZEN)",
+                "AuthZEN 1.0: of the tenant's `users`, `groups`, `roleAssignments`, `roles`, `policies`, `apiKeys`, `providers` and `flags`, and of those whose ids a policy names in full, in the order of their ids. Other things are the asker's: what only a wildcard stands for cannot be listed. A page may have fewer results than it could; the last one has an empty `next_token`.",
+                (resources_schema, json!({"subject": jane, "action": {"name": "read"}, "resource": {"type": "flags"}})),
+                (
+                    listed(
+                        json!({"type": "object", "properties": {"type": {"type": "string"}, "id": {"type": "string"}}}),
+                    ),
+                    results(vec![json!({"type": "flags", "id": "new-checkout"})], ""),
                 ),
             ),
         ),
@@ -463,7 +429,7 @@ pub(super) fn described() -> [(&'static str, Value); 5] {
             json!({"get": {
                 "tags": ["Access"],
                 "summary": "Where decisions are asked for (AuthZEN)",
-                "description": "AuthZEN 1.0's metadata, under `authorization.public_url`; not there without it. Resources cannot be searched for: they are the asker's.",
+                "description": "AuthZEN 1.0's metadata, under `authorization.public_url`; not there without it. Without `capabilities`, of which the standard has registered none.",
                 "operationId": "getAuthzenConfiguration",
                 "responses": {"200": {"description": "Done.", "content": {"application/json": {
                     "schema": {"type": "object"}, "example": described_configuration(base)
@@ -504,8 +470,9 @@ mod tests {
 
     #[test]
     fn what_is_no_question_is_told_by_the_part_that_is_wrong() {
-        let good =
-            json!({"subject": {"type": "user", "id": "ada"}, "action": {"name": "read"}, "resource": {"type": "file"}});
+        let good = json!({
+            "subject": {"type": "user", "id": "ada"}, "action": {"name": "read"}, "resource": {"type": "file", "id": "1"},
+        });
         assert!(inquiry(&object(good.clone()), &Map::new()).is_ok());
         let long = "x".repeat(NAME_BYTES_MAX + 1);
         for (pointer, wrong, named) in [
@@ -517,6 +484,8 @@ mod tests {
             ("/action", json!({}), "action.name"),
             ("/action/name", json!("a\nb"), "action.name"),
             ("/resource/type", json!(null), "resource.type"),
+            ("/resource", json!({"type": "file"}), "resource.id"),
+            ("/resource/id", json!(null), "resource.id"),
         ] {
             let mut body = good.clone();
             *body.pointer_mut(pointer).unwrap() = wrong;
@@ -544,5 +513,27 @@ mod tests {
             assert_eq!((semantic.ends_with(false), semantic.ends_with(true)), (on_denial, on_permit), "{name}");
         }
         assert!(of(json!("whatever")).is_err() && of(json!(1)).is_err());
+        assert!(Semantic::read(&object(json!({"options": []}))).is_err());
+        let other = object(json!({"options": {"another_option": "value"}}));
+        assert_eq!(Semantic::read(&other), Ok(Semantic::ExecuteAll), "options are the standard's to add");
+    }
+
+    #[test]
+    fn a_search_ignores_the_id_of_what_it_looks_for_and_needs_every_other() {
+        let whole = json!({
+            "subject": {"type": "user", "id": "ada"}, "action": {"name": "read"}, "resource": {"type": "file", "id": "1"},
+        });
+        let read = |sought| searched(&object(whole.clone()), sought).unwrap();
+        assert_eq!(read(Sought::Subject).subject_id, "");
+        assert_eq!(read(Sought::Resource).resource_id, None);
+        assert_eq!(read(Sought::Action).action, "");
+        let open = json!({"subject": {"type": "user"}, "action": {"name": "read"}, "resource": {"type": "file"}});
+        for (sought, named) in [(Sought::Subject, "resource.id"), (Sought::Resource, "subject.id")] {
+            let error = searched(&object(open.clone()), sought).unwrap_err();
+            assert!(error.starts_with(named), "{sought:?}: {error}");
+        }
+        let ids =
+            json!({"subject": {"type": "user", "id": 7}, "action": {"name": "read"}, "resource": whole["resource"]});
+        assert!(searched(&object(ids), Sought::Subject).is_ok(), "whatever it is");
     }
 }

@@ -38,7 +38,7 @@ pub(super) async fn receive(
 ) -> Result<Bytes, Problem> {
     let (bytes_max, media) = match kind {
         BodyKind::None => return Ok(Bytes::new()),
-        BodyKind::Json | BodyKind::Evaluation => (limits.body_bytes_max, JSON),
+        BodyKind::Json | BodyKind::Evaluation | BodyKind::Authzen => (limits.body_bytes_max, JSON),
         BodyKind::Patch => (limits.body_bytes_max, PATCH),
         BodyKind::Scim => (limits.body_bytes_max, SCIM),
         BodyKind::Events | BodyKind::OpenMeter => (limits.events_body_bytes_max, EVENTS),

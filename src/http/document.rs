@@ -232,7 +232,7 @@ fn common_parameters() -> Value {
     json!({
         "RequestId": {
             "name": "X-Request-Id", "in": "header", "required": false,
-            "description": "Echoed, and made when absent or longer than 128 characters; errors, logs and audit records carry it.",
+            "description": "Echoed, and made when absent, longer than 128 characters or not of printable ASCII; errors, logs and audit records carry it.",
             "schema": {"type": "string"}
         },
         "TenantId": header("X-Tenant-Id", "Must agree with the path; chooses a tenant for a platform administrator.", 36),

@@ -8,7 +8,7 @@
 //! 3. [`authorize`]: who calls, not too often ([`rate_limits`]), about which tenant, and whether a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
 //! 5. one handler: [`tenants`], [`api_keys`], [`users`], [`groups`], [`role_assignments`], [`roles`], [`policies`],
-//!    [`explain`], [`authzen`], [`platform_admins`],
+//!    [`explain`], [`authzen`], [`authzen_search`], [`platform_admins`],
 //!    [`ingestion`], [`openmeter`], [`gateway`], [`usage`], [`quotas`], [`alerts`], [`channels`], [`decision`],
 //!    [`reconciliation`], [`audit`], [`quarantine`], [`kong_sync`], [`rate_limits`], [`jobs`], [`flags`], [`features`],
 //!    [`providers`], [`provider_secrets`], [`provider_policy`], [`ofrep`], [`auth`], [`passwords`], [`scim`], [`probes`];
@@ -25,6 +25,7 @@ mod audit;
 mod auth;
 mod authorize;
 mod authzen;
+mod authzen_search;
 mod body;
 mod channels;
 mod cursor;
@@ -131,6 +132,8 @@ pub struct Api {
     channels: Bench,
     /// Under which address gateways reach us.
     public_url: Option<String>,
+    /// What they know users by.
+    subject_ids: config::SubjectIds,
     /// What keeps tenants' secrets; `None` when it is off.
     vault: Option<Vault>,
     /// What tries providers.
@@ -162,6 +165,8 @@ pub struct Rooms {
     pub channels: Bench,
     /// Under which address gateways reach us.
     pub public_url: Option<String>,
+    /// What they know users by.
+    pub subject_ids: config::SubjectIds,
     /// What keeps tenants' secrets, and what tries providers with them.
     pub providers: ProviderTools,
 }
@@ -192,6 +197,7 @@ impl Api {
             people,
             channels,
             public_url,
+            subject_ids,
             providers,
         } = rooms;
         let ProviderTools { vault, probe, lease_seconds_max, syncs_litellm } = providers;
@@ -213,6 +219,7 @@ impl Api {
             people,
             channels,
             public_url,
+            subject_ids,
             vault,
             probe,
             lease_seconds_max,
@@ -283,7 +290,11 @@ impl Stack {
     async fn work_on(&self, mut passage: Passage, admitted: Admitted) -> Result<Response, Problem> {
         let body = passage.request.take_body();
         let headers = passage.request.headers();
-        let body = body::receive(passage.operation.body, headers, body, &self.api.limits).await?;
+        let received = body::receive(passage.operation.body, headers, body, &self.api.limits).await;
+        let body = received.map_err(|problem| match passage.operation.body {
+            operation::BodyKind::Authzen => authzen::as_bad_request(problem),
+            _ => problem,
+        })?;
         let (ask, request) = Ask::new(self.api.clone(), passage, admitted, body);
         let answered = threads::elsewhere(&self.api.work, hand_over(self.handlers.clone(), ask, request)).await;
         answered.ok_or_else(|| Problem::new(Code::Internal))
@@ -295,9 +306,12 @@ async fn hand_over(handlers: Arc<BoxEndpoint<'static>>, ask: Ask, mut request: R
         "getDocument" => document::serve_document(),
         "getDocumentation" => document::serve_documentation(),
         "getFeatures" => or_problem(features::answer(&ask).await),
-        "evaluateAccess" | "evaluateAccesses" | "searchSubjects" | "searchActions" | "getAuthzenConfiguration" => {
-            or_problem(authzen::answer(&ask).await)
-        }
+        "evaluateAccess"
+        | "evaluateAccesses"
+        | "searchSubjects"
+        | "searchResources"
+        | "searchActions"
+        | "getAuthzenConfiguration" => or_problem(authzen::answer(&ask).await),
         "evaluateFlag" | "evaluateFlags" => or_problem(ofrep::answer(&ask, request.uri().path()).await),
         id if id.starts_with("scim") => or_problem(scim::answer(&ask, request.uri().path()).await),
         _ => {

@@ -33,8 +33,10 @@ pub enum BodyKind {
     Events,
     LiteLlm,
     KongLog,
-    /// A question, read as the standard that describes it has it: the context of feature flags, AuthZEN's evaluations.
+    /// A question, read as the standard that describes it has it: the context of feature flags.
     Evaluation,
+    /// The same of AuthZEN, which knows 400 alone for whatever is wrong with one.
+    Authzen,
     /// A form, as OpenID providers post it.
     Form,
     /// Its errors are told in OpenMeter's form, around ours.
@@ -174,7 +176,7 @@ impl Operation {
         }
         if self.body != BodyKind::None {
             codes.extend([Code::BadRequest, Code::MalformedJson, Code::RequestTimeout, Code::PayloadTooLarge]);
-            codes.push(Code::UnsupportedMediaType);
+            codes.extend((self.body != BodyKind::Authzen).then_some(Code::UnsupportedMediaType));
         }
         codes.extend(self.codes);
         codes.sort_by_key(|code| (code.status(), *code));
@@ -185,7 +187,9 @@ impl Operation {
 
 const PAGE: &[&str] = &["limit", "cursor"];
 
-use BodyKind::{Evaluation, Events, Form as FormBody, Json, KongLog, LiteLlm, None as NoBody, OpenMeter, Patch, Scim};
+use BodyKind::{
+    Authzen, Evaluation, Events, Form as FormBody, Json, KongLog, LiteLlm, None as NoBody, OpenMeter, Patch, Scim,
+};
 use Code::{
     AdjustmentBelowZero, AdjustmentRefused, AlertNotFound, AlertOver, AlreadyReplayed, ApiKeyEnded, ApiKeyNotFound,
     AuthenticationRequired, ChannelNotFound, EgressRefused, ExternalIdTaken, FindingClosed, FindingNotFound,
@@ -365,13 +369,15 @@ pub static OPERATIONS: &[Operation] = &[
         query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, PolicyNotFound, PreconditionFailed, PreconditionRequired, IdempotencyKeyReused, StoreUnavailable] },
     Operation { id: "explainAccess", method: Method::POST, path: "/v1/access/explain", scope: TenantOfCredential, object: "access", action: "explain", body: Json,
         query: &["tenantId"], codes: &[TenantMismatch, TenantNotFound, ValidationFailed] },
-    Operation { id: "evaluateAccess", method: Method::POST, path: "/access/v1/evaluation", scope: TenantOfCredential, object: "access", action: "evaluate", body: Evaluation,
+    Operation { id: "evaluateAccess", method: Method::POST, path: "/access/v1/evaluation", scope: TenantOfCredential, object: "access", action: "evaluate", body: Authzen,
         query: &[], codes: &[TenantNotFound] },
-    Operation { id: "evaluateAccesses", method: Method::POST, path: "/access/v1/evaluations", scope: TenantOfCredential, object: "access", action: "evaluate", body: Evaluation,
+    Operation { id: "evaluateAccesses", method: Method::POST, path: "/access/v1/evaluations", scope: TenantOfCredential, object: "access", action: "evaluate", body: Authzen,
         query: &[], codes: &[TenantNotFound] },
-    Operation { id: "searchSubjects", method: Method::POST, path: "/access/v1/search/subject", scope: TenantOfCredential, object: "access", action: "search", body: Evaluation,
+    Operation { id: "searchSubjects", method: Method::POST, path: "/access/v1/search/subject", scope: TenantOfCredential, object: "access", action: "search", body: Authzen,
         query: &[], codes: &[InvalidCursor, TenantNotFound] },
-    Operation { id: "searchActions", method: Method::POST, path: "/access/v1/search/action", scope: TenantOfCredential, object: "access", action: "search", body: Evaluation,
+    Operation { id: "searchResources", method: Method::POST, path: "/access/v1/search/resource", scope: TenantOfCredential, object: "access", action: "search", body: Authzen,
+        query: &[], codes: &[InvalidCursor, TenantNotFound] },
+    Operation { id: "searchActions", method: Method::POST, path: "/access/v1/search/action", scope: TenantOfCredential, object: "access", action: "search", body: Authzen,
         query: &[], codes: &[InvalidCursor, TenantNotFound] },
     Operation { id: "getAuthzenConfiguration", method: Method::GET, path: "/.well-known/authzen-configuration", scope: Open, object: "", action: "", body: NoBody,
         query: &[], codes: &[NotFound] },

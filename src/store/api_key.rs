@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::StoreError;
 use super::catalogue::one_row;
 use super::database::{Connection, Row, Value};
+use super::news::{self, Kind};
 use crate::domain::api_key::{ApiKey, Previous, Terms};
 use crate::domain::rate_limit::{Class, Policy};
 use crate::domain::tenant::Role;
@@ -12,6 +13,9 @@ use crate::domain::time::Timestamp;
 
 const SELECT: &str = "SELECT id, tenant_id, name, role, hash, created_at, revoked_at, scopes, expires_at, rate_limits,
     previous_hash, previous_until, version FROM api_key ORDER BY id";
+const SELECT_ONE: &str =
+    "SELECT id, tenant_id, name, role, hash, created_at, revoked_at, scopes, expires_at, rate_limits,
+    previous_hash, previous_until, version FROM api_key WHERE id = $1";
 const INSERT: &str = "INSERT INTO api_key (id, tenant_id, name, role, hash, created_at, revoked_at, scopes, expires_at,
     rate_limits, previous_hash, previous_until, version) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
 const UPDATE: &str = "UPDATE api_key SET name = $2, hash = $3, scopes = $4, expires_at = $5, rate_limits = $6,
@@ -39,6 +43,14 @@ pub(super) async fn all(connection: &mut Connection) -> Result<Vec<ApiKey>, Stor
     connection.fetch(SELECT, &[]).await?.iter().map(key_at).collect()
 }
 
+/// One key.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn one(connection: &mut Connection, id: &str) -> Result<Option<ApiKey>, StoreError> {
+    connection.fetch_one_optional(SELECT_ONE, &[id.into()]).await?.map(|row| key_at(&row)).transpose()
+}
+
 /// # Errors
 /// [`StoreError`].
 pub async fn insert(connection: &mut Connection, key: &ApiKey) -> Result<(), StoreError> {
@@ -59,7 +71,7 @@ pub async fn insert(connection: &mut Connection, key: &ApiKey) -> Result<(), Sto
         key.version.into(),
     ];
     connection.execute(INSERT, &values).await?;
-    Ok(())
+    news::note(connection, Kind::ApiKey, &key.id).await
 }
 
 /// Writes what may change of a key, but not its revocation.
@@ -80,7 +92,8 @@ pub async fn update(connection: &mut Connection, key: &ApiKey) -> Result<(), Sto
         key.version.into(),
     ];
     let updated = connection.execute(UPDATE, &values).await?;
-    one_row(updated, "API key")
+    one_row(updated, "API key")?;
+    news::note(connection, Kind::ApiKey, &key.id).await
 }
 
 /// Revoking again changes nothing.
@@ -89,7 +102,7 @@ pub async fn update(connection: &mut Connection, key: &ApiKey) -> Result<(), Sto
 /// [`StoreError`].
 pub async fn revoke(connection: &mut Connection, id: &str, at: Timestamp) -> Result<(), StoreError> {
     connection.execute(REVOKE, &[id.into(), at.into()]).await?;
-    Ok(())
+    news::note(connection, Kind::ApiKey, id).await
 }
 
 /// When keys were last used; those that never were are not there.

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use super::connection::{Bulk, Column};
 use super::database::{Connection, Row as Answer};
+use super::news::{self, Kind};
 use super::{StoreError, api_key};
 use crate::domain::api_key::ApiKey;
 use crate::domain::chain::{Hash, Head};
@@ -15,8 +16,12 @@ use crate::domain::time::Timestamp;
 
 const SELECT_TENANTS: &str = "SELECT id, name, slug, tier, time_zone, lifecycle, settings, created_at, updated_at,
     head_seq, head_hash, awake FROM tenant ORDER BY id";
+const SELECT_TENANT: &str = "SELECT id, name, slug, tier, time_zone, lifecycle, settings, created_at, updated_at,
+    head_seq, head_hash, awake FROM tenant WHERE id = $1";
 const SELECT_LIFECYCLES: &str = "SELECT id, lifecycle FROM tenant WHERE id > $1 ORDER BY id LIMIT $2";
 const SELECT_EXTERNAL_IDS: &str = "SELECT tenant_id, source, kind, id FROM external_id ORDER BY source, kind, id";
+const SELECT_EXTERNAL_IDS_OF: &str =
+    "SELECT tenant_id, source, kind, id FROM external_id WHERE tenant_id = $1 ORDER BY source, kind, id";
 const INSERT_TENANT: &str = "INSERT INTO tenant (id, name, slug, tier, time_zone, lifecycle, settings, created_at,
     updated_at, head_seq, head_hash, awake) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0)";
 const UPDATE_TENANT: &str = "UPDATE tenant SET name = $2, slug = $3, tier = $4, time_zone = $5, lifecycle = $6,
@@ -44,14 +49,20 @@ pub struct Row {
 /// # Errors
 /// [`StoreError`].
 pub async fn load(connection: &mut Connection) -> Result<(Vec<Row>, Vec<ApiKey>), StoreError> {
-    let mut external_ids: HashMap<String, Vec<ExternalId>> = HashMap::new();
-    for row in connection.fetch(SELECT_EXTERNAL_IDS, &[]).await? {
-        let external = ExternalId { source: row.text(1)?, kind: row.text(2)?, id: row.text(3)? };
-        external_ids.entry(row.text(0)?).or_default().push(external);
-    }
+    let mut external_ids = external_ids_at(&connection.fetch(SELECT_EXTERNAL_IDS, &[]).await?)?;
     let rows = connection.fetch(SELECT_TENANTS, &[]).await?;
     let tenants = rows.iter().map(|row| tenant_at(row, &mut external_ids)).collect::<Result<_, _>>()?;
     Ok((tenants, api_key::all(connection).await?))
+}
+
+/// One tenant.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn one(connection: &mut Connection, tenant: &str) -> Result<Option<Row>, StoreError> {
+    let mut external_ids = external_ids_at(&connection.fetch(SELECT_EXTERNAL_IDS_OF, &[tenant.into()]).await?)?;
+    let row = connection.fetch_one_optional(SELECT_TENANT, &[tenant.into()]).await?;
+    row.map(|row| tenant_at(&row, &mut external_ids)).transpose()
 }
 
 /// Tenants after `after` in the order of their ids, and where they are in their lives.
@@ -79,7 +90,8 @@ pub async fn insert_tenant(connection: &mut Connection, tenant: &Tenant) -> Resu
     let mut values = tenant_values(tenant).to_vec();
     values.push(Hash::NONE.0.as_slice().into());
     connection.execute(INSERT_TENANT, &values).await?;
-    insert_external_ids(connection, tenant).await
+    insert_external_ids(connection, tenant).await?;
+    news::note(connection, Kind::Tenant, &tenant.id.to_string()).await
 }
 
 /// Writes all fields of a tenant, and replaces its external ids; belongs in a transaction.
@@ -90,7 +102,8 @@ pub async fn update_tenant(connection: &mut Connection, tenant: &Tenant) -> Resu
     let updated = connection.execute(UPDATE_TENANT, &tenant_values(tenant)).await?;
     one_row(updated, "tenant")?;
     connection.execute(DELETE_EXTERNAL_IDS, &[tenant.id.to_string().into()]).await?;
-    insert_external_ids(connection, tenant).await
+    insert_external_ids(connection, tenant).await?;
+    news::note(connection, Kind::Tenant, &tenant.id.to_string()).await
 }
 
 /// Remembers how long a tenant's chain is, so that a database that is restored from a copy or swapped is noticed.
@@ -120,6 +133,15 @@ async fn insert_external_ids(connection: &mut Connection, tenant: &Tenant) -> Re
     ];
     connection.execute_bulk(&INSERT_EXTERNAL_IDS, &columns).await?;
     Ok(())
+}
+
+fn external_ids_at(rows: &[Answer]) -> Result<HashMap<String, Vec<ExternalId>>, StoreError> {
+    let mut external_ids: HashMap<String, Vec<ExternalId>> = HashMap::new();
+    for row in rows {
+        let external = ExternalId { source: row.text(1)?, kind: row.text(2)?, id: row.text(3)? };
+        external_ids.entry(row.text(0)?).or_default().push(external);
+    }
+    Ok(external_ids)
 }
 
 fn tenant_values(tenant: &Tenant) -> [super::database::Value; 9] {

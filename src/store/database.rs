@@ -72,6 +72,7 @@ pub struct Store {
 struct Shared {
     backend: Backend,
     statement_timeout: Duration,
+    catalogue_poll: Duration,
     readers_max: usize,
     reader_permits: Arc<Semaphore>,
     idle: Mutex<Vec<Idle>>,
@@ -129,6 +130,7 @@ impl Store {
         let shared = Arc::new(Shared {
             backend,
             statement_timeout: config::millis(settings.statement_timeout_ms),
+            catalogue_poll: config::millis(settings.catalogue_poll_ms),
             readers_max: settings.readers_max,
             reader_permits: Arc::new(Semaphore::new(settings.readers_max)),
             idle: Mutex::new(Vec::new()),
@@ -227,6 +229,16 @@ impl Store {
     /// Drops the cached readers of a tenant.
     pub fn forget(&self, tenant: TenantId) {
         drop(self.shared.take_idle(|idle| idle.tenant == Some(tenant)));
+    }
+
+    /// How often to ask what other nodes have written to the control database; `None` where there is no other: files have
+    /// one owner.
+    #[must_use]
+    pub fn followed_every(&self) -> Option<Duration> {
+        match self.shared.backend {
+            Backend::Postgres(_) => Some(self.shared.catalogue_poll),
+            Backend::Sqlite(_) => None,
+        }
     }
 
     #[must_use]

@@ -36,7 +36,7 @@ macro_rules! migration {
     };
 }
 
-pub(super) static CONTROL: [Migration; 11] = [
+pub(super) static CONTROL: [Migration; 12] = [
     migration!(Both, 1, "control", "0001_catalogue"),
     migration!(Sqlite, 2, "control", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "control", "0002_append_only.postgres"),
@@ -48,6 +48,7 @@ pub(super) static CONTROL: [Migration; 11] = [
     migration!(Both, 9, "control", "0009_api_key_terms"),
     migration!(Sqlite, 10, "control", "0010_changes_are_jobs.sqlite"),
     migration!(Postgres, 10, "control", "0010_changes_are_jobs.postgres"),
+    migration!(Both, 11, "control", "0011_catalogue_news"),
 ];
 
 pub(super) static TENANT: [Migration; 14] = [

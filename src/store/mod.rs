@@ -29,6 +29,7 @@ pub mod gateway;
 pub mod job;
 pub mod load;
 mod migration;
+pub mod news;
 pub mod notice;
 pub mod organization;
 mod place;

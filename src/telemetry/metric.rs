@@ -119,6 +119,24 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
     ("platform_api_oldest_waiting_seconds", Gauge, Unit::Seconds, "Age of the oldest usage event not committed yet."),
     ("platform_api_permits_free_events", Gauge, Unit::Count, "Events that may still be admitted."),
     ("platform_api_audit_records_total", Counter, Unit::Count, "Records appended to audit chains."),
+    (
+        "platform_api_catalogue_news_total",
+        Counter,
+        Unit::Count,
+        "Things in the catalogue that other nodes have changed and this one has read, by kind.",
+    ),
+    (
+        "platform_api_catalogue_poll_failures_total",
+        Counter,
+        Unit::Count,
+        "Times that what other nodes have changed could not be read.",
+    ),
+    (
+        "platform_api_catalogue_read_at_seconds",
+        Gauge,
+        Unit::Seconds,
+        "When what other nodes have changed was last read, in seconds since 1970; 0 where there is no other node.",
+    ),
     // The store.
     ("platform_api_store_failures_total", Counter, Unit::Count, "Failures of the database, by class."),
     ("platform_api_store_reader_wait_seconds", Histogram, Unit::Seconds, "Time a slow read waits for a connection."),

@@ -147,6 +147,7 @@ const ROWS: &[Row] = &[
     row("evaluateAccess", About::OwnTenant, ASKERS, empty),
     row("evaluateAccesses", About::OwnTenant, ASKERS, empty),
     row("searchSubjects", About::OwnTenant, REPORTERS, empty),
+    row("searchResources", About::OwnTenant, REPORTERS, empty),
     row("searchActions", About::OwnTenant, REPORTERS, empty),
     row("getAuthzenConfiguration", About::Nobody, ALL, nothing),
     row("createPlatformAdmin", About::Platform, NOBODY, empty),

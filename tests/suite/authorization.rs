@@ -273,7 +273,7 @@ async fn gateways_are_told_over_authzen_what_explain_explains_and_a_dry_run_fore
     let mut whom = asked.clone();
     whom["subject"] = json!({"type": "user"});
     let found = gateway.post("/access/v1/search/subject", &whom).await.ok();
-    assert_eq!(found, json!({"results": [{"type": "user", "id": jane}], "page": {"next_token": ""}}));
+    assert_eq!(found, json!({"results": [{"type": "user", "id": jane}], "page": {"next_token": "", "count": 1}}));
     let mut what = asked.clone();
     what["action"] = json!(null);
     assert_eq!(gateway.post("/access/v1/search/action", &what).await.ok()["results"], json!([{"name": "use"}]));

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::evaluate::Context;
+use crate::domain::comparison::{Atom, Seen};
 
 /// How an attribute is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,61 +116,48 @@ impl Condition {
     #[must_use]
     pub fn holds(&self, context: &Context) -> bool {
         let attribute = context.attribute(&self.attribute);
-        let Some(attribute) = attribute.as_deref().filter(|value| !value.is_null()) else {
+        let Some(seen) = attribute.as_deref().and_then(Seen::of) else {
             return self.operator == Operator::NotExists;
         };
-        let value = self.values.first().unwrap_or(&Value::Null);
+        self.compare(&seen).unwrap_or(false)
+    }
+
+    /// `None` when the attribute is of a kind that this operator does not compare.
+    fn compare(&self, seen: &Seen<'_>) -> Option<bool> {
+        let one = || seen.one();
+        let value = || Atom::of(self.values.first()?);
+        let any = |atom: Atom<'_>| self.values.iter().filter_map(Atom::of).any(|value| value.same(atom));
+        let ordered = |holds: fn(Ordering) -> bool| one()?.order(value()?).map(holds);
+        let text = |holds: fn(&str, &str) -> bool| one()?.texts(value()?).map(|(whole, part)| holds(whole, part));
+        let versions = |holds: fn(Ordering) -> bool| {
+            let (one, other) = one()?.texts(value()?)?;
+            Some(holds(version(one)?.cmp_precedence(&version(other)?)))
+        };
         match self.operator {
-            Operator::Exists => true,
-            Operator::NotExists => false,
-            Operator::Equals => same(attribute, value),
-            Operator::NotEquals => is_plain(attribute) && !same(attribute, value),
-            Operator::In => self.values.iter().any(|value| same(attribute, value)),
-            Operator::NotIn => is_plain(attribute) && !self.values.iter().any(|value| same(attribute, value)),
-            Operator::Contains => match attribute {
-                Value::Array(items) => items.iter().any(|item| same(item, value)),
-                _ => texts(attribute, value).is_some_and(|(whole, part)| whole.contains(part)),
+            Operator::Exists => Some(true),
+            Operator::NotExists => Some(false),
+            Operator::Equals | Operator::In => one().map(any),
+            Operator::NotEquals | Operator::NotIn => one().map(|atom| !any(atom)),
+            Operator::Contains => match seen {
+                Seen::Many(atoms) => Some(atoms.iter().any(|atom| any(*atom))),
+                _ => text(|whole, part| whole.contains(part)),
             },
-            Operator::StartsWith => texts(attribute, value).is_some_and(|(whole, part)| whole.starts_with(part)),
-            Operator::EndsWith => texts(attribute, value).is_some_and(|(whole, part)| whole.ends_with(part)),
-            Operator::GreaterThan => numbers(attribute, value).is_some_and(Ordering::is_gt),
-            Operator::GreaterOrEqual => numbers(attribute, value).is_some_and(Ordering::is_ge),
-            Operator::LessThan => numbers(attribute, value).is_some_and(Ordering::is_lt),
-            Operator::LessOrEqual => numbers(attribute, value).is_some_and(Ordering::is_le),
-            Operator::SemverEquals => versions(attribute, value).is_some_and(Ordering::is_eq),
-            Operator::SemverGreaterThan => versions(attribute, value).is_some_and(Ordering::is_gt),
-            Operator::SemverGreaterOrEqual => versions(attribute, value).is_some_and(Ordering::is_ge),
-            Operator::SemverLessThan => versions(attribute, value).is_some_and(Ordering::is_lt),
-            Operator::SemverLessOrEqual => versions(attribute, value).is_some_and(Ordering::is_le),
+            Operator::StartsWith => text(|whole, part| whole.starts_with(part)),
+            Operator::EndsWith => text(|whole, part| whole.ends_with(part)),
+            Operator::GreaterThan => ordered(Ordering::is_gt),
+            Operator::GreaterOrEqual => ordered(Ordering::is_ge),
+            Operator::LessThan => ordered(Ordering::is_lt),
+            Operator::LessOrEqual => ordered(Ordering::is_le),
+            Operator::SemverEquals => versions(Ordering::is_eq),
+            Operator::SemverGreaterThan => versions(Ordering::is_gt),
+            Operator::SemverGreaterOrEqual => versions(Ordering::is_ge),
+            Operator::SemverLessThan => versions(Ordering::is_lt),
+            Operator::SemverLessOrEqual => versions(Ordering::is_le),
         }
     }
 }
 
-fn is_plain(value: &Value) -> bool {
-    !value.is_array() && !value.is_object()
-}
-
-/// The same text, truth or number; 1 and 1.0 are the same number.
-fn same(one: &Value, other: &Value) -> bool {
-    one == other || numbers(one, other).is_some_and(Ordering::is_eq)
-}
-
-fn texts<'a>(one: &'a Value, other: &'a Value) -> Option<(&'a str, &'a str)> {
-    Some((one.as_str()?, other.as_str()?))
-}
-
-fn numbers(one: &Value, other: &Value) -> Option<Ordering> {
-    match (one.as_i64(), other.as_i64()) {
-        (Some(one), Some(other)) => Some(one.cmp(&other)),
-        _ => one.as_f64()?.partial_cmp(&other.as_f64()?),
-    }
-}
-
-/// By precedence: what is built differently is no other version.
-fn versions(one: &Value, other: &Value) -> Option<Ordering> {
-    Some(version(one.as_str()?)?.cmp_precedence(&version(other.as_str()?)?))
-}
-
+/// Compared by precedence: what is built differently is no other version.
 fn version(text: &str) -> Option<semver::Version> {
     semver::Version::parse(text.strip_prefix('v').unwrap_or(text)).ok()
 }

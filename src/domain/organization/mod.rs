@@ -194,6 +194,13 @@ impl Organization {
         self.user(*self.subjects.find(order)?)
     }
 
+    /// Whom somebody else calls so: by id, user name or external id, the first that there is.
+    #[must_use]
+    pub fn user_called(&self, name: &str) -> Option<&Arc<User>> {
+        let by_id = name.parse().ok().and_then(|id| self.user(id));
+        by_id.or_else(|| self.user_named(name)).or_else(|| self.user_of_external_id(name))
+    }
+
     /// Users after `after`, in the order of their ids, which is that of their making.
     pub fn users_after(&self, after: Option<UserId>) -> impl Iterator<Item = &Arc<User>> {
         self.users.from(move |id| after.is_some_and(|after| *id <= after)).map(|(_, user)| user)

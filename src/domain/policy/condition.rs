@@ -12,9 +12,10 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::attribute::{Atom, Attribute, Seen};
+use super::attribute::Attribute;
 use super::network::Network;
 use super::{Flaw, TEXT_BYTES_MAX};
+use crate::domain::comparison::{Atom, Number, Seen};
 use crate::domain::time::Timestamp;
 
 /// Conditions within conditions.
@@ -238,14 +239,12 @@ impl Comparison {
 
     /// `None` when the attribute is of a kind that this operator does not compare.
     fn compare(&self, seen: &Seen<'_>) -> Option<bool> {
-        let one = || match seen {
-            Seen::One(atom) => Some(*atom),
-            Seen::Many(_) | Seen::Other => None,
-        };
+        let one = || seen.one();
         let first = self.values.first();
-        let any = |atom: Atom<'_>| self.values.iter().any(|value| value.is(atom));
-        let ordered = |holds: fn(Ordering) -> bool| one()?.number()?.partial_cmp(&first?.number()?).map(holds);
-        let text = |holds: fn(&str, &str) -> bool| Some(holds(one()?.text()?, first?.text()?));
+        let value = || first?.atom();
+        let any = |atom: Atom<'_>| self.values.iter().filter_map(Literal::atom).any(|value| value.same(atom));
+        let ordered = |holds: fn(Ordering) -> bool| one()?.order(value()?).map(holds);
+        let text = |holds: fn(&str, &str) -> bool| one()?.texts(value()?).map(|(whole, part)| holds(whole, part));
         match self.operator {
             Operator::Exists => Some(true),
             Operator::NotExists => Some(false),
@@ -278,29 +277,13 @@ fn instant(atom: Atom<'_>) -> Option<Timestamp> {
 }
 
 impl Literal {
-    fn is(&self, atom: Atom<'_>) -> bool {
+    /// What attributes are compared with, but for instants and networks.
+    fn atom(&self) -> Option<Atom<'_>> {
         match self {
-            Literal::Truth(own) => atom == Atom::Truth(*own),
-            Literal::Text(own) => atom == Atom::Text(own),
-            Literal::Number(_) => {
-                let order = self.number().and_then(|own| own.partial_cmp(&atom.number()?));
-                order == Some(Ordering::Equal)
-            }
-            Literal::Instant(..) | Literal::Network(..) => false,
-        }
-    }
-
-    fn number(&self) -> Option<super::attribute::Number> {
-        match self {
-            Literal::Number(number) => super::attribute::Number::of(number),
-            _ => None,
-        }
-    }
-
-    fn text(&self) -> Option<&str> {
-        match self {
-            Literal::Text(text) => Some(text),
-            _ => None,
+            Literal::Truth(truth) => Some(Atom::Truth(*truth)),
+            Literal::Number(number) => Number::of(number).map(Atom::Number),
+            Literal::Text(text) => Some(Atom::Text(text)),
+            Literal::Instant(..) | Literal::Network(..) => None,
         }
     }
 

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value};
 
-use super::attribute::{Atom, Attribute, Seen, Source};
+use super::attribute::{Attribute, Source};
 use super::condition::{Relation, World};
+use crate::domain::comparison::{Atom, Seen};
 use crate::domain::ids::GroupId;
 use crate::domain::organization::Organization;
 use crate::domain::organization::group::Member;
@@ -63,14 +64,10 @@ impl<'a> Subject<'a> {
     #[must_use]
     pub fn called(people: &'a Organization, kind: &'a str, id: &'a str) -> Subject<'a> {
         match kind {
-            "user" => {
-                let by_id = id.parse().ok().and_then(|id| people.user(id));
-                let found = by_id.or_else(|| people.user_named(id)).or_else(|| people.user_of_external_id(id));
-                match found {
-                    Some(user) => Subject::of_user(people, user),
-                    None => Subject { kind, id: id.into(), ..Subject::default() },
-                }
-            }
+            "user" => match people.user_called(id) {
+                Some(user) => Subject::of_user(people, user),
+                None => Subject { kind, id: id.into(), ..Subject::default() },
+            },
             // Keys are asked for with `of_key`; one that is not there is nobody.
             "apiKey" => Subject { kind, id: id.into(), ..Subject::default() },
             _ => Subject { kind, id: id.into(), is_known: true, ..Subject::default() },

@@ -321,6 +321,11 @@ impl PolicySet {
         actions
     }
 
+    /// Ids of this type that any rule names in full.
+    pub fn resources_of<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a str> {
+        self.rules.iter().flat_map(|rule| &rule.resources).filter_map(move |pattern| pattern.named(kind))
+    }
+
     fn is_above(&self, rule: &Rule, object: &str, action: &str) -> bool {
         let gives = rule.effect == Effect::Allow && !matches!(rule.name, RuleName::BuiltIn(_));
         gives && !self.built_in.is_givable(object, action)

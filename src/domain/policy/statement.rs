@@ -135,6 +135,15 @@ impl ResourcePattern {
                 (_, None) => false,
             }
     }
+
+    /// The one thing of this type that it stands for.
+    #[must_use]
+    pub fn named(&self, kind: &str) -> Option<&str> {
+        match &self.id {
+            IdPattern::Exactly(id) if self.kind.as_deref().is_none_or(|own| own == kind) => Some(id),
+            _ => None,
+        }
+    }
 }
 
 fn begins_in_either_case(text: &str, start: &str) -> bool {

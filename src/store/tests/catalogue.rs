@@ -9,10 +9,12 @@ use crate::domain::report::Quarantined;
 use crate::domain::tenant::{ExternalId, Lifecycle, Role, Tenant};
 use crate::domain::usage::Refusal;
 use crate::store::catalogue;
+use crate::store::news::{self, Kind, News};
 use crate::store::{StoreError, api_key, audit, quarantine, request};
 
 super::conformance!(
     the_catalogue_comes_back_as_it_was_written,
+    what_has_changed_is_told_once_and_in_its_order,
     slugs_and_external_ids_have_one_owner,
     a_key_comes_back_with_its_terms_and_its_uses,
     the_quarantine_keeps_each_poison_once,
@@ -35,6 +37,35 @@ fn tenant(slug: &str) -> Tenant {
         created_at: NOW,
         updated_at: NOW,
     }
+}
+
+async fn what_has_changed_is_told_once_and_in_its_order(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    assert_eq!(news::version(&mut connection).await.unwrap(), 0);
+    assert_eq!(news::since(&mut connection, 0).await.unwrap(), []);
+    let acme = tenant("acme");
+    connection.begin().await.unwrap();
+    catalogue::insert_tenant(&mut connection, &acme).await.unwrap();
+    news::note(&mut connection, Kind::Flag, "a").await.unwrap();
+    catalogue::update_tenant(&mut connection, &acme).await.unwrap();
+    connection.commit().await.unwrap();
+    connection.begin().await.unwrap();
+    news::note(&mut connection, Kind::Flag, "undone").await.unwrap();
+    connection.rollback().await.unwrap();
+    let flag = News { kind: Kind::Flag, id: "a".into(), version: 2 };
+    let changed = News { kind: Kind::Tenant, id: acme.id.to_string(), version: 3 };
+    assert_eq!(news::since(&mut connection, 0).await.unwrap(), [flag, changed.clone()]);
+    assert_eq!(news::since(&mut connection, 2).await.unwrap(), [changed]);
+    assert_eq!(news::since(&mut connection, 3).await.unwrap(), []);
+    assert_eq!(news::version(&mut connection).await.unwrap(), 3);
+    for (version, is_last) in [(2, false), (3, true), (4, false)] {
+        connection.begin().await.unwrap();
+        assert_eq!(news::claim(&mut connection, version).await.unwrap(), is_last, "{version}");
+        connection.rollback().await.unwrap();
+    }
+    let stored = catalogue::one(&mut connection, &acme.id.to_string()).await.unwrap().unwrap();
+    assert_eq!((stored.tenant, stored.head), (acme, Head::EMPTY));
+    assert_eq!(catalogue::one(&mut connection, "nobody").await.unwrap(), None);
 }
 
 async fn the_catalogue_comes_back_as_it_was_written(house: &House) {
