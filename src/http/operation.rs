@@ -176,12 +176,44 @@ impl Operation {
             codes.extend([Code::BadRequest, Code::MalformedJson, Code::RequestTimeout, Code::PayloadTooLarge]);
             codes.push(Code::UnsupportedMediaType);
         }
+        codes.extend(HANDING_OUT.contains(&self.id).then_some(Code::PermissionNotHeld));
         codes.extend(self.codes);
         codes.sort_by_key(|code| (code.status(), *code));
         codes.dedup();
         codes
     }
 }
+
+/// Operations by which somebody comes to a permission, or loses a denial.
+const HANDING_OUT: &[&str] = &[
+    "createApiKey",
+    "patchApiKey",
+    "rotateApiKey",
+    "createUser",
+    "replaceUser",
+    "patchUser",
+    "deleteUser",
+    "replaceGroup",
+    "patchGroup",
+    "deleteGroup",
+    "addGroupMembers",
+    "removeGroupMember",
+    "createRoleAssignment",
+    "deleteRoleAssignment",
+    "createRole",
+    "replaceRole",
+    "createPolicy",
+    "replacePolicy",
+    "deletePolicy",
+    "scimCreateUser",
+    "scimReplaceUser",
+    "scimPatchUser",
+    "scimDeleteUser",
+    "scimCreateGroup",
+    "scimReplaceGroup",
+    "scimPatchGroup",
+    "scimDeleteGroup",
+];
 
 const PAGE: &[&str] = &["limit", "cursor"];
 

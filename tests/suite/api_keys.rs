@@ -66,7 +66,7 @@ async fn a_key_is_narrowed_rotated_and_ends_and_no_list_ever_shows_a_secret() {
         patch(&of_people, &jane, "*", json!({"subjects": subjects})).await.refused(403, "FORBIDDEN");
         patch(&of_people, &jane, "*", json!({"displayName": "Jane"})).await.ok();
         let role = json!({"role": "admin", "holder": {"type": "apiKey", "id": acme.key_id}});
-        of_people.post("/v1/role-assignments", &role).await.refused(403, "FORBIDDEN");
+        of_people.post("/v1/role-assignments", &role).await.refused(403, "PERMISSION_NOT_HELD");
         let password = json!({"password": "correct horse battery staple"});
         of_people.put(&format!("{jane}/password"), &password).await.refused(403, "FORBIDDEN");
         of_people.delete(&format!("{jane}/password")).await.refused(403, "FORBIDDEN");
