@@ -29,7 +29,8 @@ impl ApiKeys {
     ///
     /// The key is shown in this answer and never again. An answer repeated under the same Idempotency-Key does not
     /// show it. A key holds what its role allows, less what its scopes do not cover; a caller whose own key has scopes
-    /// issues only keys that hold no more, and one whose own key expires only keys that expire no later.
+    /// issues only keys that hold no more, one whose own key expires only keys that expire no later, and one whose own key
+    /// has rate limits only keys that have them as well, and no higher.
     #[oai(path = "/v1/tenants/:id/api-keys", method = "post", operation_id = "createApiKey")]
     async fn create(
         &self,
@@ -95,7 +96,7 @@ impl ApiKeys {
     ///
     /// A merge patch (RFC 7396): what is absent stays, lists are replaced whole, `expiresAt: null` lets the key hold until
     /// it is revoked. Its role stays; issue another key for another one. It holds from the next request on. A key changes
-    /// neither its own limits nor a key that holds longer than itself.
+    /// neither its own limits nor a key that holds longer, or is limited less, than itself.
     #[oai(path = "/v1/tenants/:id/api-keys/:keyId", method = "patch", operation_id = "patchApiKey")]
     async fn patch(
         &self,
@@ -184,7 +185,7 @@ fn found(ask: &Ask, id: &str) -> Result<ApiKey, Problem> {
 }
 
 /// Nobody lends out more than it has: a caller with scopes makes and opens only keys whose scopes its own cover, one that
-/// ends only keys that end no later, and whoever may not give what it
+/// ends only keys that end no later, one with limits only keys that are limited as much, and whoever may not give what it
 /// has not only keys that may do no more than itself.
 async fn check(ask: &Ask, id: Option<&str>, role: Role, terms: &[&Terms]) -> Result<(), Problem> {
     let caller = ask.admitted.caller.as_ref();
@@ -196,6 +197,9 @@ async fn check(ask: &Ask, id: Option<&str>, role: Role, terms: &[&Terms]) -> Res
     }
     if !all(&|own, terms| terms.end_by(own.expires_at)) {
         return Err(ask.deny("The caller's own key expires before that.").await);
+    }
+    if !all(&|own, terms| terms.are_limited_as(&own.limits)) {
+        return Err(ask.deny("The caller's own key is limited more than that.").await);
     }
     let giver = ask.giver();
     if let Giver::Free = giver {
