@@ -69,7 +69,7 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
         return Ok(Admitted { caller: None, tenant: None });
     }
     if passage.operation.id == gateway::LOGS
-        && let Some(caller) = api.kong.admit(&api.gate, passage.request.headers(), source(passage))?
+        && let Some(caller) = api.kong.admit(&api.gate, passage.request.headers(), source(api, passage))?
     {
         tracing::Span::current().record("actor", caller.actor.as_str());
         return Ok(Admitted { caller: Some(caller), tenant: None });
@@ -86,7 +86,7 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
     // Whose it is comes first: of another tenant's, and by a suspended one, nothing is asked.
     let (mut judged, mut denied_by) = (judge(&caller, passage, |_| true), None);
     if judged.is_ok() {
-        let wish = Wish { object, action, id: passage.resource_id(), source: source(passage) };
+        let wish = Wish { object, action, id: passage.resource_id(), source: source(api, passage) };
         let verdict = match api.gate.judge(&mut caller, &wish).await {
             Ok(verdict) => verdict,
             // What these senders report is lost when it is refused, and waits in quarantine for a tenant that is away.
@@ -138,7 +138,8 @@ async fn authenticate(api: &Api, passage: &Passage) -> Result<Caller, Problem> {
     let cookie = api.gate.cookie(Cookie::Session, auth::cookie_lines(headers));
     let changes = !matches!(*passage.request.method(), Method::GET | Method::HEAD);
     let session = cookie.map(|cookie| SessionCookie { cookie, changes, said: auth::provenance(headers) });
-    let credentials = Credentials { authorization, api_key: keys.first().copied(), source: source(passage), session };
+    let credentials =
+        Credentials { authorization, api_key: keys.first().copied(), source: source(api, passage), session };
     api.gate.authenticate(credentials).await.map_err(|reason| unauthenticated(&reason))
 }
 
@@ -156,8 +157,8 @@ pub(super) fn unauthenticated(reason: &Unauthenticated) -> Problem {
 }
 
 /// Where the request came from.
-fn source(passage: &Passage) -> Option<IpAddr> {
-    passage.request.remote_addr().as_socket_addr().map(|address| address.ip())
+fn source(api: &Api, passage: &Passage) -> Option<IpAddr> {
+    api.proxies.client(&passage.request)
 }
 
 pub(super) fn too_many_failures() -> Problem {
@@ -275,7 +276,7 @@ impl Ask {
             body_hash: sha256(&body),
         });
         let request_id = identity.request_id;
-        let source = request.remote_addr().as_socket_addr().map(|address| address.ip());
+        let source = api.proxies.client(&request);
         let headers = std::mem::take(request.headers_mut());
         let ask = Asked { api, operation, admitted, request_id, headers, query, body, source, idempotency };
         (Ask(Arc::new(ask)), request)

@@ -5,7 +5,8 @@
 //! 1. [`server`]: the socket, its deadlines and the cap on connections; [`framing`]: where a request ends, read strictly
 //! 2. [`door`]: its id, its address in the table of [`operation`]s, our deadline, panics, and the one envelope of
 //!    [`problem`]s
-//! 3. [`authorize`]: who calls, not too often ([`rate_limits`]), about which tenant, and whether a rule allows it
+//! 3. [`authorize`]: who calls and from where ([`client`]), not too often ([`rate_limits`]), about which tenant, and whether
+//!    a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
 //! 5. one handler: [`tenants`], [`api_keys`], [`users`], [`groups`], [`role_assignments`], [`roles`], [`policies`],
 //!    [`explain`], [`authzen`], [`platform_admins`],
@@ -27,6 +28,7 @@ mod authorize;
 mod authzen;
 mod body;
 mod channels;
+mod client;
 mod cursor;
 mod decision;
 mod document;
@@ -106,6 +108,7 @@ use crate::rate_limit::Limiter;
 use crate::threads;
 use crate::vault::Vault;
 use authorize::{Admitted, Ask};
+use client::Proxies;
 use cursor::Sealer;
 use door::Passage;
 use problem::Problem;
@@ -119,6 +122,7 @@ pub struct Api {
     rate_limits: Limiter,
     clock: Clock,
     limits: config::Http,
+    proxies: Proxies,
     health: Health,
     metrics: PrometheusHandle,
     sealer: Sealer,
@@ -197,6 +201,7 @@ impl Api {
         let ProviderTools { vault, probe, lease_seconds_max, syncs_litellm } = providers;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
+        let proxies = Proxies::new(&limits);
         Api {
             directory,
             gate,
@@ -206,6 +211,7 @@ impl Api {
             rate_limits,
             clock,
             limits,
+            proxies,
             health,
             metrics,
             sealer,
