@@ -269,6 +269,8 @@ pub static OPERATIONS: &[Operation] = &[
         query: &[], codes: &[NotProven, StoreUnavailable] },
     Operation { id: "backChannelLogout", method: Method::POST, path: "/v1/auth/backchannel-logout", scope: Open, object: "", action: "", body: FormBody,
         query: &[], codes: &[LogoutTokenRefused, KeysUnavailable, StoreUnavailable] },
+    Operation { id: "changeOwnPassword", method: Method::PUT, path: "/v1/auth/password", scope: Caller, object: "", action: "", body: Json,
+        query: &[], codes: &[LoginOff, LoginDenied, ValidationFailed, StoreUnavailable] },
     Operation { id: "getMe", method: Method::GET, path: "/v1/auth/me", scope: Caller, object: "", action: "", body: NoBody, query: &[], codes: &[StoreUnavailable] },
 
     Operation { id: "createTenant", method: Method::POST, path: "/v1/tenants", scope: Platform, object: "tenants", action: "create", body: Json,
