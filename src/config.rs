@@ -29,7 +29,7 @@ pub use authorization::{Authorization, OpenFga};
 pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
 pub use flagsmith::Flagsmith;
 pub use gateway::{Gateway, Kong, KongAccessLog, KongMetrics, KongNode, KongRedis, LimitBy};
-pub use http::{Http, ProxyHeader};
+pub use http::{Cors, Http, ProxyHeader};
 pub use issuer::{Introspection, Issuer, LoginClient};
 pub use jobs::Jobs;
 pub use kong_admin::{KongAdmin, KongMode};

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::is_trusted_url;
 use crate::domain::policy::network::Network;
 
 #[derive(Debug, Clone, Deserialize)]
@@ -33,6 +34,7 @@ pub struct Http {
     pub trusted_proxies: Vec<String>,
     /// The header in which they say it; the other one is not looked at.
     pub proxy_header: ProxyHeader,
+    pub cors: Cors,
 }
 
 /// Where a proxy writes whom it speaks for.
@@ -42,6 +44,16 @@ pub enum ProxyHeader {
     XForwardedFor,
     /// RFC 7239.
     Forwarded,
+}
+
+/// Pages of other origins that may read our answers.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cors {
+    /// Exactly these, as `https://console.example.com`; nobody's when there is none.
+    pub origins: Vec<String>,
+    /// May their pages send cookies along?
+    pub credentials: bool,
 }
 
 impl Default for Http {
@@ -60,6 +72,7 @@ impl Default for Http {
             decision_valid_ms: 5_000,
             trusted_proxies: Vec::new(),
             proxy_header: ProxyHeader::XForwardedFor,
+            cors: Cors::default(),
         }
     }
 }
@@ -92,6 +105,14 @@ impl Http {
             self.trusted_proxies.iter().all(|text| text.parse::<Network>().is_ok()),
             "http.trusted_proxies: must be addresses or networks, such as 10.0.0.0/8",
         );
+        let is_origin = |text: &String| {
+            let url = reqwest::Url::parse(text).ok();
+            is_trusted_url(text) && url.is_some_and(|url| url.origin().ascii_serialization() == *text)
+        };
+        check(
+            self.cors.origins.iter().all(is_origin),
+            "http.cors.origins: must be origins, such as https://console.example.com (http:// only for this machine), and never *",
+        );
         problems
     }
 }
@@ -105,11 +126,16 @@ mod tests {
         for (toml, key) in [
             ("trusted_proxies = [\"10.0.0.0/33\"]", "http.trusted_proxies"),
             ("trusted_proxies = [\"proxy.example.com\"]", "http.trusted_proxies"),
+            ("[http.cors]\norigins = [\"*\"]", "http.cors.origins"),
+            ("[http.cors]\norigins = [\"https://*.example.com\"]", "http.cors.origins"),
+            ("[http.cors]\norigins = [\"https://a.example.com/\"]", "http.cors.origins"),
+            ("[http.cors]\norigins = [\"http://a.example.com\"]", "http.cors.origins"),
+            ("[http.cors]\norigins = [\"null\"]", "http.cors.origins"),
         ] {
             let found = Config::read(&format!("[http]\n{toml}"), None).unwrap_err().problems;
             assert!(found.iter().any(|problem| problem.starts_with(key)), "{toml}: {found:?}");
         }
-        let good = "[http]\ntrusted_proxies = [\"10.0.0.0/8\", \"::1\"]\nproxy_header = \"Forwarded\"";
+        let good = "[http]\ntrusted_proxies = [\"10.0.0.0/8\", \"::1\"]\nproxy_header = \"Forwarded\"\n[http.cors]\norigins = [\"https://a.example.com\"]";
         assert_eq!(Config::read(good, None).unwrap().http.proxies().len(), 2);
         assert!(Config::read("[http]\nproxy_header = \"X-Real-IP\"", None).is_err());
     }

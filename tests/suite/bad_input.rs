@@ -24,6 +24,7 @@
 //! | two ways to tell the length, a folded header, `Host` missing or twice, bare LF or CR, no HTTP | 400 `BAD_REQUEST`, closed | `bytes_on_the_wire_that_are_no_request`, `http/framing`, fuzz `framing` |
 //! | `X-Consumer-*` and their like | not believed, by nobody read | `headers_that_anybody_can_write` |
 //! | `X-Forwarded-For`, `Forwarded` of somebody who is no proxy of ours, or malformed | not believed | `addresses_that_are_made_up`, `http/client` |
+//! | an origin that is not listed | answered as any, without a word of CORS; a preflight 405 | `pages_of_other_origins`, `http/cors` |
 //! | a change meant for another version, or for none that is named | 412 `PRECONDITION_FAILED`, 428 `PRECONDITION_REQUIRED` | `organization`, `http/precondition` |
 //! | groups in a circle, nested too deep; a name that is taken | 409, with the reason or the pointer | `organization`, `domain/organization` |
 //! | a token that speaks of somebody who was deactivated | 401 `INVALID_CREDENTIALS`, as a revoked key | `organization` |
@@ -512,6 +513,30 @@ async fn addresses_that_are_made_up() {
             let headers = [("x-forwarded-for", from.as_str()), ("authorization", token.as_str())];
             let expected = if is_believed { status } else { 429 };
             assert_eq!(send(&anonymous, Method::GET, "/v1/audit", &headers, "").await.status, expected, "{from}");
+        }
+    }
+}
+
+/// A page elsewhere reads our answers only if its origin is listed.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_other_origins() {
+    let console = "https://console.example.com";
+    let listed = format!("[http.cors]\norigins = [\"{console}\"]\ncredentials = true");
+    for is_listed in [true, false] {
+        let setup = Setup::on(Engine::Sqlite);
+        let daemon = if is_listed { setup.with_section(&listed) } else { setup }.start().await;
+        for (origin, expected) in [(console, is_listed), ("https://evil.example.com", false), ("null", false)] {
+            let headers = [("origin", origin), ("access-control-request-method", "GET")];
+            let asked = send(&daemon.platform, Method::OPTIONS, "/v1/tenants", &headers, "").await;
+            let answered = send(&daemon.platform, Method::GET, "/v1/tenants", &headers[..1], "").await;
+            let refused = send(&daemon.platform.anonymous(), Method::GET, "/v1/tenants", &headers[..1], "").await;
+            assert_eq!(asked.status, if expected { 204 } else { 405 }, "{origin}");
+            assert_eq!((answered.status, refused.status), (200, 401));
+            for answer in [&asked, &answered, &refused] {
+                let allowed = answer.headers.get("access-control-allow-origin").map(|value| value.to_str().unwrap());
+                assert_eq!(allowed, expected.then_some(origin), "{origin}");
+                assert_eq!(answer.headers.contains_key("access-control-allow-credentials"), expected, "{origin}");
+            }
         }
     }
 }
