@@ -7,6 +7,7 @@ mod authorization;
 mod envoy;
 mod flagsmith;
 mod gateway;
+mod http;
 mod issuer;
 mod jobs;
 mod kong_admin;
@@ -28,6 +29,7 @@ pub use authorization::{Authorization, OpenFga, SubjectIds};
 pub use envoy::{Envoy, EnvoyKeys, OnUnknown};
 pub use flagsmith::Flagsmith;
 pub use gateway::{Gateway, Kong, KongAccessLog, KongMetrics, KongNode, KongRedis, LimitBy};
+pub use http::{Cors, Http, ProxyHeader};
 pub use issuer::{Introspection, Issuer, LoginClient};
 pub use jobs::Jobs;
 pub use kong_admin::{KongAdmin, KongMode};
@@ -65,51 +67,6 @@ pub struct Config {
     pub vault: Vault,
     pub litellm: LiteLlm,
     pub telemetry: Telemetry,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Http {
-    /// `address:port`; port 0 lets the system choose and is logged.
-    pub listen: String,
-    /// Open connections; further ones wait in the accept queue.
-    pub connections_max: usize,
-    /// A request's headers must be complete after this long.
-    pub header_timeout_ms: u64,
-    /// An idle kept-alive connection is closed after this long.
-    pub idle_timeout_ms: u64,
-    /// Our own deadline for one request.
-    pub request_timeout_ms: u64,
-    /// Longest body of a request other than ingestion.
-    pub body_bytes_max: usize,
-    /// Longest body of `POST /v1/usage/events`.
-    pub events_body_bytes_max: usize,
-    /// Longest body of `POST /v1/usage/litellm`, whose sender cannot split.
-    pub litellm_body_bytes_max: usize,
-    /// Longest body of a gateway's log.
-    pub gateway_log_body_bytes_max: usize,
-    /// How long a gateway may use a decision before it should ask again.
-    pub decision_refresh_ms: u64,
-    /// How long a gateway may use a decision when we do not answer.
-    pub decision_valid_ms: u64,
-}
-
-impl Default for Http {
-    fn default() -> Http {
-        Http {
-            listen: "127.0.0.1:8082".into(),
-            connections_max: 10_000,
-            header_timeout_ms: 10_000,
-            idle_timeout_ms: 75_000,
-            request_timeout_ms: 30_000,
-            body_bytes_max: 256 * 1024,
-            events_body_bytes_max: 16 * 1024 * 1024,
-            litellm_body_bytes_max: 64 * 1024 * 1024,
-            gateway_log_body_bytes_max: 16 * 1024 * 1024,
-            decision_refresh_ms: 1_000,
-            decision_valid_ms: 5_000,
-        }
-    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -480,15 +437,6 @@ impl Config {
                 problems.push(problem.to_owned());
             }
         };
-        check(
-            self.http.listen.parse::<std::net::SocketAddr>().is_ok(),
-            "http.listen: not an address and port, such as 127.0.0.1:8082",
-        );
-        check(self.http.connections_max > 0, "http.connections_max: must be above zero");
-        check(
-            self.http.decision_valid_ms >= self.http.decision_refresh_ms,
-            "http.decision_valid_ms: must not be below http.decision_refresh_ms",
-        );
         let url = self.store.url.expose_secret();
         let known = ["sqlite:", "postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
         check(known, "store.url: must begin with sqlite: or postgres://");
@@ -579,6 +527,7 @@ impl Config {
         problems.extend(issuer::problems(&self.auth.issuers));
         problems.extend(self.auth.login_problems());
         problems.extend(self.notify.route_problems());
+        problems.extend(self.http.problems());
         problems.extend(self.organization.problems());
         problems.extend(self.authorization.problems());
         problems.extend(self.rate_limits.problems());

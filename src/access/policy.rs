@@ -202,6 +202,7 @@ mod tests {
         ("policies", "delete", &[Role::Admin]),
         ("policies", "try", &[Role::Admin]),
         ("access", "explain", &[Role::Admin]),
+        ("permissions", "grant", &[Role::Admin]),
         ("access", "evaluate", &[Role::Admin, Role::Reporter, Role::Developer]),
         ("access", "search", &[Role::Admin, Role::Reporter]),
         ("platformAdmins", "create", &[]),

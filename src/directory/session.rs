@@ -88,6 +88,22 @@ impl Handle {
         self.on_sessions(What::PutPassword { tenant, user, hash }, request).await.map(drop)
     }
 
+    /// Keeps another hash of the same password; false when it is not `before` any more. Nothing that anybody did, so nothing
+    /// for the chain.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn rehash_password(
+        &self,
+        tenant: TenantId,
+        user: UserId,
+        before: String,
+        hash: String,
+    ) -> Result<bool, Refused> {
+        let what = What::RehashPassword { tenant, user, before, hash };
+        Ok(self.on_sessions(what, Request::system()).await? == 1)
+    }
+
     /// Takes a person's password away; false when there was none.
     ///
     /// # Errors
@@ -122,6 +138,7 @@ enum What {
     End(Whose),
     UseOnce { name: String, until: Timestamp },
     PutPassword { tenant: TenantId, user: UserId, hash: String },
+    RehashPassword { tenant: TenantId, user: UserId, before: String, hash: String },
     DropPassword { tenant: TenantId, user: UserId },
 }
 
@@ -134,6 +151,7 @@ impl std::fmt::Debug for What {
             What::End(_) => "EndSessions",
             What::UseOnce { .. } => "UseOnce",
             What::PutPassword { .. } => "PutPassword",
+            What::RehashPassword { .. } => "RehashPassword",
             What::DropPassword { .. } => "DropPassword",
         })
     }
@@ -168,6 +186,9 @@ impl Change for What {
                 session::put_password(connection, *tenant, *user, hash, now).await?;
                 entries.push(entry(request, "password.set", *tenant, *user));
                 1
+            }
+            What::RehashPassword { tenant, user, before, hash } => {
+                session::rehash_password(connection, *tenant, *user, (before, hash)).await?
             }
             What::DropPassword { tenant, user } => {
                 let dropped = session::delete_password(connection, *tenant, *user).await?;

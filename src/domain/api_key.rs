@@ -50,6 +50,12 @@ impl Terms {
         other.is_none_or(|other| self.expires_at.is_some_and(|at| at <= other))
     }
 
+    /// Is each class that `others` limits limited here as well, and no higher?
+    #[must_use]
+    pub fn are_limited_as(&self, others: &[(Class, Policy)]) -> bool {
+        others.iter().all(|(class, policy)| self.limit(*class).is_some_and(|own| own.is_within(*policy)))
+    }
+
     /// The limit of a class.
     #[must_use]
     pub fn limit(&self, class: Class) -> Option<Policy> {
@@ -246,6 +252,29 @@ mod tests {
             (Some(later), Some(NOW), false),
         ] {
             assert_eq!(ending(own).end_by(other), ends, "{own:?} {other:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_limited_as_another_one_or_lets_more_through() {
+        let limited = |limits: &[(Class, u32, u32, u32)]| {
+            let limit = |(class, quota, window, burst)| (class, Policy::new(quota, window, burst).unwrap());
+            Terms { limits: limits.iter().copied().map(limit).collect(), ..Terms::default() }
+        };
+        let other = limited(&[(Class::Read, 60, 60, 10)]);
+        for (own, holds) in [
+            (limited(&[]), false),
+            (limited(&[(Class::Write, 1, 60, 1)]), false),
+            (limited(&[(Class::Read, 60, 60, 10)]), true),
+            (limited(&[(Class::Read, 1, 1, 1), (Class::Write, 9, 1, 9)]), true),
+            (limited(&[(Class::Read, 3_600, 3_600, 10)]), true),
+            (limited(&[(Class::Read, 61, 60, 10)]), false),
+            (limited(&[(Class::Read, 60, 59, 10)]), false),
+            (limited(&[(Class::Read, 60, 60, 11)]), false),
+            (limited(&[(Class::Read, 30, 3_600, 11)]), false),
+        ] {
+            assert_eq!(own.are_limited_as(&other.limits), holds, "{own:?}");
+            assert!(own.are_limited_as(&[]));
         }
     }
 

@@ -43,6 +43,17 @@ impl Pattern {
         holds(&self.object, &other.object) && holds(&self.action, &other.action)
     }
 
+    /// What both stand for, if anything.
+    #[must_use]
+    pub fn meet(&self, other: &Pattern) -> Option<Pattern> {
+        let side = |own: &Option<String>, others: &Option<String>| match (own, others) {
+            (Some(own), Some(others)) if own != others => None,
+            (Some(name), _) | (None, Some(name)) => Some(Some(name.clone())),
+            (None, None) => Some(None),
+        };
+        Some(Pattern { object: side(&self.object, &other.object)?, action: side(&self.action, &other.action)? })
+    }
+
     /// The object's name; `None` is every object.
     #[must_use]
     pub fn object(&self) -> Option<&str> {
@@ -119,6 +130,20 @@ mod tests {
         }
         assert!(!pattern("*:read").contains(&pattern("usage:*")) && !pattern("usage:*").contains(&pattern("*:read")));
         assert!(pattern("usage:read").contains(&pattern("usage:read")));
+    }
+
+    #[test]
+    fn two_patterns_meet_in_what_both_stand_for() {
+        for (one, other, both) in [
+            ("*:*", "usage:*", Some("usage:*")),
+            ("usage:*", "*:read", Some("usage:read")),
+            ("usage:read", "usage:read", Some("usage:read")),
+            ("usage:*", "quotas:*", None),
+            ("*:read", "usage:report", None),
+        ] {
+            assert_eq!(pattern(one).meet(&pattern(other)), both.map(pattern), "{one} {other}");
+            assert_eq!(pattern(other).meet(&pattern(one)), both.map(pattern), "{other} {one}");
+        }
     }
 
     #[test]

@@ -136,6 +136,13 @@ impl Policy {
         self.interval
     }
 
+    /// Does it never let more through than `other`, neither in the long run nor at once?
+    #[must_use]
+    pub fn is_within(self, other: Policy) -> bool {
+        let often = |one: Policy, of: Policy| u64::from(one.quota) * u64::from(of.window_seconds);
+        often(self, other) <= often(other, self) && self.burst <= other.burst
+    }
+
     /// The time an empty bucket takes to fill: at most a window, and a nanosecond for each token.
     #[must_use]
     pub fn capacity(self) -> Nanos {

@@ -14,7 +14,9 @@ use super::view::page_limit;
 use crate::access::api_key;
 use crate::directory::handle::NewKey;
 use crate::domain::api_key::{ApiKey, Edit, Terms};
+use crate::domain::policy::giver::{Gift, Giver, World};
 use crate::domain::request::Answer;
+use crate::domain::tenant::Role;
 
 /// The word in a key that says which kind of platform it opens.
 pub(super) const KEY_ENVIRONMENT: &str = "live";
@@ -27,7 +29,8 @@ impl ApiKeys {
     ///
     /// The key is shown in this answer and never again. An answer repeated under the same Idempotency-Key does not
     /// show it. A key holds what its role allows, less what its scopes do not cover; a caller whose own key has scopes
-    /// issues only keys that hold no more, and one whose own key expires only keys that expire no later.
+    /// issues only keys that hold no more, one whose own key expires only keys that expire no later, and one whose own key
+    /// has rate limits only keys that have them as well, and no higher.
     #[oai(path = "/v1/tenants/:id/api-keys", method = "post", operation_id = "createApiKey")]
     async fn create(
         &self,
@@ -38,7 +41,7 @@ impl ApiKeys {
         body: Strict<CreateApiKey>,
     ) -> Result<Reply<ApiKeyCreated, 201>, Problem> {
         let (name, role, terms) = body.0.checked(ask.api.clock.now())?;
-        check_terms(&ask, &[&terms]).await?;
+        check(&ask, None, role, &[&terms]).await?;
         let minted = api_key::mint(ask.api.gate.pepper(), KEY_ENVIRONMENT);
         let key = NewKey { id: minted.id, hash: minted.hash, name, role };
         let answer = ask.api.directory.issue_key(ask.tenant()?, key, terms, ask.change(), render_created).await?;
@@ -93,7 +96,7 @@ impl ApiKeys {
     ///
     /// A merge patch (RFC 7396): what is absent stays, lists are replaced whole, `expiresAt: null` lets the key hold until
     /// it is revoked. Its role stays; issue another key for another one. It holds from the next request on. A key changes
-    /// neither its own limits nor a key that holds longer than itself.
+    /// neither its own limits nor a key that holds longer, or is limited less, than itself.
     #[oai(path = "/v1/tenants/:id/api-keys/:keyId", method = "patch", operation_id = "patchApiKey")]
     async fn patch(
         &self,
@@ -113,7 +116,7 @@ impl ApiKeys {
         let patch = body.0.checked(ask.api.clock.now())?;
         let key = found(&ask, &key_id)?;
         let terms = patch.terms_after(&key.terms);
-        check_terms(&ask, &[&key.terms, &terms]).await?;
+        check(&ask, Some(&key.id), key.role, &[&key.terms, &terms]).await?;
         let own = ask.admitted.caller.as_ref().and_then(|caller| caller.api_key.as_ref());
         if own == Some(&key.id) && terms.limits != key.terms.limits {
             return Err(ask.deny("A key does not change its own limits.").await);
@@ -147,7 +150,7 @@ impl ApiKeys {
         let expected = precondition::optional(&ask)?;
         let overlap_micros = body.0.checked()?;
         let key = found(&ask, &key_id)?;
-        check_terms(&ask, &[&key.terms]).await?;
+        check(&ask, Some(&key.id), key.role, &[&key.terms]).await?;
         let minted = api_key::mint_again(ask.api.gate.pepper(), KEY_ENVIRONMENT, &key.id);
         let (directory, edit) = (&ask.api.directory, Edit::Rotate { hash: minted.hash, overlap_micros });
         let answer = directory.edit_key(ask.tenant()?, &key_id, edit, expected, ask.change(), render_created).await?;
@@ -181,17 +184,34 @@ fn found(ask: &Ask, id: &str) -> Result<ApiKey, Problem> {
     key.ok_or_else(|| Problem::new(Code::ApiKeyNotFound))
 }
 
-/// Nobody lends out more than it has: a caller with scopes makes and opens only keys whose scopes its own cover, and one that
-/// ends only keys that end no later.
-async fn check_terms(ask: &Ask, terms: &[&Terms]) -> Result<(), Problem> {
+/// Nobody lends out more than it has: a caller with scopes makes and opens only keys whose scopes its own cover, one that
+/// ends only keys that end no later, one with limits only keys that are limited as much, and whoever may not give what it
+/// has not only keys that may do no more than itself.
+async fn check(ask: &Ask, id: Option<&str>, role: Role, terms: &[&Terms]) -> Result<(), Problem> {
     let caller = ask.admitted.caller.as_ref();
-    if !caller.is_some_and(|caller| terms.iter().all(|terms| caller.terms.leave_all_of(&terms.scopes))) {
+    let all = |holds: &dyn Fn(&Terms, &Terms) -> bool| {
+        caller.is_some_and(|caller| terms.iter().all(|terms| holds(&caller.terms, terms)))
+    };
+    if !all(&|own, terms| own.leave_all_of(&terms.scopes)) {
         return Err(ask.deny("The caller's own scopes do not cover those of the key.").await);
     }
-    if !caller.is_some_and(|caller| terms.iter().all(|terms| terms.end_by(caller.terms.expires_at))) {
+    if !all(&|own, terms| terms.end_by(own.expires_at)) {
         return Err(ask.deny("The caller's own key expires before that.").await);
     }
-    Ok(())
+    if !all(&|own, terms| terms.are_limited_as(&own.limits)) {
+        return Err(ask.deny("The caller's own key is limited more than that.").await);
+    }
+    let giver = ask.giver();
+    if let Giver::Free = giver {
+        return Ok(());
+    }
+    let (people, policies) = ask.handle().await?.policies()?;
+    let world = World { people: &people, policies: &policies };
+    let lacks = |terms: &&Terms| giver.lacks(&Gift::of_key(world, id, role, terms), world);
+    match terms.iter().find_map(lacks) {
+        Some(permission) => Err(ask.does_not_hold(permission).await),
+        None => Ok(()),
+    }
 }
 
 fn view(ask: &Ask, key: &ApiKey) -> ApiKeyView {

@@ -163,7 +163,7 @@ impl Auth {
     }
 }
 
-fn cookie(ask: &Ask, cookie: Cookie) -> Option<&str> {
+pub(super) fn cookie(ask: &Ask, cookie: Cookie) -> Option<&str> {
     ask.api.gate.cookie(cookie, cookie_lines(&ask.headers))
 }
 
@@ -307,7 +307,7 @@ pub(super) struct WithCookies<T> {
 }
 
 impl WithCookies<SessionBody> {
-    fn of(entered: Entered) -> WithCookies<SessionBody> {
+    pub(super) fn of(entered: Entered) -> WithCookies<SessionBody> {
         WithCookies { view: SessionBody::of(entered.view), cookies: entered.cookies }
     }
 }

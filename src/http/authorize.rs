@@ -15,6 +15,7 @@ use super::auth;
 use super::door::Passage;
 use super::gateway;
 use super::operation::{Operation, Scope};
+use super::people::home;
 use super::problem::{Code, Problem};
 use super::rate_limits;
 use crate::access::login::Cookie;
@@ -24,9 +25,12 @@ use crate::access::{
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::TenantId;
 use crate::domain::organization::Revoked;
+use crate::domain::policy::giver::{Credential, GRANT, Giver};
 use crate::domain::request::{self, Idempotency};
 use crate::domain::tenant::{Role, Tenant};
 use crate::tenant;
+use crate::tenant::grant::{Given, Gives, Withheld};
+use crate::tenant::task::{Declined, Render, Told};
 
 /// How long a denied caller waits for the record of its denial.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(2);
@@ -65,7 +69,7 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
         return Ok(Admitted { caller: None, tenant: None });
     }
     if passage.operation.id == gateway::LOGS
-        && let Some(caller) = api.kong.admit(&api.gate, passage.request.headers(), source(passage))?
+        && let Some(caller) = api.kong.admit(&api.gate, passage.request.headers(), source(api, passage))?
     {
         tracing::Span::current().record("actor", caller.actor.as_str());
         return Ok(Admitted { caller: Some(caller), tenant: None });
@@ -82,7 +86,7 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
     // Whose it is comes first: of another tenant's, and by a suspended one, nothing is asked.
     let (mut judged, mut denied_by) = (judge(&caller, passage, |_| true), None);
     if judged.is_ok() {
-        let wish = Wish { object, action, id: passage.resource_id(), source: source(passage) };
+        let wish = Wish { object, action, id: passage.resource_id(), source: source(api, passage) };
         let verdict = match api.gate.judge(&mut caller, &wish).await {
             Ok(verdict) => verdict,
             // What these senders report is lost when it is refused, and waits in quarantine for a tenant that is away.
@@ -112,6 +116,7 @@ pub(super) async fn admit(api: &Api, passage: &Passage) -> Result<Admitted, Prob
                 request_id: &passage.identity.request_id,
                 code: problem.code,
                 policy: denied_by,
+                permission: None,
             };
             Box::pin(record_denial(api, &caller, denied, passage.request.uri().path())).await;
             Err(problem)
@@ -133,7 +138,8 @@ async fn authenticate(api: &Api, passage: &Passage) -> Result<Caller, Problem> {
     let cookie = api.gate.cookie(Cookie::Session, auth::cookie_lines(headers));
     let changes = !matches!(*passage.request.method(), Method::GET | Method::HEAD);
     let session = cookie.map(|cookie| SessionCookie { cookie, changes, said: auth::provenance(headers) });
-    let credentials = Credentials { authorization, api_key: keys.first().copied(), source: source(passage), session };
+    let credentials =
+        Credentials { authorization, api_key: keys.first().copied(), source: source(api, passage), session };
     api.gate.authenticate(credentials).await.map_err(|reason| unauthenticated(&reason))
 }
 
@@ -151,8 +157,8 @@ pub(super) fn unauthenticated(reason: &Unauthenticated) -> Problem {
 }
 
 /// Where the request came from.
-fn source(passage: &Passage) -> Option<IpAddr> {
-    passage.request.remote_addr().as_socket_addr().map(|address| address.ip())
+fn source(api: &Api, passage: &Passage) -> Option<IpAddr> {
+    api.proxies.client(&passage.request)
 }
 
 pub(super) fn too_many_failures() -> Problem {
@@ -221,15 +227,20 @@ struct Denied<'a> {
     code: Code,
     /// The id of the tenant's policy that denies it.
     policy: Option<String>,
+    /// What the change would have handed out.
+    permission: Option<String>,
 }
 
 /// One record in the caller's own chain, or the platform's. A chain that cannot take it does not hide the denial.
 async fn record_denial(api: &Api, caller: &Caller, denied: Denied<'_>, path: &str) {
-    let Denied { operation, request_id, code, policy } = denied;
+    let Denied { operation, request_id, code, policy, permission } = denied;
     metrics::counter!("platform_api_http_denials_total", "code" => code.name()).increment(1);
     let mut payload = json!({ "code": code.name(), "path": path });
     if let Some(policy) = policy {
         payload["policy"] = json!(policy);
+    }
+    if let Some(permission) = permission {
+        payload["permission"] = json!(permission);
     }
     let entry = Entry {
         actor: caller.actor.clone(),
@@ -265,7 +276,7 @@ impl Ask {
             body_hash: sha256(&body),
         });
         let request_id = identity.request_id;
-        let source = request.remote_addr().as_socket_addr().map(|address| address.ip());
+        let source = api.proxies.client(&request);
         let headers = std::mem::take(request.headers_mut());
         let ask = Asked { api, operation, admitted, request_id, headers, query, body, source, idempotency };
         (Ask(Arc::new(ask)), request)
@@ -297,12 +308,55 @@ impl Ask {
 
     /// Denies what only the body or the thing itself shows that the caller may not; in the chain when this returns.
     pub(super) async fn deny(&self, message: &'static str) -> Problem {
-        let code = Code::Forbidden;
+        self.record_denial(Code::Forbidden, None).await;
+        Problem::new(Code::Forbidden).saying(message)
+    }
+
+    /// What whoever asks may hand out.
+    pub(super) fn giver(&self) -> Giver {
+        let bound = self.admitted.caller.as_ref().filter(|caller| {
+            let (object, action) = GRANT;
+            caller.tenant.is_some() && !self.api.gate.allows(caller, object, action)
+        });
+        bound.map_or(Giver::Free, |caller| {
+            Giver::Bound(Credential {
+                built_in: self.api.gate.authorizer().built_in().clone(),
+                roles: caller.roles.clone(),
+                scopes: caller.terms.scopes.clone(),
+                person: caller.person,
+                api_key: caller.api_key.clone(),
+            })
+        })
+    }
+
+    /// Makes a change in the name of whoever asks, if that has what the change hands out.
+    ///
+    /// # Errors
+    /// As [`home`], and 403, in the chain when this returns, for what it does not have.
+    pub(super) async fn gives<C: Gives>(&self, change: C, render: Render<C>) -> Result<Told<C>, Problem> {
+        let given = Given { change, giver: self.giver() };
+        match home(self).await?.change(given, self.change(), render).await? {
+            Ok(answer) => Ok(Ok(answer)),
+            Err(Declined::Refused(Withheld::Refused(refused))) => Ok(Err(Declined::Refused(refused))),
+            Err(Declined::Refused(Withheld::NotHeld(permission))) => Err(self.does_not_hold(permission).await),
+            Err(Declined::IdempotencyMismatch) => Ok(Err(Declined::IdempotencyMismatch)),
+            Err(Declined::RolledBack) => Ok(Err(Declined::RolledBack)),
+        }
+    }
+
+    /// Denies to hand out a permission that whoever asks does not have; in the chain when this returns.
+    pub(super) async fn does_not_hold(&self, permission: String) -> Problem {
+        let code = Code::PermissionNotHeld;
+        self.record_denial(code, Some(permission.clone())).await;
+        Problem::new(code).with("permission", json!(permission))
+    }
+
+    async fn record_denial(&self, code: Code, permission: Option<String>) {
         if let Some(caller) = &self.admitted.caller {
-            let denied = Denied { operation: self.operation, request_id: &self.request_id, code, policy: None };
+            let (operation, request_id) = (self.operation, self.request_id.as_str());
+            let denied = Denied { operation, request_id, code, policy: None, permission };
             Box::pin(record_denial(&self.api, caller, denied, self.operation.path)).await;
         }
-        Problem::new(code).saying(message)
     }
 
     /// Refuses a caller whose key has scopes: with a password, a role or a token's subject it would give itself what its

@@ -177,7 +177,7 @@ impl Groups {
     ) -> Result<Reply<GroupView>, Problem> {
         let expected = precondition::required(&ask)?;
         let change = DeleteGroup { id: id(&group, Code::GroupNotFound)?, expected };
-        let answer = home(&ask).await?.change(change, ask.change(), |done| render(done)).await??;
+        let answer = ask.gives(change, |done| render(done)).await??;
         Ok(Reply::of(answer, |done| GroupView::of(&done)))
     }
 
@@ -216,7 +216,9 @@ impl Groups {
     /// Add members to a group
     ///
     /// Users and groups, all or none; those who are in it already stay. Groups are nested at most 8 deep and never in a
-    /// circle. Answers the group, whose version has grown. `If-Match` may be given.
+    /// circle. Answers the group, whose version has grown. `If-Match` may be given. What the group gives its members, by
+    /// its roles, by policies and by those of the groups that it is in, the caller must be allowed itself, unless it may
+    /// `permissions:grant`.
     #[oai(path = "/v1/groups/:id/members", method = "post", operation_id = "addGroupMembers")]
     async fn add(
         &self,
@@ -236,7 +238,7 @@ impl Groups {
         let members = body.0.checked()?;
         let group = id(&group, Code::GroupNotFound)?;
         let change = AddMembers { group, members, expected, limits: ask.api.people };
-        Ok(reply(home(&ask).await?.change(change, ask.change(), |done| render(done)).await??))
+        Ok(reply(ask.gives(change, |done| render(done)).await??))
     }
 
     /// Take a member out of a group
@@ -267,7 +269,7 @@ impl Groups {
         let is_user = handle.organization()?.is_member(group, user);
         let member = if is_user { user } else { Member::Group(id(&member, Code::MemberNotFound)?) };
         let change = RemoveMember { group, member, expected, limits: ask.api.people };
-        Ok(reply(handle.change(change, ask.change(), |done| render(done)).await??))
+        Ok(reply(ask.gives(change, |done| render(done)).await??))
     }
 }
 
@@ -275,7 +277,7 @@ async fn change(ask: &Ask, group: &str, edit: GroupEdit) -> Result<Reply<GroupVi
     let expected = precondition::required(ask)?;
     let id = id(group, Code::GroupNotFound)?;
     let change = EditGroup { id, edit, expected, limits: ask.api.people };
-    Ok(reply(home(ask).await?.change(change, ask.change(), |done| render(done)).await??))
+    Ok(reply(ask.gives(change, |done| render(done)).await??))
 }
 
 fn reply<const STATUS: u16>(answer: Answer<Arc<Group>>) -> Reply<GroupView, STATUS> {

@@ -4,8 +4,9 @@
 //!
 //! 1. [`server`]: the socket, its deadlines and the cap on connections; [`framing`]: where a request ends, read strictly
 //! 2. [`door`]: its id, its address in the table of [`operation`]s, our deadline, panics, and the one envelope of
-//!    [`problem`]s
-//! 3. [`authorize`]: who calls, not too often ([`rate_limits`]), about which tenant, and whether a rule allows it
+//!    [`problem`]s; around it [`cors`]: whose pages may read the answer
+//! 3. [`authorize`]: who calls and from where ([`client`]), not too often ([`rate_limits`]), about which tenant, and whether
+//!    a rule allows it
 //! 4. [`body`]: the bytes, measured, and read strictly
 //! 5. one handler: [`tenants`], [`api_keys`], [`users`], [`groups`], [`role_assignments`], [`roles`], [`policies`],
 //!    [`explain`], [`authzen`], [`authzen_search`], [`platform_admins`],
@@ -28,6 +29,8 @@ mod authzen;
 mod authzen_search;
 mod body;
 mod channels;
+mod client;
+mod cors;
 mod cursor;
 mod decision;
 mod document;
@@ -107,6 +110,8 @@ use crate::rate_limit::Limiter;
 use crate::threads;
 use crate::vault::Vault;
 use authorize::{Admitted, Ask};
+use client::Proxies;
+use cors::Cors;
 use cursor::Sealer;
 use door::Passage;
 use problem::Problem;
@@ -120,6 +125,8 @@ pub struct Api {
     rate_limits: Limiter,
     clock: Clock,
     limits: config::Http,
+    proxies: Proxies,
+    cors: Cors,
     health: Health,
     metrics: PrometheusHandle,
     sealer: Sealer,
@@ -203,6 +210,7 @@ impl Api {
         let ProviderTools { vault, probe, lease_seconds_max, syncs_litellm } = providers;
         let sealer = Sealer::new(&gate.pepper().derive("cursor"));
         let work = Handle::current();
+        let (proxies, cors) = (Proxies::new(&limits), Cors::new(&limits));
         Api {
             directory,
             gate,
@@ -212,6 +220,8 @@ impl Api {
             rate_limits,
             clock,
             limits,
+            proxies,
+            cors,
             health,
             metrics,
             sealer,
@@ -270,8 +280,14 @@ impl Endpoint for Stack {
     type Output = Response;
 
     async fn call(&self, request: Request) -> poem::Result<Response> {
-        let deadline = millis(self.api.limits.request_timeout_ms);
-        Ok(door::pass(request, deadline, |passage| self.enter(passage)).await)
+        let (deadline, cors) = (millis(self.api.limits.request_timeout_ms), &self.api.cors);
+        if let Some(told) = cors.preflight(&request) {
+            return Ok(told);
+        }
+        let origin = cors.origin(request.headers());
+        let mut response = door::pass(request, deadline, |passage| self.enter(passage)).await;
+        cors.write(origin, response.headers_mut());
+        Ok(response)
     }
 }
 

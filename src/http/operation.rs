@@ -178,12 +178,44 @@ impl Operation {
             codes.extend([Code::BadRequest, Code::MalformedJson, Code::RequestTimeout, Code::PayloadTooLarge]);
             codes.extend((self.body != BodyKind::Authzen).then_some(Code::UnsupportedMediaType));
         }
+        codes.extend(HANDING_OUT.contains(&self.id).then_some(Code::PermissionNotHeld));
         codes.extend(self.codes);
         codes.sort_by_key(|code| (code.status(), *code));
         codes.dedup();
         codes
     }
 }
+
+/// Operations by which somebody comes to a permission, or loses a denial.
+const HANDING_OUT: &[&str] = &[
+    "createApiKey",
+    "patchApiKey",
+    "rotateApiKey",
+    "createUser",
+    "replaceUser",
+    "patchUser",
+    "deleteUser",
+    "replaceGroup",
+    "patchGroup",
+    "deleteGroup",
+    "addGroupMembers",
+    "removeGroupMember",
+    "createRoleAssignment",
+    "deleteRoleAssignment",
+    "createRole",
+    "replaceRole",
+    "createPolicy",
+    "replacePolicy",
+    "deletePolicy",
+    "scimCreateUser",
+    "scimReplaceUser",
+    "scimPatchUser",
+    "scimDeleteUser",
+    "scimCreateGroup",
+    "scimReplaceGroup",
+    "scimPatchGroup",
+    "scimDeleteGroup",
+];
 
 const PAGE: &[&str] = &["limit", "cursor"];
 
@@ -241,6 +273,8 @@ pub static OPERATIONS: &[Operation] = &[
         query: &[], codes: &[NotProven, StoreUnavailable] },
     Operation { id: "backChannelLogout", method: Method::POST, path: "/v1/auth/backchannel-logout", scope: Open, object: "", action: "", body: FormBody,
         query: &[], codes: &[LogoutTokenRefused, KeysUnavailable, StoreUnavailable] },
+    Operation { id: "changeOwnPassword", method: Method::PUT, path: "/v1/auth/password", scope: Caller, object: "", action: "", body: Json,
+        query: &[], codes: &[LoginOff, LoginDenied, ValidationFailed, StoreUnavailable] },
     Operation { id: "getMe", method: Method::GET, path: "/v1/auth/me", scope: Caller, object: "", action: "", body: NoBody, query: &[], codes: &[StoreUnavailable] },
 
     Operation { id: "createTenant", method: Method::POST, path: "/v1/tenants", scope: Platform, object: "tenants", action: "create", body: Json,

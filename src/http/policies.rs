@@ -34,7 +34,8 @@ impl Policies {
     ///
     /// It allows or denies subjects what its permissions say, on resources, under a condition. What one policy denies no
     /// other allows, and no role either; nobody takes `policies` and `roles` from the built-in administrator. An allowing
-    /// policy gives what a role of the tenant's own could give. It holds from the next request on.
+    /// policy gives what a role of the tenant's own could give. It holds from the next request on. Whoever may not
+    /// `permissions:grant` allows only what it may do itself, and takes away only denials of that.
     #[oai(path = "/v1/policies", method = "post", operation_id = "createPolicy")]
     async fn create(
         &self,
@@ -48,7 +49,7 @@ impl Policies {
         let terms = checked(&ask, handle.tenant(), body.0)?;
         let built_in = ask.api.gate.authorizer().built_in().clone();
         let change = CreatePolicy { id: PolicyId(clock::new_id()), terms, built_in };
-        Ok(reply(handle.change(change, ask.change(), |done| render(done)).await??))
+        Ok(reply(ask.gives(change, |done| render(done)).await??))
     }
 
     /// Page through the policies, oldest first
@@ -116,7 +117,7 @@ impl Policies {
         let built_in = ask.api.gate.authorizer().built_in().clone();
         let id = id(&policy, Code::PolicyNotFound)?;
         let change = ReplacePolicy { id, terms, expected, built_in };
-        Ok(reply(handle.change(change, ask.change(), |done| render(done)).await??))
+        Ok(reply(ask.gives(change, |done| render(done)).await??))
     }
 
     /// Delete a policy
@@ -138,7 +139,7 @@ impl Policies {
     ) -> Result<Reply<PolicyView>, Problem> {
         let expected = precondition::required(&ask)?;
         let change = DeletePolicy { id: id(&policy, Code::PolicyNotFound)?, expected };
-        let answer = home(&ask).await?.change(change, ask.change(), |done| render(done)).await??;
+        let answer = ask.gives(change, |done| render(done)).await??;
         Ok(Reply::of(answer, |done| PolicyView::of(&done)))
     }
 }

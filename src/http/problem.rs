@@ -65,6 +65,7 @@ codes! {
     AuthenticationRequired "AUTHENTICATION_REQUIRED" 401 "The request carries no credentials.";
     InvalidCredentials "INVALID_CREDENTIALS" 401 "The credentials are unknown, expired or revoked.";
     Forbidden "FORBIDDEN" 403 "The credentials do not allow this.";
+    PermissionNotHeld "PERMISSION_NOT_HELD" 403 "The change would hand out a permission that the credentials do not have themselves; details.permission names it.";
     LoginDenied "LOGIN_DENIED" 403 "The identity provider vouches for somebody who may not come in here.";
     NotProven "CSRF_REFUSED" 403 "The request came with a session's cookie and does not prove that a page of ours sent it; send X-CSRF-Token.";
     TenantMismatch "TENANT_MISMATCH" 403 "X-Tenant-Id and the path name different tenants.";

@@ -29,7 +29,7 @@ impl RoleAssignments {
     /// Give a role
     ///
     /// To a user, to a group (its members have it, and those of groups in it), or to an API key besides its own. It holds
-    /// from the next request on. A key with scopes gives no roles.
+    /// from the next request on. What the role gives the caller must be allowed itself, unless it may `permissions:grant`.
     #[oai(path = "/v1/role-assignments", method = "post", operation_id = "createRoleAssignment")]
     async fn create(
         &self,
@@ -39,7 +39,6 @@ impl RoleAssignments {
         _tenant_id: Query<Option<String>>,
         body: Strict<AssignRoleBody>,
     ) -> Result<Reply<RoleAssignmentView, 201>, Problem> {
-        ask.without_scopes("A key with scopes gives no roles.").await?;
         let handle = home(&ask).await?;
         let (role, holder) = body.0.checked()?;
         let unknown = || Problem::field("/holder/id", "the tenant has nobody with this id");
@@ -49,7 +48,7 @@ impl RoleAssignments {
         }
         let id = RoleAssignmentId(clock::new_id());
         let change = AssignRole { id, role, holder, limits: ask.api.people };
-        match handle.change(change, ask.change(), |done| render(done)).await? {
+        match ask.gives(change, |done| render(done)).await? {
             Ok(answer) => Ok(Reply::of(answer, |done| RoleAssignmentView::of(&done))),
             Err(Declined::Refused(Refusal::UnknownUser | Refusal::UnknownGroup)) => Err(unknown()),
             Err(declined) => Err(declined.into()),
@@ -131,9 +130,8 @@ impl RoleAssignments {
         #[oai(name = "tenantId")]
         _tenant_id: Query<Option<String>>,
     ) -> Result<Reply<RoleAssignmentView>, Problem> {
-        let handle = home(&ask).await?;
         let change = UnassignRole { id: id(&assignment, Code::RoleAssignmentNotFound)? };
-        let answer = handle.change(change, ask.change(), |done| render(done)).await??;
+        let answer = ask.gives(change, |done| render(done)).await??;
         Ok(Reply::of(answer, |done| RoleAssignmentView::of(&done)))
     }
 }

@@ -32,7 +32,8 @@ impl Roles {
     ///
     /// A named set of permissions, for role assignments to give and for policies to speak of. A tenant gives what its
     /// built-in roles may do, and what is no object of ours; never what makes others mightier (changing roles, policies,
-    /// role assignments, API keys, users or groups), which is the built-in administrator's alone.
+    /// role assignments, API keys, users or groups), which is the built-in administrator's alone. Whoever may not
+    /// `permissions:grant` gives a role only what it may do itself.
     #[oai(path = "/v1/roles", method = "post", operation_id = "createRole")]
     async fn create(
         &self,
@@ -45,7 +46,7 @@ impl Roles {
         let (name, terms) = body.0.parts();
         let terms = terms.terms()?;
         let change = CreateRole { name, terms, built_in: ask.api.gate.authorizer().built_in().clone() };
-        Ok(reply(home(&ask).await?.change(change, ask.change(), |done| render(done)).await??))
+        Ok(reply(ask.gives(change, |done| render(done)).await??))
     }
 
     /// Page through the roles
@@ -119,7 +120,7 @@ impl Roles {
         let terms = body.0.terms()?;
         let built_in = ask.api.gate.authorizer().built_in().clone();
         let change = ReplaceRole { name: name.0, terms, expected, built_in };
-        Ok(reply(home(&ask).await?.change(change, ask.change(), |done| render(done)).await??))
+        Ok(reply(ask.gives(change, |done| render(done)).await??))
     }
 
     /// Delete a role

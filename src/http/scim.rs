@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::authorize::{Ask, unauthenticated};
 use super::body;
-use super::people::{home, id, people};
+use super::people::{id, people};
 use super::precondition::{self, tag};
 use super::problem::{Code, Form, Problem};
 use crate::access::Wish;
@@ -303,7 +303,7 @@ async fn create_user(ask: &Ask) -> Result<Response, Problem> {
     let profile = user::profile(&kept(&given(ask)?, Resource::User), None)?;
     let id = UserId(clock::new_id());
     let change = CreateUser { id, profile, limits: ask.api.people };
-    match home(ask).await?.change(change, ask.change(), |done| done.id.to_string()).await?? {
+    match ask.gives(change, |done| done.id.to_string()).await?? {
         Answer::Fresh(done) => {
             Ok(resource(ask, StatusCode::CREATED, Resource::User, user::document(&done), done.version))
         }
@@ -321,7 +321,7 @@ async fn change_user(ask: &Ask, text: &str) -> Result<Response, Problem> {
         let edit = UserEdit::Replace(user::profile(&document, Some(&before.profile))?);
         let expected = pinned(&expected, before.version)?;
         let change = EditUser { id, edit, expected, limits: ask.api.people };
-        match home(ask).await?.change(change, ask.change(), |done| done.id.to_string()).await? {
+        match ask.gives(change, |done| done.id.to_string()).await? {
             Err(Declined::Refused(Refusal::Stale)) if tries < TRIES => {}
             Err(declined) => return Err(declined.into()),
             Ok(Answer::Fresh(done)) => {
@@ -339,7 +339,7 @@ async fn create_group(ask: &Ask) -> Result<Response, Problem> {
     let members = group::members(&document, &*people(ask).await?)?.into_iter().collect();
     let id = GroupId(clock::new_id());
     let change = ShapeGroup { id, profile, members, expected: None, limits: ask.api.people };
-    let status = match home(ask).await?.change(change, ask.change(), |done| done.id.to_string()).await?? {
+    let status = match ask.gives(change, |done| done.id.to_string()).await?? {
         Answer::Fresh(done) => return shaped(ask, StatusCode::CREATED, &done).await,
         Answer::Replayed(id) => id,
     };
@@ -357,7 +357,7 @@ async fn change_group(ask: &Ask, text: &str) -> Result<Response, Problem> {
         let members = group::members(&document, &people)?.into_iter().collect();
         let expected = Some(pinned(&expected, before.version)?);
         let change = ShapeGroup { id, profile, members, expected, limits: ask.api.people };
-        match home(ask).await?.change(change, ask.change(), |done| done.id.to_string()).await? {
+        match ask.gives(change, |done| done.id.to_string()).await? {
             Err(Declined::Refused(Refusal::Stale)) if tries < TRIES => {}
             Err(declined) => return Err(declined.into()),
             Ok(Answer::Fresh(done)) => return shaped(ask, StatusCode::OK, &done).await,
@@ -377,14 +377,14 @@ async fn shaped(ask: &Ask, status: StatusCode, group: &Group) -> Result<Response
 async fn delete_user(ask: &Ask, text: &str) -> Result<Response, Problem> {
     let expected = precondition::optional(ask)?;
     let change = DeleteUser { id: id(text, Code::UserNotFound)?, expected };
-    home(ask).await?.change(change, ask.change(), untold).await??;
+    ask.gives(change, untold).await??;
     Ok(Response::builder().status(StatusCode::NO_CONTENT).finish())
 }
 
 async fn delete_group(ask: &Ask, text: &str) -> Result<Response, Problem> {
     let expected = precondition::optional(ask)?;
     let change = DeleteGroup { id: id(text, Code::GroupNotFound)?, expected };
-    home(ask).await?.change(change, ask.change(), untold).await??;
+    ask.gives(change, untold).await??;
     Ok(Response::builder().status(StatusCode::NO_CONTENT).finish())
 }
 

@@ -10,9 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::authorize::Ask;
 use super::body::{Strict, nullable, present, present_objects};
 use super::document::Tag;
-use super::people::{
-    attributes, attributes_patch, home, id, id_parameter, page, people, text_parameter, truth_parameter,
-};
+use super::people::{attributes, attributes_patch, id, id_parameter, page, people, text_parameter, truth_parameter};
 use super::precondition;
 use super::problem::{Code, Problem};
 use super::reply::Reply;
@@ -45,7 +43,7 @@ impl Users {
         let profile = body.0.profile(true)?;
         let id = UserId(clock::new_id());
         let change = CreateUser { id, profile, limits: ask.api.people };
-        Ok(reply(home(&ask).await?.change(change, ask.change(), |done| render(done)).await??))
+        Ok(reply(ask.gives(change, |done| render(done)).await??))
     }
 
     /// Page through the users, oldest first
@@ -181,7 +179,7 @@ impl Users {
     ) -> Result<Reply<UserView>, Problem> {
         let expected = precondition::required(&ask)?;
         let change = DeleteUser { id: id(&user, Code::UserNotFound)?, expected };
-        let answer = home(&ask).await?.change(change, ask.change(), |done| render(done)).await??;
+        let answer = ask.gives(change, |done| render(done)).await??;
         Ok(Reply::of(answer, |done| UserView::of(&done)))
     }
 }
@@ -198,7 +196,7 @@ async fn change(ask: &Ask, user: &str, edit: UserEdit) -> Result<Reply<UserView>
     let expected = precondition::required(ask)?;
     let id = id(user, Code::UserNotFound)?;
     let change = EditUser { id, edit, expected, limits: ask.api.people };
-    Ok(reply(home(ask).await?.change(change, ask.change(), |done| render(done)).await??))
+    Ok(reply(ask.gives(change, |done| render(done)).await??))
 }
 
 fn reply<const STATUS: u16>(answer: Answer<Arc<User>>) -> Reply<UserView, STATUS> {

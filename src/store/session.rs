@@ -27,6 +27,7 @@ const FORGET_USED: &str = "DELETE FROM used_once WHERE name IN
     (SELECT name FROM used_once WHERE until_at <= $1 ORDER BY until_at LIMIT $2)";
 const PUT_PASSWORD: &str = "INSERT INTO local_password (user_id, tenant_id, hash, changed_at) VALUES ($1, $2, $3, $4)
     ON CONFLICT (user_id) DO UPDATE SET tenant_id = $2, hash = $3, changed_at = $4";
+const REHASH_PASSWORD: &str = "UPDATE local_password SET hash = $4 WHERE user_id = $1 AND tenant_id = $2 AND hash = $3";
 const DELETE_PASSWORD: &str = "DELETE FROM local_password WHERE user_id = $1 AND tenant_id = $2";
 const SELECT_PASSWORD: &str = "SELECT hash FROM local_password WHERE user_id = $1 AND tenant_id = $2";
 
@@ -148,6 +149,20 @@ pub async fn put_password(
 ) -> Result<(), StoreError> {
     let values = [user.to_string().into(), tenant.to_string().into(), hash.into(), now.into()];
     connection.execute(PUT_PASSWORD, &values).await.map(drop)
+}
+
+/// Another hash in the place of `before`; answers how many there were.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn rehash_password(
+    connection: &mut Connection,
+    tenant: TenantId,
+    user: UserId,
+    (before, hash): (&str, &str),
+) -> Result<u64, StoreError> {
+    let values = [user.to_string().into(), tenant.to_string().into(), before.into(), hash.into()];
+    connection.execute(REHASH_PASSWORD, &values).await
 }
 
 /// Answers how many there were.

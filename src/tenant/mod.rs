@@ -18,7 +18,7 @@
 //!   other and back. [`ledger`]: what the writer asks of the database, which the simulator answers in its stead.
 //! - [`guess`]: whether events are taken for new before the ledger is asked.
 //! - [`task`]: a change that a resource brings whole. [`organization`]: those to the tenant's people. [`policy`]: those to
-//!   its own roles and policies. [`flag`]: feature flags. [`provider`]: LLM providers and their sealed secrets.
+//!   its own roles and policies; [`grant`]: whether whoever asks has what they hand out. [`flag`]: feature flags. [`provider`]: LLM providers and their sealed secrets.
 //! - [`housekeeping`]: what need not be kept for ever.
 //! - [`change`], [`gateway`]: how each queued change, and what a gateway says, becomes part of a posting. [`read`]: slow reads, in tasks of their own.
 //! - [`reconcile`]: the books against a gateway's. [`drift`]: the alerts that come of it.
@@ -29,6 +29,7 @@ mod change;
 mod drift;
 pub mod flag;
 mod gateway;
+pub mod grant;
 pub mod guess;
 pub mod handle;
 pub mod housekeeping;

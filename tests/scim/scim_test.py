@@ -44,7 +44,7 @@ class Scim(unittest.TestCase):
                 time.sleep(0.1)
         cls.tenant, admin = cls.onboard(bootstrap)
         cls.admin = cls.client(admin)
-        body = {"name": "identity provider", "role": "admin", "scopes": ["users:*", "groups:*"]}
+        body = {"name": "identity provider", "role": "admin", "scopes": ["users:*", "groups:*", "permissions:grant"]}
         issued = cls.admin.post(f"{cls.base}/v1/tenants/{cls.tenant}/api-keys", json=body)
         issued.raise_for_status()
         cls.http = cls.client(issued.json()["key"])

@@ -72,6 +72,7 @@ const ROWS: &[Row] = &[
     row("refreshSession", About::Session, NOBODY, nothing),
     row("logOut", About::Nobody, ALL, nothing),
     row("backChannelLogout", About::Nobody, ALL, nothing),
+    row("changeOwnPassword", About::OwnTenant, ALL, empty),
     row("getMe", About::OwnTenant, ALL, nothing),
     row("createTenant", About::Platform, NOBODY, empty),
     row("listTenants", About::Platform, NOBODY, nothing),

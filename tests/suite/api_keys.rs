@@ -66,7 +66,7 @@ async fn a_key_is_narrowed_rotated_and_ends_and_no_list_ever_shows_a_secret() {
         patch(&of_people, &jane, "*", json!({"subjects": subjects})).await.refused(403, "FORBIDDEN");
         patch(&of_people, &jane, "*", json!({"displayName": "Jane"})).await.ok();
         let role = json!({"role": "admin", "holder": {"type": "apiKey", "id": acme.key_id}});
-        of_people.post("/v1/role-assignments", &role).await.refused(403, "FORBIDDEN");
+        of_people.post("/v1/role-assignments", &role).await.refused(403, "PERMISSION_NOT_HELD");
         let password = json!({"password": "correct horse battery staple"});
         of_people.put(&format!("{jane}/password"), &password).await.refused(403, "FORBIDDEN");
         of_people.delete(&format!("{jane}/password")).await.refused(403, "FORBIDDEN");
@@ -129,6 +129,24 @@ async fn a_key_is_narrowed_rotated_and_ends_and_no_list_ever_shows_a_secret() {
         patch(&ending_api, &ending, "*", limits).await.refused(403, "FORBIDDEN");
         patch(&ending_api, &ending, "*", json!({"name": "renamed"})).await.ok();
         issue(&ending_api, &acme, json!({"name": "as long", "role": "reader", "expiresAt": end})).await;
+
+        // Nor does one that is limited make one that is limited less.
+        let limit =
+            |quota: u32, burst: u32| json!([{"class": "write", "quota": quota, "windowSeconds": 60, "burst": burst}]);
+        let body = json!({"name": "limited", "role": "admin", "rateLimits": limit(600, 600)});
+        let (limited, limited_secret, _) = issue(&acme.api, &acme, body).await;
+        let (limited_api, limited) = (daemon.platform.with(&limited_secret), format!("{}/{limited}", keys(&acme)));
+        for limits in [json!([]), limit(601, 600), json!([{"class": "read", "quota": 1}])] {
+            let body = json!({"name": "freer", "role": "reader", "rateLimits": limits});
+            limited_api.post(&keys(&acme), &body).await.refused(403, "FORBIDDEN");
+            patch(&limited_api, &limited, "*", json!({"rateLimits": limits})).await.refused(403, "FORBIDDEN");
+        }
+        rotate(&limited_api, &ending, "freer", 0).await.refused(403, "FORBIDDEN");
+        patch(&limited_api, &ending, "*", json!({"rateLimits": limit(1, 1)})).await.refused(403, "FORBIDDEN");
+        let body = json!({"name": "as limited", "role": "reader", "rateLimits": limit(60, 6)});
+        let (as_limited, _, _) = issue(&limited_api, &acme, body).await;
+        rotate(&limited_api, &format!("{}/{as_limited}", keys(&acme)), "own", 0).await.ok();
+        rotate(&limited_api, &limited, "itself", 3_600).await.ok();
 
         // Another tenant's administrator finds nothing, at its own address or at ours.
         for theirs in [path.clone(), path.replace(&acme.id, &globex.id)] {

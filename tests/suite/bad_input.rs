@@ -22,7 +22,9 @@
 //! | an address too long; a head too long, too many headers | 414 `URI_TOO_LONG`; 431 `HEADERS_TOO_LARGE` | `requests_at_the_wrong_door`; `bytes_on_the_wire_that_are_no_request` |
 //! | a head that does not end; a body that does not | 408 `REQUEST_TIMEOUT`, closed | `a_request_that_never_ends`; `http/body` |
 //! | two ways to tell the length, a folded header, `Host` missing or twice, bare LF or CR, no HTTP | 400 `BAD_REQUEST`, closed | `bytes_on_the_wire_that_are_no_request`, `http/framing`, fuzz `framing` |
-//! | `X-Forwarded-*`, `X-Consumer-*` and their like | not believed, by nobody read | `headers_that_anybody_can_write` |
+//! | `X-Consumer-*` and their like | not believed, by nobody read | `headers_that_anybody_can_write` |
+//! | `X-Forwarded-For`, `Forwarded` of somebody who is no proxy of ours, or malformed | not believed | `addresses_that_are_made_up`, `http/client` |
+//! | an origin that is not listed | answered as any, without a word of CORS; a preflight 405 | `pages_of_other_origins`, `http/cors` |
 //! | a change meant for another version, or for none that is named | 412 `PRECONDITION_FAILED`, 428 `PRECONDITION_REQUIRED` | `organization`, `http/precondition` |
 //! | groups in a circle, nested too deep; a name that is taken | 409, with the reason or the pointer | `organization`, `domain/organization` |
 //! | a token that speaks of somebody who was deactivated | 401 `INVALID_CREDENTIALS`, as a revoked key | `organization` |
@@ -441,7 +443,7 @@ async fn arrays_in_the_place_of_objects() {
     assert!(tenant.ledger().await.is_empty());
 }
 
-/// Who calls is told by the credential alone, and from where by the socket.
+/// Who calls is told by the credential alone, and from where by the socket, or by a proxy of ours.
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_that_anybody_can_write() {
     let daemon = Setup::on(Engine::Sqlite).with("AUTH__FAILURES_PER_SOURCE_MAX", 2).start().await;
@@ -483,6 +485,58 @@ async fn credentials_that_are_tried_too_often() {
         assert_eq!(tenant.api.with(&token).get("/v1/audit").await.status, status, "{token}");
     }
     daemon.platform.get("/v1/tenants").await.ok();
+}
+
+/// Only a proxy of ours says from where a request came; whoever says so itself is counted by where it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_that_are_made_up() {
+    let limited = |setup: Setup| setup.with("AUTH__FAILURES_PER_SOURCE_MAX", 2);
+    let behind = "trusted_proxies = [\"127.0.0.0/8\"]\n";
+    for (setup, is_believed) in [
+        (Setup::on(Engine::Sqlite), false),
+        (Setup::on(Engine::Sqlite).with_http("trusted_proxies = [\"192.0.2.0/24\"]\n"), false),
+        (Setup::on(Engine::Sqlite).with_http(behind), true),
+    ] {
+        let daemon = limited(setup).start().await;
+        let anonymous = daemon.platform.anonymous();
+        for number in 1..=4 {
+            let (from, token) = (format!("198.51.100.9, 203.0.113.{number}"), format!("Bearer a.b.{number}"));
+            let headers = [("x-forwarded-for", from.as_str()), ("authorization", token.as_str())];
+            let expected = if is_believed || number <= 2 { 401 } else { 429 };
+            assert_eq!(send(&anonymous, Method::GET, "/v1/audit", &headers, "").await.status, expected, "{from}");
+        }
+        // What the proxy passes on of a client's own story makes no difference.
+        for (number, status) in [(1, 401), (2, 429), (3, 429)] {
+            let (from, token) = (format!("192.0.2.{number}, 203.0.113.1"), format!("Bearer c.d.{number}"));
+            let headers = [("x-forwarded-for", from.as_str()), ("authorization", token.as_str())];
+            let expected = if is_believed { status } else { 429 };
+            assert_eq!(send(&anonymous, Method::GET, "/v1/audit", &headers, "").await.status, expected, "{from}");
+        }
+    }
+}
+
+/// A page elsewhere reads our answers only if its origin is listed.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_other_origins() {
+    let console = "https://console.example.com";
+    let listed = format!("[http.cors]\norigins = [\"{console}\"]\ncredentials = true");
+    for is_listed in [true, false] {
+        let setup = Setup::on(Engine::Sqlite);
+        let daemon = if is_listed { setup.with_section(&listed) } else { setup }.start().await;
+        for (origin, expected) in [(console, is_listed), ("https://evil.example.com", false), ("null", false)] {
+            let headers = [("origin", origin), ("access-control-request-method", "GET")];
+            let asked = send(&daemon.platform, Method::OPTIONS, "/v1/tenants", &headers, "").await;
+            let answered = send(&daemon.platform, Method::GET, "/v1/tenants", &headers[..1], "").await;
+            let refused = send(&daemon.platform.anonymous(), Method::GET, "/v1/tenants", &headers[..1], "").await;
+            assert_eq!(asked.status, if expected { 204 } else { 405 }, "{origin}");
+            assert_eq!((answered.status, refused.status), (200, 401));
+            for answer in [&asked, &answered, &refused] {
+                let allowed = answer.headers.get("access-control-allow-origin").map(|value| value.to_str().unwrap());
+                assert_eq!(allowed, expected.then_some(origin), "{origin}");
+                assert_eq!(answer.headers.contains_key("access-control-allow-credentials"), expected, "{origin}");
+            }
+        }
+    }
 }
 
 /// Ten thousand deep, megabytes wide, every byte value: whatever arrives, the daemon is there for the next one.

@@ -160,10 +160,41 @@ async fn a_real_provider_s_opaque_token_is_looked_up_and_a_password_lets_in() {
     browser.change(&base, Method::POST, "/v1/auth/local", &right).await.ok();
     let me = browser.get(&format!("{base}/v1/auth/me")).await.ok();
     assert_eq!((&me["userId"], &me["session"]["provider"]), (&json!("john"), &json!("local")));
+    // Its owner changes it, and only the browser that did so stays.
+    let mut other = Browser::new();
+    other.change(&base, Method::POST, "/v1/auth/local", &right).await.ok();
+    let own = |current: &str, new: &str| json!({"currentPassword": current, "newPassword": new});
+    let change = own("correct horse battery", "four other random words");
+    for (body, pointer) in [
+        (own("wrong horse battery", "four other random words"), "/currentPassword"),
+        (own("correct horse battery", "short"), "/newPassword"),
+        (own("correct horse battery", "correct horse battery"), "/newPassword"),
+    ] {
+        let refused = browser.change(&base, Method::PUT, "/v1/auth/password", &body).await;
+        refused.refused(422, "VALIDATION_FAILED");
+        assert_eq!(refused.body["error"]["details"]["fields"][0]["pointer"], pointer, "{}", refused.text);
+    }
+    let json = [("content-type", "application/json")];
+    let unproven = browser.send(Method::PUT, &format!("{base}/v1/auth/password"), &json, change.to_string()).await;
+    unproven.refused(403, "CSRF_REFUSED");
+    batch.put("/v1/auth/password", &change).await.refused(403, "FORBIDDEN");
+    daemon.platform.anonymous().put("/v1/auth/password", &change).await.refused(401, "AUTHENTICATION_REQUIRED");
+    let before = browser.cookie(&base, "platform-session");
+    let changed = browser.change(&base, Method::PUT, "/v1/auth/password", &change).await;
+    assert_eq!(changed.ok()["provider"], "local");
+    assert_ne!(browser.cookie(&base, "platform-session"), before);
+    assert_eq!(browser.get(&format!("{base}/v1/auth/me")).await.ok()["userId"], "john");
+    other.get(&format!("{base}/v1/auth/me")).await.refused(401, "INVALID_CREDENTIALS");
+    other.change(&base, Method::POST, "/v1/auth/local", &right).await.refused(401, "INVALID_CREDENTIALS");
+    other.change(&base, Method::POST, "/v1/auth/local", &log_in("john", "four other random words")).await.ok();
+    let set = daemon.platform.pages("/v1/audit", 200).await;
+    let by_owner =
+        |record: &&Value| record["record"]["action"] == "password.set" && record["record"]["actor"] != "platform";
+    assert_eq!(set.iter().filter(by_owner).count(), 1);
     daemon.platform.delete(&path).await.ok();
     browser.get(&format!("{base}/v1/auth/me")).await.refused(401, "INVALID_CREDENTIALS");
     let log = daemon.log();
-    for secret in ["correct horse battery", token, "wrong horse"] {
+    for secret in ["correct horse battery", token, "wrong horse", "four other random"] {
         assert!(!log.contains(secret), "a secret is in the log");
     }
 

@@ -451,3 +451,115 @@ async fn an_organization_holds_as_many_as_the_operator_says() {
     user(&acme, "one more").await;
     assert_eq!(joins(&acme, &all, "group", &team).await.ok()["version"], 2);
 }
+
+/// Nobody raises himself or others: a key with scopes hands out what it has itself, by whichever way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_with_scopes_hands_out_no_more_than_it_has() {
+    on_both(|engine| async move {
+        let daemon = Setup::on(engine).start().await;
+        let acme = daemon.onboard("Acme").await;
+        let (jane, bob) = (user(&acme, "jane").await, user(&acme, "bob").await);
+        let (admins, inner) = (group(&acme, "Admins").await, group(&acme, "Inner").await);
+        let (analysts, plain) = (group(&acme, "Analysts").await, group(&acme, "Plain").await);
+        joins(&acme, &admins, "group", &inner).await.ok();
+        gives(&acme, "admin", "group", &admins).await;
+        gives(&acme, "analyst", "group", &analysts).await;
+        let key = async |scopes: &[&str]| {
+            let body = json!({"name": scopes.join(" "), "role": "admin", "scopes": scopes});
+            let issued = add(&acme, &format!("/v1/tenants/{}/api-keys", acme.id), body).await;
+            let id = issued["apiKey"]["id"].as_str().unwrap().to_owned();
+            (daemon.platform.with(issued["key"].as_str().unwrap()), id)
+        };
+        let member = |kind: &str, id: &str| json!({"members": [{"type": kind, "id": id}]});
+        let members = |group: &str| format!("/v1/groups/{group}/members");
+        let held = |answer: Answer, permission: &str| {
+            answer.refused(403, "PERMISSION_NOT_HELD");
+            assert_eq!(answer.body["error"]["details"]["permission"], permission, "{}", answer.text);
+        };
+        let (reads, everything) =
+            (["usage:read", "quotas:read", "alerts:read", "reconciliation:read"], "access:evaluate");
+
+        // Members, users and groups, into a group that has roles itself or by one above it.
+        let (of_groups, _) = key(&["groups:*"]).await;
+        for group in [&admins, &inner] {
+            held(of_groups.post(&members(group), &member("user", &jane)).await, everything);
+            held(of_groups.post(&members(group), &member("group", &plain)).await, everything);
+        }
+        of_groups.post(&members(&plain), &member("user", &jane)).await.ok();
+        held(of_groups.post(&members(&analysts), &member("user", &jane)).await, "alerts:read");
+        let (of_readers, _) = key(&[&reads[..], &["groups:*", "features:evaluate"]].concat()).await;
+        of_readers.post(&members(&analysts), &member("user", &jane)).await.ok();
+        held(of_readers.post(&members(&admins), &member("group", &analysts)).await, everything);
+        // A group that sleeps is not woken either.
+        patch(&acme.api, &format!("/v1/groups/{admins}"), json!({"active": false})).await;
+        held(
+            change(&of_groups, Method::PATCH, &format!("/v1/groups/{admins}"), "*", json!({"active": true})).await,
+            everything,
+        );
+        held(of_groups.post(&members(&inner), &member("user", &jane)).await, everything);
+        patch(&acme.api, &format!("/v1/groups/{admins}"), json!({"active": true})).await;
+        // As an identity provider pushes them, whole and in patches; with the permission to grant it may.
+        let scim = [("content-type", "application/scim+json")];
+        let pushed = json!({"displayName": "Admins", "members": [{"value": jane}, {"value": inner}]}).to_string();
+        let added = json!({"Operations": [{"op": "add", "path": "members", "value": [{"value": bob}]}]}).to_string();
+        let address = format!("/scim/v2/Groups/{admins}");
+        let (pusher, _) = key(&["users:*", "groups:*"]).await;
+        for (method, body) in [(Method::PUT, &pushed), (Method::PATCH, &added)] {
+            let refused = pusher.raw(method, &address, &scim, body.clone().into_bytes()).await;
+            assert_eq!(refused.status, 403, "{}", refused.text);
+            assert!(refused.body["detail"].as_str().unwrap().starts_with("PERMISSION_NOT_HELD"), "{}", refused.text);
+        }
+        let (granting, _) = key(&["users:*", "groups:*", "permissions:grant"]).await;
+        for (method, body) in [(Method::PUT, &pushed), (Method::PATCH, &added)] {
+            let done = granting.raw(method, &address, &scim, body.clone().into_bytes()).await;
+            assert_eq!(done.status, 200, "{}", done.text);
+        }
+        // To grant is not to do: other operations stay shut.
+        let role = json!({"role": "admin", "holder": {"type": "user", "id": jane}});
+        granting.post("/v1/role-assignments", &role).await.refused(403, "FORBIDDEN");
+        // Users who come back.
+        let path = format!("/v1/users/{bob}");
+        patch(&acme.api, &path, json!({"active": false})).await;
+        held(change(&pusher, Method::PATCH, &path, "*", json!({"active": true})).await, everything);
+        change(&granting, Method::PATCH, &path, "*", json!({"active": true})).await.ok();
+
+        // Roles: given, laid down and widened.
+        let (of_roles, of_roles_id) = key(&["roleAssignments:*", "roles:*", "policies:*", "usage:read"]).await;
+        for (kind, id) in [("user", &jane), ("group", &plain), ("apiKey", &of_roles_id)] {
+            let role = |name: &str| json!({"role": name, "holder": {"type": kind, "id": id}});
+            held(of_roles.post("/v1/role-assignments", &role("admin")).await, everything);
+        }
+        let terms = |permissions: &[&str]| json!({"permissions": permissions});
+        let laid_down = |permissions: &[&str]| json!({"name": "lookers", "permissions": permissions});
+        held(of_roles.post("/v1/roles", &laid_down(&["usage:read", "quotas:read"])).await, "quotas:read");
+        assert_eq!(of_roles.post("/v1/roles", &laid_down(&["usage:read"])).await.status, 201);
+        let own = json!({"role": "lookers", "holder": {"type": "apiKey", "id": of_roles_id}});
+        let given = of_roles.post("/v1/role-assignments", &own).await;
+        assert_eq!(given.status, 201, "{}", given.text);
+        held(change(&of_roles, Method::PUT, "/v1/roles/lookers", "*", terms(&["*:read"])).await, "alerts:read");
+        change(&of_roles, Method::PUT, "/v1/roles/lookers", "*", terms(&["usage:read"])).await.ok();
+
+        // Policies: what they allow, and what is no longer denied.
+        let policy = |effect: &str, permission: &str| {
+            json!({"name": permission, "effect": effect, "permissions": [permission],
+                "subjects": [{"type": "apiKey", "id": of_roles_id}]})
+        };
+        held(of_roles.post("/v1/policies", &policy("allow", "quotas:read")).await, "quotas:read");
+        let denial = id_of(&add(&acme, "/v1/policies", policy("deny", "usage:read")).await);
+        let denial = format!("/v1/policies/{denial}");
+        held(change(&of_roles, Method::DELETE, &denial, "*", Value::Null).await, "usage:read");
+        held(change(&of_roles, Method::PUT, &denial, "*", policy("deny", "usage:report")).await, "usage:read");
+        change(&acme.api, Method::DELETE, &denial, "*", Value::Null).await.ok();
+
+        // Keys: a role that its owner has not.
+        let (of_keys, _) = key(&["apiKeys:*", "providerSecrets:*"]).await;
+        let body = json!({"name": "lender", "role": "reporter", "scopes": ["providerSecrets:lease"]});
+        held(of_keys.post(&format!("/v1/tenants/{}/api-keys", acme.id), &body).await, "providerSecrets:lease");
+
+        let records = acme.audit().await;
+        let denied = records.iter().filter(|record| record["payload"]["permission"] == everything).count();
+        assert!(denied >= 10, "{denied} of {records:?}");
+        Tenant::holds(&acme.verify().await);
+    })
+    .await;
+}

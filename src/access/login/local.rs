@@ -94,6 +94,13 @@ impl Passwords {
         Ok(self.away(work).await? && known)
     }
 
+    /// Was it made with other parameters than are asked for now?
+    pub(super) fn is_outdated(&self, hash: &str) -> bool {
+        read(hash).is_some_and(|(params, ..)| {
+            (params.m_cost(), params.t_cost()) != (self.params.m_cost(), self.params.t_cost())
+        })
+    }
+
     async fn away<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Busy> {
         let _waiting = self.waiting.clone().try_acquire_owned().map_err(|_| Busy)?;
         let turn = self.turns.clone().acquire_owned().await.map_err(|_| Busy)?;

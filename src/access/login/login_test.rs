@@ -655,12 +655,97 @@ async fn a_login_that_a_new_password_overtakes_leaves_no_session() {
     // The old password was right when it was looked at; then it is changed.
     let old = directory.password(tenant, id).await.unwrap();
     set("another horse battery").await;
-    let entered = stage.gate().enter_known((tenant, &jane), old, None, "r").await;
+    let (old_word, word) = (said("correct horse battery"), said("another horse battery"));
+    let entered = stage.gate().enter_known((tenant, &jane), (old, &old_word), None, "r").await;
     assert_eq!(entered.err(), Some(LoginRefused::Credentials));
     let whose = Whose::Subject { issuer: LOCAL_ISSUER.to_owned(), subject: id.to_string() };
     assert_eq!(directory.end_sessions(whose).await.unwrap(), 0, "none is left");
     let now = directory.password(tenant, id).await.unwrap();
-    assert!(stage.gate().enter_known((tenant, &jane), now, None, "r").await.is_ok());
+    assert!(stage.gate().enter_known((tenant, &jane), (now, &word), None, "r").await.is_ok());
+    // Another hash of the same password overtakes nobody.
+    assert!(stage.gate().enter_known((tenant, &jane), (Some("other".into()), &word), None, "r").await.is_ok());
+}
+
+fn said(text: &str) -> Zeroizing<String> {
+    Zeroizing::new(text.to_owned())
+}
+
+/// Jane, who logs in with a password.
+async fn with_password(stage: &Stage, text: &str) -> UserId {
+    let home = stage.house.directory.find(stage.house.tenant).await.unwrap();
+    let limits = config::Organization::default().limits();
+    let id = UserId(crate::clock::new_id());
+    let profile = crate::domain::organization::user::Profile::named("jane");
+    let change = crate::tenant::organization::CreateUser { id, profile, limits };
+    home.change(change, Request::system(), untold).await.unwrap().unwrap();
+    let word = Zeroizing::new(text.to_owned());
+    stage.gate().set_password(stage.house.tenant, id, word, Request::system()).await.unwrap();
+    id
+}
+
+async fn enters(stage: &Stage, password: &str) -> Result<Jar, LoginRefused> {
+    let password = Zeroizing::new(password.to_owned());
+    let attempt = LocalAttempt { tenant: None, user_name: "jane".into(), password, source: None };
+    Ok(Jar::of(&stage.gate().local_login(attempt, Provenance::default(), None, "r").await?))
+}
+
+#[tokio::test]
+async fn whoever_knows_the_password_changes_it_and_is_the_only_one_who_stays() {
+    let stage = Stage::new(Where::Database).await;
+    let (old, new) = ("correct horse battery", "another horse battery");
+    let id = with_password(&stage, old).await;
+    let (here, elsewhere) = (enters(&stage, old).await.unwrap(), enters(&stage, old).await.unwrap());
+    let change = async |current: &str, new: &str| {
+        let [current, new] = [current, new].map(|text| Zeroizing::new(text.to_owned()));
+        let (tenant, session) = (stage.house.tenant, here.session.clone());
+        let change = PasswordChange { tenant, user: id, current, new, source: None, session };
+        stage.gate().change_own_password(change, Request::system()).await.map(|entered| Jar::of(&entered))
+    };
+    for (current, new, expected) in [
+        (old, "short", NotChanged::Flawed("must be 12 characters to 256 bytes")),
+        (old, "jane's own horse", NotChanged::Flawed("must not contain the user name")),
+        (old, old, NotChanged::Flawed("must not be the current one")),
+        ("wrong horse battery", new, NotChanged::Refused(LoginRefused::Credentials)),
+    ] {
+        assert_eq!(change(current, new).await.err(), Some(expected), "{current} {new}");
+    }
+    for jar in [&here, &elsewhere] {
+        assert!(stage.reads(jar).await.is_ok(), "nothing has changed");
+    }
+    let after = change(old, new).await.unwrap();
+    for jar in [&here, &elsewhere] {
+        assert_eq!(stage.reads(jar).await, Err(Unauthenticated::Invalid));
+    }
+    assert_eq!(stage.reads(&after).await.unwrap().person, Some(id));
+    assert_eq!(enters(&stage, old).await.err(), Some(LoginRefused::Credentials));
+    assert!(enters(&stage, new).await.is_ok());
+    stage.gate().drop_password(stage.house.tenant, id, Request::system()).await.unwrap();
+    assert_eq!(change(new, old).await.err(), Some(NotChanged::Refused(LoginRefused::Credentials)));
+}
+
+#[tokio::test]
+async fn a_hash_that_costs_something_else_is_made_anew_at_the_next_login() {
+    let stage = Stage::new(Where::Database).await;
+    let id = with_password(&stage, "correct horse battery").await;
+    let (tenant, directory) = (stage.house.tenant, &stage.house.directory);
+    let now = directory.password(tenant, id).await.unwrap().unwrap();
+    assert!(enters(&stage, "correct horse battery").await.is_ok());
+    assert_eq!(directory.password(tenant, id).await.unwrap().as_ref(), Some(&now), "it costs what it should");
+    // As an older configuration has left it.
+    let local = config::Local { memory_kib: 8_192, passes: 5, ..config::Local::default() };
+    let older = local::Passwords::new(&local, stage.gate().pepper().derive("password")).unwrap();
+    let cheap = older.hash(Zeroizing::new("correct horse battery".into())).await.unwrap();
+    directory.put_password(tenant, id, cheap.clone(), Request::system()).await.unwrap();
+    assert_eq!(enters(&stage, "wrong horse battery").await.err(), Some(LoginRefused::Credentials));
+    assert_eq!(directory.password(tenant, id).await.unwrap().as_ref(), Some(&cheap), "only whoever knows it");
+    let jar = enters(&stage, "correct horse battery").await.unwrap();
+    let anew = directory.password(tenant, id).await.unwrap().unwrap();
+    let cost = |hash: &str| hash.split('$').nth(3).unwrap().to_owned();
+    assert_eq!(cost(&anew), cost(&now));
+    assert_ne!(anew, now);
+    assert!(stage.reads(&jar).await.is_ok());
+    assert!(enters(&stage, "correct horse battery").await.is_ok());
+    assert_eq!(directory.rehash_password(tenant, id, cheap, "late".into()).await, Ok(false), "it is not overtaken");
 }
 
 #[tokio::test]

@@ -4,7 +4,8 @@
 //! 2. [`secret`]: what speaks for a session, and how the next one is made of it; [`keep`]: where sessions are, in [`redis`] or
 //!    the control database
 //! 3. [`cookies`]: how browsers carry all that, and what proves that a page of ours sends it
-//! 4. [`backchannel`]: an issuer ends a session; [`local`]: passwords that are kept here, and how guessing is slowed down
+//! 4. [`backchannel`]: an issuer ends a session; [`local`]: passwords that are kept here, and how guessing is slowed down;
+//!    [`password`]: how its owner changes one
 //!
 //! A session is who its issuer said when it was begun or last refreshed. What the tenant's books say of the person is asked
 //! with each request, as for a token: whoever is deactivated is refused from the next request on.
@@ -17,6 +18,7 @@ mod keep;
 mod local;
 #[cfg(test)]
 mod login_test;
+mod password;
 mod redis;
 mod secret;
 mod session;
@@ -29,6 +31,7 @@ use zeroize::Zeroizing;
 
 pub use cookies::{Cookie, Provenance};
 pub use local::{PASSWORD_BYTES_MAX, PASSWORD_CHARACTERS_MIN, password_flaw};
+pub use password::{NotChanged, PasswordChange};
 pub use session::{Entered, SessionView};
 
 use cookies::Cookies;
@@ -243,6 +246,18 @@ impl Login {
         }
     }
 
+    /// Waits for the turn of an attempt to prove that one is this user.
+    async fn attempt(
+        &self,
+        source: Option<IpAddr>,
+        tenant: Option<TenantId>,
+        user_name: &str,
+    ) -> Result<local::Attempt, LoginRefused> {
+        let account = format!("{} {}", tenant.map(|id| id.to_string()).unwrap_or_default(), folded(user_name));
+        let source = source.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        self.throttle.admit(source, &account).await.map_err(|_| LoginRefused::TooMany)
+    }
+
     fn provider_of(&self, issuer: &str) -> Option<&LoginProvider> {
         self.providers.iter().find(|one| one.settings.issuer == issuer)
     }
@@ -373,9 +388,7 @@ impl Gate {
             return Err(LoginRefused::Unproven);
         }
         let tenant = attempt.tenant.or_else(|| login.only_tenant());
-        let account = format!("{} {}", tenant.map(|id| id.to_string()).unwrap_or_default(), folded(&attempt.user_name));
-        let source = attempt.source.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
-        let turn = login.throttle.admit(source, &account).await.map_err(|_| LoginRefused::TooMany)?;
+        let turn = login.attempt(attempt.source, tenant, &attempt.user_name).await?;
         let people = match tenant {
             None => None,
             Some(tenant) => match people_of(&login.directory, tenant).await {
@@ -388,7 +401,8 @@ impl Gate {
         let nobody = (TenantId(uuid::Uuid::nil()), UserId(uuid::Uuid::nil()));
         let (home, id) = tenant.zip(user.as_ref().map(|user| user.id)).unwrap_or(nobody);
         let hash = login.directory.password(home, id).await.map_err(|_| LoginRefused::SessionsAway)?;
-        let knows = passwords.is(attempt.password, hash.as_deref()).await.map_err(|_| LoginRefused::TooMany)?;
+        let password = attempt.password;
+        let knows = passwords.is(password.clone(), hash.as_deref()).await.map_err(|_| LoginRefused::TooMany)?;
         let user = user.filter(|user| knows && user.profile.active);
         let Some(user) = user else {
             login.throttle.failed(&turn);
@@ -397,19 +411,22 @@ impl Gate {
         login.throttle.succeeded(&turn);
         // A password that was right holds nobody else of this address up.
         drop(turn);
-        Box::pin(self.enter_known((home, &user), hash, session, request_id)).await
+        let hash = self.rehashed((home, id), &password, hash).await;
+        Box::pin(self.enter_known((home, &user), (hash, &password), session, request_id)).await
     }
 
-    /// Begins a session for a user whose password was found to be that of `hash`. If the password has changed meanwhile, the
-    /// session ends at once: the change ended those of the old password, and may have missed this one.
+    /// Begins a session for a user whose password was found to be that of the hash. If the password has changed meanwhile,
+    /// the session ends at once: the change ended those of the old password, and may have missed this one. Another hash of
+    /// the same password is no change.
     async fn enter_known(
         &self,
         (tenant, user): (TenantId, &User),
-        hash: Option<String>,
+        (hash, password): (Option<String>, &Zeroizing<String>),
         session: Option<&str>,
         request_id: &str,
     ) -> Result<Entered, LoginRefused> {
         let login = &self.shared.login;
+        let passwords = login.passwords.as_ref().ok_or(LoginRefused::Off)?;
         let identity = Identity {
             issuer: LOCAL_ISSUER.to_owned(),
             subject: user.id.to_string(),
@@ -428,7 +445,8 @@ impl Gate {
         };
         let entered = Box::pin(self.enter(begin, session, request_id)).await?;
         let kept = login.directory.password(tenant, user.id).await.map_err(|_| LoginRefused::SessionsAway)?;
-        if kept != hash {
+        let is_same = kept == hash || passwords.is(password.clone(), kept.as_deref()).await.unwrap_or(false);
+        if !is_same {
             self.end_local_sessions(user.id).await?;
             return Err(LoginRefused::Credentials);
         }

@@ -143,6 +143,12 @@ impl Organization {
         self.climb(member, |organization, group| organization.group(group).is_some_and(|group| group.profile.active))
     }
 
+    /// The same, whether or not they are active.
+    #[must_use]
+    pub fn groups_over(&self, member: Member) -> BTreeSet<GroupId> {
+        self.climb(member, |_, _| true)
+    }
+
     fn climb(&self, member: Member, passes_on: impl Fn(&Organization, GroupId) -> bool) -> BTreeSet<GroupId> {
         let mut found = BTreeSet::new();
         let mut open = vec![member];

@@ -404,6 +404,13 @@ impl Organization {
         own.map(|((_, role), id)| (role.as_str(), *id))
     }
 
+    /// Their names.
+    pub fn roles_given_to<'a>(&'a self, holder: &Holder) -> impl Iterator<Item = &'a str> + use<'a> {
+        let (first, holder) = (holder.clone(), holder.clone());
+        let from = self.roles.from(move |(known, _)| *known < first);
+        from.take_while(move |((known, _), _)| *known == holder).map(|((_, role), _)| role.as_str())
+    }
+
     /// Gives a role.
     ///
     /// # Errors

@@ -5,17 +5,17 @@
 //! keys, who is a user and who is in a group are changed by the tenant's built-in administrator alone. What is no object of
 //! ours is the tenant's own affair.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::domain::permission::Pattern;
 use crate::domain::tenant::Role;
 
 /// Objects whose changes make others mightier.
-const RESERVED: &[&str] = &["apiKeys", "groups", "policies", "roleAssignments", "roles", "users"];
+const RESERVED: &[&str] = &["apiKeys", "groups", "permissions", "policies", "roleAssignments", "roles", "users"];
 /// What may be given of those all the same: looking at them.
 const HARMLESS: &[&str] = &["list", "read"];
 /// Objects that no policy takes away from the built-in administrator, who could not undo it.
-const KEPT: &[&str] = &["policies", "roles"];
+const KEPT: &[&str] = &["permissions", "policies", "roles"];
 
 /// What the built-in roles may do, as object and action.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,6 +74,26 @@ impl BuiltIn {
             None => actions.iter().any(|action| self.is_givable(object, action)),
         };
         (!given).then_some("is the platform's or the built-in administrator's alone, and not a tenant's to give")
+    }
+
+    /// May this role of a tenant do this?
+    #[must_use]
+    pub fn may(&self, role: Role, object: &str, action: &str) -> bool {
+        let is_it = |(own, of_it): &(String, String)| own == object && of_it == action;
+        self.rights.iter().any(|(known, rights)| *known == role && rights.iter().any(is_it))
+    }
+
+    /// Is it an object of ours?
+    #[must_use]
+    pub fn knows(&self, object: &str) -> bool {
+        self.own.contains_key(object)
+    }
+
+    /// Every object and action that any role of a tenant may do, in the order of their names.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        let all = self.rights.iter().flat_map(|(_, rights)| rights);
+        let pairs: BTreeSet<(&str, &str)> = all.map(|(object, action)| (object.as_str(), action.as_str())).collect();
+        pairs.into_iter()
     }
 
     /// Every action that is known of an object of ours.

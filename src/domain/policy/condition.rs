@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::attribute::Attribute;
+use super::attribute::{Attribute, Source};
 use super::network::Network;
 use super::{Flaw, TEXT_BYTES_MAX};
 use crate::domain::comparison::{Atom, Number, Seen};
@@ -195,6 +195,17 @@ impl Condition {
             Condition::Not(inner) => inner.has_relation(),
             Condition::Compare(_) => false,
             Condition::Relation(_) => true,
+        }
+    }
+
+    /// Does any part of it compare an attribute of the subject whose name is `any_of` those?
+    #[must_use]
+    pub fn looks_at_subject(&self, any_of: &dyn Fn(&str) -> bool) -> bool {
+        match self {
+            Condition::All(parts) | Condition::Any(parts) => parts.iter().any(|part| part.looks_at_subject(any_of)),
+            Condition::Not(inner) => inner.looks_at_subject(any_of),
+            Condition::Compare(one) => one.attribute.source == Source::Subject && any_of(&one.attribute.name),
+            Condition::Relation(_) => false,
         }
     }
 

@@ -6,7 +6,7 @@
 //! - [`books`]: a tenant's roles and policies, with the version that every change moves on.
 //! - [`set`]: all of it compiled, with the built-in roles; [`question`]: what is asked. [`set::PolicySet::applied`] turns a
 //!   question into the rules that apply to it, so that whoever decides (Casbin, in `access`) sees booleans only.
-//! - [`ceiling`]: what of our own API a tenant may give at all.
+//! - [`ceiling`]: what of our own API a tenant may give at all. [`giver`]: what of that a credential may hand out.
 //!
 //! What nobody allows is denied, and what one policy denies no other allows.
 
@@ -14,6 +14,9 @@ pub mod attribute;
 pub mod books;
 pub mod ceiling;
 pub mod condition;
+pub mod giver;
+#[cfg(test)]
+mod giver_tests;
 pub mod network;
 pub mod question;
 pub mod role;

@@ -107,6 +107,11 @@ async fn a_password_belongs_to_one_person_of_one_tenant(house: &House) {
     session::put_password(&mut connection, tenant, user, "new", NOW).await.unwrap();
     assert_eq!(session::password(&mut connection, tenant, user).await.unwrap().as_deref(), Some("new"));
     assert_eq!(session::password(&mut connection, other, user).await.unwrap(), None);
+    for (home, before, rows) in [(other, "new", 0), (tenant, "old", 0), (tenant, "new", 1)] {
+        let rehashed = session::rehash_password(&mut connection, home, user, (before, "newer")).await;
+        assert_eq!(rehashed.unwrap(), rows, "{before}");
+    }
+    assert_eq!(session::password(&mut connection, tenant, user).await.unwrap().as_deref(), Some("newer"));
     assert_eq!(session::delete_password(&mut connection, other, user).await.unwrap(), 0);
     assert_eq!(session::delete_password(&mut connection, tenant, user).await.unwrap(), 1);
 }

@@ -50,7 +50,8 @@ pub enum GroupEdit {
 }
 
 impl GroupEdit {
-    fn of(&self, profile: &Profile) -> Profile {
+    /// The profile as it will be.
+    pub(in crate::tenant) fn of(&self, profile: &Profile) -> Profile {
         match self {
             GroupEdit::Replace(new) => new.clone(),
             GroupEdit::Patch(patch) => profile.patched(patch),

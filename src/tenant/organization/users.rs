@@ -49,7 +49,8 @@ pub enum UserEdit {
 }
 
 impl UserEdit {
-    fn of(&self, profile: &Profile) -> Profile {
+    /// The profile as it will be.
+    pub(in crate::tenant) fn of(&self, profile: &Profile) -> Profile {
         match self {
             UserEdit::Replace(new) => new.clone(),
             UserEdit::Patch(patch) => profile.patched(patch),

@@ -33,6 +33,8 @@ pub struct Setup {
     data: Option<PathBuf>,
     /// More TOML, table by table.
     sections: Vec<String>,
+    /// More lines of `[http]`.
+    http: String,
     environment: Vec<(String, String)>,
     /// Mistakes that every process makes.
     planted: String,
@@ -48,6 +50,7 @@ impl Setup {
             redis_url: None,
             data: None,
             sections: Vec::new(),
+            http: String::new(),
             environment: Vec::new(),
             planted: String::new(),
         }
@@ -92,6 +95,12 @@ impl Setup {
     /// TOML that stands by itself: `[[notify.channels]]`, `[[auth.issuers]]`.
     pub fn with_section(mut self, toml: &str) -> Setup {
         self.sections.push(toml.to_owned());
+        self
+    }
+
+    /// Settings of `[http]`, as lines.
+    pub fn with_http(mut self, toml: &str) -> Setup {
+        self.http.push_str(toml);
         self
     }
 
@@ -202,7 +211,7 @@ impl Daemon {
     fn config(&self) -> String {
         let mut toml = String::new();
         let listen = self.platform.base().trim_start_matches("http://");
-        let _ = writeln!(toml, "[http]\nlisten = \"{listen}\"");
+        let _ = writeln!(toml, "[http]\nlisten = \"{listen}\"\n{}", self.setup.http);
         let _ = writeln!(toml, "[store]\nurl = \"{}\"\nconnections_max = 13\nreaders_max = 3", self.store_url());
         let _ = writeln!(toml, "[tenants]\nopen_max = 8\nrestart_backoff_ms = 50");
         let _ = writeln!(toml, "[auth]\nbootstrap_key = \"{BOOTSTRAP_KEY}\"\nkey_pepper = \"{PEPPER}\"");
