@@ -196,6 +196,12 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Logins of browsers, by provider (`none` when it was not finished) and outcome.",
     ),
     (
+        "platform_api_passwords_rehashed_total",
+        Counter,
+        Unit::Count,
+        "Passwords that were hashed anew at a login because `[auth.local]` asks for another cost.",
+    ),
+    (
         "platform_api_session_renewals_total",
         Counter,
         Unit::Count,

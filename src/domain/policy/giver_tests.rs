@@ -53,6 +53,7 @@ fn patterns(texts: &[&str]) -> Vec<Pattern> {
 struct Books {
     people: Organization,
     policies: PolicyBooks,
+    ids: u128,
 }
 
 impl Books {
@@ -68,15 +69,20 @@ impl Books {
         people.join(group(1), &[Member::User(user(1))], &LIMITS).unwrap();
         people.join(group(2), &[Member::Group(group(1))], &LIMITS).unwrap();
         people.join(group(3), &[Member::Group(group(2))], &LIMITS).unwrap();
-        Books { people, policies: PolicyBooks::default() }
+        Books { people, policies: PolicyBooks::default(), ids: 0 }
     }
 
     fn world(&self) -> World<'_> {
         World { people: &self.people, policies: &self.policies }
     }
 
+    fn fresh_id(&mut self) -> Uuid {
+        self.ids += 1;
+        Uuid::from_u128(self.ids)
+    }
+
     fn gives(mut self, role: &str, holder: Holder) -> Books {
-        let id = RoleAssignmentId(Uuid::new_v4());
+        let id = RoleAssignmentId(self.fresh_id());
         let assignment = RoleAssignment { id, role: role.into(), holder, created_at: NOW };
         self.people.assign(assignment, &LIMITS).unwrap();
         self
@@ -89,8 +95,9 @@ impl Books {
     }
 
     fn policy(mut self, terms: PolicyTerms) -> Books {
+        let id = PolicyId(self.fresh_id());
         let judge = Judge { built_in: &built_in(), people: &self.people };
-        self.policies.create_policy(PolicyId(Uuid::new_v4()), terms, &judge, NOW).unwrap();
+        self.policies.create_policy(id, terms, &judge, NOW).unwrap();
         self
     }
 }

@@ -27,7 +27,7 @@ async fn a_tenant_is_made_once_however_often(house: &House) {
     let again = store.control().await.unwrap();
     drop(again);
     let applied = connection.fetch("SELECT version FROM schema_version", &[]).await.unwrap();
-    assert_eq!(applied.len(), if house.is_sqlite() { 9 } else { 11 });
+    assert_eq!(applied.len(), if house.is_sqlite() { 10 } else { 12 });
 }
 
 async fn a_missing_database_is_missing_and_stays_so(house: &House) {
