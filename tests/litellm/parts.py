@@ -10,6 +10,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 KIT = ROOT / "config" / "litellm"
 PROXY = Path(__file__).resolve().parent / "proxy"
@@ -52,9 +54,10 @@ class Part:
 
 
 def nats_server(folder: Path, port: int) -> Part:
-    command = [NATS_SERVER, "--addr", "127.0.0.1", "--port", str(port), "--http_port", str(port + 1)]
+    monitor_port = free_port()
+    command = [NATS_SERVER, "--addr", "127.0.0.1", "--port", str(port), "--http_port", str(monitor_port)]
     command += ["--jetstream", "--store_dir", str(folder / "nats")]
-    return Part("nats", command, folder, {}, f"http://127.0.0.1:{port + 1}/healthz")
+    return Part("nats", command, folder, {}, f"http://127.0.0.1:{monitor_port}/healthz")
 
 
 def daemon(folder: Path, port: int, nats_port: int) -> Part:
