@@ -288,7 +288,9 @@ pub fn at_the_end(ground: &mut Ground, vault: &Vault) {
     let now = Timestamp(ground.now);
     for alert in tables.alerts.values().filter(|alert| alert.resolved_at.is_none()) {
         if let AlertSubject::BudgetBurn(burn) = &alert.subject {
-            let (start, before) = (burn.period_start.0, now.0 - 10_000_000);
+            // A moment ago, for it takes one to resolve; but not before it fired: a period may have begun so shortly before
+            // that there was no rate yet.
+            let (start, before) = (burn.period_start.0, alert.fired_at.0.max(now.0 - 10_000_000));
             let span = ground.plan.burn_span_micros;
             let quota = tables.quotas.iter().find(|quota| quota.id == burn.quota.id);
             let lasts = quota.and_then(|quota| vault.naive.lasts(quota, start, before));
