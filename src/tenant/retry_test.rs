@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::guess::Guess;
 use super::ledger::Ledger;
-use super::message::{ChangeRefused, ReplaceQuotas, TreatFinding};
+use super::message::{ChangeRefused, QuotaDraft, ReplaceQuotas, TreatFinding};
 use super::task::{Declined, Task, untold};
 use super::work::{Reply, Unit, Work, Written};
 use super::writer::{self, TRIES_MAX};
@@ -18,20 +18,32 @@ use super::writer_test::record;
 use crate::domain::books::{Books, Counter, Missing, Posting};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::{AlertId, FindingId};
+use crate::domain::notice::{Attempt, AttemptResult, Delivery};
+use crate::domain::period::PeriodKind;
+use crate::domain::quota::{Metric, Quota, Scope};
 use crate::domain::reconcile::pass::Treatment;
-use crate::domain::request::Request;
+use crate::domain::request::{Answer, Request};
 use crate::domain::sorting::Inserted;
 use crate::domain::time::Timestamp;
-use crate::domain::usage::{Identity, UsageEvent};
-use crate::store::StoreError;
+use crate::domain::usage::{Identity, Outcome, Refusal, UsageEvent};
 use crate::store::database::Connection;
 use crate::store::posting::Expecting;
-use crate::store::tests::harness::{House, NOW, event};
+use crate::store::tests::harness::{House, NOW, event, quota_of};
+use crate::store::{StoreError, notice};
 use crate::tenant::acknowledge::Acknowledge;
 
-crate::store::tests::conformance!(a_unit_is_tried_until_it_is_written, whoever_asked_is_told_when_a_unit_is_given_up,);
+crate::store::tests::conformance!(
+    a_unit_is_tried_until_it_is_written,
+    whoever_asked_is_told_when_a_unit_is_given_up,
+    every_piece_of_a_unit_is_answered,
+    what_cannot_be_written_holds_up_nothing_else,
+    what_is_owed_is_what_came_less_what_was_settled,
+);
 
-/// A real database that is busy for the next `busy` transactions.
+/// The event that the database refuses.
+const POISON: &str = "poison";
+
+/// A real database that is busy for the next `busy` transactions, and refuses one event for ever.
 struct Busy {
     connection: Connection,
     busy: u32,
@@ -63,6 +75,9 @@ impl Ledger for Busy {
         keys: &[Identity],
         expecting: Expecting,
     ) -> Result<Vec<Inserted>, StoreError> {
+        if events.iter().any(|event| event.event_id == POISON) {
+            return Err(StoreError::Wrong("a value that no column takes".into()));
+        }
         self.connection.insert_events(first_position, recorded_at, events, keys, expecting).await
     }
 
@@ -114,11 +129,40 @@ impl Ledger for Busy {
     }
 }
 
+impl Busy {
+    async fn write(&mut self, books: Arc<Books>, work: Vec<Work>) -> Written {
+        writer::write(self, &mut Guess::default(), Unit { books, work }).await.unwrap()
+    }
+
+    async fn owed(&mut self) -> Vec<Delivery> {
+        notice::due(&mut self.connection, NOW, 100).await.unwrap()
+    }
+}
+
 async fn write(house: &House, busy: u32, work: Vec<Work>) -> (Written, Busy) {
     let (_, connection, books) = house.owner().await;
     let mut ledger = Busy { connection, busy, pauses: Vec::new() };
-    let unit = Unit { books: Arc::new(books), work };
-    (writer::write(&mut ledger, &mut Guess::default(), unit).await.unwrap(), ledger)
+    (ledger.write(Arc::new(books), work).await, ledger)
+}
+
+fn replace(quotas: Vec<Quota>) -> ReplaceQuotas {
+    let quotas = quotas.into_iter().map(|quota| QuotaDraft { quota, named: false }).collect();
+    ReplaceQuotas { quotas, request: Request::system(), now: NOW, render: |_| String::new() }
+}
+
+fn hundred_a_day() -> Quota {
+    quota_of(Scope::Tenant, Metric::Tokens, PeriodKind::Day, 100)
+}
+
+fn entry() -> Entry {
+    Entry {
+        actor: "system".into(),
+        action: "tenant.amended".into(),
+        target: "tenant".into(),
+        outcome: EntryOutcome::Success,
+        request_id: String::new(),
+        payload: "{}".into(),
+    }
 }
 
 async fn a_unit_is_tried_until_it_is_written(house: &House) {
@@ -133,11 +177,10 @@ async fn a_unit_is_tried_until_it_is_written(house: &House) {
 
 async fn whoever_asked_is_told_when_a_unit_is_given_up(house: &House) {
     let request = Request::system();
-    let (replace, replaced) = oneshot();
+    let (reply, replaced) = oneshot();
     let (shift, shifted) = oneshot();
     let (treat, treated) = oneshot();
     let (task, tasked) = oneshot();
-    let quotas = ReplaceQuotas { quotas: Vec::new(), request: request.clone(), now: NOW, render: |_| String::new() };
     let finding = TreatFinding {
         finding: FindingId(Uuid::from_u128(1)),
         treatment: Treatment::Acknowledge,
@@ -147,18 +190,10 @@ async fn whoever_asked_is_told_when_a_unit_is_given_up(house: &House) {
         now: NOW,
         render: |_| String::new(),
     };
-    let entry = Entry {
-        actor: "system".into(),
-        action: "tenant.amended".into(),
-        target: "tenant".into(),
-        outcome: EntryOutcome::Success,
-        request_id: String::new(),
-        payload: "{}".into(),
-    };
     let acknowledge = Acknowledge { alert: AlertId(Uuid::from_u128(2)) };
     let work = vec![
-        Work::Replace { change: quotas, reply: replace.into() },
-        Work::ChangeTimeZone { name: "UTC".into(), entry, once: "1".into(), now: NOW, reply: shift.into() },
+        Work::Replace { change: replace(Vec::new()), reply: reply.into() },
+        Work::ChangeTimeZone { name: "UTC".into(), entry: entry(), once: "1".into(), now: NOW, reply: shift.into() },
         Work::Treat { change: Box::new(finding), reply: treat.into() },
         Work::Task(Task::new(acknowledge, request, untold, NOW, task.into())),
         record(vec![event("a", "ada", NOW, 10)], ""),
@@ -171,4 +206,80 @@ async fn whoever_asked_is_told_when_a_unit_is_given_up(house: &House) {
     assert_eq!(shifted.await.unwrap(), Err(ChangeRefused::RolledBack));
     assert_eq!(treated.await.unwrap(), Err(ChangeRefused::RolledBack));
     assert_eq!(tasked.await.unwrap(), Err(Declined::RolledBack));
+}
+
+async fn every_piece_of_a_unit_is_answered(house: &House) {
+    let (reply, replaced) = oneshot();
+    let (shift, shifted) = oneshot();
+    let (append, appended) = oneshot();
+    let work = vec![
+        Work::Replace { change: replace(vec![hundred_a_day()]), reply: reply.into() },
+        Work::ChangeTimeZone {
+            name: "Asia/Tokyo".into(),
+            entry: entry(),
+            once: "1".into(),
+            now: NOW,
+            reply: shift.into(),
+        },
+        Work::Append { entry: entry(), once: None, now: NOW, reply: append.into() },
+    ];
+    let (written, _) = write(house, 0, work).await;
+    assert_eq!((written.books.time_zone.iana_name(), written.books.quotas.len()), (Some("Asia/Tokyo"), 1));
+    written.answers.into_iter().for_each(Reply::send);
+    assert!(matches!(replaced.await.unwrap(), Ok(Answer::Fresh(standings)) if standings.len() == 1));
+    assert_eq!(shifted.await.unwrap(), Ok(()));
+    appended.await.unwrap();
+}
+
+async fn what_cannot_be_written_holds_up_nothing_else(house: &House) {
+    let of = |ids: &[&str]| ids.iter().map(|id| event(id, "ada", NOW, 40)).collect::<Vec<_>>();
+    let (reply, _) = oneshot();
+    let work = vec![
+        Work::Replace { change: replace(vec![hundred_a_day()]), reply: reply.into() },
+        record(of(&["a", POISON, "b"]), ""),
+        record(of(&["c"]), ""),
+    ];
+    let (written, mut ledger) = write(house, 0, work).await;
+    let outcomes: Vec<Vec<Outcome>> = (written.answers.iter())
+        .filter_map(|reply| match reply {
+            Reply::Record { outcomes, .. } => Some(outcomes.clone()),
+            _ => None,
+        })
+        .collect();
+    let refused = Outcome::Refused(Refusal::Malformed);
+    assert_eq!(outcomes, [vec![Outcome::Accepted, refused, Outcome::Accepted], vec![Outcome::Accepted]]);
+    assert_eq!((written.committed, written.books.lifetime.events, written.answers.len()), (true, 3, 3));
+    // Half by "b", four fifths too; all of it by "c".
+    assert_eq!((written.owed_more, ledger.owed().await.len()), (6, 6));
+
+    // When nothing of it can be written, nothing is.
+    let written = ledger.write(written.books, vec![record(of(&[POISON]), "")]).await;
+    assert_eq!((written.committed, written.owed_more), (false, 0));
+}
+
+async fn what_is_owed_is_what_came_less_what_was_settled(house: &House) {
+    let (reply, _) = oneshot();
+    let work = vec![
+        Work::Replace { change: replace(vec![hundred_a_day()]), reply: reply.into() },
+        record(vec![event("a", "ada", NOW, 20)], ""),
+    ];
+    let (written, mut ledger) = write(house, 0, work).await;
+    let owed = ledger.owed().await;
+    assert_eq!((written.owed_more, owed.len()), (2, 2));
+    let delivered = |one: &Delivery| Attempt {
+        alert: one.alert.id,
+        event: one.event,
+        channel: one.channel.clone(),
+        at: NOW,
+        result: AttemptResult::Delivered,
+    };
+    let (reply, settled) = oneshot();
+    let work = vec![
+        Work::Settle { attempts: vec![delivered(&owed[0])], now: NOW, reply: reply.into() },
+        record(vec![event("b", "ada", NOW, 10)], ""),
+    ];
+    let written = ledger.write(written.books, work).await;
+    assert_eq!((written.owed_more, ledger.owed().await.len()), (1, 3));
+    written.answers.into_iter().for_each(Reply::send);
+    settled.await.unwrap();
 }
