@@ -88,6 +88,22 @@ impl Handle {
         self.on_sessions(What::PutPassword { tenant, user, hash }, request).await.map(drop)
     }
 
+    /// Gives a person another password in the place of the one whose hash was `before`; false when it is not that any more:
+    /// somebody else has set or removed it meanwhile.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn change_password(
+        &self,
+        tenant: TenantId,
+        user: UserId,
+        (before, hash): (String, String),
+        request: Request,
+    ) -> Result<bool, Refused> {
+        let request = Request { idempotency: None, ..request };
+        Ok(self.on_sessions(What::ChangePassword { tenant, user, before, hash }, request).await? == 1)
+    }
+
     /// Keeps another hash of the same password; false when it is not `before` any more. Nothing that anybody did, so nothing
     /// for the chain.
     ///
@@ -138,6 +154,7 @@ enum What {
     End(Whose),
     UseOnce { name: String, until: Timestamp },
     PutPassword { tenant: TenantId, user: UserId, hash: String },
+    ChangePassword { tenant: TenantId, user: UserId, before: String, hash: String },
     RehashPassword { tenant: TenantId, user: UserId, before: String, hash: String },
     DropPassword { tenant: TenantId, user: UserId },
 }
@@ -151,6 +168,7 @@ impl std::fmt::Debug for What {
             What::End(_) => "EndSessions",
             What::UseOnce { .. } => "UseOnce",
             What::PutPassword { .. } => "PutPassword",
+            What::ChangePassword { .. } => "ChangePassword",
             What::RehashPassword { .. } => "RehashPassword",
             What::DropPassword { .. } => "DropPassword",
         })
@@ -186,6 +204,13 @@ impl Change for What {
                 session::put_password(connection, *tenant, *user, hash, now).await?;
                 entries.push(entry(request, "password.set", *tenant, *user));
                 1
+            }
+            What::ChangePassword { tenant, user, before, hash } => {
+                let changed = session::change_password(connection, *tenant, *user, (before, hash), now).await?;
+                if changed > 0 {
+                    entries.push(entry(request, "password.set", *tenant, *user));
+                }
+                changed
             }
             What::RehashPassword { tenant, user, before, hash } => {
                 session::rehash_password(connection, *tenant, *user, (before, hash)).await?

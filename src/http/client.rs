@@ -68,15 +68,29 @@ fn address(text: &str) -> Option<IpAddr> {
 
 /// The `for` of one element of RFC 7239; none of a node that is not told.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
-    let mut values = element.split(';').filter_map(|pair| {
-        let (name, value) = pair.trim().split_once('=')?;
-        name.eq_ignore_ascii_case("for").then_some(value)
-    });
-    let (Some(value), None) = (values.next(), values.next()) else { return None };
-    let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
-    // A token has no colon, so whatever has one is quoted.
-    let value = quoted.or_else(|| (!value.contains([':', '"'])).then_some(value))?;
-    address(value)
+    let mut node = None;
+    for pair in element.split(';').map(str::trim).filter(|pair| !pair.is_empty()) {
+        // What is no pair is the middle of a value that a client has written, such as its Host: nothing in it is believed.
+        let (name, value) = pair.split_once('=').filter(|(name, _)| is_token(name))?;
+        let value = unquoted(value)?;
+        if name.eq_ignore_ascii_case("for") && node.replace(value).is_some() {
+            return None;
+        }
+    }
+    address(node?)
+}
+
+/// A token as it is, or what is between quotes if nothing in there is quoted again.
+fn unquoted(value: &str) -> Option<&str> {
+    match value.strip_prefix('"').and_then(|value| value.strip_suffix('"')) {
+        Some(quoted) => (!quoted.contains(['"', '\\'])).then_some(quoted),
+        None => is_token(value).then_some(value),
+    }
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 #[cfg(test)]
@@ -138,6 +152,7 @@ mod tests {
             ("for=\"[2001:db9::1]\"", "2001:db9::1"),
             ("for=\"open, for=203.0.113.1", "203.0.113.1"),
             ("for=203.0.113.1, for=10.1.1.1", "203.0.113.1"),
+            ("for=203.0.113.1;host=\"a:1\";", "203.0.113.1"),
         ] {
             assert_eq!(behind(ProxyHeader::Forwarded, PROXY, &[("forwarded", line)]), client, "{line}");
         }
@@ -158,6 +173,12 @@ mod tests {
             "for=\"203.0.113.1",
             "for=203.0.113.1;for=198.51.100.9",
             "for=198.51.100.9, by=203.0.113.1",
+            // What a client can bring into a value that its proxy quotes.
+            "for=198.51.100.9;host=\"a,for=203.0.113.1;x\";proto=https",
+            "for=198.51.100.9;host=\"a,for=203.0.113.1;x=b\"",
+            "for=198.51.100.9;host=\"a,for=203.0.113.1\"",
+            "for=198.51.100.9;host=\"a\\\",for=203.0.113.1;x=\\\"b\";proto=https",
+            "host=\"a,for=203.0.113.1;x=y\";for=198.51.100.9",
         ] {
             assert_eq!(behind(ProxyHeader::Forwarded, PROXY, &[("forwarded", line)]), PROXY, "{line}");
         }

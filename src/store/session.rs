@@ -28,6 +28,8 @@ const FORGET_USED: &str = "DELETE FROM used_once WHERE name IN
 const PUT_PASSWORD: &str = "INSERT INTO local_password (user_id, tenant_id, hash, changed_at) VALUES ($1, $2, $3, $4)
     ON CONFLICT (user_id) DO UPDATE SET tenant_id = $2, hash = $3, changed_at = $4";
 const REHASH_PASSWORD: &str = "UPDATE local_password SET hash = $4 WHERE user_id = $1 AND tenant_id = $2 AND hash = $3";
+const CHANGE_PASSWORD: &str = "UPDATE local_password SET hash = $4, changed_at = $5
+    WHERE user_id = $1 AND tenant_id = $2 AND hash = $3";
 const DELETE_PASSWORD: &str = "DELETE FROM local_password WHERE user_id = $1 AND tenant_id = $2";
 const SELECT_PASSWORD: &str = "SELECT hash FROM local_password WHERE user_id = $1 AND tenant_id = $2";
 
@@ -163,6 +165,21 @@ pub async fn rehash_password(
 ) -> Result<u64, StoreError> {
     let values = [user.to_string().into(), tenant.to_string().into(), before.into(), hash.into()];
     connection.execute(REHASH_PASSWORD, &values).await
+}
+
+/// Another password in the place of the one with the hash `before`; answers how many had it.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn change_password(
+    connection: &mut Connection,
+    tenant: TenantId,
+    user: UserId,
+    (before, hash): (&str, &str),
+    now: Timestamp,
+) -> Result<u64, StoreError> {
+    let values = [user.to_string().into(), tenant.to_string().into(), before.into(), hash.into(), now.into()];
+    connection.execute(CHANGE_PASSWORD, &values).await
 }
 
 /// Answers how many there were.

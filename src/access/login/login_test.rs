@@ -745,7 +745,10 @@ async fn a_hash_that_costs_something_else_is_made_anew_at_the_next_login() {
     assert_ne!(anew, now);
     assert!(stage.reads(&jar).await.is_ok());
     assert!(enters(&stage, "correct horse battery").await.is_ok());
-    assert_eq!(directory.rehash_password(tenant, id, cheap, "late".into()).await, Ok(false), "it is not overtaken");
+    assert_eq!(directory.rehash_password(tenant, id, cheap.clone(), "late".into()).await, Ok(false), "not overtaken");
+    let hashes = (cheap, "late".to_owned());
+    assert_eq!(directory.change_password(tenant, id, hashes, Request::system()).await, Ok(false), "nor by its owner");
+    assert_eq!(directory.password(tenant, id).await.unwrap(), Some(anew));
 }
 
 #[tokio::test]

@@ -67,8 +67,13 @@ impl Gate {
         drop(turn);
         let request_id = request.request_id.clone();
         let kept = passwords.hash(new.clone()).await.map_err(|_| LoginRefused::TooMany)?;
-        let put = login.directory.put_password(tenant, user.id, kept.clone(), request).await;
-        put.map_err(|_| LoginRefused::SessionsAway)?;
+        // Before, so that whoever cannot end them has changed nothing and may try again; and after, for those of between.
+        self.end_sessions_of(user).await?;
+        let hashes = (hash.unwrap_or_default(), kept.clone());
+        let changed = login.directory.change_password(tenant, user.id, hashes, request).await;
+        if !changed.map_err(|_| LoginRefused::SessionsAway)? {
+            return Err(LoginRefused::Credentials.into());
+        }
         self.end_sessions_of(user).await?;
         let entered = self.enter_known((tenant, user), (Some(kept), &new), Some(&session), &request_id);
         Ok(Box::pin(entered).await?)
