@@ -39,7 +39,15 @@ impl State {
     /// end of the transaction no other changes anything.
     pub(super) async fn begin_alone(&mut self) -> Result<(), Refused> {
         self.connection().await?;
-        self.claim().await.map_err(|error| self.doubt(&error))
+        match self.claim().await {
+            Ok(()) => Ok(()),
+            // Another node has it for longer than one waits: nothing is known to be wrong.
+            Err(StoreError::Retryable(reason)) => {
+                self.give_up().await;
+                Err(Refused::Unavailable(reason))
+            }
+            Err(error) => Err(self.doubt(&error)),
+        }
     }
 
     async fn claim(&mut self) -> Result<(), StoreError> {
@@ -74,12 +82,17 @@ impl State {
 
     /// Nothing is changed, and others may change something again.
     pub(super) async fn refuse<T>(&mut self, refused: Refused) -> Result<T, Refused> {
+        self.give_up().await;
+        Err(refused)
+    }
+
+    /// Ends a transaction that changes nothing.
+    pub(super) async fn give_up(&mut self) {
         if let Some(connection) = self.connection.as_mut()
             && let Err(error) = connection.rollback().await
         {
             self.doubt(&error);
         }
-        Err(refused)
     }
 }
 

@@ -171,11 +171,17 @@ impl Index {
 
 impl Tables {
     fn put(&mut self, tenant: Tenant) {
+        // What another tenant has taken over is its own by now: what other nodes have changed comes in the order of the last
+        // change of each tenant, not of every change.
         if let Some(before) = self.tenants.remove(&tenant.id) {
-            self.slugs.remove(&before.slug);
-            before.external_ids.iter().for_each(|id| {
-                self.external_ids.remove(id);
-            });
+            if self.slugs.get(&before.slug) == Some(&tenant.id) {
+                self.slugs.remove(&before.slug);
+            }
+            for id in &before.external_ids {
+                if self.external_ids.get(id) == Some(&tenant.id) {
+                    self.external_ids.remove(id);
+                }
+            }
         }
         self.slugs.insert(tenant.slug.clone(), tenant.id);
         self.external_ids.extend(tenant.external_ids.iter().map(|id| (id.clone(), tenant.id)));
@@ -187,5 +193,45 @@ impl Tables {
             self.keys_of.entry(key.tenant).or_default().push(key.id.clone());
         }
         self.keys.insert(key.id.clone(), key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn tenant(number: u128, slug: &str, external: &[&str]) -> Tenant {
+        let id = |id: &&str| ExternalId { source: "litellm".into(), kind: "team".into(), id: (*id).into() };
+        Tenant {
+            id: TenantId(Uuid::from_u128(number)),
+            slug: slug.into(),
+            name: slug.into(),
+            tier: String::new(),
+            time_zone: "UTC".into(),
+            settings: "{}".into(),
+            lifecycle: Lifecycle::Active,
+            external_ids: external.iter().map(id).collect(),
+            created_at: Timestamp(0),
+            updated_at: Timestamp(0),
+        }
+    }
+
+    /// Two tenants have exchanged ids by way of a third state that was never seen here.
+    #[test]
+    fn what_a_tenant_has_taken_over_stays_its_own_when_the_giver_is_read_after_it() {
+        let mut tables = Tables::default();
+        tables.put(tenant(1, "acme", &["x"]));
+        tables.put(tenant(2, "globex", &["y"]));
+        tables.put(tenant(2, "acme", &["x"]));
+        tables.put(tenant(1, "globex", &["y"]));
+        let owner = |number| Some(TenantId(Uuid::from_u128(number)));
+        let of = |id: &str| tables.external_ids.iter().find(|(known, _)| known.id == id).map(|(_, tenant)| *tenant);
+        assert_eq!((of("x"), of("y")), (owner(2), owner(1)));
+        assert_eq!(
+            (tables.slugs.get("acme").copied(), tables.slugs.get("globex").copied()),
+            (owner(2), owner(1))
+        );
     }
 }

@@ -294,20 +294,23 @@ impl State {
     }
 
     async fn begin(&mut self, change: Change) -> Result<Begun, Refused> {
-        self.connection().await?;
+        self.begin_alone().await?;
         if let Some(idempotency) = &change.idempotency {
-            // Also one that a crash has interrupted, or that another node has. Looked for first: once it is finished, its
+            // Alone, so that no other node finishes it between the question and the answer. Also one that a crash has interrupted, or that another node has. Looked for first: once it is finished, its
             // answer is there.
             if self.is_under_way(idempotency).await? {
-                return Err(Refused::Unavailable(
-                    "the first request with this idempotency key is still running".into(),
-                ));
+                let running = "the first request with this idempotency key is still running";
+                return self.refuse(Refused::Unavailable(running.into())).await;
             }
-            if let Some(stored) = self.stored(idempotency).await? {
-                return Ok(Begun::Before(stored));
+            match self.stored(idempotency).await {
+                Ok(None) => {}
+                Ok(Some(stored)) => {
+                    self.give_up().await;
+                    return Ok(Begun::Before(stored));
+                }
+                Err(refused) => return self.refuse(refused).await,
             }
         }
-        self.begin_alone().await?;
         let written = match self.check(&change.what) {
             Ok(written) => written,
             Err(refused) => return self.refuse(refused).await,
@@ -346,6 +349,13 @@ impl State {
     fn check(&self, what: &What) -> Result<Written, Refused> {
         let index = &self.birth.index;
         let now = self.birth.clock.now();
+        // Its records would have no chain to stand in: a tenant that is not made yet has no database.
+        let made = |id| match known(index, id)? {
+            tenant if tenant.lifecycle == Lifecycle::Pending => {
+                Err(Refused::Unavailable("the tenant is still being made".into()))
+            }
+            tenant => Ok(tenant),
+        };
         match what {
             What::Reserve { tenant, key, slug_is_derived } => {
                 let mut tenant = tenant.clone();
@@ -366,18 +376,18 @@ impl State {
                 Ok(Written { tenant, key: None })
             }
             What::IssueKey { key } => {
-                let tenant = known(index, key.tenant)?;
+                let tenant = made(key.tenant)?;
                 self.place_for_key(key.tenant)?;
                 Ok(Written { tenant, key: Some(key.clone()) })
             }
             What::RevokeKey { tenant, id } => {
-                let tenant = known(index, *tenant)?;
+                let tenant = made(*tenant)?;
                 let mut key = index.key(id).filter(|key| key.tenant == tenant.id).ok_or(Refused::UnknownKey)?;
                 key.revoked_at.get_or_insert(now);
                 Ok(Written { tenant, key: Some(key) })
             }
             What::EditKey { tenant, id, edit, expected } => {
-                let tenant = known(index, *tenant)?;
+                let tenant = made(*tenant)?;
                 let key = index.key(id).filter(|key| key.tenant == tenant.id).ok_or(Refused::UnknownKey)?;
                 let edited = key.edited(edit, expected, now).map_err(Refused::Key)?;
                 if key.ended(now).is_some() {
@@ -468,7 +478,7 @@ impl State {
             catalogue::update_tenant(connection, tenant).await?;
         }
         if let Some((idempotency, answer)) = &finish.answer {
-            request::keep(connection, &idempotency.key, &idempotency.body_hash, answer, now).await?;
+            request::keep_first(connection, &idempotency.key, &idempotency.body_hash, answer, now).await?;
         }
         self.commit().await?;
         Ok(true)

@@ -275,12 +275,10 @@ async fn steps(handle: &Handle, job: &Job, tenant: TenantId, plan: Plan) -> Resu
         for (number, record) in plan.records.iter().cloned().enumerate() {
             let once = format!("{}-{number}", job.id);
             match &plan.time_zone {
-                Some(name) if number == 0 => {
-                    match home
-                        .change_time_zone(name.clone(), record.into(), once)
-                        .await
-                        .map_err(|error| error.to_string())?
-                    {
+                Some(planned) if number == 0 => {
+                    // As the catalogue has it now: a change that is finished late does not undo one that came after it.
+                    let name = handle.tenant(tenant).map_or_else(|| planned.clone(), |tenant| tenant.time_zone);
+                    match home.change_time_zone(name, record.into(), once).await.map_err(|error| error.to_string())? {
                         // The name was checked when the change was made; an older database of zones must not stop it all.
                         Ok(()) | Err(ChangeRefused::UnknownTimeZone) => {}
                         Err(refused) => return Err(refused.to_string()),

@@ -299,7 +299,11 @@ impl JobView {
                 note: some(&job.progress.note),
             },
             result: serde_json::from_str(&job.result).ok(),
-            error: some(&job.error),
+            // What a database says of itself is for the log, and not for a tenant.
+            error: match Kind::from_name(&draft.kind) {
+                Some(Kind::FinishChange) if !job.error.is_empty() => Some("not finished yet, tried again".into()),
+                _ => some(&job.error),
+            },
             actor: draft.actor.clone(),
             created_at: instant(job.created_at),
             started_at: happened(job.started_at),

@@ -6,6 +6,9 @@ use crate::domain::time::Timestamp;
 
 const FIND: &str = "SELECT body_hash, answer FROM request WHERE idempotency_key = $1";
 const KEEP: &str = "INSERT INTO request (idempotency_key, body_hash, answer, at) VALUES ($1, $2, $3, $4)";
+/// Whoever was first has answered.
+const KEEP_FIRST: &str = "INSERT INTO request (idempotency_key, body_hash, answer, at) VALUES ($1, $2, $3, $4)
+    ON CONFLICT (idempotency_key) DO NOTHING";
 /// What a crash may ask for again has no age: `once` keys stay.
 const FORGET: &str = "DELETE FROM request WHERE idempotency_key IN (SELECT idempotency_key FROM request
     WHERE at < $1 AND idempotency_key NOT LIKE 'once %' ORDER BY at LIMIT $2)";
@@ -31,6 +34,21 @@ pub async fn keep(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     connection.execute(KEEP, &[key.into(), body_hash.as_slice().into(), answer.into(), now.into()]).await?;
+    Ok(())
+}
+
+/// Keeps an answer to a change that is made, unless there is one: a change is finished whatever was answered.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn keep_first(
+    connection: &mut Connection,
+    key: &str,
+    body_hash: &[u8; 32],
+    answer: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    connection.execute(KEEP_FIRST, &[key.into(), body_hash.as_slice().into(), answer.into(), now.into()]).await?;
     Ok(())
 }
 
