@@ -41,7 +41,8 @@ impl ApiKeys {
         body: Strict<CreateApiKey>,
     ) -> Result<Reply<ApiKeyCreated, 201>, Problem> {
         let (name, role, terms) = body.0.checked(ask.api.clock.now())?;
-        check(&ask, None, role, &[&terms]).await?;
+        check(&ask, &[&terms]).await?;
+        gives(&ask, None, role, &[&terms]).await?;
         let minted = api_key::mint(ask.api.gate.pepper(), KEY_ENVIRONMENT);
         let key = NewKey { id: minted.id, hash: minted.hash, name, role };
         let answer = ask.api.directory.issue_key(ask.tenant()?, key, terms, ask.change(), render_created).await?;
@@ -116,9 +117,12 @@ impl ApiKeys {
         let patch = body.0.checked(ask.api.clock.now())?;
         let key = found(&ask, &key_id)?;
         let terms = patch.terms_after(&key.terms);
-        check(&ask, Some(&key.id), key.role, &[&key.terms, &terms]).await?;
-        let own = ask.admitted.caller.as_ref().and_then(|caller| caller.api_key.as_ref());
-        if own == Some(&key.id) && terms.limits != key.terms.limits {
+        check(&ask, &[&key.terms, &terms]).await?;
+        // Another name hands nothing out.
+        if terms != key.terms {
+            gives(&ask, Some(&key.id), key.role, &[&key.terms, &terms]).await?;
+        }
+        if is_own(&ask, &key) && terms.limits != key.terms.limits {
             return Err(ask.deny("A key does not change its own limits.").await);
         }
         let (directory, edit) = (&ask.api.directory, Edit::Patch(patch));
@@ -150,7 +154,11 @@ impl ApiKeys {
         let expected = precondition::optional(&ask)?;
         let overlap_micros = body.0.checked()?;
         let key = found(&ask, &key_id)?;
-        check(&ask, Some(&key.id), key.role, &[&key.terms]).await?;
+        check(&ask, &[&key.terms]).await?;
+        // Nobody is given more than it has by a new secret of its own.
+        if !is_own(&ask, &key) {
+            gives(&ask, Some(&key.id), key.role, &[&key.terms]).await?;
+        }
         let minted = api_key::mint_again(ask.api.gate.pepper(), KEY_ENVIRONMENT, &key.id);
         let (directory, edit) = (&ask.api.directory, Edit::Rotate { hash: minted.hash, overlap_micros });
         let answer = directory.edit_key(ask.tenant()?, &key_id, edit, expected, ask.change(), render_created).await?;
@@ -184,10 +192,14 @@ fn found(ask: &Ask, id: &str) -> Result<ApiKey, Problem> {
     key.ok_or_else(|| Problem::new(Code::ApiKeyNotFound))
 }
 
+/// Is it the one that the caller asks with?
+fn is_own(ask: &Ask, key: &ApiKey) -> bool {
+    ask.admitted.caller.as_ref().is_some_and(|caller| caller.api_key.as_ref() == Some(&key.id))
+}
+
 /// Nobody lends out more than it has: a caller with scopes makes and opens only keys whose scopes its own cover, one that
-/// ends only keys that end no later, one with limits only keys that are limited as much, and whoever may not give what it
-/// has not only keys that may do no more than itself.
-async fn check(ask: &Ask, id: Option<&str>, role: Role, terms: &[&Terms]) -> Result<(), Problem> {
+/// ends only keys that end no later, one with limits only keys that are limited as much.
+async fn check(ask: &Ask, terms: &[&Terms]) -> Result<(), Problem> {
     let caller = ask.admitted.caller.as_ref();
     let all = |holds: &dyn Fn(&Terms, &Terms) -> bool| {
         caller.is_some_and(|caller| terms.iter().all(|terms| holds(&caller.terms, terms)))
@@ -201,6 +213,11 @@ async fn check(ask: &Ask, id: Option<&str>, role: Role, terms: &[&Terms]) -> Res
     if !all(&|own, terms| terms.are_limited_as(&own.limits)) {
         return Err(ask.deny("The caller's own key is limited more than that.").await);
     }
+    Ok(())
+}
+
+/// Whoever may not give what it has not makes and opens only keys that may do no more than itself.
+async fn gives(ask: &Ask, id: Option<&str>, role: Role, terms: &[&Terms]) -> Result<(), Problem> {
     let giver = ask.giver();
     if let Giver::Free = giver {
         return Ok(());

@@ -38,7 +38,7 @@ pub fn service_provider() -> Value {
         "authenticationSchemes": [{
             "type": "oauthbearertoken",
             "name": "API key",
-            "description": "An API key of the tenant as a bearer token; scopes users:* and groups:* suffice, with permissions:grant if groups have roles.",
+            "description": "An API key of the tenant as a bearer token; scopes users:* and groups:* suffice, with permissions:grant if groups have roles, if policies look at what it writes, or if it brings back or deletes people who were deactivated.",
             "primary": true,
         }],
         "meta": {"resourceType": "ServiceProviderConfig", "location": format!("{BASE}/ServiceProviderConfig")},

@@ -130,9 +130,7 @@ impl Gives for CreateUser {
 impl Gives for EditUser {
     fn gift(&self, world: World<'_>) -> Gift {
         let Some(before) = world.people.user(self.id).map(|user| &user.profile) else { return Gift::default() };
-        let after = self.edit.of(before);
-        let gift = Gift::of_profile(world, self.id, Some(before), &after);
-        if after.active && !before.active { gift.and(Gift::of_return(world, self.id)) } else { gift }
+        Gift::of_edit(world, self.id, before, &self.edit.of(before))
     }
 }
 

@@ -522,6 +522,14 @@ async fn a_key_with_scopes_hands_out_no_more_than_it_has() {
         patch(&acme.api, &path, json!({"active": false})).await;
         held(change(&pusher, Method::PATCH, &path, "*", json!({"active": true})).await, everything);
         change(&granting, Method::PATCH, &path, "*", json!({"active": true})).await.ok();
+        // Nor does anybody come back by being unlinked from its tokens, or deleted.
+        let subjects = json!([{"issuer": "https://id.example.com", "subject": "00u7"}]);
+        patch(&acme.api, &path, json!({"subjects": subjects, "active": false})).await;
+        held(change(&pusher, Method::PATCH, &path, "*", json!({"subjects": []})).await, "permissions:grant");
+        let whole = json!({"userName": "bob", "active": false});
+        held(change(&pusher, Method::PUT, &path, "*", whole).await, "permissions:grant");
+        held(change(&pusher, Method::DELETE, &path, "*", Value::Null).await, "permissions:grant");
+        patch(&acme.api, &path, json!({"subjects": [], "active": true})).await;
 
         // Roles: given, laid down and widened.
         let (of_roles, of_roles_id) = key(&["roleAssignments:*", "roles:*", "policies:*", "usage:read"]).await;
@@ -555,6 +563,17 @@ async fn a_key_with_scopes_hands_out_no_more_than_it_has() {
         let (of_keys, _) = key(&["apiKeys:*", "providerSecrets:*"]).await;
         let body = json!({"name": "lender", "role": "reporter", "scopes": ["providerSecrets:lease"]});
         held(of_keys.post(&format!("/v1/tenants/{}/api-keys", acme.id), &body).await, "providerSecrets:lease");
+        // What is denied to it under some condition keeps it neither from another secret nor from another name.
+        let condition = json!({"attribute": "context.ip", "operator": "inNetwork", "values": ["192.0.2.0/24"]});
+        let denial = json!({"name": "abroad", "effect": "deny", "permissions": ["apiKeys:create"],
+            "subjects": [{"type": "everybody"}], "condition": condition});
+        let denial = format!("/v1/policies/{}", id_of(&add(&acme, "/v1/policies", denial).await));
+        let (renewing, renewing_id) = key(&["apiKeys:*", "usage:read"]).await;
+        let path = format!("/v1/tenants/{}/api-keys/{renewing_id}", acme.id);
+        change(&renewing, Method::PATCH, &path, "*", json!({"name": "renamed"})).await.ok();
+        held(change(&renewing, Method::PATCH, &path, "*", json!({"scopes": ["apiKeys:*"]})).await, "apiKeys:create");
+        renewing.post(&format!("{path}/rotate"), &json!({})).await.ok();
+        change(&acme.api, Method::DELETE, &denial, "*", Value::Null).await.ok();
 
         let records = acme.audit().await;
         let denied = records.iter().filter(|record| record["payload"]["permission"] == everything).count();

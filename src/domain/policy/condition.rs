@@ -209,6 +209,12 @@ impl Condition {
         }
     }
 
+    /// May it hold for one subject and not for another?
+    #[must_use]
+    pub fn depends_on_subject(&self) -> bool {
+        self.has_relation() || self.looks_at_subject(&|_| true)
+    }
+
     /// Reads a condition; what is wrong with it is told by pointers below `pointer`.
     #[must_use]
     pub fn read(value: &Value, pointer: &str, flaws: &mut Vec<Flaw>) -> Option<Condition> {

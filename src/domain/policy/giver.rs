@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::books::PolicyBooks;
 use super::ceiling::{BuiltIn, is_kept};
+use super::condition::Condition;
 use super::statement::{Effect, PolicyTerms, Subject};
 use crate::domain::api_key::Terms;
 use crate::domain::ids::{GroupId, UserId};
@@ -39,6 +40,17 @@ impl World<'_> {
     fn about(&self, effect: Effect, is_about: impl Fn(&Subject) -> bool) -> impl Iterator<Item = &PolicyTerms> {
         let terms = self.policies.policies().map(|policy| &policy.terms);
         terms.filter(move |terms| terms.enabled && terms.effect == effect && terms.subjects.iter().any(&is_about))
+    }
+
+    /// Permissions of those that have a condition such as this.
+    fn under(
+        &self,
+        effect: Effect,
+        is_about: impl Fn(&Subject) -> bool,
+        looks: impl Fn(&Condition) -> bool,
+    ) -> impl Iterator<Item = Pattern> {
+        let found = self.about(effect, is_about).filter(move |terms| terms.condition.as_ref().is_some_and(&looks));
+        found.flat_map(|terms| terms.permissions.iter().cloned())
     }
 
     /// The roles that a group gives, itself and by those above it; and these groups.
@@ -82,14 +94,16 @@ impl Gift {
     pub fn of_role(world: World<'_>, name: &str) -> Gift {
         let mut gift = Gift::default();
         gift.gives_role(world, name);
+        gift.turns(world, looks_at_roles);
         gift
     }
 
-    /// Of a role that is taken back: it may be denied something.
+    /// Of a role that is taken back: it may be denied something, or be what a condition looks for.
     #[must_use]
     pub fn of_role_taken(world: World<'_>, name: &str) -> Gift {
         let mut gift = Gift::default();
         gift.lifts(world, |subject| *subject == Subject::Role(name.to_owned()));
+        gift.turns(world, looks_at_roles);
         gift
     }
 
@@ -98,6 +112,9 @@ impl Gift {
     pub fn of_entering(world: World<'_>, group: GroupId) -> Gift {
         let mut gift = Gift::default();
         let (roles, groups) = world.above(group);
+        if !roles.is_empty() {
+            gift.turns(world, looks_at_roles);
+        }
         roles.into_iter().for_each(|role| gift.gives_role(world, role));
         gift.allows(world, |subject| matches!(subject, Subject::Group(id) if groups.contains(id)));
         gift
@@ -108,6 +125,9 @@ impl Gift {
     pub fn of_leaving(world: World<'_>, group: GroupId) -> Gift {
         let mut gift = Gift::default();
         let (roles, groups) = world.above(group);
+        if !roles.is_empty() {
+            gift.turns(world, looks_at_roles);
+        }
         gift.lifts(world, |subject| match subject {
             Subject::Role(name) => roles.contains(name.as_str()),
             Subject::Group(id) => groups.contains(id),
@@ -116,7 +136,8 @@ impl Gift {
         gift
     }
 
-    /// Of a user who comes back.
+    /// Of a user who comes back. Until then it is denied everything, so that no denial ends; whatever allows it something
+    /// counts, also what looks at its roles.
     #[must_use]
     pub fn of_return(world: World<'_>, user: UserId) -> Gift {
         let mut gift = Gift::default();
@@ -126,13 +147,22 @@ impl Gift {
         gift
     }
 
-    /// Of a user whom the books forget.
+    /// Of a user whom the books forget, or whose tokens they no longer know: those are judged by what they claim.
     #[must_use]
     pub fn of_forgetting(world: World<'_>, user: UserId) -> Gift {
         let mut gift = Gift::default();
-        // What everybody is denied, whoever is unknown is denied as well.
+        // What everybody is denied, whoever is unknown is denied as well, unless it depends on who that is.
         let is_user = world.is_user(user);
         gift.lifts(world, |subject| *subject != Subject::Everybody && is_user(subject));
+        let is_everybody = |subject: &Subject| *subject == Subject::Everybody;
+        gift.lifted.extend(world.under(Effect::Deny, is_everybody, Condition::depends_on_subject));
+        if let Some(user) = world.people.user(user).filter(|user| !user.profile.subjects.is_empty()) {
+            gift.allowed.extend(world.under(Effect::Allow, is_everybody, Condition::depends_on_subject));
+            // Whoever is shut out would be back, with all that its tokens claim.
+            if !user.profile.active {
+                gift.lifted.extend(format!("{}:{}", GRANT.0, GRANT.1).parse::<Pattern>());
+            }
+        }
         gift
     }
 
@@ -142,17 +172,20 @@ impl Gift {
         let mut gift = Gift::default();
         let changed = seen_changes(before, after);
         let is_user = world.is_user(user);
-        let given = |effect: Effect, kept: &mut BTreeSet<Pattern>| {
-            for terms in world.about(effect, &is_user) {
-                let condition = terms.condition.as_ref();
-                if condition.is_some_and(|condition| condition.looks_at_subject(&|name| changed.contains(name))) {
-                    kept.extend(terms.permissions.iter().cloned());
-                }
-            }
-        };
-        given(Effect::Allow, &mut gift.allowed);
-        given(Effect::Deny, &mut gift.lifted);
+        let looks = |condition: &Condition| condition.looks_at_subject(&|name| changed.contains(name));
+        gift.allowed.extend(world.under(Effect::Allow, &is_user, looks));
+        gift.lifted.extend(world.under(Effect::Deny, &is_user, looks));
         gift
+    }
+
+    /// Of another profile of a user who is there: what its attributes do, its return, and tokens that no longer mean it.
+    #[must_use]
+    pub fn of_edit(world: World<'_>, user: UserId, before: &Profile, after: &Profile) -> Gift {
+        let mut gift = Gift::of_profile(world, user, Some(before), after);
+        if before.subjects.iter().any(|subject| !after.subjects.contains(subject)) {
+            gift = gift.and(Gift::of_forgetting(world, user));
+        }
+        if after.active && !before.active { gift.and(Gift::of_return(world, user)) } else { gift }
     }
 
     /// Of a role's other terms; of a new one's, what it is going to give.
@@ -224,6 +257,12 @@ impl Gift {
         self.allows(world, |subject| *subject == Subject::Role(name.to_owned()));
     }
 
+    /// What conditions such as these may allow from now on, or no longer deny, whomever their policies are about.
+    fn turns(&mut self, world: World<'_>, looks: impl Fn(&Condition) -> bool) {
+        self.allowed.extend(world.under(Effect::Allow, |_| true, &looks));
+        self.lifted.extend(world.under(Effect::Deny, |_| true, &looks));
+    }
+
     fn allows(&mut self, world: World<'_>, is_about: impl Fn(&Subject) -> bool) {
         self.allowed.extend(world.about(Effect::Allow, is_about).flat_map(|terms| terms.permissions.clone()));
     }
@@ -252,7 +291,11 @@ impl Gift {
     }
 }
 
-/// Names of a subject's attributes, as conditions call them, that differ.
+fn looks_at_roles(condition: &Condition) -> bool {
+    condition.looks_at_subject(&|name| name == "roles")
+}
+
+/// Names of a subject's attributes, as conditions call them, that differ. One that is not there is as one that is null.
 fn seen_changes(before: Option<&Profile>, after: &Profile) -> BTreeSet<String> {
     let seen = |profile: &Profile| {
         let primary = profile.emails.iter().find(|email| email.primary).or(profile.emails.first());
@@ -261,6 +304,7 @@ fn seen_changes(before: Option<&Profile>, after: &Profile) -> BTreeSet<String> {
         seen.insert("displayName".into(), profile.display_name.clone().into());
         seen.insert("externalId".into(), profile.external_id.clone().into());
         seen.insert("email".into(), primary.map(|email| email.value.clone()).into());
+        seen.retain(|_, value| !value.is_null());
         seen
     };
     let (before, after) = (before.map(seen).unwrap_or_default(), seen(after));

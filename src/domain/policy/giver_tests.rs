@@ -15,7 +15,7 @@ use crate::domain::api_key::Terms;
 use crate::domain::ids::{GroupId, PolicyId, RoleAssignmentId, UserId};
 use crate::domain::organization::group::{self, Group, Member};
 use crate::domain::organization::role::{Holder, RoleAssignment};
-use crate::domain::organization::user::{Profile, User};
+use crate::domain::organization::user::{Email, IssuedSubject, Profile, User};
 use crate::domain::organization::{Limits, Organization};
 use crate::domain::permission::Pattern;
 use crate::domain::tenant::Role;
@@ -296,4 +296,118 @@ fn what_a_credential_has_itself_it_may_give_and_a_condition_is_no_more_than_noth
     let books = Books::new().policy(policy(Effect::Deny, Subject::Everybody, &["policies:*"]));
     let gift = Gift::of_policy(Some(&policy(Effect::Deny, Subject::Everybody, &["policies:*"])), None);
     lacks(&books, &key, &gift, None);
+}
+
+/// Whoever has this role, or has it not.
+fn by_role(effect: Effect, role: &str) -> PolicyTerms {
+    let condition = json!({"not": {"attribute": "subject.roles", "operator": "contains", "values": [role]}});
+    let condition = Condition::read(&condition, "", &mut Vec::new());
+    assert!(condition.is_some());
+    PolicyTerms { condition, ..policy(effect, Subject::Everybody, &["quotas:replace"]) }
+}
+
+#[test]
+fn a_role_that_a_condition_looks_at_gives_what_the_condition_does() {
+    let key = scoped(&["groups:*", "usage:*"]);
+    for effect in [Effect::Allow, Effect::Deny] {
+        let books = Books::new().policy(by_role(effect, "analyst"));
+        let world = books.world();
+        for gift in [Gift::of_role(world, "analyst"), Gift::of_role_taken(world, "analyst")] {
+            lacks(&books, &key, &gift, Some("quotas:replace"));
+        }
+        // A group that gives no role changes nobody's.
+        for gift in [Gift::of_entering(world, group(1)), Gift::of_leaving(world, group(1))] {
+            assert_eq!(gift, Gift::default());
+        }
+        let books = books.gives("analyst", Holder::Group(group(2)));
+        let world = books.world();
+        for gift in [Gift::of_entering(world, group(1)), Gift::of_leaving(world, group(1))] {
+            lacks(&books, &key, &gift, Some("quotas:replace"));
+        }
+        let missing = (effect == Effect::Allow).then_some("quotas:replace");
+        lacks(&books, &scoped(&["usage:*"]), &Gift::of_return(world, user(1)), missing);
+        let off = Books::new().policy(PolicyTerms { enabled: false, ..by_role(effect, "analyst") });
+        lacks(&off, &scoped(&["usage:*"]), &Gift::of_role_taken(off.world(), "analyst"), None);
+    }
+}
+
+fn linked(active: bool) -> Profile {
+    let subjects = vec![IssuedSubject { subject: "00u1".into(), issuer: "https://id.example.com".into() }];
+    Profile { subjects, active, ..Profile::named("ada") }
+}
+
+impl Books {
+    fn with(mut self, profile: Profile) -> Books {
+        let ada = User { id: user(1), profile, version: 2, created_at: NOW, updated_at: NOW };
+        self.people.put_user(ada, &LIMITS).unwrap();
+        self
+    }
+}
+
+/// Of an edit of the user who is there.
+fn of_edit(books: &Books, edit: impl Fn(&mut Profile)) -> Gift {
+    let before = &books.people.user(user(1)).unwrap().profile;
+    let mut after = before.clone();
+    edit(&mut after);
+    Gift::of_edit(books.world(), user(1), before, &after)
+}
+
+#[test]
+fn whose_tokens_are_no_longer_known_is_as_if_forgotten() {
+    let key = scoped(&["users:*", "usage:read"]);
+    let unlinked = |books: &Books| of_edit(books, |profile| profile.subjects.clear());
+    let renamed = |books: &Books| of_edit(books, |profile| profile.display_name = "Ada".into());
+    // Nobody is denied anything.
+    let books = Books::new().with(linked(true));
+    lacks(&books, &key, &unlinked(&books), None);
+    let denial = policy(Effect::Deny, Subject::User(user(1)), &["quotas:replace"]);
+    let books = Books::new().with(linked(true)).policy(denial);
+    lacks(&books, &key, &unlinked(&books), Some("quotas:replace"));
+    lacks(&books, &key, &renamed(&books), None);
+    // Whoever is shut out is not let in again.
+    let books = Books::new().with(linked(false));
+    lacks(&books, &key, &unlinked(&books), Some("permissions:grant"));
+    lacks(&books, &key, &Gift::of_forgetting(books.world(), user(1)), Some("permissions:grant"));
+    lacks(&books, &key, &renamed(&books), None);
+    // Nobody's tokens mean this one.
+    let books = Books::new().with(Profile { active: false, ..Profile::named("ada") });
+    lacks(&books, &key, &Gift::of_forgetting(books.world(), user(1)), None);
+}
+
+#[test]
+fn what_everybody_is_denied_by_who_he_is_ends_when_he_is_forgotten() {
+    let key = scoped(&["users:*", "usage:read"]);
+    let denial = policy(Effect::Deny, Subject::Everybody, &["quotas:replace"]);
+    let by_ip = json!({"attribute": "context.ip", "operator": "equals", "values": ["192.0.2.1"]});
+    let by_ip = Condition::read(&by_ip, "", &mut Vec::new());
+    let by_relation = Condition::read(&json!({"relation": "viewer", "object": "doc:1"}), "", &mut Vec::new());
+    assert!(by_ip.is_some() && by_relation.is_some());
+    for (condition, ends) in [(None, false), (by_ip, false), (of_finance(), true), (by_relation, true)] {
+        let books = Books::new().policy(PolicyTerms { condition, ..denial.clone() });
+        let gift = Gift::of_forgetting(books.world(), user(1));
+        lacks(&books, &key, &gift, ends.then_some("quotas:replace"));
+    }
+    // What is allowed to whoever is somebody, only if somebody's tokens are left over.
+    let allowed = PolicyTerms { effect: Effect::Allow, ..by_role(Effect::Allow, "analyst") };
+    for (profile, missing) in [(Profile::named("ada"), None), (linked(true), Some("quotas:replace"))] {
+        let books = Books::new().policy(allowed.clone()).with(profile);
+        lacks(&books, &key, &Gift::of_forgetting(books.world(), user(1)), missing);
+    }
+}
+
+#[test]
+fn an_attribute_that_a_new_user_does_not_have_is_not_set() {
+    let key = scoped(&["users:*", "usage:read"]);
+    for name in ["externalId", "email"] {
+        let condition = json!({"attribute": format!("subject.{name}"), "operator": "exists"});
+        let condition = Condition::read(&condition, "", &mut Vec::new());
+        assert!(condition.is_some());
+        let terms = PolicyTerms { condition, ..policy(Effect::Allow, Subject::Everybody, &["quotas:replace"]) };
+        let books = Books::new().policy(terms);
+        let of = |profile: &Profile| Gift::of_profile(books.world(), user(2), None, profile);
+        lacks(&books, &key, &of(&Profile::named("bob")), None);
+        let email = Email { value: "bob@example.com".into(), kind: None, primary: true };
+        let whole = Profile { external_id: Some("e".into()), emails: vec![email], ..Profile::named("bob") };
+        lacks(&books, &key, &of(&whole), Some("quotas:replace"));
+    }
 }
