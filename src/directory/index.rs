@@ -229,9 +229,6 @@ mod tests {
         let owner = |number| Some(TenantId(Uuid::from_u128(number)));
         let of = |id: &str| tables.external_ids.iter().find(|(known, _)| known.id == id).map(|(_, tenant)| *tenant);
         assert_eq!((of("x"), of("y")), (owner(2), owner(1)));
-        assert_eq!(
-            (tables.slugs.get("acme").copied(), tables.slugs.get("globex").copied()),
-            (owner(2), owner(1))
-        );
+        assert_eq!((tables.slugs.get("acme").copied(), tables.slugs.get("globex").copied()), (owner(2), owner(1)));
     }
 }
