@@ -43,6 +43,7 @@ impl State {
             Ok(()) => Ok(()),
             // Another node has it for longer than one waits: nothing is known to be wrong.
             Err(StoreError::Retryable(reason)) => {
+                tracing::warn!(reason, "the catalogue cannot be changed now, callers must come back");
                 self.give_up().await;
                 Err(Refused::Unavailable(reason))
             }

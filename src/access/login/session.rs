@@ -63,6 +63,7 @@ pub struct SessionView {
 
 /// A browser that has a session.
 pub struct Entered {
+    pub(super) id: SessionId,
     /// `Set-Cookie` lines.
     pub cookies: Vec<String>,
     pub return_to: String,
@@ -137,7 +138,7 @@ impl Login {
             self.cookies.set(Cookie::Session, &self.mint.write(secret), left),
             self.cookies.set(Cookie::Csrf, &view.csrf_token, left),
         ];
-        Entered { cookies, return_to, view }
+        Entered { id: live.session.id, cookies, return_to, view }
     }
 
     fn sealed(&self, id: SessionId, document: &Document) -> String {
