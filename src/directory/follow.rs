@@ -61,7 +61,7 @@ impl State {
         for _ in 0..CLAIMS_MAX {
             connection.begin().await?;
             if news::claim(connection, self.version).await? {
-                self.platform_head = audit::head(connection).await?;
+                self.platform_head = audit::head_after(connection, self.platform_head).await?;
                 return Ok(());
             }
             connection.rollback().await?;

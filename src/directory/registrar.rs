@@ -278,12 +278,21 @@ impl State {
             let admins = platform_admin::all(&mut connection).await.map_err(|error| unavailable(&error))?;
             let flags = flag::all(&mut connection).await.map_err(|error| unavailable(&error))?;
             self.birth.index.put_flags(flags);
-            self.platform_head = audit::head(&mut connection).await.map_err(|error| unavailable(&error))?;
+            self.platform_head = self.head_in(&mut connection).await.map_err(|error| unavailable(&error))?;
             self.birth.index.load(rows.into_iter().map(|row| (row.tenant, row.head)).collect(), keys, admins);
             self.connection = Some(connection);
         }
         // Just filled; an absent one here would be a slip of ours, told as what it is to the caller.
         self.connection.as_mut().ok_or_else(|| Refused::Unavailable("no connection to the control database".into()))
+    }
+
+    /// The head of the platform's chain, which nobody may have cut behind our back.
+    pub(super) async fn head_in(&self, connection: &mut Connection) -> Result<Head, StoreError> {
+        let found = audit::head_after(connection, self.platform_head).await;
+        if let Err(StoreError::Untrusted(problem)) = &found {
+            tracing::error!(problem, "the platform is not changed any more: its audit chain was tampered with");
+        }
+        found
     }
 
     /// An error after `begin` leaves the connection, and what we believe the catalogue holds, in doubt.

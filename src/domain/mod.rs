@@ -11,6 +11,7 @@
 //! - [`organization`]: a tenant's users and groups, who is in which, and who has which role.
 //! - [`notice`]: what deserves an alert, once.
 //! - [`chain`]: the audit chain: canonical bytes, link, verify.
+//! - [`ledger_proof`]: whether the ledger holds what the chain says was counted.
 //! - [`books`]: a tenant's [`books::Books`], and the [`books::Posting`] that moves them from one commit to the next.
 //! - [`burn`]: how fast a budget burns.
 //! - `grouping`: how a batch is taken apart before it is counted.
@@ -47,6 +48,7 @@ pub mod flag;
 mod grouping;
 pub mod ids;
 pub mod job;
+pub mod ledger_proof;
 pub mod notice;
 pub mod organization;
 pub mod period;

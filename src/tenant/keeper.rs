@@ -137,7 +137,7 @@ impl State {
         match audit {
             Audit::Append { entry, once, now, reply } => self.queue.push(Work::Append { entry, once, now, reply }),
             Audit::Page { query, reply } => read::chain(&self.store, &self.books, query, reply),
-            Audit::Verify { reply } => read::verify(&self.store, &self.books, reply),
+            Audit::Verify { stop, reply } => read::verify(&self.store, &self.books, stop, reply),
         }
     }
 

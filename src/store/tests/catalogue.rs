@@ -5,7 +5,7 @@ use crate::domain::api_key::{ApiKey, Previous, Terms};
 use crate::domain::chain::{self, Hash, Head};
 use crate::domain::ids::TenantId;
 use crate::domain::rate_limit::{Class, Policy};
-use crate::domain::report::Quarantined;
+use crate::domain::report::{ChainQuery, Quarantined};
 use crate::domain::tenant::{ExternalId, Lifecycle, Role, Tenant};
 use crate::domain::usage::Refusal;
 use crate::store::catalogue;
@@ -247,4 +247,20 @@ async fn the_platform_has_a_chain_of_its_own(house: &House) {
     }
     let report = audit::verify(&mut connection, audit::PLATFORM_CHAIN).await.unwrap();
     assert_eq!((report.head, report.broken), (head, None));
+
+    // Whoever has seen more, or something else, does not go on from there.
+    let first = audit::page(&mut connection, ChainQuery { after: 0, limit: 1 }).await.unwrap().items.remove(0).link;
+    let first = Head { seq: 1, hash: Hash(first.hash) };
+    for known in [Head::EMPTY, first, head] {
+        assert_eq!(audit::head_after(&mut connection, known).await.unwrap(), head);
+    }
+    let other = Head { hash: Hash([1; 32]), ..first };
+    let cut = "UPDATE platform SET head_seq = 1, head_hash = (SELECT hash FROM audit_record WHERE seq = 1)";
+    for known in [other, Head { seq: 4, ..head }] {
+        let refused = audit::head_after(&mut connection, known).await;
+        assert!(matches!(&refused, Err(StoreError::Untrusted(problem)) if problem.contains("chain")), "{refused:?}");
+    }
+    connection.execute(cut, &[]).await.unwrap();
+    assert_eq!(audit::head_after(&mut connection, first).await.unwrap(), first);
+    assert!(matches!(audit::head_after(&mut connection, head).await, Err(StoreError::Untrusted(_))));
 }

@@ -137,9 +137,11 @@ impl House {
 
     /// What makes the append-only tables changeable, for tests that forge.
     pub(super) async fn unlock(&self, tenant: TenantId) {
-        let on = if self.is_sqlite() { "" } else { " ON audit_record" };
-        self.tamper(tenant, &format!("DROP TRIGGER audit_record_keeps_rows{on}")).await;
-        self.tamper(tenant, &format!("DROP TRIGGER audit_record_keeps_all{on}")).await;
+        for table in ["audit_record", "usage_ledger"] {
+            let on = if self.is_sqlite() { String::new() } else { format!(" ON {table}") };
+            self.tamper(tenant, &format!("DROP TRIGGER IF EXISTS {table}_keeps_rows{on}")).await;
+            self.tamper(tenant, &format!("DROP TRIGGER IF EXISTS {table}_keeps_all{on}")).await;
+        }
     }
 }
 
