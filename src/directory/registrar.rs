@@ -86,6 +86,11 @@ pub(super) enum Message {
         head: Head,
         awake: bool,
     },
+    /// When API keys were last used.
+    NoteKeyUses {
+        uses: Vec<(String, Timestamp)>,
+        reply: RpcReplyPort<Result<(), Refused>>,
+    },
     /// What a resource of the platform's brings whole; see [`super::task`].
     Task(Task),
     /// Look what other nodes have changed.
@@ -246,6 +251,7 @@ impl Actor for Registrar {
             }
             Message::Retried { tenant, rows, reply } => answer(reply, state.retried(tenant, rows).await),
             Message::Remember { tenant, head, awake } => state.remember(tenant, head, awake).await,
+            Message::NoteKeyUses { uses, reply } => answer(reply, state.note_key_uses(&uses).await),
             Message::Task(task) => Box::pin(state.task(task)).await,
             Message::Follow => {
                 state.follow().await;
