@@ -1,8 +1,13 @@
 //! What several nodes, or a node and its next life, do to one control database, on both engines.
 
+use std::io::Write;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::sync::mpsc;
+use tracing_subscriber::Registry;
+use tracing_subscriber::layer::SubscriberExt;
 
 use super::handle::Handle;
 use super::key_use::PIECE_USES_MAX;
@@ -17,6 +22,7 @@ use crate::domain::time::{MICROS_PER_DAY, Timestamp};
 use crate::store::database::{Connection, Store};
 use crate::store::tests::harness::{House, NOW};
 use crate::store::{api_key, catalogue, news};
+use crate::telemetry::logs::JsonLines;
 
 crate::store::tests::conformance!(
     uses_of_keys_are_written_in_pieces_that_others_come_between,
@@ -34,11 +40,10 @@ async fn node(store: Store) -> Handle {
     open(store, settings, Clock::system(), mpsc::channel(1).0).await.unwrap()
 }
 
-/// So many keys of a tenant's, in the control database.
-async fn keys(house: &House, store: &Store, count: usize) -> Vec<String> {
-    let tenant = Tenant {
+fn tenant(slug: &str) -> Tenant {
+    Tenant {
         id: TenantId(crate::clock::new_id()),
-        slug: "acme".into(),
+        slug: slug.into(),
         name: "Acme".into(),
         tier: "standard".into(),
         time_zone: "UTC".into(),
@@ -47,7 +52,12 @@ async fn keys(house: &House, store: &Store, count: usize) -> Vec<String> {
         settings: "{}".into(),
         created_at: NOW,
         updated_at: NOW,
-    };
+    }
+}
+
+/// So many keys of a tenant's, in the control database.
+async fn keys(house: &House, store: &Store, count: usize) -> Vec<String> {
+    let tenant = tenant("acme");
     let mut connection = store.control_again().await.unwrap();
     catalogue::insert_tenant(&mut connection, &tenant).await.unwrap();
     house.keys(&mut connection, &tenant, i64::try_from(count).unwrap()).await
@@ -102,4 +112,70 @@ async fn uses_of_keys_wait_for_no_change_that_another_node_makes(house: &House) 
     tokio::time::timeout(Duration::from_secs(1), node.write_key_uses()).await.expect("it waits for nobody");
     let mut reader = node.control_reader().await.unwrap();
     assert_eq!(api_key::uses(&mut reader).await.unwrap().len(), ids.len());
+}
+
+#[derive(Clone, Default)]
+struct Paper(Arc<Mutex<Vec<u8>>>);
+
+impl Paper {
+    /// The levels of the lines that a room has written.
+    fn levels(&self, room: &str) -> Vec<String> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.filter(|line| line["target"] == room).map(|line| line["level"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+impl Write for Paper {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// On-call read one line for each of four looks in a second.
+#[tokio::test]
+async fn a_node_that_cannot_read_what_others_change_says_so_once_and_asks_less_often() {
+    House::on_postgres().run(cut_off).await;
+}
+
+async fn cut_off(house: &House) {
+    let (paper, recorder) = (Paper::default(), PrometheusBuilder::new().build_recorder());
+    let writer = paper.clone();
+    let lines = JsonLines::new(move || writer.clone(), Clock::system());
+    // With one subscriber alone, a line that a neighbour's thread comes to first would be taken for one that nobody reads.
+    let _another = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
+    let _written = tracing::subscriber::set_default(Registry::default().with(lines));
+    let _counted = metrics::set_default_local_recorder(&recorder);
+    let failures = || {
+        let text = recorder.handle().render();
+        let line = text.lines().find_map(|line| line.strip_prefix("platform_api_catalogue_poll_failures_total "));
+        line.map_or(0, |count| count.parse::<i64>().unwrap())
+    };
+    let said = || paper.levels("platform_api::directory::follow");
+    let store = house.store().await;
+    let node = node(store.clone()).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!((failures(), said()), (0, Vec::new()));
+
+    house.admit(false).await;
+    // After 0, 250, 750 and 1,750 ms, or up to a quarter later; then after 3,750.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!((3..=5).contains(&failures()), "{} looks failed", failures());
+    assert_eq!(said(), ["WARN"]);
+
+    house.admit(true).await;
+    let acme = tenant("acme");
+    let mut other = store.control_again().await.unwrap();
+    catalogue::insert_tenant(&mut other, &acme).await.unwrap();
+    let known = async {
+        while node.tenant(acme.id).is_none() || said().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), known).await.expect("it comes back by itself");
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(said(), ["WARN", "INFO"]);
 }

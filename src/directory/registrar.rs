@@ -174,6 +174,8 @@ pub(super) struct State {
     pub(super) platform_head: Head,
     /// The last change of the catalogue that the index shows.
     pub(super) version: i64,
+    /// Looks at what other nodes have changed that have failed in a row.
+    pub(super) failed_looks: i64,
 }
 
 /// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended.
@@ -230,7 +232,7 @@ impl Actor for Registrar {
         if birth.store.followed_every().is_some() {
             let _ = myself.cast(Message::Follow);
         }
-        Ok(State { birth, connection: None, platform_head: Head::EMPTY, version: 0 })
+        Ok(State { birth, connection: None, platform_head: Head::EMPTY, version: 0, failed_looks: 0 })
     }
 
     async fn handle(
@@ -255,8 +257,8 @@ impl Actor for Registrar {
             Message::Task(task) => Box::pin(state.task(task)).await,
             Message::Follow => {
                 state.follow().await;
-                if let Some(every) = state.birth.store.followed_every() {
-                    myself.send_after(every, || Message::Follow);
+                if let Some(pause) = state.pause_of_looks() {
+                    myself.send_after(pause, || Message::Follow);
                 }
             }
             Message::Probe { reply } => answer(reply, state.probe().await),
@@ -269,7 +271,7 @@ fn answer<T>(reply: RpcReplyPort<Result<T, Refused>>, result: Result<T, Refused>
     let _ = reply.send(result);
 }
 
-fn unavailable(error: &StoreError) -> Refused {
+pub(super) fn unavailable(error: &StoreError) -> Refused {
     Refused::Unavailable(error.to_string())
 }
 

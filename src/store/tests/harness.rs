@@ -89,6 +89,18 @@ impl House {
         }
     }
 
+    /// Postgres throws everybody out of the control database, and lets nobody in, until it is told to.
+    pub(crate) async fn admit(&self, yes: bool) {
+        let mut connection = PgConnection::connect(&server()).await.unwrap();
+        let name = &self.control;
+        let admit = format!("ALTER DATABASE \"{name}\" ALLOW_CONNECTIONS {yes}");
+        connection.execute(AssertSqlSafe(admit)).await.unwrap();
+        if !yes {
+            let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
+            connection.execute(AssertSqlSafe(end)).await.unwrap();
+        }
+    }
+
     pub(crate) fn is_sqlite(&self) -> bool {
         self.directory.is_some()
     }
