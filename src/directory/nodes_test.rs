@@ -6,19 +6,25 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::Registry;
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::handle::Handle;
 use super::key_use::PIECE_USES_MAX;
 use super::task::{Change, Halt, untold};
+use super::tests::begun_and_gone;
 use super::{Settings, open};
 use crate::clock::Clock;
+use crate::config;
 use crate::domain::chain::Entry;
 use crate::domain::ids::TenantId;
+use crate::domain::job::State;
 use crate::domain::request::{Answer, Request};
 use crate::domain::tenant::{Lifecycle, Tenant};
 use crate::domain::time::{MICROS_PER_DAY, Timestamp};
+use crate::jobs::kinds::Tools;
+use crate::jobs::runner::Runner;
 use crate::store::database::{Connection, Store};
 use crate::store::tests::harness::{House, NOW};
 use crate::store::{api_key, catalogue, news};
@@ -27,17 +33,25 @@ use crate::telemetry::logs::JsonLines;
 crate::store::tests::conformance!(
     uses_of_keys_are_written_in_pieces_that_others_come_between,
     uses_of_keys_wait_for_no_change_that_another_node_makes,
+    what_a_dead_process_left_is_taken_up_at_once_only_where_it_was_the_one_owner,
 );
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn node(store: Store) -> Handle {
     let settings = Settings {
-        tenants: crate::config::Tenants::default(),
+        tenants: config::Tenants::default(),
         retention_micros: MICROS_PER_DAY,
         routing: std::sync::Arc::default(),
         reconcile: crate::domain::reconcile::Terms::default(),
-        lease_micros: crate::config::Jobs::default().lease_micros(),
+        lease_micros: jobs().lease_micros(),
     };
     open(store, settings, Clock::system(), mpsc::channel(1).0).await.unwrap()
+}
+
+/// With a lease that no test waits for.
+fn jobs() -> config::Jobs {
+    config::Jobs { lease_ms: 3_600_000, ..config::Jobs::default() }
 }
 
 fn tenant(slug: &str) -> Tenant {
@@ -112,6 +126,41 @@ async fn uses_of_keys_wait_for_no_change_that_another_node_makes(house: &House) 
     tokio::time::timeout(Duration::from_secs(1), node.write_key_uses()).await.expect("it waits for nobody");
     let mut reader = node.control_reader().await.unwrap();
     assert_eq!(api_key::uses(&mut reader).await.unwrap().len(), ids.len());
+}
+
+/// A change whose process is gone the moment after it was made. On Postgres, for all that the next one knows, it may be
+/// alive.
+async fn what_a_dead_process_left_is_taken_up_at_once_only_where_it_was_the_one_owner(house: &House) {
+    let node = node(house.store().await).await;
+    let (tenant, held) = begun_and_gone(&node, "acme").await;
+    node.drain(PATIENCE).await;
+    assert_eq!(
+        node.job(held.id).await.unwrap().unwrap(),
+        held,
+        "nobody in this process holds it, so it stays as it is"
+    );
+    drop(node);
+
+    let node = self::node(house.store().await).await;
+    let stop = CancellationToken::new();
+    let runner = Runner::new(node.clone(), Clock::system(), jobs(), &Tools::default());
+    let running = tokio::spawn(runner.run(stop.clone()));
+    if house.is_sqlite() {
+        let finished = async {
+            while node.lifecycle(tenant) != Some(Lifecycle::Active) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, finished).await.expect("it is finished long before the lease is over");
+        let job = node.job(held.id).await.unwrap().unwrap();
+        assert_eq!((job.state, job.attempts, job.error.as_str()), (State::Succeeded, 2, ""));
+    } else {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(node.job(held.id).await.unwrap().unwrap(), held);
+    }
+    stop.cancel();
+    running.await.unwrap();
+    node.drain(PATIENCE).await;
 }
 
 #[derive(Clone, Default)]

@@ -178,9 +178,16 @@ pub(super) struct State {
     pub(super) failed_looks: i64,
 }
 
-/// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended.
+/// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended. Where it
+/// can only have been the last owner who held a job, nobody waits for its lease to be over.
 pub(super) async fn load(birth: &Birth) -> Result<Vec<TenantId>, StoreError> {
     let mut connection = birth.store.control().await?;
+    if birth.store.has_one_owner() {
+        let left = job::let_go(&mut connection).await?;
+        if left > 0 {
+            tracing::info!(jobs = left, "what the last process was doing is gone on with at once");
+        }
+    }
     let (rows, keys) = catalogue::load(&mut connection).await?;
     let admins = platform_admin::all(&mut connection).await?;
     birth.index.uses.load(store::api_key::uses(&mut connection).await?);
