@@ -86,6 +86,11 @@ pub(super) enum Message {
         head: Head,
         awake: bool,
     },
+    /// When API keys were last used.
+    NoteKeyUses {
+        uses: Vec<(String, Timestamp)>,
+        reply: RpcReplyPort<Result<(), Refused>>,
+    },
     /// What a resource of the platform's brings whole; see [`super::task`].
     Task(Task),
     /// Look what other nodes have changed.
@@ -169,11 +174,20 @@ pub(super) struct State {
     pub(super) platform_head: Head,
     /// The last change of the catalogue that the index shows.
     pub(super) version: i64,
+    /// Looks at what other nodes have changed that have failed in a row.
+    pub(super) failed_looks: i64,
 }
 
-/// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended.
+/// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended. Where it
+/// can only have been the last owner who held a job, nobody waits for its lease to be over.
 pub(super) async fn load(birth: &Birth) -> Result<Vec<TenantId>, StoreError> {
     let mut connection = birth.store.control().await?;
+    if birth.store.has_one_owner() {
+        let left = job::let_go(&mut connection).await?;
+        if left > 0 {
+            tracing::info!(jobs = left, "what the last process was doing is gone on with at once");
+        }
+    }
     let (rows, keys) = catalogue::load(&mut connection).await?;
     let admins = platform_admin::all(&mut connection).await?;
     birth.index.uses.load(store::api_key::uses(&mut connection).await?);
@@ -225,7 +239,7 @@ impl Actor for Registrar {
         if birth.store.followed_every().is_some() {
             let _ = myself.cast(Message::Follow);
         }
-        Ok(State { birth, connection: None, platform_head: Head::EMPTY, version: 0 })
+        Ok(State { birth, connection: None, platform_head: Head::EMPTY, version: 0, failed_looks: 0 })
     }
 
     async fn handle(
@@ -246,11 +260,12 @@ impl Actor for Registrar {
             }
             Message::Retried { tenant, rows, reply } => answer(reply, state.retried(tenant, rows).await),
             Message::Remember { tenant, head, awake } => state.remember(tenant, head, awake).await,
+            Message::NoteKeyUses { uses, reply } => answer(reply, state.note_key_uses(&uses).await),
             Message::Task(task) => Box::pin(state.task(task)).await,
             Message::Follow => {
                 state.follow().await;
-                if let Some(every) = state.birth.store.followed_every() {
-                    myself.send_after(every, || Message::Follow);
+                if let Some(pause) = state.pause_of_looks() {
+                    myself.send_after(pause, || Message::Follow);
                 }
             }
             Message::Probe { reply } => answer(reply, state.probe().await),
@@ -263,7 +278,7 @@ fn answer<T>(reply: RpcReplyPort<Result<T, Refused>>, result: Result<T, Refused>
     let _ = reply.send(result);
 }
 
-fn unavailable(error: &StoreError) -> Refused {
+pub(super) fn unavailable(error: &StoreError) -> Refused {
     Refused::Unavailable(error.to_string())
 }
 

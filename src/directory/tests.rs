@@ -474,7 +474,7 @@ async fn a_tenant_that_another_node_took_over_is_yielded_and_comes_back_when_it_
 }
 
 /// Begins a change as a node does that is killed the moment after.
-async fn begun_and_gone(handle: &Handle, slug: &str) -> (TenantId, crate::domain::job::Job) {
+pub(super) async fn begun_and_gone(handle: &Handle, slug: &str) -> (TenantId, crate::domain::job::Job) {
     let id = TenantId(clock::new_id());
     let now = Clock::system().now();
     let tenant = Tenant {

@@ -18,7 +18,7 @@
 //! - [`session`]: a browser's session, and what its secrets are worth.
 //! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
 //! - [`adjustment`]: entries that a person makes.
-//! - [`job`]: background work that survives its worker.
+//! - [`job`]: background work that survives its worker. [`backoff`]: how long to wait between tries.
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
 //! - [`rate_limit`]: how often is too often: token buckets.
 //! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.
@@ -36,6 +36,7 @@ pub mod adjustment;
 pub mod amount;
 pub mod api_key;
 pub mod aws_credentials;
+pub mod backoff;
 pub mod books;
 #[cfg(test)]
 mod books_tests;
