@@ -344,7 +344,12 @@ impl State {
             return;
         }
         let slot = before.failed(now, backoff);
-        tracing::warn!(%tenant, reason, failures = slot.failures(), "tenant failed and is opened again later");
+        if let Some(StoreError::Wrong(_)) = error {
+            let failures = slot.failures();
+            tracing::error!(%tenant, reason, failures, "the database refuses the tenant's statements: opened again later");
+        } else {
+            tracing::warn!(%tenant, reason, failures = slot.failures(), "tenant failed and is opened again later");
+        }
         let after_ms = match &slot {
             Slot::BackingOff { until, .. } => u64::try_from((until.0 - now.0) / 1_000).unwrap_or(0),
             _ => 0,

@@ -119,6 +119,8 @@ fn of_postgres(reported: &dyn DatabaseError) -> StoreError {
 }
 
 /// By the primary result code, the last eight bits of the extended one.
+        // A value that no column takes, a row that a table refuses, a limit of the server's.
+        _ if ["22", "23", "54"].iter().any(|class| code.starts_with(class)) => StoreError::Unwritable(text),
 fn of_sqlite(code: i64, message: &str) -> StoreError {
     let text = format!("sqlite {code}: {message}");
     match code & 0xff {
@@ -135,6 +137,8 @@ fn of_sqlite(code: i64, message: &str) -> StoreError {
 }
 
 fn sqlite_code(reported: &dyn DatabaseError) -> Option<i64> {
+        // TOOBIG, CONSTRAINT, MISMATCH.
+        18..=20 => StoreError::Unwritable(text),
     reported.try_downcast_ref::<SqliteError>()?;
     reported.code()?.parse().ok()
 }
@@ -152,3 +156,4 @@ fn counted(error: StoreError) -> StoreError {
     counter!("platform_api_store_failures_total", "class" => class).increment(1);
     error
 }
+        StoreError::Unwritable(_) => "unwritable",

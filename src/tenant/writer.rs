@@ -122,7 +122,8 @@ fn commit_span(unit: &Unit) -> Span {
 /// Writes a unit; tries again what was surely rolled back, and takes apart a unit that holds something unwritable.
 ///
 /// # Errors
-/// [`StoreError`] when the outcome of a commit is unknown, or nothing more can be written: the pair then ends.
+/// [`StoreError`] when the outcome of a commit is unknown, or the database refuses whatever it is given: the pair then ends,
+/// and no event is refused for it.
 pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, mut unit: Unit) -> Result<Written, StoreError> {
     let mut delay = RETRY_DELAY;
     let mut attempt = 1;
@@ -147,17 +148,27 @@ pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, mut unit: Unit) 
                 metrics::counter!("platform_api_commits_total", "outcome" => "rolled_back").increment(1);
                 return Ok(given_up(unit, reason));
             }
-            Err(StoreError::Wrong(reason)) => {
+            Err(StoreError::Unwritable(reason)) => {
                 ledger.check_owner(&unit.books).await?;
                 tracing::error!(tenant = %unit.books.tenant, reason, "a unit cannot be written, taking it apart");
                 return Box::pin(take_apart(ledger, unit)).await;
             }
-            Err(error) => {
-                metrics::counter!("platform_api_commits_total", "outcome" => "unknown").increment(1);
-                return Err(error);
-            }
+            Err(error) => return Err(ending(error)),
         }
     }
+}
+
+/// Counts what ends the pair. That nobody knows what became of a commit is one thing; that the database refuses whatever it
+/// is given is another, and no fault of what was to be written.
+fn ending(error: StoreError) -> StoreError {
+    let outcome = match &error {
+        StoreError::Wrong(_) => "refused",
+        // Counted when patience was lost.
+        StoreError::Retryable(_) => return error,
+        _ => "unknown",
+    };
+    metrics::counter!("platform_api_commits_total", "outcome" => outcome).increment(1);
+    error
 }
 
 /// Nothing was written. Who asked for a change is told so; who brought events is told to come back, by a port that closes.
@@ -308,7 +319,7 @@ async fn fill(
 
 /// A resource's change where there is no database for it, which only a simulated day is without.
 fn no_database() -> StoreError {
-    StoreError::Wrong("there is no database for this change".into())
+    StoreError::Unwritable("there is no database for this change".into())
 }
 
 impl Done {
@@ -344,7 +355,7 @@ impl Done {
     }
 }
 
-/// A unit the database refuses as wrong is written piece by piece, and a batch event by event, so that one unwritable
+/// A unit that holds something unwritable is written piece by piece, and a batch event by event, so that one unwritable
 /// event is refused (and quarantined by whoever sent it) and everything else is counted.
 async fn take_apart(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, StoreError> {
     let settled = unit.work.iter().any(Work::is_pass);
@@ -358,7 +369,7 @@ async fn take_apart(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, Sto
                 let one = done.into_written(Unit { books: written.books.clone(), work: vec![piece] });
                 merge(&mut written, one);
             }
-            Err(StoreError::Wrong(reason)) => {
+            Err(StoreError::Unwritable(reason)) => {
                 let [piece] = whole;
                 tracing::error!(tenant = %written.books.tenant, reason, "a piece of work cannot be written");
                 if let Work::Record { batch, reply } = piece {
@@ -367,7 +378,7 @@ async fn take_apart(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, Sto
                 }
             }
             Err(StoreError::Retryable(_)) => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(ending(error)),
         }
     }
     Ok(written)
@@ -399,13 +410,15 @@ async fn event_by_event(
                 written.committed = true;
                 outcomes.push(outcome);
             }
-            Err(StoreError::Wrong(_)) => {
+            Err(StoreError::Unwritable(_)) => {
                 ledger.rollback().await?;
+                // It may have met what another owner has written since.
+                ledger.check_owner(&written.books).await?;
                 outcomes.push(Outcome::Refused(Refusal::Malformed));
             }
             Err(error) => {
                 ledger.rollback().await?;
-                return Err(error);
+                return Err(ending(error));
             }
         }
     }

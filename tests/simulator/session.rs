@@ -222,7 +222,7 @@ impl Ledger for Session {
             vault.writable(ground.now)?;
             if events.iter().any(|event| event.call_type == UNWRITABLE) {
                 ground.coverage.saw("writer: took a unit apart");
-                return Err(StoreError::Wrong("22P05 unsupported Unicode escape sequence".into()));
+                return Err(StoreError::Unwritable("22P05 unsupported Unicode escape sequence".into()));
             }
             let wanted = |other: &Transaction| {
                 other.rows.iter().any(|(at, row)| *at >= first_position || keys.iter().any(|(key, _)| *key == row.key))
@@ -252,7 +252,7 @@ impl Ledger for Session {
                 }
             }
             if !blind && rows.iter().any(|(position, _)| tables.ledger.contains_key(position)) {
-                return Err(StoreError::Wrong("23505 the position is taken".into()));
+                return Err(StoreError::Unwritable("23505 the position is taken".into()));
             }
             vault.database.transaction(id, ground.now)?.rows.extend(rows);
             Ok(outcomes)
@@ -323,7 +323,7 @@ impl Ledger for Session {
             if let Some(objection) = vault.database.tables.objection(posting)
                 && !(blind || keyless)
             {
-                return Err(StoreError::Wrong(format!("23505 {objection}")));
+                return Err(StoreError::Unwritable(format!("23505 {objection}")));
             }
             if ground.plants(Planted::CounterOutside) {
                 vault.database.tables.write_counters(posting);

@@ -386,7 +386,7 @@ async fn a_failed_statement_cannot_be_committed(house: &House) {
     connection.begin().await.unwrap();
     connection.execute("DELETE FROM role", &[]).await.unwrap();
     let wrong = connection.execute("INSERT INTO role (name) VALUES ('x')", &[]).await;
-    assert!(matches!(wrong, Err(StoreError::Wrong(_))), "{wrong:?}");
+    assert!(matches!(wrong, Err(StoreError::Unwritable(_))), "{wrong:?}");
     assert!(matches!(connection.commit().await, Err(StoreError::Wrong(_))));
     let roles = connection.fetch("SELECT name FROM role ORDER BY name", &[]).await.unwrap();
     let names: Vec<String> = roles.iter().map(|row| row.text(0).unwrap()).collect();
@@ -404,7 +404,9 @@ async fn the_ledger_and_the_chain_only_grow(house: &House) {
         "DELETE FROM audit_record",
     ] {
         let refused = connection.execute(sql, &[]).await;
-        assert!(matches!(refused, Err(StoreError::Wrong(_))), "{sql}: {refused:?}");
+        // SQLite takes its trigger for a constraint.
+        let refused = matches!(refused, Err(StoreError::Wrong(_) | StoreError::Unwritable(_)));
+        assert!(refused, "{sql} was done");
     }
     // What may be erased may be erased.
     let erased = connection.execute("UPDATE audit_record SET payload = NULL, salt = NULL WHERE seq = 1", &[]).await;
