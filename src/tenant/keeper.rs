@@ -196,6 +196,11 @@ impl State {
                 }
             }
             Life::Rest { now, idle_micros } => {
+                if self.may_rest(now, idle_micros) && self.pulse.owed() <= 0 {
+                    myself.stop(Some(RESTED.to_owned()));
+                }
+            }
+            Life::MakeRoom { now, idle_micros } => {
                 if self.may_rest(now, idle_micros) {
                     myself.stop(Some(RESTED.to_owned()));
                 }
@@ -213,7 +218,7 @@ impl State {
         self.queue.returned();
         self.comparing &= self.queue.holds_pass() || !written.settled;
         self.books = written.books.clone();
-        self.pulse.adopt(written.books, written.owed_more);
+        self.pulse.adopt(written.books, written.owed_more, written.committed);
         fault::point("books.after");
         for reply in written.answers {
             reply.send();
@@ -235,7 +240,7 @@ impl State {
 
     fn may_rest(&self, now: Timestamp, idle_micros: i64) -> bool {
         let quiet = now.0 - self.pulse.heard_at().0 >= idle_micros;
-        quiet && !self.comparing && self.queue.is_idle() && self.pulse.owed() <= 0
+        quiet && !self.comparing && self.queue.is_idle()
     }
 
     fn leave_if_drained(&mut self, myself: &ActorRef<Message>) {

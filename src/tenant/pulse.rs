@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 
 use crate::domain::books::Books;
 use crate::domain::time::Timestamp;
+use crate::store::notice::Owed;
 
 /// Committed books and signs of life. Written by one tenant's keeper and handle.
 #[derive(Debug)]
@@ -18,17 +19,20 @@ pub struct Pulse {
     oldest_waiting_at: AtomicI64,
     /// Outbox rows that are not settled.
     owed: AtomicI64,
+    /// When the first of them is due, or earlier; 0 when nobody knows.
+    due_at: AtomicI64,
     committing: AtomicBool,
 }
 
 impl Pulse {
-    pub(crate) fn new(books: Arc<Books>, now: Timestamp, owed: i64) -> Pulse {
+    pub(crate) fn new(books: Arc<Books>, now: Timestamp, owed: Owed) -> Pulse {
         Pulse {
             books: ArcSwap::new(books),
             heard_at: AtomicI64::new(now.0),
             waiting_events: AtomicUsize::new(0),
             oldest_waiting_at: AtomicI64::new(0),
-            owed: AtomicI64::new(owed),
+            owed: AtomicI64::new(owed.count),
+            due_at: AtomicI64::new(owed.due_at.0),
             committing: AtomicBool::new(false),
         }
     }
@@ -66,6 +70,12 @@ impl Pulse {
         self.owed.load(Ordering::Relaxed)
     }
 
+    /// When the first of what is owed is due. It may be later than this by now, and never earlier.
+    #[must_use]
+    pub fn due_at(&self) -> Timestamp {
+        Timestamp(self.due_at.load(Ordering::Relaxed))
+    }
+
     #[must_use]
     pub fn committing(&self) -> bool {
         self.committing.load(Ordering::Relaxed)
@@ -75,9 +85,13 @@ impl Pulse {
         self.heard_at.fetch_max(now.0, Ordering::Relaxed);
     }
 
-    pub(crate) fn adopt(&self, books: Arc<Books>, owed_more: i64) {
+    /// What was `committed` may have made something due at once.
+    pub(crate) fn adopt(&self, books: Arc<Books>, owed_more: i64, committed: bool) {
         self.books.store(books);
         self.owed.fetch_add(owed_more, Ordering::Relaxed);
+        if committed {
+            self.due_at.store(0, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn waiting(&self, events: usize, oldest: Option<Timestamp>, committing: bool) {

@@ -506,7 +506,7 @@ async fn deliveries_are_due_until_they_are_settled(house: &House) {
     let tomorrow = books.firing[0].period_end().unwrap();
     let books = post(&mut connection, &books, tomorrow, |posting| posting.roll()).await.unwrap();
     assert!(books.firing.is_empty());
-    assert_eq!(notice::owed_count(&mut connection).await.unwrap(), 4);
+    assert_eq!(notice::owed(&mut connection).await.unwrap().count, 4);
     let due = notice::due(&mut connection, tomorrow, 10).await.unwrap();
     assert_eq!(due.iter().filter(|one| one.event == Event::Fired).count(), 2);
     assert_eq!(due.len(), 2);
@@ -542,7 +542,7 @@ async fn deliveries_are_due_until_they_are_settled(house: &House) {
     })
     .await
     .unwrap();
-    assert_eq!(notice::owed_count(&mut connection).await.unwrap(), 1);
+    assert_eq!(notice::owed(&mut connection).await.unwrap().count, 1);
     // Recorded again, because nobody heard that it was: what was settled before does not count again.
     let mut again = Posting::open(&books, later, [9; 32]);
     again.attempt(attempt("mail", Event::Fired, AttemptResult::GaveUp { reason: "410".into() }));
@@ -663,7 +663,7 @@ async fn what_is_held_or_withdrawn_is_not_due(house: &House) {
 
     let books = post(&mut connection, &books, NOW, |posting| posting.resolve_alert(alert)).await.unwrap();
     assert_eq!(due(&mut connection, held_until).await, ["pager"], "mail hears neither");
-    assert_eq!(notice::owed_count(&mut connection).await.unwrap(), 2);
+    assert_eq!(notice::owed(&mut connection).await.unwrap().count, 2);
     let withdrawn = "SELECT attempts, outcome FROM outbox WHERE channel = 'mail'";
     let rows = connection.fetch(withdrawn, &[]).await.unwrap();
     assert_eq!((rows.len(), rows[0].int(0).unwrap(), rows[0].text(1).unwrap()), (1, 0, "withdrawn".into()));
@@ -695,3 +695,26 @@ async fn large_batches_come_back_in_order(house: &House) {
     assert_eq!((last.int(0).unwrap(), last.text(1).unwrap()), (1_237 + 1_236, "new-1235".into()));
     assert!(books.next_position > last.int(0).unwrap());
 }
+/// That it is over waits until it is known that it fired, and is no reason to come back earlier.
+async fn what_is_owed_is_known_with_its_next_time(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    assert_eq!(notice::owed(&mut connection).await.unwrap(), notice::Owed { count: 0, due_at: Timestamp(0) });
+    let total = quota_of(Scope::Tenant, Metric::PromptTokens, PeriodKind::Total, 100);
+    let books = set_quotas(&mut connection, &books, vec![total], NOW).await;
+    let (books, _) = commit(&mut connection, &books, &[event("a", "ada", NOW, 60)], NOW).await.unwrap();
+    let alert = books.firing[0].id;
+    let owed = notice::owed(&mut connection).await.unwrap();
+    assert_eq!(owed, notice::Owed { count: 2, due_at: NOW });
+    let later = NOW.plus_micros(5 * MICROS_PER_MINUTE);
+    let attempts = notice::due(&mut connection, NOW, 10).await.unwrap();
+    let books = post(&mut connection, &books, NOW, |posting| {
+        for one in attempts {
+            let result = AttemptResult::Retry { at: later, reason: "answered 500".into() };
+            posting.attempt(Attempt { alert, event: one.event, channel: one.channel, at: NOW, result });
+        }
+    });
+    let books = books.await.unwrap();
+    post(&mut connection, &books, NOW, |posting| posting.resolve_alert(alert)).await.unwrap();
+    assert_eq!(notice::owed(&mut connection).await.unwrap(), notice::Owed { count: 4, due_at: later });
+}
+
