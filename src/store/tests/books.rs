@@ -1,11 +1,12 @@
 //! The hot transaction, and the books read back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::harness::{
     House, NOW, assert_same, commit, commit_expecting, entry, event, keys_of, opening, post, quota_of, set_quotas,
 };
-use crate::domain::books::{Cursor, Missing, Posting};
+use crate::domain::books::{BatchCounts, Cursor, Missing, Posting};
 use crate::domain::chain::{Hash, Head};
 use crate::domain::notice::{
     Alert, Attempt, AttemptResult, BURN_MARK, BudgetBurn, Delivery, Event, Outcome, RETRY_DELAY_MICROS_MAX,
@@ -29,6 +30,7 @@ super::conformance!(
     what_a_posting_says_is_what_is_stored,
     an_old_owner_is_fenced,
     an_old_owner_who_guesses_is_fenced_too,
+    a_new_owner_reads_what_the_old_one_was_committing,
     events_taken_for_new_are_counted_once,
     a_guess_that_is_cut_off_leaves_nothing,
     a_recount_equals_the_ledger,
@@ -154,6 +156,39 @@ async fn an_old_owner_is_fenced(house: &House) {
 
 async fn an_old_owner_who_guesses_is_fenced_too(house: &House) {
     let (store, mut old, books) = house.owner().await;
+/// The old owner is in the middle of a commit when the new one comes.
+async fn a_new_owner_reads_what_the_old_one_was_committing(house: &House) {
+    let (store, mut old, books) = house.owner().await;
+    let tenant = books.tenant;
+    let events = [event("a", "ada", NOW, 10)];
+    let (offered, keys) = (vec![&events[0]], keys_of(&[&events[0]]));
+    old.begin().await.unwrap();
+    posting::insert_events(&mut old, books.next_position, NOW, &offered, &keys, Expecting::Any).await.unwrap();
+    let mut posting = Posting::open(&books, NOW, [3; 32]);
+    let counts = BatchCounts { attempted: 1, duplicates: 0, conflicts: 0 };
+    posting.usage(&offered, &keys, counts, "request-1");
+    posting.close();
+    posting::write(&mut old, &books, &posting).await.unwrap();
+
+    let mut new = store.open_tenant(tenant).await.unwrap();
+    let taking = tokio::spawn(async move {
+        let taken = load::take_over(&mut new, opening(tenant, Head::EMPTY)).await;
+        (new, taken)
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!taking.is_finished(), "it waits for the row of the books");
+    old.commit().await.unwrap();
+    let (mut new, taken) = taking.await.unwrap();
+    let taken = taken.unwrap();
+    assert_eq!((taken.lifetime.events, taken.epoch), (1, books.epoch + 1));
+    assert_same(&load::read_books(&mut new, tenant).await.unwrap(), &taken);
+    let late = commit(&mut old, &posting.books, &[event("late", "ada", NOW, 10)], NOW).await;
+    assert!(matches!(late, Err(StoreError::Fenced)), "{late:?}");
+    old.rollback().await.unwrap();
+    let (_, outcomes) = commit(&mut new, &taken, &[event("b", "ada", NOW, 10)], NOW).await.unwrap();
+    assert_eq!(outcomes, [Inserted::New]);
+}
+
     let mut new = store.open_tenant(books.tenant).await.unwrap();
     let taken = load::take_over(&mut new, opening(books.tenant, books.head)).await.unwrap();
     let late = commit_expecting(&mut old, &books, &many("late", 300), NOW, Expecting::New).await;
