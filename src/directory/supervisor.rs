@@ -228,7 +228,7 @@ impl State {
             }
             Some(slot @ Slot::Yielded { .. }) => Err(elsewhere(slot, now)),
             Some(Slot::Starting { .. }) => {
-                self.waiting.entry(tenant).or_default().extend(reply);
+                queue_up(self.waiting.entry(tenant).or_default(), reply);
                 return;
             }
             None => {
@@ -245,7 +245,7 @@ impl State {
         self.owing.remove(&tenant);
         self.slots.insert(tenant, Slot::Starting { failures });
         self.queue.push_back(tenant);
-        self.waiting.entry(tenant).or_default().extend(reply);
+        queue_up(self.waiting.entry(tenant).or_default(), reply);
     }
 
     /// Opens queued tenants while there are places; asks idle tenants to rest when there are none.
@@ -308,7 +308,8 @@ impl State {
     fn left(&mut self, actor: ActorId) {
         let Some(tenant) = self.tenants.remove(&actor) else { return };
         // Somebody asked for it while it was leaving.
-        let is_awaited = self.waiting.get(&tenant).is_some_and(|waiting| !waiting.is_empty());
+        let is_awaited =
+            self.waiting.get(&tenant).is_some_and(|waiting| waiting.iter().any(|reply| !reply.is_closed()));
         if let Some(home) = self.birth.homes.remove(tenant) {
             // The outlets must hear of what it owes and what fires, even after a restart: wake it then.
             let books = home.pulse().books();
@@ -523,6 +524,12 @@ impl State {
     }
 }
 
+/// Adds a caller to those who wait, and forgets those who gave up: a tenant may be on its way for long.
+fn queue_up(waiting: &mut Vec<Caller>, caller: Option<Caller>) {
+    waiting.retain(|reply| !reply.is_closed());
+    waiting.extend(caller);
+}
+
 /// When a tenant that made room comes back for what it owes: when that is due, but not at once, and not so late that it would
 /// matter if somebody had erred about it.
 fn back_at(due_at: Timestamp, now: Timestamp) -> Timestamp {
@@ -585,6 +592,20 @@ async fn open(birth: &Birth, tenant: TenantId, supervisor: &ActorRef<Message>) -
 mod tests {
     use super::*;
     use crate::domain::time::MICROS_PER_MINUTE;
+
+    #[test]
+    fn whoever_gave_up_is_forgotten_when_somebody_comes() {
+        let mut waiting = Vec::new();
+        let (patient, _hears) = ractor::concurrency::oneshot();
+        queue_up(&mut waiting, Some(patient.into()));
+        for _ in 0..1_000 {
+            let (impatient, gone) = ractor::concurrency::oneshot();
+            queue_up(&mut waiting, Some(impatient.into()));
+            drop(gone);
+        }
+        queue_up(&mut waiting, None);
+        assert_eq!(waiting.len(), 1, "only one of a thousand still waits");
+    }
 
     #[test]
     fn a_tenant_comes_back_when_its_delivery_is_due() {
