@@ -38,16 +38,20 @@ crate::store::tests::conformance!(
     every_piece_of_a_unit_is_answered,
     what_cannot_be_written_holds_up_nothing_else,
     no_event_is_refused_for_what_is_not_its_fault,
+    a_piece_that_meets_a_busy_database_is_tried_again,
+    a_piece_that_is_given_up_is_told_and_seen,
     what_is_owed_is_what_came_less_what_was_settled,
 );
 
 /// The event that the database refuses.
 const POISON: &str = "poison";
 
-/// A real database that is busy for the next `busy` transactions, and refuses one event for ever.
+/// A real database that is busy for the next `busy` transactions, and refuses one event for ever. Its first refusal leaves
+/// it busy for `busy_after` transactions.
 struct Busy {
     connection: Connection,
     busy: u32,
+    busy_after: u32,
     pauses: Vec<Duration>,
 }
 
@@ -77,6 +81,7 @@ impl Ledger for Busy {
         expecting: Expecting,
     ) -> Result<Vec<Inserted>, StoreError> {
         if events.iter().any(|event| event.event_id == POISON) {
+            self.busy = std::mem::take(&mut self.busy_after);
             return Err(StoreError::Unwritable("a value that no column takes".into()));
         }
         self.connection.insert_events(first_position, recorded_at, events, keys, expecting).await
@@ -142,7 +147,7 @@ impl Busy {
 
 async fn write(house: &House, busy: u32, work: Vec<Work>) -> (Written, Busy) {
     let (_, connection, books) = house.owner().await;
-    let mut ledger = Busy { connection, busy, pauses: Vec::new() };
+    let mut ledger = Busy { connection, busy, busy_after: 0, pauses: Vec::new() };
     (ledger.write(Arc::new(books), work).await, ledger)
 }
 
@@ -309,6 +314,41 @@ async fn no_event_is_refused_for_what_is_not_its_fault(house: &House) {
         );
         assert!(counted, "{written:?}");
     }
+}
+
+async fn a_piece_that_meets_a_busy_database_is_tried_again(house: &House) {
+    let of = |ids: &[&str]| ids.iter().map(|id| event(id, "ada", NOW, 40)).collect::<Vec<_>>();
+    let (_, connection, books) = house.owner().await;
+    // Busy as soon as the unit was refused whole, and again as soon as the batch was.
+    let mut ledger = Busy { connection, busy: 0, busy_after: 2, pauses: Vec::new() };
+    let work = vec![record(of(&["c"]), ""), record(of(&["a", POISON, "b"]), "")];
+    let written = ledger.write(Arc::new(books), work).await;
+    let outcomes: Vec<Vec<Outcome>> = (written.answers.iter())
+        .filter_map(|reply| match reply {
+            Reply::Record { outcomes, .. } => Some(outcomes.clone()),
+            _ => None,
+        })
+        .collect();
+    let refused = Outcome::Refused(Refusal::Malformed);
+    assert_eq!(outcomes, [vec![Outcome::Accepted], vec![Outcome::Accepted, refused, Outcome::Accepted]]);
+    assert_eq!((written.books.lifetime.events, written.rolled_back), (3, None));
+    assert_eq!(ledger.pauses.len(), 2);
+}
+
+async fn a_piece_that_is_given_up_is_told_and_seen(house: &House) {
+    let (reply, replaced) = oneshot();
+    let (_, connection, books) = house.owner().await;
+    let mut ledger = Busy { connection, busy: 0, busy_after: TRIES_MAX, pauses: Vec::new() };
+    let work = vec![
+        Work::Replace { change: replace(vec![hundred_a_day()]), reply: reply.into() },
+        record(vec![event(POISON, "ada", NOW, 1)], ""),
+        record(vec![event("a", "ada", NOW, 1)], ""),
+    ];
+    let written = ledger.write(Arc::new(books), work).await;
+    assert_eq!((written.committed, written.rolled_back.as_deref()), (true, Some("busy")));
+    assert_eq!(written.books.lifetime.events, 1);
+    written.answers.into_iter().for_each(Reply::send);
+    assert_eq!(replaced.await.unwrap(), Err(ChangeRefused::RolledBack));
 }
 
 async fn what_is_owed_is_what_came_less_what_was_settled(house: &House) {
