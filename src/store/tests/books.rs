@@ -19,7 +19,7 @@ use crate::domain::request::Request;
 use crate::domain::routing::{QuietHours, Route, Routing};
 use crate::domain::sorting::Inserted;
 use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE, Timestamp};
-use crate::domain::usage::UsageEvent;
+use crate::domain::usage::{Amounts, UsageEvent};
 use crate::store::database::Connection;
 use crate::store::posting::{self, Expecting};
 use crate::store::{StoreError, load, notice, quota};
@@ -37,6 +37,8 @@ super::conformance!(
     a_recount_begins_with_its_period_and_ends_before_the_next,
     a_stored_counter_counts_its_own_period_alone,
     a_half_made_transaction_leaves_nothing,
+    a_sum_that_leaves_its_range_is_not_written,
+    what_is_owed_is_known_with_its_next_time,
     a_failed_statement_cannot_be_committed,
     the_ledger_and_the_chain_only_grow,
     a_chain_that_is_not_the_witnessed_one_is_refused,
@@ -154,8 +156,6 @@ async fn an_old_owner_is_fenced(house: &House) {
     assert_eq!(outcomes, [Inserted::New]);
 }
 
-async fn an_old_owner_who_guesses_is_fenced_too(house: &House) {
-    let (store, mut old, books) = house.owner().await;
 /// The old owner is in the middle of a commit when the new one comes.
 async fn a_new_owner_reads_what_the_old_one_was_committing(house: &House) {
     let (store, mut old, books) = house.owner().await;
@@ -189,6 +189,8 @@ async fn a_new_owner_reads_what_the_old_one_was_committing(house: &House) {
     assert_eq!(outcomes, [Inserted::New]);
 }
 
+async fn an_old_owner_who_guesses_is_fenced_too(house: &House) {
+    let (store, mut old, books) = house.owner().await;
     let mut new = store.open_tenant(books.tenant).await.unwrap();
     let taken = load::take_over(&mut new, opening(books.tenant, books.head)).await.unwrap();
     let late = commit_expecting(&mut old, &books, &many("late", 300), NOW, Expecting::New).await;
@@ -414,6 +416,22 @@ async fn a_half_made_transaction_leaves_nothing(house: &House) {
         assert_eq!(rows[0].int(0).unwrap(), stored.lifetime.events);
         books = stored;
     }
+}
+
+async fn a_sum_that_leaves_its_range_is_not_written(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let half = |id: &str| {
+        let amounts = Amounts { prompt_tokens: i64::MAX / 2 + 1, ..Amounts::default() };
+        UsageEvent { amounts, ..event(id, "ada", NOW, 0) }
+    };
+    let both = commit(&mut connection, &books, &[half("a"), half("b")], NOW).await;
+    assert!(matches!(both, Err(StoreError::Unwritable(_))), "{both:?}");
+    connection.rollback().await.unwrap();
+    let (books, _) = commit(&mut connection, &books, &[half("a")], NOW).await.unwrap();
+    let other = commit(&mut connection, &books, &[half("b")], NOW).await;
+    assert!(matches!(other, Err(StoreError::Unwritable(_))), "{other:?}");
+    connection.rollback().await.unwrap();
+    assert_same(&load::read_books(&mut connection, books.tenant).await.unwrap(), &books);
 }
 
 async fn a_failed_statement_cannot_be_committed(house: &House) {
@@ -677,6 +695,29 @@ async fn a_new_owner_knows_how_fast_a_budget_burns(house: &House) {
     assert_eq!(recent(&taken), recent(&books));
 }
 
+/// That it is over waits until it is known that it fired, and is no reason to come back earlier.
+async fn what_is_owed_is_known_with_its_next_time(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    assert_eq!(notice::owed(&mut connection).await.unwrap(), notice::Owed { count: 0, due_at: Timestamp(0) });
+    let total = quota_of(Scope::Tenant, Metric::PromptTokens, PeriodKind::Total, 100);
+    let books = set_quotas(&mut connection, &books, vec![total], NOW).await;
+    let (books, _) = commit(&mut connection, &books, &[event("a", "ada", NOW, 60)], NOW).await.unwrap();
+    let alert = books.firing[0].id;
+    let owed = notice::owed(&mut connection).await.unwrap();
+    assert_eq!(owed, notice::Owed { count: 2, due_at: NOW });
+    let later = NOW.plus_micros(5 * MICROS_PER_MINUTE);
+    let attempts = notice::due(&mut connection, NOW, 10).await.unwrap();
+    let books = post(&mut connection, &books, NOW, |posting| {
+        for one in attempts {
+            let result = AttemptResult::Retry { at: later, reason: "answered 500".into() };
+            posting.attempt(Attempt { alert, event: one.event, channel: one.channel, at: NOW, result });
+        }
+    });
+    let books = books.await.unwrap();
+    post(&mut connection, &books, NOW, |posting| posting.resolve_alert(alert)).await.unwrap();
+    assert_eq!(notice::owed(&mut connection).await.unwrap(), notice::Owed { count: 4, due_at: later });
+}
+
 async fn what_is_held_or_withdrawn_is_not_due(house: &House) {
     let (_store, mut connection, mut books) = house.owner().await;
     let quiet = QuietHours::read("UTC", "00:00", "23:59", &[]).unwrap();
@@ -730,26 +771,3 @@ async fn large_batches_come_back_in_order(house: &House) {
     assert_eq!((last.int(0).unwrap(), last.text(1).unwrap()), (1_237 + 1_236, "new-1235".into()));
     assert!(books.next_position > last.int(0).unwrap());
 }
-/// That it is over waits until it is known that it fired, and is no reason to come back earlier.
-async fn what_is_owed_is_known_with_its_next_time(house: &House) {
-    let (_store, mut connection, books) = house.owner().await;
-    assert_eq!(notice::owed(&mut connection).await.unwrap(), notice::Owed { count: 0, due_at: Timestamp(0) });
-    let total = quota_of(Scope::Tenant, Metric::PromptTokens, PeriodKind::Total, 100);
-    let books = set_quotas(&mut connection, &books, vec![total], NOW).await;
-    let (books, _) = commit(&mut connection, &books, &[event("a", "ada", NOW, 60)], NOW).await.unwrap();
-    let alert = books.firing[0].id;
-    let owed = notice::owed(&mut connection).await.unwrap();
-    assert_eq!(owed, notice::Owed { count: 2, due_at: NOW });
-    let later = NOW.plus_micros(5 * MICROS_PER_MINUTE);
-    let attempts = notice::due(&mut connection, NOW, 10).await.unwrap();
-    let books = post(&mut connection, &books, NOW, |posting| {
-        for one in attempts {
-            let result = AttemptResult::Retry { at: later, reason: "answered 500".into() };
-            posting.attempt(Attempt { alert, event: one.event, channel: one.channel, at: NOW, result });
-        }
-    });
-    let books = books.await.unwrap();
-    post(&mut connection, &books, NOW, |posting| posting.resolve_alert(alert)).await.unwrap();
-    assert_eq!(notice::owed(&mut connection).await.unwrap(), notice::Owed { count: 4, due_at: later });
-}
-
