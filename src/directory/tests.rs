@@ -458,6 +458,38 @@ async fn counted(node: &Handle, tenant: TenantId, event: &UsageEvent) -> Outcome
     }
 }
 
+/// A tenant leaves while the catalogue cannot be written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_catalogue_cannot_remember_is_remembered_later() {
+    let node = Node::sqlite();
+    let store = Store::open(&node.settings).await.unwrap();
+    let tenants = config::Tenants { open_max: 1, idle_ms: 600_000, ..config::Tenants::default() };
+    let handle = node.open_on(store.clone(), tenants, Clock::system()).await;
+    let (acme, globex, initech) =
+        (onboard(&handle, "acme").await, onboard(&handle, "globex").await, onboard(&handle, "initech").await);
+    let mut control = store.control().await.unwrap();
+    counted(&handle, acme, &event("1", 1)).await;
+    control.execute("ALTER TABLE tenant RENAME TO elsewhere", &[]).await.unwrap();
+    counted(&handle, acme, &event("2", 1)).await;
+    let head = handle.find(acme).await.unwrap().describe().await.unwrap().books.head;
+    counted(&handle, globex, &event("1", 1)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    control.execute("ALTER TABLE elsewhere RENAME TO tenant", &[]).await.unwrap();
+    counted(&handle, initech, &event("1", 1)).await;
+    let began = tokio::time::Instant::now();
+    let remembered = "SELECT head_seq, awake FROM tenant WHERE id = $1";
+    loop {
+        let rows = control.fetch(remembered, &[acme.to_string().into()]).await.unwrap();
+        let noted = (rows[0].int(0).unwrap(), rows[0].int(1).unwrap());
+        if noted == (head.seq, 0) {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "{noted:?} is remembered, and not {}", head.seq);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    handle.drain(PATIENCE).await;
+}
+
 /// What the deposed node had in its hands stood where its heir had written meanwhile; it was taken for unwritable, and
 /// the tenant for one that needs a person.
 #[tokio::test]
