@@ -3,6 +3,7 @@
 //! Nothing here is in a request's hot path, so its handlers await the database. Doubt is a reload: after an error whose
 //! outcome is unknown the connection is dropped, and the next message opens it again and reads the catalogue anew.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -176,6 +177,8 @@ pub(super) struct State {
     pub(super) version: i64,
     /// Looks at what other nodes have changed that have failed in a row.
     pub(super) failed_looks: i64,
+    /// What could not be remembered of tenants, yet: how long their chains are, and whether they are open.
+    unremembered: HashMap<TenantId, (Head, bool)>,
 }
 
 /// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended. Where it
@@ -239,7 +242,14 @@ impl Actor for Registrar {
         if birth.store.followed_every().is_some() {
             let _ = myself.cast(Message::Follow);
         }
-        Ok(State { birth, connection: None, platform_head: Head::EMPTY, version: 0, failed_looks: 0 })
+        Ok(State {
+            birth,
+            connection: None,
+            platform_head: Head::EMPTY,
+            version: 0,
+            failed_looks: 0,
+            unremembered: HashMap::new(),
+        })
     }
 
     async fn handle(
@@ -606,20 +616,32 @@ impl State {
         Ok(head)
     }
 
-    /// Best effort: an older head only means that a restored database is noticed later.
+    /// What cannot be remembered now is remembered later: until then a restored database is not noticed, and a start does not
+    /// open a tenant that owes something.
     async fn remember(&mut self, tenant: TenantId, head: Head, awake: bool) {
-        let Ok(connection) = self.connection().await else { return };
-        match catalogue::remember_head(connection, tenant, head, awake).await {
-            Ok(()) => self.birth.index.put_head(tenant, head),
-            Err(error) => {
-                self.doubt(&error);
-            }
+        self.unremembered.insert(tenant, (head, awake));
+        if let Err(refused) = self.remember_all().await {
+            let tenants = self.unremembered.len();
+            tracing::warn!(%tenant, tenants, %refused, "the catalogue cannot remember a tenant's chain now");
         }
+    }
+
+    async fn remember_all(&mut self) -> Result<(), Refused> {
+        while let Some((tenant, (head, awake))) =
+            self.unremembered.iter().next().map(|(tenant, noted)| (*tenant, *noted))
+        {
+            let connection = self.connection().await?;
+            catalogue::remember_head(connection, tenant, head, awake).await.map_err(|error| self.doubt(&error))?;
+            self.unremembered.remove(&tenant);
+            self.birth.index.put_head(tenant, head);
+        }
+        Ok(())
     }
 
     async fn probe(&mut self) -> Result<(), Refused> {
         let connection = self.connection().await?;
-        connection.fetch("SELECT 1", &[]).await.map(|_| ()).map_err(|error| self.doubt(&error))
+        connection.fetch("SELECT 1", &[]).await.map(|_| ()).map_err(|error| self.doubt(&error))?;
+        self.remember_all().await
     }
 }
 

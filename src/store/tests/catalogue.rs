@@ -203,7 +203,7 @@ async fn slugs_and_external_ids_have_one_owner(house: &House) {
     for taken in [same_slug, same_external] {
         connection.begin().await.unwrap();
         let refused = catalogue::insert_tenant(&mut connection, &taken).await;
-        assert!(matches!(refused, Err(StoreError::Wrong(_))), "{refused:?}");
+        assert!(matches!(refused, Err(StoreError::Unwritable(_))), "{refused:?}");
         connection.rollback().await.unwrap();
     }
     assert_eq!(catalogue::load(&mut connection).await.unwrap().0.len(), 1);
@@ -257,7 +257,7 @@ async fn an_answer_is_kept_for_its_key(house: &House) {
         let found = request::find(&mut connection, "k").await.unwrap();
         assert_eq!(found, Some(([4; 32], "{\"id\":1}".into())));
         let twice = request::keep(&mut connection, "k", &[4; 32], "{}", NOW).await;
-        assert!(matches!(twice, Err(StoreError::Wrong(_))), "{twice:?}");
+        assert!(matches!(twice, Err(StoreError::Unwritable(_))), "{twice:?}");
     }
 }
 
