@@ -23,8 +23,8 @@ const DELAY_MIN: Duration = Duration::from_millis(50);
 const DELAY_MAX: Duration = Duration::from_secs(1);
 /// How long what arrives for a tenant waits while earlier events of that tenant are parked.
 const AWAY_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a call may take at least, however long its events have waited.
-const CALL_PATIENCE_MIN: Duration = Duration::from_millis(500);
+/// How long a call may wait for room at its tenant at least, however long its events have waited.
+const ADMISSION_MIN: Duration = Duration::from_millis(500);
 /// A lane that has nothing to do is forgotten after this long.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 
@@ -77,7 +77,8 @@ struct Lane {
 pub(super) struct Call {
     pub(super) tenant: TenantId,
     pub(super) parts: Vec<Part>,
-    pub(super) deadline: Instant,
+    /// Until when its tenant may admit it. Once admitted it is waited for: it is committed sooner or later.
+    pub(super) admit_by: Instant,
     pub(super) hurry: CancellationToken,
 }
 
@@ -105,8 +106,8 @@ impl Lanes {
             let Some(parts) = lane.take(now) else { continue };
             let bound = lane.patience(self.bounds.park_after);
             let oldest = parts.iter().map(|part| part.since).min().unwrap_or(now);
-            let deadline = (oldest + bound).max(now + CALL_PATIENCE_MIN);
-            return Some(Call { tenant, parts, deadline, hurry: lane.hurry.clone() });
+            let admit_by = (oldest + bound).max(now + ADMISSION_MIN);
+            return Some(Call { tenant, parts, admit_by, hurry: lane.hurry.clone() });
         }
         None
     }
@@ -303,7 +304,7 @@ mod tests {
         // Nobody waits behind that tenant.
         lanes.offer(QUIET, part(4, 1, now));
         let call = lanes.next(now).expect("a call for the other tenant");
-        assert_eq!((call.tenant, call.deadline), (QUIET, now + PARK_AFTER));
+        assert_eq!((call.tenant, call.admit_by), (QUIET, now + PARK_AFTER));
         assert!(lanes.next(now).is_none());
         lanes.ended(LOUD, 10, Vec::new(), now);
         assert_eq!(pulls(&lanes.next(now).expect("a call for all that gathered").parts), [2, 3, 4]);
@@ -374,10 +375,10 @@ mod tests {
         now += 2 * DELAY_MAX;
         lanes.sweep(false, now);
         let call = lanes.next(now).expect("another try");
-        assert_eq!(call.deadline, now + CALL_PATIENCE_MIN);
+        assert_eq!(call.admit_by, now + ADMISSION_MIN);
         lanes.ended(LOUD, 1, Vec::new(), now);
         lanes.offer(LOUD, part(2, 1, now));
-        assert_eq!(lanes.next(now).unwrap().deadline, now + PARK_AFTER);
+        assert_eq!(lanes.next(now).unwrap().admit_by, now + PARK_AFTER);
     }
 
     #[test]
