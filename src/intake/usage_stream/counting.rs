@@ -190,7 +190,7 @@ mod tests {
     fn part(body: String) -> Part {
         let piece = Piece { raw: body.into(), subject: Subject::from("s"), sequence: 1, from_litellm: false };
         let (since, span, pieces) = (Instant::now(), tracing::Span::none(), vec![piece]);
-        Part { pull: 0, since, span, pieces, events: Vec::new() }
+        Part { pull: 0, since, span, pieces, events: Vec::new(), copied: false }
     }
 
     /// Otherwise it commits all the same, is counted as not taken, and each event costs a commit, a row and a duplicate.

@@ -42,8 +42,11 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an idle pull stays open at the server, and how often the server says that it is alive.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
-/// A pull ends when it has this many bytes, so that long events do not pile up.
+/// A pull ends when it has this many bytes, so that long events do not pile up: here, or in the client, which asks for the
+/// next while the last is being taken, and so has up to twice as many.
 const PULL_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What the server counts beside a message itself: its subject, and where to acknowledge it.
+const ENVELOPE_BYTES_MAX: usize = 64 * 1024;
 
 /// What a session is given.
 pub(super) struct Given<'a> {
@@ -112,9 +115,12 @@ impl<'a> Session<'a> {
         let terms = Terms::of(given.nats);
         let Beginning { stream, consumer, read_to } =
             resume::begin(&context, &terms, &given.directory, given.progress).await?;
+        // The longest message has to fit: one that does not would never come, nor anything after it.
+        let longest = context.client().server_info().max_payload.saturating_add(ENVELOPE_BYTES_MAX);
         let messages = consumer
             .stream()
             .max_messages_per_batch(given.nats.pull_messages)
+            .max_bytes_per_batch(PULL_BYTES_MAX.max(longest))
             .expires(PULL_EXPIRES)
             .heartbeat(PULL_HEARTBEAT)
             .messages()
