@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, stream};
 use bytes::Bytes;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -48,6 +48,10 @@ impl Bus {
             ..config::Nats::default()
         };
         Bus { context, nats }
+    }
+
+    pub(super) fn url(&self) -> String {
+        self.nats.url.as_ref().map(|url| url.expose_secret().to_owned()).unwrap()
     }
 
     /// Publishes this many events of one token each, named `<word><number>`.

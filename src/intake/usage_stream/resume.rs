@@ -173,6 +173,9 @@ pub(super) async fn look(stream: &Stream, terms: &Terms, position: Option<&Check
     let info = stream.get_info().await.map_err(|error| broken("the stream's state", &error))?;
     metrics::gauge!("platform_api_stream_pending_messages").set(consumer.num_pending as f64);
     metrics::gauge!("platform_api_stream_ack_pending_messages").set(consumer.num_ack_pending as f64);
+    // And again, now that we know where the stream begins: what was delivered meanwhile, and is gone since, is on its way
+    // to us.
+    let after = stream.consumer_info(&terms.consumer).await.map_err(|error| broken("the consumer's state", &error))?;
     let mut anomaly = None;
     if let Some(position) = position
         && let Verdict::Another(found) = position.judge(&seen(stream, &info, position).await?)
@@ -181,7 +184,7 @@ pub(super) async fn look(stream: &Stream, terms: &Terms, position: Option<&Check
     } else if consumer.ack_floor.stream_sequence > info.state.last_sequence {
         anomaly = Some(Anomaly::ConsumerAhead);
     }
-    Ok(Look { first_sequence: info.state.first_sequence, delivered: consumer.delivered.consumer_sequence, anomaly })
+    Ok(Look { first_sequence: info.state.first_sequence, delivered: after.delivered.consumer_sequence, anomaly })
 }
 
 async fn seen(stream: &Stream, info: &stream::Info, position: &Checkpoint) -> Result<Seen, Ended> {
@@ -283,4 +286,54 @@ pub(super) fn number(sequence: u64) -> i64 {
 
 fn sequence(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::jetstream;
+    use futures_util::StreamExt;
+
+    use super::super::deliveries::Deliveries;
+    use super::*;
+    use crate::clock;
+    use crate::intake::stream_test::Bus;
+
+    /// The consumer delivers five messages, and they are purged, between our question about it and ours about the stream.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn messages_on_their_way_to_us_are_not_gone() {
+        let bus = Bus::open().await;
+        let terms = Terms::of(&bus.nats);
+        let stream = terms::agree(&bus.context, &terms).await.unwrap();
+        for _ in 0..5 {
+            bus.publish("", "garbage").await;
+        }
+        let consumer = terms::make_consumer(&stream, &terms, DeliverPolicy::All).await.unwrap();
+        let client = async_nats::connect(bus.url()).await.unwrap();
+        let prefix = format!("relay{}", clock::new_id().simple());
+        let mut questions = client.subscribe(format!("{prefix}.>")).await.unwrap();
+        client.flush().await.unwrap();
+        let (relay, relayed, purged) = (client.clone(), prefix.clone(), stream.clone());
+        let relay = tokio::spawn(async move {
+            let mut asked = false;
+            while let Some(question) = questions.next().await {
+                let api = question.subject.replacen(&relayed, "$JS.API", 1);
+                if asked && api.contains("STREAM.INFO") {
+                    let mut delivered = consumer.fetch().max_messages(5).messages().await.unwrap();
+                    while delivered.next().await.is_some() {}
+                    purged.purge().await.unwrap();
+                    asked = false;
+                }
+                asked = asked || api.contains("CONSUMER.INFO");
+                let answer = relay.request(api, question.payload).await.unwrap();
+                relay.publish(question.reply.unwrap(), answer.payload).await.unwrap();
+            }
+        });
+        let through = jetstream::with_prefix(client, &prefix);
+        let stream = through.get_stream(&terms.stream).await.unwrap();
+        let look = look(&stream, &terms, None).await.unwrap();
+        assert_eq!(look.first_sequence, 6);
+        assert_eq!(Deliveries::after(0).begins(look.first_sequence, look.delivered), None, "{look:?}");
+        relay.abort();
+        bus.close().await;
+    }
 }
