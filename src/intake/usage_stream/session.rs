@@ -20,7 +20,7 @@ use super::floor::Floor;
 use super::lanes::{Bounds, Lanes};
 use super::part::Settled;
 use super::reading::{Delivery, Pull, Reader, Sorted, span_of};
-use super::resume::{self, Beginning, Look, Progress, nanos, note_gaps, number};
+use super::resume::{self, Beginning, Look, News, Progress, nanos, note_gaps, number};
 use super::room::Room;
 use super::terms::Terms;
 use super::{Ended, LAST_ACK_TIMEOUT};
@@ -77,7 +77,6 @@ pub(super) struct Session<'a> {
     acknowledged: Option<(u64, Acker)>,
     full_since: Option<Instant>,
     looking: bool,
-    keeping: bool,
     kept_at: Instant,
     _closed: DropGuard,
 }
@@ -98,7 +97,8 @@ enum Event {
     Parked(CallEnded),
     Kept(Option<Settled>),
     Looked(Result<Look, Ended>),
-    CheckpointKept { checkpoint: Checkpoint, gaps: Vec<Gap>, kept: Result<(), Ended> },
+    /// A checkpoint is kept, or could not be; [`Progress`] has been told which.
+    CheckpointKept,
 }
 
 /// What was there to be taken.
@@ -151,7 +151,6 @@ impl<'a> Session<'a> {
             acknowledged: None,
             full_since: None,
             looking: false,
-            keeping: false,
             kept_at: Instant::now(),
             _closed: closed.drop_guard(),
         })
@@ -295,15 +294,8 @@ impl<'a> Session<'a> {
                 self.looking = false;
                 self.looked(look?)?;
             }
-            Event::CheckpointKept { checkpoint, gaps, kept } => {
-                self.keeping = false;
-                match kept {
-                    Ok(()) => self.given.progress.kept = Some(checkpoint),
-                    Err(error) => {
-                        tracing::warn!(%error, "the stream's checkpoint could not be kept");
-                        self.given.progress.gaps.splice(0..0, gaps);
-                    }
-                }
+            Event::CheckpointKept => {
+                let _ = self.given.progress.wait_for_keeping().now_or_never();
             }
         }
         Ok(())
@@ -361,19 +353,23 @@ impl<'a> Session<'a> {
             self.spawn(async move { Event::Parked(counter.park(tenant, parts).await) });
         }
         self.room.tell();
-        if !self.keeping && now - self.kept_at >= CHECKPOINT_EVERY {
+        if now - self.kept_at >= CHECKPOINT_EVERY {
             self.kept_at = now;
             self.keep_checkpoint();
         }
     }
 
     fn keep_checkpoint(&mut self) {
-        let Some((checkpoint, gaps)) = self.given.progress.take_news() else { return };
+        let Some(News { checkpoint, gaps, kept }) = self.given.progress.begin_keeping() else { return };
         let directory = self.given.directory.clone();
-        self.keeping = true;
         self.spawn(async move {
-            let kept = resume::keep(&directory, &checkpoint, &gaps).await;
-            Event::CheckpointKept { checkpoint, gaps, kept }
+            let result = resume::keep(&directory, &checkpoint, &gaps).await;
+            if let Err(error) = &result {
+                tracing::warn!(%error, "the stream's checkpoint could not be kept");
+            }
+            // Not the event alone: this session may end before it hears, and the next has to know.
+            let _ = kept.send(result.is_ok());
+            Event::CheckpointKept
         });
     }
 
