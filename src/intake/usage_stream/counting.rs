@@ -54,7 +54,10 @@ impl Counter {
                 match self.reader.read_again(part) {
                     Some(read) => theirs = read,
                     // The same bytes were read before. Should it happen, they are parked, and a replay says why.
-                    None => return CallEnded { tenant, settled: Settled::default(), back: parts },
+                    None => {
+                        tracing::warn!(%tenant, "events that were read before cannot be read again; they will be parked");
+                        return put_off(tenant, parts, "unreadable");
+                    }
                 }
             }
             if events.is_empty() {
@@ -82,8 +85,8 @@ impl Counter {
                 let rejection = Rejection::of(Refusal::TenantFrozen, tenant);
                 self.kept(tenant, parts, &rejection).await
             }
-            Counted::Outcomes(_) => put_off(tenant, parts, Cause::TimedOut),
-            Counted::Later(not_now) => put_off(tenant, parts, not_now.why),
+            Counted::Outcomes(_) => put_off(tenant, parts, Cause::TimedOut.name()),
+            Counted::Later(not_now) => put_off(tenant, parts, not_now.why.name()),
         }
     }
 
@@ -166,8 +169,8 @@ impl Counter {
     }
 }
 
-fn put_off(tenant: TenantId, parts: Vec<Part>, why: Cause) -> CallEnded {
-    metrics::counter!("platform_api_stream_put_off_total", "cause" => why.name()).increment(1);
+fn put_off(tenant: TenantId, parts: Vec<Part>, cause: &'static str) -> CallEnded {
+    metrics::counter!("platform_api_stream_put_off_total", "cause" => cause).increment(1);
     CallEnded { tenant, settled: Settled::default(), back: parts }
 }
 

@@ -246,7 +246,10 @@ async fn hash_at(stream: &Stream, info: &stream::Info, place: u64) -> Result<Opt
         }
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
         // The server cannot read it any more: not what was read.
-        Err(error) if matches!(error.kind(), RawMessageErrorKind::JetStream(_)) => Ok(Some([0; 32])),
+        Err(error) if matches!(error.kind(), RawMessageErrorKind::JetStream(_)) => {
+            tracing::warn!(stream = info.config.name, sequence = place, %error, "the message that was read last cannot be read");
+            Ok(Some([0; 32]))
+        }
         Err(error) => Err(Ended::Broken(format!("the message at the checkpoint: {error}"))),
     }
 }
