@@ -141,7 +141,7 @@ pub struct Intake {
     pub event_bytes_max: usize,
     /// How long HTTP ingestion waits for a saturated tenant.
     pub patience_ms: u64,
-    /// How long LiteLLM's callback, which does not come back, waits.
+    /// How long LiteLLM's callback, which does not come back, waits. What its tenant cannot take by then is parked.
     pub litellm_patience_ms: u64,
     /// Events that may wait in quarantine for tenants that cannot take them, for all tenants of the platform together.
     pub parked_events_max: u64,

@@ -157,7 +157,7 @@ fn code(outcome: &ItemOutcome) -> &'static str {
         ItemOutcome::Accepted => "accepted",
         ItemOutcome::Duplicate => "duplicate",
         ItemOutcome::Conflict => "conflict",
-        ItemOutcome::Rejected { code, .. } => code,
+        ItemOutcome::Rejected { code, .. } | ItemOutcome::Parked { code, .. } => code,
     }
 }
 
