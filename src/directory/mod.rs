@@ -38,7 +38,7 @@ pub mod workflow;
 use std::sync::Arc;
 
 use ractor::Actor;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::clock::Clock;
 use crate::config;
@@ -102,6 +102,7 @@ pub async fn open(
         exposures: flag::Exposures::default(),
         job_bell: Notify::new(),
         changes: workflow::Changes::new(lease_micros),
+        quarantine_room: Arc::new(Semaphore::new(handle::QUARANTINE_BYTES_MAX)),
     });
     for tenant in awake {
         handle.wake(tenant);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use uuid::Uuid;
 
-use super::handle::Refused;
+use super::handle::{OnItsWay, Refused};
 use super::index::Index;
 use super::task::Task;
 use super::workflow::{self, Finish, Plan};
@@ -56,7 +56,9 @@ pub(super) enum Message {
         reply: RpcReplyPort<Result<(), Refused>>,
     },
     Quarantine {
-        rows: Vec<Quarantined>,
+        rows: Arc<[Quarantined]>,
+        /// Given back with the message.
+        room: OnItsWay,
         reply: RpcReplyPort<Result<(), Refused>>,
     },
     MarkReplayed {
@@ -238,7 +240,12 @@ impl Actor for Registrar {
             Message::Begin { change, reply } => answer(reply, Box::pin(state.begin(*change)).await),
             Message::Finish { finish, reply } => answer(reply, Box::pin(state.finish(*finish)).await),
             Message::Reload { reply } => answer(reply, state.reload().await),
-            Message::Quarantine { rows, reply } => answer(reply, state.quarantine(&rows).await),
+            // Whoever does not wait any more still has what it brought, and brings it again.
+            Message::Quarantine { reply, .. } if reply.is_closed() => {}
+            Message::Quarantine { rows, room, reply } => {
+                answer(reply, state.quarantine(&rows).await);
+                drop((rows, room));
+            }
             Message::MarkReplayed { id, request, reply } => answer(reply, state.mark_replayed(id, &request).await),
             Message::AppendPlatform { entry, reply } => answer(reply, state.append(vec![entry], Beside::Nothing).await),
             Message::KeepCheckpoint { checkpoint, entries, reply } => {

@@ -407,13 +407,21 @@ impl Recorder {
     /// Puts rows into quarantine; they are durable when this returns.
     ///
     /// # Errors
-    /// [`NotNow`] when the control database cannot take them.
-    pub(super) async fn keep(&self, rows: Vec<Quarantined>) -> Result<(), NotNow> {
-        if rows.is_empty() {
-            return Ok(());
+    /// [`NotNow`] when the control database cannot take them; some may be durable.
+    async fn keep(&self, rows: Vec<Quarantined>) -> Result<(), NotNow> {
+        for write in quarantine::writes(rows) {
+            self.keep_these(write).await?;
         }
+        Ok(())
+    }
+
+    /// Puts the rows of one write into quarantine.
+    ///
+    /// # Errors
+    /// [`NotNow`] when the control database cannot take them.
+    pub(super) async fn keep_these(&self, rows: Arc<[Quarantined]>) -> Result<(), NotNow> {
         let mut reasons: HashMap<Refusal, u64> = HashMap::new();
-        for row in &rows {
+        for row in rows.iter() {
             *reasons.entry(row.reason).or_default() += 1;
         }
         let events = rows.len();
