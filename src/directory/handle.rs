@@ -19,7 +19,7 @@ use crate::domain::api_key::{self, ApiKey};
 use crate::domain::chain::Entry;
 use crate::domain::ids::TenantId;
 use crate::domain::period;
-use crate::domain::report::{ChainQuery, ChainReport, Page, Quarantined, Retried};
+use crate::domain::report::{ChainQuery, ChainReport, Page, Quarantined, Retried, Share};
 use crate::domain::request::{Answer, Request};
 use crate::domain::stream::Checkpoint;
 use crate::domain::tenant::{ExternalId, Lifecycle, Tenant};
@@ -364,11 +364,12 @@ impl Handle {
     // ---- quarantine ----
 
     /// Keeps what could not be counted; durable when this returns. The same digest again is the same row. What is on its way
-    /// is bounded: while the control database is silent, callers wait, and are told to come again.
+    /// is bounded: while the control database is silent, callers wait, and are told to come again. Beyond its owner's share
+    /// an event is only counted.
     ///
     /// # Errors
     /// [`Refused::Unavailable`].
-    pub async fn quarantine(&self, rows: Arc<[Quarantined]>) -> Result<(), Refused> {
+    pub async fn quarantine(&self, rows: Arc<[Quarantined]>, share: Share) -> Result<(), Refused> {
         if rows.is_empty() {
             return Ok(());
         }
@@ -379,7 +380,7 @@ impl Handle {
             return Err(Refused::Unavailable("too much is on its way to the quarantine".to_owned()));
         };
         let room = OnItsWay::of(room);
-        self.register(|reply| registrar::Message::Quarantine { rows, room, reply }).await
+        self.register(|reply| registrar::Message::Quarantine { rows, share, room, reply }).await
     }
 
     /// Newest first, before `before`. Without a tenant it lists all; `reason` filters.

@@ -8,6 +8,7 @@
 //! - [`task`]: a change that a resource of the platform's brings whole. [`platform_admin`]: who administers the platform.
 //!   [`flag`]: the platform's feature flags, and counts of what was served.
 //! - [`api_key`]: a tenant's keys. `key_use`: when each was last used.
+//! - `quarantine`: how much of it is whose.
 //! - [`jobs`]: background work, as far as it is durable. [`session`]: sessions of browsers, and passwords.
 //! - `follow`: what other nodes on the same control database change.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
@@ -28,6 +29,7 @@ pub mod jobs;
 mod key_use;
 pub mod noted;
 pub mod platform_admin;
+mod quarantine;
 mod registrar;
 pub mod session;
 pub mod slot;

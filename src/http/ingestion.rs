@@ -102,7 +102,8 @@ pub(super) struct Recorded {
     duplicates: u64,
     /// Known already, with another body: the first stays, this one is kept as a conflict.
     conflicts: u64,
-    /// Not countable; each is in quarantine. The first thousand are listed.
+    /// Not countable; each is in quarantine, or only counted there when its tenant's share is full. The first thousand are
+    /// listed.
     rejected: Vec<RejectedView>,
     /// Of tenants that cannot take them now: each is in quarantine, and counted by itself once its tenant can. Only of
     /// LiteLLM's events; the first thousand are listed.

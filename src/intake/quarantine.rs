@@ -71,6 +71,8 @@ pub(super) fn row(
         body: raw.to_vec(),
         received_at,
         replayed_at: None,
+        arrivals: 1,
+        left_out_bytes: 0,
     }
 }
 

@@ -241,6 +241,9 @@ impl Recorder {
         if row.replayed_at.is_some() {
             return Err(ReplayError::AlreadyReplayed);
         }
+        if row.left_out_bytes > 0 {
+            return Ok(ReplayOutcome::StillRefused { code: row.reason.code(), message: row.detail });
+        }
         let mut outcomes = Vec::new();
         for verdict in self.again(vec![row], &request.request_id).await.into_iter().flatten() {
             match verdict {
@@ -425,7 +428,7 @@ impl Recorder {
             *reasons.entry(row.reason).or_default() += 1;
         }
         let events = rows.len();
-        match self.directory.quarantine(rows).await {
+        match self.directory.quarantine(rows, self.intake.quarantine_share()).await {
             Ok(()) => {
                 if Refusal::WAITING.iter().any(|reason| reasons.contains_key(reason)) {
                     self.parked.notify_one();

@@ -79,6 +79,12 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Secrets of tenants' providers that were lent to services.",
     ),
     (
+        "platform_api_quarantine_left_out_total",
+        Counter,
+        Unit::Count,
+        "Events that were not kept in quarantine, because a share of it is full, by reason.",
+    ),
+    (
         "platform_api_quarantine_waiting_bytes",
         Gauge,
         Unit::Bytes,
