@@ -9,8 +9,9 @@ use std::sync::Arc;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use uuid::Uuid;
 
-use super::handle::Refused;
+use super::handle::{OnItsWay, Refused};
 use super::index::Index;
+use super::quarantine::Shares;
 use super::task::Task;
 use super::workflow::{self, Finish, Plan};
 use crate::clock::{self, Clock};
@@ -19,7 +20,7 @@ use crate::domain::chain::{self, Entry, EntryOutcome, Head};
 use crate::domain::ids::{JobId, TenantId};
 use crate::domain::job::{Ending, Job};
 use crate::domain::organization::Expected;
-use crate::domain::report::{Fate, Quarantined, Retried};
+use crate::domain::report::{Fate, Quarantined, Retried, Share};
 use crate::domain::request::{Idempotency, Request};
 use crate::domain::stream::Checkpoint;
 use crate::domain::tenant::{Lifecycle, Tenant};
@@ -57,7 +58,10 @@ pub(super) enum Message {
         reply: RpcReplyPort<Result<(), Refused>>,
     },
     Quarantine {
-        rows: Vec<Quarantined>,
+        rows: Arc<[Quarantined]>,
+        share: Share,
+        /// Given back with the message.
+        room: OnItsWay,
         reply: RpcReplyPort<Result<(), Refused>>,
     },
     MarkReplayed {
@@ -179,6 +183,7 @@ pub(super) struct State {
     pub(super) failed_looks: i64,
     /// What could not be remembered of tenants, yet: how long their chains are, and whether they are open.
     unremembered: HashMap<TenantId, (Head, bool)>,
+    shares: Shares,
 }
 
 /// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended. Where it
@@ -249,6 +254,7 @@ impl Actor for Registrar {
             version: 0,
             failed_looks: 0,
             unremembered: HashMap::new(),
+            shares: Shares::default(),
         })
     }
 
@@ -262,7 +268,12 @@ impl Actor for Registrar {
             Message::Begin { change, reply } => answer(reply, Box::pin(state.begin(*change)).await),
             Message::Finish { finish, reply } => answer(reply, Box::pin(state.finish(*finish)).await),
             Message::Reload { reply } => answer(reply, state.reload().await),
-            Message::Quarantine { rows, reply } => answer(reply, state.quarantine(&rows).await),
+            // Whoever does not wait any more still has what it brought, and brings it again.
+            Message::Quarantine { reply, .. } if reply.is_closed() => {}
+            Message::Quarantine { rows, share, room, reply } => {
+                answer(reply, state.quarantine(&rows, share).await);
+                drop((rows, room));
+            }
             Message::MarkReplayed { id, request, reply } => answer(reply, state.mark_replayed(id, &request).await),
             Message::AppendPlatform { entry, reply } => answer(reply, state.append(vec![entry], Beside::Nothing).await),
             Message::KeepCheckpoint { checkpoint, entries, reply } => {
@@ -523,14 +534,32 @@ impl State {
         self.connection().await.map(|_| ())
     }
 
-    async fn quarantine(&mut self, rows: &[Quarantined]) -> Result<(), Refused> {
-        let connection = self.connection().await?;
-        let inserted = async {
-            connection.begin().await?;
-            quarantine::insert(connection, rows).await?;
-            connection.commit().await
+    async fn quarantine(&mut self, rows: &[Quarantined], share: Share) -> Result<(), Refused> {
+        self.connection().await?;
+        let kept = self.write_quarantined(rows, share).await;
+        kept.map_err(|error| {
+            self.shares.doubt();
+            self.doubt(&error)
+        })
+    }
+
+    async fn write_quarantined(&mut self, rows: &[Quarantined], share: Share) -> Result<(), StoreError> {
+        let now = self.birth.clock.now();
+        let Some(connection) = self.connection.as_mut() else {
+            return Err(StoreError::Retryable("no connection".into()));
         };
-        inserted.await.map_err(|error| self.doubt(&error))
+        for owner in self.shares.unknown(rows, share, now) {
+            let kept = quarantine::kept(connection, owner).await?;
+            self.shares.learn(owner, kept, share, now);
+        }
+        let rows = self.shares.admit(rows, share);
+        connection.begin().await?;
+        quarantine::insert(connection, &rows).await?;
+        connection.commit().await?;
+        for row in rows.iter().filter(|row| row.left_out_bytes > 0) {
+            metrics::counter!("platform_api_quarantine_left_out_total", "reason" => row.reason.code()).increment(1);
+        }
+        Ok(())
     }
 
     async fn mark_replayed(&mut self, id: Uuid, request: &Request) -> Result<(), Refused> {
