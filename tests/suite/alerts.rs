@@ -127,7 +127,7 @@ async fn a_receiver_that_is_down_keeps_no_tenant_out() {
         let setup = Setup::on(engine).with("TENANTS__OPEN_MAX", 2).with_section(&receiver.channel("pager"));
         let daemon = setup.start().await;
         let mut tenants = Vec::new();
-        for name in ["Acme", "Globex", "Initech", "Umbrella", "Hooli", "Soylent"] {
+        for name in ["Acme", "Globex", "Initech", "Umbrella"] {
             tenants.push(daemon.onboard(name).await);
         }
         let mut events = 0;
@@ -135,7 +135,7 @@ async fn a_receiver_that_is_down_keeps_no_tenant_out() {
             tenant.put_quotas(json!([token_quota(100, "month")])).await;
         }
         // All of them owe from the first round on, and each is opened again and again.
-        for _ in 0..3 {
+        for _ in 0..2 {
             for tenant in &tenants {
                 tenant.post_events(&[tenant.event().tokens(120, 0)]).await;
                 events += 1;
