@@ -123,7 +123,7 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "platform_api_commits_total",
         Counter,
         Unit::Count,
-        "Tenant transactions, by outcome: committed, known_events, tried_again, rolled_back, unknown.",
+        "Tenant transactions, by outcome: committed, known_events, tried_again, rolled_back, refused, unknown.",
     ),
     ("platform_api_tenant_restarts_total", Counter, Unit::Count, "Tenants opened again after a failure."),
     ("platform_api_tenants", Gauge, Unit::Count, "Tenants, by state."),
