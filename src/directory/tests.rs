@@ -18,6 +18,7 @@ use crate::domain::api_key::{self, ApiKey, Edit, Patch, Terms, hour_of};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::{QuotaId, TenantId};
 use crate::domain::job::State;
+use crate::domain::notice::{Attempt, AttemptResult, Delivery};
 use crate::domain::organization::Expected;
 use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Enforcement, Metric, Quota, Scope, Verdict};
@@ -188,7 +189,7 @@ async fn a_tenant_lives_through_usage_alerts_a_restart_and_a_suspension() {
     assert_eq!(tenant.decide(&subject).unwrap().decision.verdict, Verdict::Deny);
     let again = tenant.record(vec![event("3", 940)], Origin::default(), PATIENCE).await.unwrap();
     assert_eq!(again, [Outcome::Conflict], "the same id at another time is a conflict, not a second charge");
-    assert_eq!(tenant.audit_verify().await.unwrap().unwrap().broken, None);
+    assert_eq!(tenant.audit_verify(PATIENCE).await.unwrap().unwrap().broken, None);
 
     let suspended = handle.shift(id, Lifecycle::Suspended, request(None)).await.unwrap();
     assert_eq!(suspended.lifecycle, Lifecycle::Suspended);
@@ -329,6 +330,105 @@ async fn idle_tenants_rest_and_make_room() {
     assert!(handle.open_tenants().is_empty());
 }
 
+/// Nobody asks for a tenant that rests, and its alert is over all the same when its time is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_time_alone_ends_is_ended_though_its_tenant_rests() {
+    let node = Node::sqlite();
+    let noon: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
+    let clock = Clock::held_at(noon);
+    let handle = node.open_at(config::Tenants { idle_ms: 1_000, ..config::Tenants::default() }, clock.clone()).await;
+    let id = onboard(&handle, "acme").await;
+    let tenant = handle.find(id).await.unwrap();
+    let mut quota = draft(100, Enforcement::Block);
+    quota.quota.period = PeriodKind::Hour;
+    tenant.replace_quotas(vec![quota], request(None), |_| String::new()).await.unwrap().unwrap();
+    let mut used = event("1", 100);
+    used.occurred_at = noon;
+    tenant.record(vec![used], Origin::default(), PATIENCE).await.unwrap();
+    assert!(!tenant.pulse().books().firing.is_empty());
+    let delivered = |one: Delivery| Attempt {
+        alert: one.alert.id,
+        event: one.event,
+        channel: one.channel,
+        at: noon,
+        result: AttemptResult::Delivered,
+    };
+    tenant.settle(tenant.due(10).await.unwrap().unwrap().into_iter().map(delivered).collect()).await.unwrap();
+    drop(tenant);
+
+    clock.set(noon.plus_micros(crate::domain::time::MICROS_PER_MINUTE));
+    eventually("the tenant to rest", || handle.open_tenants().is_empty()).await;
+    clock.set(noon.plus_micros(crate::domain::time::MICROS_PER_HOUR));
+    eventually("the alert to be over", || {
+        handle.open_tenants().first().is_some_and(|tenant| tenant.pulse().books().firing.is_empty())
+    })
+    .await;
+    handle.drain(PATIENCE).await;
+}
+
+async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..600 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("waited in vain for {what}");
+}
+
+/// Nobody takes what is owed, and there are more that owe than places.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tenants_that_owe_make_room_and_take_turns() {
+    let node = Node::sqlite();
+    let began = Clock::system().now();
+    let clock = Clock::held_at(began);
+    let tenants = config::Tenants { open_max: 2, idle_ms: 600_000_000, ..config::Tenants::default() };
+    let handle = node.open_at(tenants, clock.clone()).await;
+    let pass = |micros: i64| clock.set(clock.now().plus_micros(micros));
+    let mut ids = Vec::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        ids.push(onboard(&handle, name).await);
+        pass(200_000);
+    }
+    let find = async |id: TenantId| {
+        let asked = tokio::time::Instant::now();
+        loop {
+            // Long enough to be asked to make room, and too short to come back for what is owed.
+            pass(200_000);
+            match handle.find(id).await {
+                Ok(tenant) => return tenant,
+                Err(_) => assert!(asked.elapsed() < Duration::from_secs(20), "there is no room for {id}"),
+            }
+        }
+    };
+    for id in &ids {
+        let quota = draft(10, Enforcement::Alert);
+        while find(*id).await.replace_quotas(vec![quota.clone()], request(None), |_| String::new()).await.is_err() {}
+        while find(*id).await.record(vec![event("1", 20)], Origin::default(), PATIENCE).await.is_err() {}
+    }
+    assert!(handle.open_tenants().len() <= 2);
+    // Each can be opened although all owe, and still owes.
+    for id in &ids {
+        let due = loop {
+            if let Ok(Ok(due)) = find(*id).await.due(10).await {
+                break due;
+            }
+        };
+        assert_eq!(due.len(), 2, "half of it and all of it");
+    }
+    // Time goes on and nobody asks: they come by themselves, one after the other.
+    let mut seen = std::collections::BTreeSet::new();
+    let waited = tokio::time::Instant::now();
+    while seen.len() < ids.len() {
+        assert!(waited.elapsed() < Duration::from_secs(60), "only {seen:?} came back");
+        pass(5_000_000);
+        seen.extend(handle.open_tenants().iter().map(crate::tenant::handle::Handle::tenant));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(handle.open_tenants().len() <= 2);
+    handle.drain(PATIENCE).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_reporters_share_commits_and_lose_nothing() {
     let node = Node::sqlite();
@@ -351,7 +451,7 @@ async fn concurrent_reporters_share_commits_and_lose_nothing() {
     let books = tenant.describe().await.unwrap().books;
     assert_eq!(books.lifetime.events, 32 * 20 + 20);
     assert!(books.version < 32 * 20, "{} commits were not shared", books.version);
-    assert_eq!(tenant.audit_verify().await.unwrap().unwrap().broken, None);
+    assert_eq!(tenant.audit_verify(PATIENCE).await.unwrap().unwrap().broken, None);
     handle.drain(PATIENCE).await;
 }
 
@@ -405,6 +505,38 @@ async fn counted(node: &Handle, tenant: TenantId, event: &UsageEvent) -> Outcome
     }
 }
 
+/// A tenant leaves while the catalogue cannot be written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_catalogue_cannot_remember_is_remembered_later() {
+    let node = Node::sqlite();
+    let store = Store::open(&node.settings).await.unwrap();
+    let tenants = config::Tenants { open_max: 1, idle_ms: 600_000, ..config::Tenants::default() };
+    let handle = node.open_on(store.clone(), tenants, Clock::system()).await;
+    let (acme, globex, initech) =
+        (onboard(&handle, "acme").await, onboard(&handle, "globex").await, onboard(&handle, "initech").await);
+    let mut control = store.control().await.unwrap();
+    counted(&handle, acme, &event("1", 1)).await;
+    control.execute("ALTER TABLE tenant RENAME TO elsewhere", &[]).await.unwrap();
+    counted(&handle, acme, &event("2", 1)).await;
+    let head = handle.find(acme).await.unwrap().describe().await.unwrap().books.head;
+    counted(&handle, globex, &event("1", 1)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    control.execute("ALTER TABLE elsewhere RENAME TO tenant", &[]).await.unwrap();
+    counted(&handle, initech, &event("1", 1)).await;
+    let began = tokio::time::Instant::now();
+    let remembered = "SELECT head_seq, awake FROM tenant WHERE id = $1";
+    loop {
+        let rows = control.fetch(remembered, &[acme.to_string().into()]).await.unwrap();
+        let noted = (rows[0].int(0).unwrap(), rows[0].int(1).unwrap());
+        if noted == (head.seq, 0) {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "{noted:?} is remembered, and not {}", head.seq);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    handle.drain(PATIENCE).await;
+}
+
 /// What the deposed node had in its hands stood where its heir had written meanwhile; it was taken for unwritable, and
 /// the tenant for one that needs a person.
 #[tokio::test]
@@ -427,7 +559,7 @@ async fn a_tenant_that_another_node_took_over_is_yielded_and_comes_back_when_it_
 }
 
 /// Begins a change as a node does that is killed the moment after.
-async fn begun_and_gone(handle: &Handle, slug: &str) -> (TenantId, crate::domain::job::Job) {
+pub(super) async fn begun_and_gone(handle: &Handle, slug: &str) -> (TenantId, crate::domain::job::Job) {
     let id = TenantId(clock::new_id());
     let now = Clock::system().now();
     let tenant = Tenant {

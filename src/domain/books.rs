@@ -20,6 +20,7 @@ use super::chain::{self, Entry, EntryOutcome, Head, Record};
 use super::flag::ledger::FlagBooks;
 use super::grouping::{ByScope, Windows, group, starts_and_subjects};
 use super::ids::{AlertId, QuotaId, TenantId};
+use super::ledger_proof;
 use super::notice::{Alert, AlertSubject, Attempt, Delivery, Event, Firing};
 use super::organization::Organization;
 use super::period::{self, PeriodKind, Window};
@@ -347,6 +348,8 @@ pub struct Posting {
     pub gateway: GatewayRows,
     /// A resource has written rows that nothing here stands for.
     pub has_other_rows: bool,
+    /// A sum of it has left its range: it must not be written.
+    pub overflows: bool,
     now: Timestamp,
     /// Fresh random bytes, from which each payload's salt is derived.
     salt_seed: [u8; 32],
@@ -372,6 +375,7 @@ impl Posting {
             cursors: BTreeMap::new(),
             gateway: GatewayRows::default(),
             has_other_rows: false,
+            overflows: false,
             now,
             salt_seed,
         }
@@ -460,6 +464,8 @@ impl Posting {
         counts: BatchCounts,
         request_id: &str,
     ) {
+        let within = events.iter().try_fold(self.books.lifetime, |sum, event| sum.checked_add(&Totals::of(event)));
+        self.overflows |= within.is_none();
         let groups = group(events);
         let mut sum = Totals::default();
         let mut windows = Windows::new(&self.books.time_zone);
@@ -673,7 +679,7 @@ impl Posting {
         });
         self.records_entry(Entry {
             actor: "system".into(),
-            action: "usage.committed".into(),
+            action: ledger_proof::COUNTED.into(),
             target: format!("tenant:{}", self.books.tenant),
             outcome: EntryOutcome::Success,
             request_id: request_id.into(),
@@ -682,6 +688,6 @@ impl Posting {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -111,7 +111,7 @@ impl Parked {
                 events,
                 events_max,
                 "as many events are parked as may be (intake.parked_events_max); what the stream brings for tenants \
-                 that cannot take it stays there"
+                 that cannot take it stays there, and LiteLLM's callback is turned away"
             );
         } else if self.full && events <= events_max - events_max.div_ceil(10) {
             self.full = false;

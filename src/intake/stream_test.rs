@@ -366,7 +366,7 @@ async fn a_frozen_tenant_does_not_hold_up_the_stream() {
 }
 
 /// Runs a replayer until nothing waits any more.
-async fn replayed(node: &Node) {
+pub(super) async fn replayed(node: &Node) {
     let replayer = Replayer::new(node.recorder.clone());
     let (stop, mut parked) = (CancellationToken::new(), node.recorder.parked_events());
     let task = tokio::spawn(replayer.run(stop.clone()));

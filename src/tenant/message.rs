@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ractor::RpcReplyPort;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 
 use crate::domain::adjustment::Adjustment;
 use crate::domain::books::{Books, Cursor};
@@ -81,6 +82,8 @@ pub enum Audit {
         reply: RpcReplyPort<Result<Page<StoredRecord>, ReadFailure>>,
     },
     Verify {
+        /// The caller has given up.
+        stop: CancellationToken,
         reply: RpcReplyPort<Result<ChainReport, ReadFailure>>,
     },
 }
@@ -176,6 +179,11 @@ pub enum Life {
     },
     /// Leave if nothing is waiting and nothing is owed.
     Rest {
+        now: Timestamp,
+        idle_micros: i64,
+    },
+    /// Leave if nothing is waiting, for others need the place. What is owed is owed on.
+    MakeRoom {
         now: Timestamp,
         idle_micros: i64,
     },

@@ -12,12 +12,11 @@ use crate::domain::books::Cursor;
 use crate::domain::ids::TenantId;
 use crate::domain::report::Quarantined;
 use crate::domain::usage::{Outcome, Refusal};
+use crate::intake::quarantine;
 use crate::intake::record::{Cause, Counted, NotNow, Rejection};
 use crate::intake::tally::Tally;
 use crate::tenant::handle::Origin;
 
-/// Rows of one write to the quarantine.
-const ROWS_MAX: usize = 1_000;
 /// How long to wait before the quarantine is written again after it could not be.
 const KEEP_AGAIN: Duration = Duration::from_millis(500);
 
@@ -157,8 +156,8 @@ impl Counter {
 
     /// Writes to the quarantine, again and again until it is durable. False when we are closed before that.
     async fn keep(&self, rows: Vec<Quarantined>) -> bool {
-        for rows in rows.chunks(ROWS_MAX) {
-            while self.reader.recorder.keep(rows.to_vec()).await.is_err() {
+        for write in quarantine::writes(rows) {
+            while self.reader.recorder.keep_these(write.clone()).await.is_err() {
                 tokio::select! {
                     () = self.closed.cancelled() => return false,
                     () = tokio::time::sleep(KEEP_AGAIN) => {}

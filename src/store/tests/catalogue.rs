@@ -5,11 +5,13 @@ use crate::domain::api_key::{ApiKey, Previous, Terms};
 use crate::domain::chain::{self, Hash, Head};
 use crate::domain::ids::TenantId;
 use crate::domain::rate_limit::{Class, Policy};
-use crate::domain::report::Quarantined;
+use crate::domain::report::{ChainQuery, Quarantined};
 use crate::domain::tenant::{ExternalId, Lifecycle, Role, Tenant};
+use crate::domain::time::Timestamp;
 use crate::domain::usage::Refusal;
 use crate::store::catalogue;
 use crate::store::news::{self, Kind, News};
+use crate::store::quarantine::Kept;
 use crate::store::{StoreError, api_key, audit, quarantine, request};
 
 super::conformance!(
@@ -17,7 +19,9 @@ super::conformance!(
     what_has_changed_is_told_once_and_in_its_order,
     slugs_and_external_ids_have_one_owner,
     a_key_comes_back_with_its_terms_and_its_uses,
+    uses_of_many_keys_are_written_at_once_by_several_nodes,
     the_quarantine_keeps_each_poison_once,
+    the_quarantine_knows_what_each_has_there_and_forgets_what_is_old,
     an_answer_is_kept_for_its_key,
     the_platform_has_a_chain_of_its_own,
 );
@@ -147,7 +151,7 @@ async fn a_key_comes_back_with_its_terms_and_its_uses(house: &House) {
     assert_eq!(catalogue::load(&mut connection).await.unwrap().1, [key.clone()]);
     assert_eq!(api_key::uses(&mut connection).await.unwrap(), [], "it was never used");
     for at in [7, 9, 8] {
-        api_key::note_use(&mut connection, "pk_1", NOW.plus_micros(at)).await.unwrap();
+        api_key::note_uses(&mut connection, &[("pk_1".into(), NOW.plus_micros(at))]).await.unwrap();
     }
     key.name = "second".into();
     key.previous = Some(Previous { hash: [5; 32], until: NOW.plus_micros(3) });
@@ -160,6 +164,38 @@ async fn a_key_comes_back_with_its_terms_and_its_uses(house: &House) {
     assert!(matches!(unknown, Err(StoreError::Wrong(_))), "{unknown:?}");
 }
 
+/// Each node has seen some of the uses last, and none of them goes back. Nodes that write the same keys in another order
+/// wait for each other, and never in a circle.
+async fn uses_of_many_keys_are_written_at_once_by_several_nodes(house: &House) {
+    let store = house.store().await;
+    let mut connection = store.control().await.unwrap();
+    let owner = tenant("one");
+    catalogue::insert_tenant(&mut connection, &owner).await.unwrap();
+    let ids = house.keys(&mut connection, &owner, 1_237).await;
+    for round in 1..=8_i64 {
+        let seen_by = |node: i64| {
+            let at = |number: usize| NOW.plus_micros(10 * round + (number as i64 + node) % 2);
+            ids.iter().enumerate().map(|(number, id)| (id.clone(), at(number))).collect::<Vec<_>>()
+        };
+        let (one, mut other) = (seen_by(0), seen_by(1));
+        other.reverse();
+        let write = async |uses: Vec<(String, Timestamp)>| {
+            let mut connection = store.control_again().await.unwrap();
+            connection.begin().await?;
+            api_key::note_uses(&mut connection, &uses).await?;
+            connection.commit().await
+        };
+        let (one, other) = tokio::join!(write(one), write(other));
+        assert!(one.is_ok() && other.is_ok(), "{one:?} {other:?}");
+        let uses = api_key::uses(&mut connection).await.unwrap();
+        assert_eq!(uses.len(), ids.len(), "and nobody else's");
+        let latest = NOW.plus_micros(10 * round + 1);
+        assert!(uses.iter().all(|(_, at)| *at == latest), "round {round}");
+    }
+    api_key::note_uses(&mut connection, &[]).await.unwrap();
+    api_key::note_uses(&mut connection, &[("nobody".into(), NOW)]).await.unwrap();
+}
+
 async fn slugs_and_external_ids_have_one_owner(house: &House) {
     let mut connection = house.store().await.control().await.unwrap();
     let first = tenant("one");
@@ -169,7 +205,7 @@ async fn slugs_and_external_ids_have_one_owner(house: &House) {
     for taken in [same_slug, same_external] {
         connection.begin().await.unwrap();
         let refused = catalogue::insert_tenant(&mut connection, &taken).await;
-        assert!(matches!(refused, Err(StoreError::Wrong(_))), "{refused:?}");
+        assert!(matches!(refused, Err(StoreError::Unwritable(_))), "{refused:?}");
         connection.rollback().await.unwrap();
     }
     assert_eq!(catalogue::load(&mut connection).await.unwrap().0.len(), 1);
@@ -178,7 +214,7 @@ async fn slugs_and_external_ids_have_one_owner(house: &House) {
 async fn the_quarantine_keeps_each_poison_once(house: &House) {
     let mut connection = house.store().await.control().await.unwrap();
     let owner = TenantId(crate::clock::new_id());
-    let rows: Vec<Quarantined> = (0..7_u8)
+    let mut rows: Vec<Quarantined> = (0..7_u8)
         .map(|number| Quarantined {
             id: crate::clock::new_id(),
             tenant: (number % 2 == 0).then_some(owner),
@@ -190,12 +226,15 @@ async fn the_quarantine_keeps_each_poison_once(house: &House) {
             body: vec![0, 255, number],
             received_at: NOW,
             replayed_at: None,
+            arrivals: 1,
+            left_out_bytes: 0,
         })
         .collect();
     quarantine::insert(&mut connection, &rows).await.unwrap();
     let again = [Quarantined { id: crate::clock::new_id(), ..rows[0].clone() }, rows[0].clone()];
     quarantine::insert(&mut connection, &again).await.unwrap();
-    quarantine::insert(&mut connection, &[]).await.unwrap();
+    quarantine::insert::<Quarantined>(&mut connection, &[]).await.unwrap();
+    rows[0].arrivals = 3;
 
     let newest_first: Vec<Quarantined> = rows.iter().rev().cloned().collect();
     let page = quarantine::page(&mut connection, None, None, None, 4).await.unwrap();
@@ -204,14 +243,59 @@ async fn the_quarantine_keeps_each_poison_once(house: &House) {
     assert_eq!((page.items.as_slice(), page.next), (&newest_first[4..], None));
     let page = quarantine::page(&mut connection, Some(owner), Some(Refusal::Malformed), None, 10).await.unwrap();
     assert_eq!(page.items, [rows[2].clone(), rows[0].clone()]);
-    let arrivals = connection.fetch("SELECT arrivals FROM quarantine ORDER BY id LIMIT 1", &[]).await.unwrap();
-    assert_eq!(arrivals[0].int(0).unwrap(), 3);
 
     quarantine::mark_replayed(&mut connection, rows[1].id, NOW.plus_micros(5)).await.unwrap();
     quarantine::mark_replayed(&mut connection, rows[1].id, NOW.plus_micros(6)).await.unwrap();
     let replayed = quarantine::one(&mut connection, rows[1].id).await.unwrap().unwrap();
     assert_eq!(replayed, Quarantined { replayed_at: Some(NOW.plus_micros(5)), ..rows[1].clone() });
     assert_eq!(quarantine::one(&mut connection, crate::clock::new_id()).await.unwrap(), None);
+}
+
+async fn the_quarantine_knows_what_each_has_there_and_forgets_what_is_old(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    let owner = TenantId(crate::clock::new_id());
+    let row = |number: u8, tenant, reason, left_out_bytes| Quarantined {
+        id: crate::clock::new_id(),
+        tenant,
+        reason,
+        detail: String::new(),
+        origin: "nats:quota.updated".into(),
+        format: "events".into(),
+        digest: [number; 32],
+        body: if left_out_bytes > 0 { Vec::new() } else { vec![0; 10] },
+        received_at: NOW.plus_micros(number.into()),
+        replayed_at: None,
+        arrivals: 1,
+        left_out_bytes,
+    };
+    let rows = [
+        row(0, Some(owner), Refusal::TenantFrozen, 0),
+        row(1, Some(owner), Refusal::TooOld, 0),
+        row(2, Some(owner), Refusal::Malformed, 0),
+        row(3, None, Refusal::UnknownTenant, 0),
+        row(4, Some(owner), Refusal::TooOld, 7),
+        row(4, Some(owner), Refusal::TooOld, 8),
+    ];
+    quarantine::insert(&mut connection, &rows).await.unwrap();
+    quarantine::insert(&mut connection, &rows[4..5]).await.unwrap();
+    let counted = quarantine::one(&mut connection, rows[4].id).await.unwrap().unwrap();
+    assert_eq!((counted.arrivals, counted.left_out_bytes), (3, 22));
+    let kept = |events, bytes| Kept { events, bytes };
+    assert_eq!(quarantine::kept(&mut connection, Some(owner)).await.unwrap(), kept(2, 20));
+    assert_eq!(quarantine::kept(&mut connection, None).await.unwrap(), kept(1, 10));
+    assert_eq!(quarantine::kept(&mut connection, Some(TenantId(crate::clock::new_id()))).await.unwrap(), kept(0, 0));
+    // Counted in the end, it waits no more.
+    quarantine::mark_replayed(&mut connection, rows[0].id, NOW).await.unwrap();
+    assert_eq!(quarantine::kept(&mut connection, Some(owner)).await.unwrap(), kept(3, 30));
+
+    let waiting = row(5, Some(owner), Refusal::TenantUnavailable, 0);
+    quarantine::insert(&mut connection, std::slice::from_ref(&waiting)).await.unwrap();
+    assert_eq!(quarantine::forget(&mut connection, NOW.plus_micros(2), 1).await.unwrap(), 1);
+    assert_eq!(quarantine::forget(&mut connection, NOW.plus_micros(2), 10).await.unwrap(), 1);
+    assert_eq!(quarantine::forget(&mut connection, NOW.plus_micros(2), 10).await.unwrap(), 0);
+    assert_eq!(quarantine::forget(&mut connection, NOW.plus_micros(60), 10).await.unwrap(), 3);
+    let left = quarantine::page(&mut connection, None, None, None, 10).await.unwrap().items;
+    assert_eq!(left, [waiting]);
 }
 
 async fn an_answer_is_kept_for_its_key(house: &House) {
@@ -223,7 +307,7 @@ async fn an_answer_is_kept_for_its_key(house: &House) {
         let found = request::find(&mut connection, "k").await.unwrap();
         assert_eq!(found, Some(([4; 32], "{\"id\":1}".into())));
         let twice = request::keep(&mut connection, "k", &[4; 32], "{}", NOW).await;
-        assert!(matches!(twice, Err(StoreError::Wrong(_))), "{twice:?}");
+        assert!(matches!(twice, Err(StoreError::Unwritable(_))), "{twice:?}");
     }
 }
 
@@ -247,4 +331,20 @@ async fn the_platform_has_a_chain_of_its_own(house: &House) {
     }
     let report = audit::verify(&mut connection, audit::PLATFORM_CHAIN).await.unwrap();
     assert_eq!((report.head, report.broken), (head, None));
+
+    // Whoever has seen more, or something else, does not go on from there.
+    let first = audit::page(&mut connection, ChainQuery { after: 0, limit: 1 }).await.unwrap().items.remove(0).link;
+    let first = Head { seq: 1, hash: Hash(first.hash) };
+    for known in [Head::EMPTY, first, head] {
+        assert_eq!(audit::head_after(&mut connection, known).await.unwrap(), head);
+    }
+    let other = Head { hash: Hash([1; 32]), ..first };
+    let cut = "UPDATE platform SET head_seq = 1, head_hash = (SELECT hash FROM audit_record WHERE seq = 1)";
+    for known in [other, Head { seq: 4, ..head }] {
+        let refused = audit::head_after(&mut connection, known).await;
+        assert!(matches!(&refused, Err(StoreError::Untrusted(problem)) if problem.contains("chain")), "{refused:?}");
+    }
+    connection.execute(cut, &[]).await.unwrap();
+    assert_eq!(audit::head_after(&mut connection, first).await.unwrap(), first);
+    assert!(matches!(audit::head_after(&mut connection, head).await, Err(StoreError::Untrusted(_))));
 }
