@@ -144,10 +144,10 @@ async fn who_is_leaving_ends_what_waits_and_takes_nothing_more() {
     queue.push(Work::Append { entry: super::retry_test::entry(), once: None, now: NOW, reply: reply.into() });
     queue.push(usage(2));
     queue.roll(NOW);
-    assert!(told.await.is_err(), "its caller is told to come back");
     assert_eq!(queue.events(), 1);
     assert_eq!(next(&mut queue), ["1 events"]);
     assert!(next(&mut queue).is_empty() && queue.is_idle());
+    assert!(told.await.is_err(), "its caller is told to come back");
 }
 
 #[test]
