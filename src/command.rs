@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::domain::ids::TenantId;
@@ -43,12 +44,14 @@ pub async fn verify(config: Config, tenant: Option<String>) -> anyhow::Result<Ex
         broken |= tell("platform", &audit::verify(&mut control, "platform").await?);
     }
     let (rows, _) = catalogue::load(&mut control).await?;
-    let tenants: Vec<TenantId> =
-        rows.iter().map(|row| row.tenant.id).filter(|id| only.is_none_or(|one| one == *id)).collect();
-    anyhow::ensure!(only.is_none() || !tenants.is_empty(), "no such tenant");
-    for tenant in tenants {
+    let chosen: Vec<_> = rows.iter().filter(|row| only.is_none_or(|one| one == row.tenant.id)).collect();
+    anyhow::ensure!(only.is_none() || !chosen.is_empty(), "no such tenant");
+    let stop = CancellationToken::new();
+    for row in chosen {
+        let tenant = row.tenant.id;
         let mut reader = store.reader(tenant).await.with_context(|| format!("reading tenant {tenant}"))?;
-        broken |= tell(&tenant.to_string(), &audit::verify(&mut reader, &tenant.to_string()).await?);
+        let books = audit::Books { tenant, witness: row.head, stop: &stop };
+        broken |= tell(&tenant.to_string(), &audit::verify_books(&mut reader, books).await?);
     }
     Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

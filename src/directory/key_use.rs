@@ -1,25 +1,26 @@
 //! When each API key was last used, by the hour.
 //!
 //! A request leaves one word in memory the first time that its key is used in an hour; it waits for nothing. What was
-//! left is written down every [`WRITE_EVERY`] and at the end, so a key costs at most one write in an hour. A killed process
-//! takes along what it had not written: the key's next use makes up for it.
+//! left is written down every [`WRITE_EVERY`] and at the end, so a key costs at most one write in an hour. Nearly all are
+//! due at the beginning of an hour, so they are written in pieces that others come between, and beside the catalogue: no
+//! other node's change waits for them. A killed process takes along what it had not written: the key's next use makes up
+//! for it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use super::handle::{Handle, Parts};
-use super::task::{Change, Halt, untold};
+use super::handle::{Handle, Parts, Refused};
+use super::registrar::{Message, State};
 use crate::domain::api_key::hour_of;
-use crate::domain::chain::Entry;
-use crate::domain::request::Request;
 use crate::domain::time::Timestamp;
-use crate::store::api_key;
-use crate::store::database::Connection;
+use crate::store::{StoreError, api_key};
 
 /// How often uses are written down.
 const WRITE_EVERY: Duration = Duration::from_secs(60);
+/// Uses that are written in one transaction.
+pub(super) const PIECE_USES_MAX: usize = 1_000;
 
 /// The hours in which keys were last used. Only keys that opened something are in here, so keys that are made up take no
 /// room.
@@ -27,7 +28,7 @@ const WRITE_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct KeyUses {
     hours: RwLock<HashMap<String, AtomicI64>>,
     /// Keys whose hour is not written down.
-    waiting: Mutex<Vec<String>>,
+    waiting: Mutex<BTreeSet<String>>,
 }
 
 impl KeyUses {
@@ -53,7 +54,7 @@ impl KeyUses {
                 }
             }
         }
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(id.to_owned());
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
     }
 
     fn last(&self, id: &str) -> Option<Timestamp> {
@@ -66,8 +67,8 @@ impl KeyUses {
         ids.into_iter().filter_map(|id| self.last(&id).map(|at| (id, at))).collect()
     }
 
-    fn put_back(&self, uses: Vec<(String, Timestamp)>) {
-        let ids = uses.into_iter().map(|(id, _)| id);
+    fn put_back(&self, uses: &[(String, Timestamp)]) {
+        let ids = uses.iter().map(|(id, _)| id.clone());
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
     }
 }
@@ -95,38 +96,39 @@ impl Handle {
         self.index().uses.last(id)
     }
 
-    /// Writes down the uses so far. What cannot be written waits for the next time.
+    /// Writes down the uses so far, a piece at a time. What cannot be written waits for the next time.
     pub(super) async fn write_key_uses(&self) {
         let uses = self.index().uses.take();
-        if uses.is_empty() {
-            return;
-        }
-        if let Err(error) = self.change(NoteKeyUses(uses.clone()), Request::system(), untold).await {
-            tracing::warn!(%error, keys = uses.len(), "when API keys were last used could not be written down");
-            self.index().uses.put_back(uses);
+        for (number, piece) in uses.chunks(PIECE_USES_MAX).enumerate() {
+            let uses_of_piece = piece.to_vec();
+            if let Err(error) = self.register(|reply| Message::NoteKeyUses { uses: uses_of_piece, reply }).await {
+                let left = &uses[number * PIECE_USES_MAX..];
+                tracing::warn!(%error, keys = left.len(), "when API keys were last used could not be written down");
+                self.index().uses.put_back(left);
+                return;
+            }
         }
     }
 }
 
-/// Uses of keys that are written down. No record of the chain speaks of it: nothing was changed by anybody.
-#[derive(Debug)]
-struct NoteKeyUses(Vec<(String, Timestamp)>);
-
-impl Change for NoteKeyUses {
-    type Done = ();
-    type Refused = std::convert::Infallible;
-
-    async fn apply(
-        &self,
-        connection: &mut Connection,
-        _: &mut Vec<Entry>,
-        _: &Request,
-        _: Timestamp,
-    ) -> Result<(), Halt<Self::Refused>> {
-        for (id, at) in &self.0 {
-            api_key::note_use(connection, id, *at).await?;
+impl State {
+    /// Writes a piece of uses down. No record of the chain speaks of it: nothing was changed by anybody. Nor is it a change
+    /// of the catalogue, so it needs none of the others to stand still.
+    pub(super) async fn note_key_uses(&mut self, uses: &[(String, Timestamp)]) -> Result<(), Refused> {
+        let connection = self.connection().await?;
+        let noted = async {
+            connection.begin().await?;
+            api_key::note_uses(connection, uses).await?;
+            connection.commit().await
+        };
+        match noted.await {
+            Ok(()) => Ok(()),
+            Err(StoreError::Retryable(reason)) => {
+                self.give_up().await;
+                Err(Refused::Unavailable(reason))
+            }
+            Err(error) => Err(self.doubt(&error)),
         }
-        Ok(())
     }
 }
 
@@ -151,8 +153,14 @@ mod tests {
         uses.note("old", hour);
         let taken = uses.take();
         assert_eq!((taken.as_slice(), uses.last("old")), ([("old".to_owned(), next)].as_slice(), Some(next)));
-        uses.put_back(taken.clone());
-        assert_eq!(uses.take(), taken);
+        uses.note("new", next);
+        uses.put_back(&taken);
+        let both = ["new", "old"].map(|id| (id.to_owned(), next));
+        assert_eq!(uses.take(), both);
+        uses.note("old", next.plus_micros(MICROS_PER_HOUR));
+        uses.put_back(&both);
+        let later = [("new".to_owned(), next), ("old".to_owned(), next.plus_micros(MICROS_PER_HOUR))];
+        assert_eq!(uses.take(), later, "each once, however long it could not be written");
         assert_eq!(uses.last("never"), None);
     }
 }

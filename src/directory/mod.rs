@@ -110,4 +110,6 @@ pub async fn open(
 }
 
 #[cfg(test)]
+mod nodes_test;
+#[cfg(test)]
 mod tests;

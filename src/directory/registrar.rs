@@ -86,6 +86,11 @@ pub(super) enum Message {
         head: Head,
         awake: bool,
     },
+    /// When API keys were last used.
+    NoteKeyUses {
+        uses: Vec<(String, Timestamp)>,
+        reply: RpcReplyPort<Result<(), Refused>>,
+    },
     /// What a resource of the platform's brings whole; see [`super::task`].
     Task(Task),
     /// Look what other nodes have changed.
@@ -169,11 +174,20 @@ pub(super) struct State {
     pub(super) platform_head: Head,
     /// The last change of the catalogue that the index shows.
     pub(super) version: i64,
+    /// Looks at what other nodes have changed that have failed in a row.
+    pub(super) failed_looks: i64,
 }
 
-/// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended.
+/// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended. Where it
+/// can only have been the last owner who held a job, nobody waits for its lease to be over.
 pub(super) async fn load(birth: &Birth) -> Result<Vec<TenantId>, StoreError> {
     let mut connection = birth.store.control().await?;
+    if birth.store.has_one_owner() {
+        let left = job::let_go(&mut connection).await?;
+        if left > 0 {
+            tracing::info!(jobs = left, "what the last process was doing is gone on with at once");
+        }
+    }
     let (rows, keys) = catalogue::load(&mut connection).await?;
     let admins = platform_admin::all(&mut connection).await?;
     birth.index.uses.load(store::api_key::uses(&mut connection).await?);
@@ -225,7 +239,7 @@ impl Actor for Registrar {
         if birth.store.followed_every().is_some() {
             let _ = myself.cast(Message::Follow);
         }
-        Ok(State { birth, connection: None, platform_head: Head::EMPTY, version: 0 })
+        Ok(State { birth, connection: None, platform_head: Head::EMPTY, version: 0, failed_looks: 0 })
     }
 
     async fn handle(
@@ -246,11 +260,12 @@ impl Actor for Registrar {
             }
             Message::Retried { tenant, rows, reply } => answer(reply, state.retried(tenant, rows).await),
             Message::Remember { tenant, head, awake } => state.remember(tenant, head, awake).await,
+            Message::NoteKeyUses { uses, reply } => answer(reply, state.note_key_uses(&uses).await),
             Message::Task(task) => Box::pin(state.task(task)).await,
             Message::Follow => {
                 state.follow().await;
-                if let Some(every) = state.birth.store.followed_every() {
-                    myself.send_after(every, || Message::Follow);
+                if let Some(pause) = state.pause_of_looks() {
+                    myself.send_after(pause, || Message::Follow);
                 }
             }
             Message::Probe { reply } => answer(reply, state.probe().await),
@@ -263,7 +278,7 @@ fn answer<T>(reply: RpcReplyPort<Result<T, Refused>>, result: Result<T, Refused>
     let _ = reply.send(result);
 }
 
-fn unavailable(error: &StoreError) -> Refused {
+pub(super) fn unavailable(error: &StoreError) -> Refused {
     Refused::Unavailable(error.to_string())
 }
 
@@ -278,12 +293,21 @@ impl State {
             let admins = platform_admin::all(&mut connection).await.map_err(|error| unavailable(&error))?;
             let flags = flag::all(&mut connection).await.map_err(|error| unavailable(&error))?;
             self.birth.index.put_flags(flags);
-            self.platform_head = audit::head(&mut connection).await.map_err(|error| unavailable(&error))?;
+            self.platform_head = self.head_in(&mut connection).await.map_err(|error| unavailable(&error))?;
             self.birth.index.load(rows.into_iter().map(|row| (row.tenant, row.head)).collect(), keys, admins);
             self.connection = Some(connection);
         }
         // Just filled; an absent one here would be a slip of ours, told as what it is to the caller.
         self.connection.as_mut().ok_or_else(|| Refused::Unavailable("no connection to the control database".into()))
+    }
+
+    /// The head of the platform's chain, which nobody may have cut behind our back.
+    pub(super) async fn head_in(&self, connection: &mut Connection) -> Result<Head, StoreError> {
+        let found = audit::head_after(connection, self.platform_head).await;
+        if let Err(StoreError::Untrusted(problem)) = &found {
+            tracing::error!(problem, "the platform is not changed any more: its audit chain was tampered with");
+        }
+        found
     }
 
     /// An error after `begin` leaves the connection, and what we believe the catalogue holds, in doubt.

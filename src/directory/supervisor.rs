@@ -24,12 +24,10 @@ use crate::store::{StoreError, notice};
 use crate::tenant::handle::{Bounds, Handle as Home};
 use crate::tenant::keeper::{self, Keeper};
 use crate::tenant::message::{Life, Message as TenantMessage, Reconciliation};
-use crate::tenant::pulse::Pulse;
+use crate::tenant::pulse::{Pulse, SET_BACK_MICROS};
 
 /// How often slots and open tenants are looked over.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
-/// On-call hears of a clock that shows this much less than at the last sweep.
-const SET_BACK_MICROS: i64 = 60_000_000;
 /// Sweeps between two notes of how long each chain is.
 const SWEEPS_PER_NOTE: u32 = 120;
 /// Tenants asked to rest when a place is needed; the first that can, will.
@@ -116,7 +114,7 @@ pub(super) struct State {
     sweeps: u32,
     swept_at: Timestamp,
     noted: HashMap<TenantId, Head>,
-    /// Tenants that rest, and when their books are due to be compared.
+    /// Tenants that rest, and when their books are due: to be compared, or because time alone changes them.
     unsettled: HashMap<TenantId, Timestamp>,
     /// Nothing is compared before: what came while we were away comes in first, and who was not heard is known.
     compares_from: Timestamp,
@@ -305,7 +303,9 @@ impl State {
             // The outlets must hear of what it owes and what fires, even after a restart: wake it then.
             let books = home.pulse().books();
             owes = home.pulse().owed() > 0;
-            let unsettled = books.comparison.next(books.latest_event_at);
+            // What time alone changes, such as the end of a burn, is told though nobody uses it.
+            let unsettled =
+                [books.comparison.next(books.latest_event_at), books.next_roll()].into_iter().flatten().min();
             self.unsettled.extend(unsettled.map(|at| (tenant, at)));
             self.note(&home, owes || unsettled.is_some() || !books.firing.is_empty());
         }
@@ -415,11 +415,14 @@ impl State {
         }
         let books = pulse.books();
         let next = books.comparison.next(books.latest_event_at);
-        if now >= self.compares_from && next.is_some_and(|at| at <= now) {
+        // Longer to wait than there ever was: the clock was set back.
+        let settle_micros = self.birth.settings.reconcile.settle_micros;
+        let waits = (1..=settle_micros).contains(&(self.compares_from.0 - now.0));
+        if !waits && next.is_some_and(|at| at <= now) {
             let _ = home.actor().cast(TenantMessage::Reconciliation(Reconciliation::Tick { now }));
         }
         let idle_micros = i64::try_from(self.birth.settings.tenants.idle_ms).unwrap_or(i64::MAX / 1_000) * 1_000;
-        if now.0 - pulse.heard_at().0 >= idle_micros && pulse.owed() == 0 && pulse.waiting_events() == 0 {
+        if pulse.is_quiet(now, idle_micros) && pulse.owed() == 0 && pulse.waiting_events() == 0 {
             let _ = home.actor().cast(TenantMessage::Life(Life::Rest { now, idle_micros }));
         }
     }

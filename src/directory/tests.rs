@@ -18,6 +18,7 @@ use crate::domain::api_key::{self, ApiKey, Edit, Patch, Terms, hour_of};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::{QuotaId, TenantId};
 use crate::domain::job::State;
+use crate::domain::notice::{Attempt, AttemptResult, Delivery};
 use crate::domain::organization::Expected;
 use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Enforcement, Metric, Quota, Scope, Verdict};
@@ -188,7 +189,7 @@ async fn a_tenant_lives_through_usage_alerts_a_restart_and_a_suspension() {
     assert_eq!(tenant.decide(&subject).unwrap().decision.verdict, Verdict::Deny);
     let again = tenant.record(vec![event("3", 940)], Origin::default(), PATIENCE).await.unwrap();
     assert_eq!(again, [Outcome::Conflict], "the same id at another time is a conflict, not a second charge");
-    assert_eq!(tenant.audit_verify().await.unwrap().unwrap().broken, None);
+    assert_eq!(tenant.audit_verify(PATIENCE).await.unwrap().unwrap().broken, None);
 
     let suspended = handle.shift(id, Lifecycle::Suspended, request(None)).await.unwrap();
     assert_eq!(suspended.lifecycle, Lifecycle::Suspended);
@@ -329,6 +330,52 @@ async fn idle_tenants_rest_and_make_room() {
     assert!(handle.open_tenants().is_empty());
 }
 
+/// Nobody asks for a tenant that rests, and its alert is over all the same when its time is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_time_alone_ends_is_ended_though_its_tenant_rests() {
+    let node = Node::sqlite();
+    let noon: Timestamp = "2026-11-20T12:00:00Z".parse().unwrap();
+    let clock = Clock::held_at(noon);
+    let handle = node.open_at(config::Tenants { idle_ms: 1_000, ..config::Tenants::default() }, clock.clone()).await;
+    let id = onboard(&handle, "acme").await;
+    let tenant = handle.find(id).await.unwrap();
+    let mut quota = draft(100, Enforcement::Block);
+    quota.quota.period = PeriodKind::Hour;
+    tenant.replace_quotas(vec![quota], request(None), |_| String::new()).await.unwrap().unwrap();
+    let mut used = event("1", 100);
+    used.occurred_at = noon;
+    tenant.record(vec![used], Origin::default(), PATIENCE).await.unwrap();
+    assert!(!tenant.pulse().books().firing.is_empty());
+    let delivered = |one: Delivery| Attempt {
+        alert: one.alert.id,
+        event: one.event,
+        channel: one.channel,
+        at: noon,
+        result: AttemptResult::Delivered,
+    };
+    tenant.settle(tenant.due(10).await.unwrap().unwrap().into_iter().map(delivered).collect()).await.unwrap();
+    drop(tenant);
+
+    clock.set(noon.plus_micros(crate::domain::time::MICROS_PER_MINUTE));
+    eventually("the tenant to rest", || handle.open_tenants().is_empty()).await;
+    clock.set(noon.plus_micros(crate::domain::time::MICROS_PER_HOUR));
+    eventually("the alert to be over", || {
+        handle.open_tenants().first().is_some_and(|tenant| tenant.pulse().books().firing.is_empty())
+    })
+    .await;
+    handle.drain(PATIENCE).await;
+}
+
+async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..600 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("waited in vain for {what}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_reporters_share_commits_and_lose_nothing() {
     let node = Node::sqlite();
@@ -351,7 +398,7 @@ async fn concurrent_reporters_share_commits_and_lose_nothing() {
     let books = tenant.describe().await.unwrap().books;
     assert_eq!(books.lifetime.events, 32 * 20 + 20);
     assert!(books.version < 32 * 20, "{} commits were not shared", books.version);
-    assert_eq!(tenant.audit_verify().await.unwrap().unwrap().broken, None);
+    assert_eq!(tenant.audit_verify(PATIENCE).await.unwrap().unwrap().broken, None);
     handle.drain(PATIENCE).await;
 }
 
@@ -427,7 +474,7 @@ async fn a_tenant_that_another_node_took_over_is_yielded_and_comes_back_when_it_
 }
 
 /// Begins a change as a node does that is killed the moment after.
-async fn begun_and_gone(handle: &Handle, slug: &str) -> (TenantId, crate::domain::job::Job) {
+pub(super) async fn begun_and_gone(handle: &Handle, slug: &str) -> (TenantId, crate::domain::job::Job) {
     let id = TenantId(clock::new_id());
     let now = Clock::system().now();
     let tenant = Tenant {

@@ -6,8 +6,8 @@
 //!
 //! The job is written as one that this node holds already, and is begun at once, by a hand of its own: nobody who makes a
 //! change waits for a look at the queue, or behind what takes long. From there on it is a job like any other: a try that fails
-//! is tried again by the runner, and when the node dies, any node's runner takes it up once the lease is over. It is tried until
-//! it succeeds, and nobody may cancel it. Its success is not told to the platform's chain: the change itself is in the
+//! is tried again by the runner, and when the node dies, any node's runner takes it up once the lease is over; where databases
+//! have one owner, its next life does at once. It is tried until it succeeds, and nobody may cancel it. Its success is not told to the platform's chain: the change itself is in the
 //! tenant's, once.
 
 use std::sync::Arc;

@@ -20,6 +20,7 @@ use super::chain::{self, Entry, EntryOutcome, Head, Record};
 use super::flag::ledger::FlagBooks;
 use super::grouping::{ByScope, Windows, group, starts_and_subjects};
 use super::ids::{AlertId, QuotaId, TenantId};
+use super::ledger_proof;
 use super::notice::{Alert, AlertSubject, Attempt, Delivery, Event, Firing};
 use super::organization::Organization;
 use super::period::{self, PeriodKind, Window};
@@ -673,7 +674,7 @@ impl Posting {
         });
         self.records_entry(Entry {
             actor: "system".into(),
-            action: "usage.committed".into(),
+            action: ledger_proof::COUNTED.into(),
             target: format!("tenant:{}", self.books.tenant),
             outcome: EntryOutcome::Success,
             request_id: request_id.into(),
@@ -682,6 +683,6 @@ impl Posting {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -188,11 +188,11 @@ impl Verifier {
         self.head
     }
 
-    /// Checks the next link.
+    /// Checks the next link; answers what it records, as `noun.verb`.
     ///
     /// # Errors
     /// [`Broken`], naming the sequence number where the chain stops to hold.
-    pub fn check(&mut self, stored: &Stored) -> Result<(), Broken> {
+    pub fn check(&mut self, stored: &Stored) -> Result<String, Broken> {
         let seq = self.head.seq + 1;
         let broken = |reason| Err(Broken { seq, reason });
         if stored.seq != seq {
@@ -231,7 +231,7 @@ impl Verifier {
             _ => return broken("the payload and its salt were not erased together"),
         }
         self.head = Head { seq, hash };
-        Ok(())
+        Ok(canonical.action.into_owned())
     }
 }
 
@@ -267,7 +267,7 @@ mod tests {
 
     fn verify(chain: &[Stored]) -> Result<i64, Broken> {
         let mut verifier = Verifier::new("t");
-        chain.iter().try_for_each(|stored| verifier.check(stored)).map(|()| verifier.head().seq)
+        chain.iter().try_for_each(|stored| verifier.check(stored).map(drop)).map(|()| verifier.head().seq)
     }
 
     #[test]

@@ -11,13 +11,14 @@
 //! - [`organization`]: a tenant's users and groups, who is in which, and who has which role.
 //! - [`notice`]: what deserves an alert, once.
 //! - [`chain`]: the audit chain: canonical bytes, link, verify.
+//! - [`ledger_proof`]: whether the ledger holds what the chain says was counted.
 //! - [`books`]: a tenant's [`books::Books`], and the [`books::Posting`] that moves them from one commit to the next.
 //! - [`burn`]: how fast a budget burns.
 //! - `grouping`: how a batch is taken apart before it is counted.
 //! - [`session`]: a browser's session, and what its secrets are worth.
 //! - [`sorting`]: one unit's events: refused, offered to the ledger, or a repetition.
 //! - [`adjustment`]: entries that a person makes.
-//! - [`job`]: background work that survives its worker.
+//! - [`job`]: background work that survives its worker. [`backoff`]: how long to wait between tries.
 //! - [`request`]: who asks for a change, and how often the same change may be asked for.
 //! - [`rate_limit`]: how often is too often: token buckets.
 //! - [`reconcile`]: the ledger against what a gateway says: readings, windows, verdicts, findings.
@@ -35,6 +36,7 @@ pub mod adjustment;
 pub mod amount;
 pub mod api_key;
 pub mod aws_credentials;
+pub mod backoff;
 pub mod books;
 #[cfg(test)]
 mod books_tests;
@@ -47,6 +49,7 @@ pub mod flag;
 mod grouping;
 pub mod ids;
 pub mod job;
+pub mod ledger_proof;
 pub mod notice;
 pub mod organization;
 pub mod period;

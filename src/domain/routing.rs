@@ -84,6 +84,13 @@ impl Reached {
 }
 
 impl Told {
+    /// Was it told, or is it about to be? Who waits for the end of the quiet hours has not heard of it; who was reached
+    /// has, wherever the clock stands.
+    #[must_use]
+    pub fn has_heard(&self, now: Timestamp) -> bool {
+        self.held_until <= now || self.reached == Reached::Delivered
+    }
+
     #[must_use]
     pub fn new(channel: &str, held_until: Timestamp) -> Told {
         Told { channel: channel.to_owned(), held_until, reached: Reached::NotYet }

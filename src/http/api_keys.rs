@@ -30,7 +30,8 @@ impl ApiKeys {
     /// The key is shown in this answer and never again. An answer repeated under the same Idempotency-Key does not
     /// show it. A key holds what its role allows, less what its scopes do not cover; a caller whose own key has scopes
     /// issues only keys that hold no more, one whose own key expires only keys that expire no later, and one whose own key
-    /// has rate limits only keys that have them as well, and no higher.
+    /// has rate limits only keys that have them as well, and no higher. The key's role, and what policies allow it, is handed
+    /// out with it.
     #[oai(path = "/v1/tenants/:id/api-keys", method = "post", operation_id = "createApiKey")]
     async fn create(
         &self,

@@ -168,6 +168,10 @@ const TAGGED: &[&str] = &[
     "replaceProviderPolicy",
 ];
 
+/// Said of each operation that may hand something out.
+const HANDING_OUT_RULE: &str = "Nobody hands out a permission that its own credential does not have: that is 403 \
+    `PERMISSION_NOT_HELD`, unless the caller may `permissions:grant`.";
+
 /// The whole document, pretty and the same in every build.
 #[must_use]
 pub fn openapi_document() -> String {
@@ -338,8 +342,13 @@ fn complete(described: &mut Value, operation: &Operation) {
             }
         }
     }
+    let codes = operation.all_codes();
+    if codes.contains(&Code::PermissionNotHeld) {
+        let said = described["description"].as_str().unwrap_or_default();
+        described["description"] = Value::String([said, HANDING_OUT_RULE].join("\n\n").trim_start().to_owned());
+    }
     let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
-    for code in operation.all_codes() {
+    for code in codes {
         by_status.entry(code.status()).or_default().push(code);
     }
     for (status, codes) in by_status {
@@ -467,6 +476,18 @@ mod tests {
             .collect();
         assert_eq!(in_document, in_table);
         assert_eq!(in_table.len(), OPERATIONS.len());
+    }
+
+    #[test]
+    fn whoever_may_hand_something_out_is_told_the_rule() {
+        let mut told = 0;
+        for (method, path, operation) in described() {
+            let refused = operation["responses"]["403"]["description"].as_str().unwrap_or_default();
+            let is_told = operation["description"].as_str().is_some_and(|text| text.ends_with(HANDING_OUT_RULE));
+            assert_eq!(is_told, refused.contains("PERMISSION_NOT_HELD"), "{method} {path}");
+            told += usize::from(is_told);
+        }
+        assert!(told > 20, "{told}");
     }
 
     #[test]

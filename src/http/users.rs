@@ -29,7 +29,7 @@ pub(super) struct Users;
 impl Users {
     /// Add a user
     ///
-    /// The answer's ETag is the user's version.
+    /// The answer's ETag is the user's version. What policies give by an attribute, the user is given with it.
     #[oai(path = "/v1/users", method = "post", operation_id = "createUser")]
     async fn create(
         &self,
@@ -113,7 +113,9 @@ impl Users {
 
     /// Replace a user's profile
     ///
-    /// What the body does not have is gone; `active` must be said, so that nobody comes back by being forgotten.
+    /// What the body does not have is gone; `active` must be said, so that nobody comes back by being forgotten. Something is
+    /// handed out by letting a user back in, by an attribute that a policy looks at, and by taking away whose tokens mean
+    /// the user.
     #[oai(path = "/v1/users/:id", method = "put", operation_id = "replaceUser")]
     async fn replace(
         &self,
@@ -138,7 +140,8 @@ impl Users {
     ///
     /// A merge patch (RFC 7396): what is absent stays, `null` takes away, lists are replaced whole, attributes are merged
     /// by name. `active: false` deactivates: the user's tokens are refused, and gateways are told to deny, from the next
-    /// request on.
+    /// request on. Something is handed out by letting a user back in, by an attribute that a policy looks at, and by taking
+    /// away whose tokens mean the user.
     #[oai(path = "/v1/users/:id", method = "patch", operation_id = "patchUser")]
     async fn patch(
         &self,

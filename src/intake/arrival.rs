@@ -1,8 +1,10 @@
 //! A body as it arrived, and the items in it.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
+use memchr::memmem::Finder;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -134,37 +136,48 @@ pub struct TooMany {
 /// # Errors
 /// [`TooMany`] events; nothing was read then.
 pub fn read(body: &Bytes, format: Format, limits: Limits) -> Result<Reading, TooMany> {
-    if let Some(items) = read_at_once(body, format, limits) {
-        return Ok(Reading { items, not_json: false });
-    }
-    let Split { pieces, not_json } = split(body, limits.events_max)?;
-    let items = pieces
-        .into_iter()
-        .map(|piece| Item { raw: body.slice_ref(piece), reading: read_item(piece, format, limits.event_bytes_max) })
-        .collect();
+    let mut items = Vec::new();
+    let not_json = read_into(&mut items, body, format, limits)?;
     Ok(Reading { items, not_json })
+}
+
+/// As [`read`], to the end of `items`; answers whether the body is no JSON. Most messages of a stream hold one event, and
+/// a vector for each of them would cost more than it holds.
+///
+/// # Errors
+/// [`TooMany`] events; `items` are as they were then.
+pub(super) fn read_into(items: &mut Vec<Item>, body: &Bytes, format: Format, limits: Limits) -> Result<bool, TooMany> {
+    let before = items.len();
+    if read_at_once(items, body, format, limits).is_some() {
+        return Ok(false);
+    }
+    items.truncate(before);
+    let Split { pieces, not_json } = split(body, limits.events_max)?;
+    let read = |piece| Item { raw: body.slice_ref(piece), reading: read_item(piece, format, limits.event_bytes_max) };
+    items.extend(pieces.into_iter().map(read));
+    Ok(not_json)
 }
 
 /// Reads a body in one walk: each object is read where it stands. `None` unless every object is of the shape that is
 /// likely, as nearly all are; the longer way then finds out what they are.
-fn read_at_once(body: &Bytes, format: Format, limits: Limits) -> Option<Vec<Item>> {
+fn read_at_once(items: &mut Vec<Item>, body: &Bytes, format: Format, limits: Limits) -> Option<()> {
     let text = std::str::from_utf8(body).ok()?.trim_matches(SPACE);
     let kin = Kin::likely(text, format)?;
     let (mut rest, end) = match text.strip_prefix('[') {
         Some(inside) => (inside.trim_start_matches(SPACE), "]"),
         None => (text, ""),
     };
-    let mut items = Vec::new();
+    let most = items.len() + limits.events_max;
     loop {
         let (reading, length) = kin.read_leading(rest, format)?;
-        if length > limits.event_bytes_max || items.len() >= limits.events_max {
+        if length > limits.event_bytes_max || items.len() >= most {
             return None;
         }
         items.push(Item { raw: body.slice_ref(&rest.as_bytes()[..length]), reading });
         rest = rest[length..].trim_start_matches(SPACE);
         match rest.strip_prefix(',') {
             Some(next) if end == "]" => rest = next.trim_start_matches(SPACE),
-            _ => return (rest == end).then_some(items),
+            _ => return (rest == end).then_some(()),
         }
     }
 }
@@ -219,8 +232,9 @@ enum Kin {
     Litellm,
 }
 
-const SPEC_VERSION: &str = "\"specversion\"";
-const LITELLM_CALL_ID: &str = "\"litellm_call_id\"";
+/// Searches that are prepared once: preparing one costs more than looking through an event.
+static SPEC_VERSION: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"specversion\""));
+static LITELLM_CALL_ID: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"litellm_call_id\""));
 
 /// Which of the keys that tell are there, however often: refusing what is there twice is the reader's affair.
 #[derive(Debug, Default)]
@@ -293,8 +307,8 @@ impl Kin {
             Format::Litellm => return Some(Kin::Litellm),
             Format::OpenMeter => return Some(Kin::CloudEvent),
         }
-        let mentions = |word: &str| memchr::memmem::find(json.as_bytes(), word.as_bytes()).is_some();
-        match (mentions(SPEC_VERSION), mentions(LITELLM_CALL_ID)) {
+        let mentions = |word: &Finder<'_>| word.find(json.as_bytes()).is_some();
+        match (mentions(&SPEC_VERSION), mentions(&LITELLM_CALL_ID)) {
             (false, false) => Some(Kin::Envelope),
             (true, false) => Some(Kin::CloudEvent),
             (false, true) => Some(Kin::Litellm),

@@ -1,4 +1,6 @@
-//! Recomputes a whole chain in the background: a tenant's, or the platform's.
+//! Recomputes a whole chain in the background: a tenant's, with everything that it says was counted, or the platform's.
+
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -7,6 +9,9 @@ use serde_json::{Value, json};
 use super::kinds::{Errand, Failure, Work};
 use crate::domain::job::Kind;
 use crate::domain::report::ChainReport;
+
+/// How long one verification may take: some hundred million records.
+const LONGEST: Duration = Duration::from_secs(6 * 60 * 60);
 
 pub(super) struct AuditVerification;
 
@@ -22,7 +27,7 @@ impl Work for AuditVerification {
                 None => errand.directory.platform_audit_verify().await.map_err(|error| later(error.to_string()))?,
                 Some(tenant) => {
                     let home = errand.directory.find(tenant).await.map_err(|absent| later(absent.to_string()))?;
-                    let report = home.audit_verify().await.map_err(|error| later(error.to_string()))?;
+                    let report = home.audit_verify(LONGEST).await.map_err(|error| later(error.to_string()))?;
                     report.map_err(|error| later(error.to_string()))?
                 }
             };

@@ -12,6 +12,9 @@ use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_SECOND, Timestamp};
 const FIRST_DELAY_MICROS: i64 = MICROS_PER_SECOND;
 /// A message is given up this long after it became true.
 const PATIENCE_MICROS: i64 = 3 * MICROS_PER_DAY;
+/// And not before it was tried as often as some hours allow: we may have been away for those days ourselves, or the clock
+/// may be wrong.
+const ATTEMPTS_MIN: i64 = 20;
 
 /// The verdict on an attempt that failed for now: another try, or the end of our patience. `at_least` is how long the
 /// receiver, or the open circuit, asked us to wait.
@@ -19,7 +22,8 @@ pub fn after_failure(parcel: &Parcel, now: Timestamp, reason: String, at_least: 
     let delay = delay_micros(&parcel.delivery.id(), parcel.delivery.attempts);
     let asked = i64::try_from(at_least.as_micros()).unwrap_or(i64::MAX).min(RETRY_DELAY_MICROS_MAX);
     let at = now.plus_micros(delay.max(asked));
-    if at > parcel.occurred_at().plus_micros(PATIENCE_MICROS) {
+    let is_late = at > parcel.occurred_at().plus_micros(PATIENCE_MICROS);
+    if is_late && parcel.delivery.attempts >= ATTEMPTS_MIN {
         return AttemptResult::GaveUp { reason: format!("not delivered within 3 days; last: {reason}") };
     }
     AttemptResult::Retry { at, reason }
@@ -68,6 +72,10 @@ mod tests {
         let endless = after_failure(&parcel, fired, "answered 429".into(), Duration::MAX);
         assert!(matches!(endless, AttemptResult::Retry { at, .. } if at == fired.plus_micros(RETRY_DELAY_MICROS_MAX)));
         let late = fired.plus_micros(3 * MICROS_PER_DAY);
+        let first_try = after_failure(&parcel, late, "timed out".into(), Duration::ZERO);
+        assert!(matches!(first_try, AttemptResult::Retry { at, .. } if at > late));
+        let mut parcel = parcel;
+        parcel.delivery.attempts = ATTEMPTS_MIN;
         let over = after_failure(&parcel, late, "timed out".into(), Duration::ZERO);
         assert!(matches!(over, AttemptResult::GaveUp { reason } if reason.ends_with("last: timed out")));
     }

@@ -1,9 +1,12 @@
 //! API keys, in the control database: their hashes, what narrows them, and the hour each was last used in.
 
+use std::sync::LazyLock;
+
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use super::catalogue::one_row;
+use super::connection::{Bulk, Column};
 use super::database::{Connection, Row, Value};
 use super::news::{self, Kind};
 use crate::domain::api_key::{ApiKey, Previous, Terms};
@@ -24,7 +27,26 @@ const UPDATE: &str = "UPDATE api_key SET name = $2, hash = $3, scopes = $4, expi
 const REVOKE: &str = "UPDATE api_key SET revoked_at = $2 WHERE id = $1 AND revoked_at = 0";
 const SELECT_USES: &str = "SELECT id, last_used_at FROM api_key WHERE last_used_at > 0";
 /// Never backwards: nodes write for themselves.
-const NOTE_USE: &str = "UPDATE api_key SET last_used_at = $2 WHERE id = $1 AND last_used_at < $2";
+static NOTE_USES: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(
+        "WITH given (id, used_at) AS (",
+        &["TEXT", "BIGINT"],
+        ") UPDATE api_key SET last_used_at = given.used_at FROM given
+            WHERE api_key.id = given.id AND api_key.last_used_at < given.used_at",
+    )
+});
+/// As [`NOTE_USES`], on Postgres, where several nodes do it at the same time: all of them lock rows in one order, so that
+/// none waits for another in a circle.
+static NOTE_USES_IN_ORDER: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(
+        "WITH given (id, used_at) AS (",
+        &["TEXT", "BIGINT"],
+        "), late AS (SELECT api_key.id, given.used_at FROM api_key JOIN given ON given.id = api_key.id
+                WHERE api_key.last_used_at < given.used_at ORDER BY api_key.id FOR NO KEY UPDATE OF api_key)
+            UPDATE api_key SET last_used_at = late.used_at FROM late
+            WHERE api_key.id = late.id AND api_key.last_used_at < late.used_at",
+    )
+});
 
 /// A limit as it is written down.
 #[derive(Serialize, Deserialize)]
@@ -114,12 +136,15 @@ pub async fn uses(connection: &mut Connection) -> Result<Vec<(String, Timestamp)
     rows.iter().map(|row| Ok((row.text(0)?, Timestamp(row.int(1)?)))).collect()
 }
 
-/// Writes down when a key was used; an earlier time than the one that is known changes nothing.
+/// Writes down when keys were used, each named once; an earlier time than the one that is known changes nothing.
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn note_use(connection: &mut Connection, id: &str, at: Timestamp) -> Result<(), StoreError> {
-    connection.execute(NOTE_USE, &[id.into(), at.into()]).await?;
+pub async fn note_uses(connection: &mut Connection, uses: &[(String, Timestamp)]) -> Result<(), StoreError> {
+    let bulk = if connection.is_postgres() { &NOTE_USES_IN_ORDER } else { &NOTE_USES };
+    let ids = uses.iter().map(|(id, _)| id.as_str()).collect();
+    let instants = uses.iter().map(|(_, at)| at.0).collect();
+    connection.execute_bulk(bulk, &[Column::Texts(ids), Column::Ints(instants)]).await?;
     Ok(())
 }
 

@@ -1,9 +1,13 @@
 //! The chain as rows: pages, verification, and the platform's own chain in the control database.
 
-use super::StoreError;
+use tokio_util::sync::CancellationToken;
+
 use super::connection::Row;
 use super::database::Connection;
+use super::{StoreError, usage};
 use crate::domain::chain::{Broken, Hash, Head, Record, Stored, Verifier};
+use crate::domain::ids::TenantId;
+use crate::domain::ledger_proof::{COUNTED, LedgerProof, Statement};
 use crate::domain::report::{ChainQuery, ChainReport, Page};
 use crate::domain::time::Timestamp;
 
@@ -17,10 +21,15 @@ const SELECT_PAGE: &str =
     "SELECT seq, at, bytes, hash, payload, salt FROM audit_record WHERE seq > $1 ORDER BY seq LIMIT $2";
 const SELECT_PLATFORM_HEAD: &str = "SELECT head_seq, head_hash FROM platform WHERE id = 1";
 const SELECT_BOOKS_HEAD: &str = "SELECT head_seq, head_hash FROM books WHERE id = 1";
+/// The head, the sums that go with it, and how many events stand in the ledger that it does not know.
+const SELECT_BOOKS_PROMISE: &str = "SELECT head_seq, head_hash, events, failures, requests, prompt_tokens,
+    cache_read_tokens, cache_write_tokens, completion_tokens, reasoning_tokens, unclassified_tokens, cost_nano_usd,
+    (SELECT COUNT(*) FROM usage_ledger WHERE position >= books.next_position) FROM books WHERE id = 1";
 const SELECT_PLATFORM_ENDS: &str = "SELECT COALESCE((SELECT head_seq FROM platform WHERE id = 1), 0),
     COALESCE((SELECT MAX(seq) FROM audit_record), 0)";
 const SELECT_BOOKS_ENDS: &str = "SELECT COALESCE((SELECT head_seq FROM books WHERE id = 1), 0),
     COALESCE((SELECT MAX(seq) FROM audit_record), 0)";
+const SELECT_HASH: &str = "SELECT hash FROM audit_record WHERE seq = $1";
 const INSERT_RECORD: &str = "INSERT INTO audit_record (seq, at, action, bytes, hash, payload, salt)
     VALUES ($1, $2, $3, $4, $5, $6, $7)";
 const INSERT_HEAD: &str =
@@ -53,6 +62,94 @@ pub async fn page(connection: &mut Connection, query: ChainQuery) -> Result<Page
 /// [`StoreError`]; a broken chain is an answer, not an error.
 pub async fn verify(connection: &mut Connection, chain: &str) -> Result<ChainReport, StoreError> {
     let promised = head_of(connection, chain).await?;
+    recompute(connection, chain, promised, None).await
+}
+
+/// A tenant's chain, and whether its ledger, its sums and its rollups are what the chain says was counted.
+#[derive(Debug, Clone, Copy)]
+pub struct Books<'a> {
+    pub tenant: TenantId,
+    /// A head that somebody has seen, who does not live in the tenant's database.
+    pub witness: Head,
+    /// Nobody waits for the answer any more.
+    pub stop: &'a CancellationToken,
+}
+
+/// Recomputes a tenant's chain as [`verify`] does, and with it everything that was counted.
+///
+/// # Errors
+/// [`StoreError`]; what does not hold is an answer, not an error.
+pub async fn verify_books(connection: &mut Connection, books: Books<'_>) -> Result<ChainReport, StoreError> {
+    let Some(row) = connection.fetch_one_optional(SELECT_BOOKS_PROMISE, &[]).await? else {
+        return Err(StoreError::Untrusted("there are no books".into()));
+    };
+    let promised = Head { seq: row.int(0)?, hash: Hash(row.array(1)?) };
+    let lifetime = usage::totals_at(&row, 2)?;
+    let beyond = row.int(12)?;
+    let mut proof = Proof { ledger: LedgerProof::default(), books };
+    let report = recompute(connection, &books.tenant.to_string(), promised, Some(&mut proof)).await?;
+    if report.broken.is_some() {
+        return Ok(report);
+    }
+    let does_not_hold = |reason| ChainReport { head: promised, broken: Some(Broken { seq: promised.seq, reason }) };
+    if promised.seq < books.witness.seq {
+        return Ok(does_not_hold("the chain ends before a record that was seen"));
+    }
+    if beyond > 0 {
+        return Ok(does_not_hold("the ledger holds events that no record counted"));
+    }
+    if !proof.ledger.sums_to(&lifetime) {
+        return Ok(does_not_hold("the books' sums are not those of the ledger"));
+    }
+    let (rollups, sums) = usage::sums(connection).await?;
+    if rollups != sums {
+        return Ok(does_not_hold("the rollups are not the books' sums"));
+    }
+    Ok(report)
+}
+
+/// What is checked beside a tenant's chain.
+struct Proof<'a> {
+    ledger: LedgerProof,
+    books: Books<'a>,
+}
+
+impl Proof<'_> {
+    /// Checks what a record that holds says about the ledger; answers what is wrong.
+    async fn look(
+        &mut self,
+        connection: &mut Connection,
+        action: &str,
+        link: &Stored,
+    ) -> Result<Option<&'static str>, StoreError> {
+        if self.books.stop.is_cancelled() {
+            return Err(StoreError::Retryable("nobody waits for the answer".into()));
+        }
+        let witness = self.books.witness;
+        if link.seq == witness.seq && link.hash != witness.hash.0 {
+            return Ok(Some("the record is not the one that was seen"));
+        }
+        if action != COUNTED {
+            return Ok(None);
+        }
+        let Some(payload) = &link.payload else {
+            self.ledger.skip();
+            return Ok(None);
+        };
+        let Some(statement) = Statement::read(payload) else {
+            return Ok(Some("the record does not say what was counted"));
+        };
+        let rows = usage::proven(connection, statement.last_position, statement.events.saturating_add(1)).await?;
+        Ok(self.ledger.check(&statement, &rows).err())
+    }
+}
+
+async fn recompute(
+    connection: &mut Connection,
+    chain: &str,
+    promised: Head,
+    mut proof: Option<&mut Proof<'_>>,
+) -> Result<ChainReport, StoreError> {
     let mut verifier = Verifier::new(chain);
     while verifier.head().seq < promised.seq {
         let query = ChainQuery { after: verifier.head().seq, limit: VERIFY_RECORDS };
@@ -60,10 +157,15 @@ pub async fn verify(connection: &mut Connection, chain: &str) -> Result<ChainRep
         if records.is_empty() {
             return Ok(report(&verifier, Some("the chain ends before the books' head")));
         }
-        let wanted = records.iter().filter(|record| record.link.seq <= promised.seq);
-        for record in wanted {
-            if let Err(broken) = verifier.check(&record.link) {
-                return Ok(ChainReport { head: verifier.head(), broken: Some(broken) });
+        for link in records.iter().map(|record| &record.link).filter(|link| link.seq <= promised.seq) {
+            let head = verifier.head();
+            let action = match verifier.check(link) {
+                Ok(action) => action,
+                Err(broken) => return Ok(ChainReport { head, broken: Some(broken) }),
+            };
+            let Some(proof) = &mut proof else { continue };
+            if let Some(reason) = proof.look(connection, &action, link).await? {
+                return Ok(ChainReport { head, broken: Some(Broken { seq: link.seq, reason }) });
             }
         }
         if records.last().is_some_and(|record| record.link.seq >= promised.seq) && verifier.head().seq < promised.seq {
@@ -113,6 +215,30 @@ pub async fn append(connection: &mut Connection, head: Head, record: &Record) ->
 /// [`StoreError`].
 pub async fn head(connection: &mut Connection) -> Result<Head, StoreError> {
     head_of(connection, PLATFORM_CHAIN).await
+}
+
+/// The head of the platform's chain, which must go on from `known`, a head that was seen before.
+///
+/// # Errors
+/// [`StoreError::Untrusted`] when it does not: the end of the chain was cut off or written anew.
+pub async fn head_after(connection: &mut Connection, known: Head) -> Result<Head, StoreError> {
+    let head = head(connection).await?;
+    let goes_on = head == known || head.seq > known.seq && hash_at(connection, known.seq).await? == Some(known.hash);
+    if goes_on {
+        Ok(head)
+    } else {
+        let problem = format!("the platform's audit chain does not go on from record {}, which was seen", known.seq);
+        Err(StoreError::Untrusted(problem))
+    }
+}
+
+/// The hash of a record that is there; the empty chain's for number 0.
+pub(super) async fn hash_at(connection: &mut Connection, seq: i64) -> Result<Option<Hash>, StoreError> {
+    if seq == 0 {
+        return Ok(Some(Hash::NONE));
+    }
+    let row = connection.fetch_one_optional(SELECT_HASH, &[seq.into()]).await?;
+    row.map(|row| row.array(0).map(Hash)).transpose()
 }
 
 async fn head_of(connection: &mut Connection, chain: &str) -> Result<Head, StoreError> {

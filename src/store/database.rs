@@ -86,7 +86,7 @@ enum Backend {
 struct Directory {
     path: PathBuf,
     /// Held as long as the store: a second daemon is refused. `None` when only looking.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 /// A reader that waits for the next one who asks for the same database.
@@ -239,6 +239,12 @@ impl Store {
             Backend::Postgres(_) => Some(self.shared.catalogue_poll),
             Backend::Sqlite(_) => None,
         }
+    }
+
+    /// Does nobody else have these databases as long as we do? Then whoever had them before is gone, however it ended.
+    #[must_use]
+    pub fn has_one_owner(&self) -> bool {
+        matches!(&self.shared.backend, Backend::Sqlite(Directory { lock: Some(_), .. }))
     }
 
     #[must_use]
@@ -424,12 +430,12 @@ impl Backend {
         if !lock {
             let exists = path.is_dir();
             return exists
-                .then_some(Backend::Sqlite(Directory { path: path.clone(), _lock: None }))
+                .then_some(Backend::Sqlite(Directory { path: path.clone(), lock: None }))
                 .ok_or_else(|| StoreError::Missing(format!("no directory {}", path.display())));
         }
         create_directory(&path.join("tenants"))?;
         let lock = lock_directory(&path)?;
-        Ok(Backend::Sqlite(Directory { path, _lock: Some(lock) }))
+        Ok(Backend::Sqlite(Directory { path, lock: Some(lock) }))
     }
 }
 

@@ -50,6 +50,7 @@ const CENSUS: &str =
     "SELECT state, kind, CAST(COUNT(*) AS BIGINT) FROM job WHERE state = 'running' GROUP BY state, kind
     UNION ALL SELECT state, kind, CAST(COUNT(*) AS BIGINT) FROM job WHERE state = 'waiting' GROUP BY state, kind
     ORDER BY 1, 2";
+const LET_GO: &str = "UPDATE job SET lease_until = 0 WHERE state = 'running' AND lease_until > 0";
 /// A bounded piece: the oldest that ended before the instant.
 const FORGET: &str = "DELETE FROM job WHERE id IN
     (SELECT id FROM job WHERE finished_at > 0 AND finished_at < $1 ORDER BY finished_at LIMIT $2)";
@@ -202,6 +203,14 @@ pub async fn census(connection: &mut Connection) -> Result<Vec<Tally>, StoreErro
     rows.iter()
         .map(|row| Ok(Tally { state: row.parsed(0, State::from_name)?, kind: row.text(1)?, count: row.int(2)? }))
         .collect()
+}
+
+/// Whoever holds a job is gone for sure, so its lease is over now; answers how many were held.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn let_go(connection: &mut Connection) -> Result<u64, StoreError> {
+    connection.execute(LET_GO, &[]).await
 }
 
 /// Forgets at most `limit` jobs that ended before `before`; answers how many.

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::StoreError;
+use super::audit::hash_at;
 use super::connection::Row;
 use super::database::Connection;
-use super::{failure, flag, gateway, notice, organization, policy, posting, provider, quota, usage};
+use super::{flag, gateway, notice, organization, policy, posting, provider, quota, usage};
 use crate::domain::books::{Books, Posting};
 use crate::domain::chain::{Entry, EntryOutcome, Hash, Head};
 use crate::domain::ids::TenantId;
@@ -20,7 +21,6 @@ const SELECT_BOOKS: &str = "SELECT tenant, epoch, version, time_zone, next_posit
     reasoning_tokens, unclassified_tokens, cost_nano_usd,
     COALESCE((SELECT MAX(position) FROM usage_ledger), 0), COALESCE((SELECT MAX(seq) FROM audit_record), 0)
     FROM books WHERE id = 1";
-const SELECT_HASH: &str = "SELECT hash FROM audit_record WHERE seq = $1";
 const NEXT_EPOCH: &str = "UPDATE books SET epoch = epoch + 1 WHERE id = 1 AND epoch = $1";
 
 /// How a tenant is opened by a new owner.
@@ -162,13 +162,4 @@ async fn check_witness(connection: &mut Connection, head: Head, witnessed: Head)
         return Ok(());
     }
     Err(StoreError::Untrusted(format!("another chain: record {} is not the one that was witnessed", witnessed.seq)))
-}
-
-/// The hash of a record; the empty chain's for number 0.
-async fn hash_at(connection: &mut Connection, seq: i64) -> Result<Option<Hash>, StoreError> {
-    if seq == 0 {
-        return Ok(Some(Hash::NONE));
-    }
-    let row = connection.fetch_one_optional(SELECT_HASH, &[seq.into()]).await?;
-    row.map(|row| row.array(0).map(Hash).map_err(|_| failure::unreadable("a record's hash"))).transpose()
 }

@@ -4,10 +4,13 @@ use super::StoreError;
 use super::connection::Row;
 use super::database::Connection;
 use super::database::Value;
+use crate::domain::ledger_proof::ProvenRow;
 use crate::domain::period::Window;
 use crate::domain::report::{Dimension, LedgerQuery, LedgerRow, Page, UsageQuery};
 use crate::domain::time::{CLOCK_STEP_MICROS, Timestamp};
-use crate::domain::usage::{Amounts, FUTURE_TOLERANCE_MICROS, Flags, Kind, Status, Subject, Totals, UsageEvent};
+use crate::domain::usage::{
+    Amounts, BodyHash, EventKey, FUTURE_TOLERANCE_MICROS, Flags, Kind, Status, Subject, Totals, UsageEvent,
+};
 
 /// Most sums that one report may read: what ten thousand report rows may come from, and no more than memory allows.
 pub const ROLLUPS_MAX: usize = 250_000;
@@ -40,6 +43,24 @@ const SELECT_LEDGER: &str = "SELECT position, recorded_at, source, event_id, occ
     AND ($5 = '' OR user_id = $5) AND ($6 = '' OR group_id = $6) AND ($7 = '' OR api_key_id = $7)
     AND ($8 = '' OR model = $8) AND ($9 = '' OR provider = $9)
     ORDER BY position DESC LIMIT $10";
+
+const SELECT_PROVEN: &str = "SELECT position, recorded_at, source, event_id, occurred_at, kind, status,
+    user_id, group_id, api_key_id, model, provider, call_type, requests, prompt_tokens, cache_read_tokens,
+    cache_write_tokens, completion_tokens, reasoning_tokens, unclassified_tokens, cost_nano_usd, flags, details,
+    event_key, body_hash FROM usage_ledger WHERE position <= $1 ORDER BY position DESC LIMIT $2";
+
+/// The sums of the rollups, then those of the books, as one moment has them.
+const SELECT_SUMS: &str = "SELECT CAST(COALESCE(SUM(r.events), 0) AS BIGINT),
+    CAST(COALESCE(SUM(r.failures), 0) AS BIGINT), CAST(COALESCE(SUM(r.requests), 0) AS BIGINT),
+    CAST(COALESCE(SUM(r.prompt_tokens), 0) AS BIGINT), CAST(COALESCE(SUM(r.cache_read_tokens), 0) AS BIGINT),
+    CAST(COALESCE(SUM(r.cache_write_tokens), 0) AS BIGINT), CAST(COALESCE(SUM(r.completion_tokens), 0) AS BIGINT),
+    CAST(COALESCE(SUM(r.reasoning_tokens), 0) AS BIGINT), CAST(COALESCE(SUM(r.unclassified_tokens), 0) AS BIGINT),
+    CAST(COALESCE(SUM(r.cost_nano_usd), 0) AS BIGINT),
+    b.events, b.failures, b.requests, b.prompt_tokens, b.cache_read_tokens, b.cache_write_tokens,
+    b.completion_tokens, b.reasoning_tokens, b.unclassified_tokens, b.cost_nano_usd
+    FROM books AS b LEFT JOIN usage_rollup AS r ON 1 = 1 WHERE b.id = 1
+    GROUP BY b.events, b.failures, b.requests, b.prompt_tokens, b.cache_read_tokens, b.cache_write_tokens,
+    b.completion_tokens, b.reasoning_tokens, b.unclassified_tokens, b.cost_nano_usd";
 
 const SELECT_NEXT: &str =
     "SELECT position, recorded_at FROM usage_ledger WHERE position >= $1 ORDER BY position LIMIT 1";
@@ -91,6 +112,31 @@ pub async fn page(connection: &mut Connection, query: &LedgerQuery) -> Result<Pa
     let items: Vec<LedgerRow> = rows.iter().take(query.limit).map(ledger_row).collect::<Result<_, _>>()?;
     let next = items.last().filter(|_| rows.len() > query.limit).map(|row| row.position);
     Ok(Page { items, next })
+}
+
+/// The rows at `last` and before, newest first, with the identities that are stored with them.
+///
+/// # Errors
+/// [`StoreError`].
+pub(super) async fn proven(connection: &mut Connection, last: i64, limit: usize) -> Result<Vec<ProvenRow>, StoreError> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = connection.fetch(SELECT_PROVEN, &[last.into(), limit.into()]).await?;
+    let row = |row: &Row| {
+        let identity = (EventKey(row.array(23)?), BodyHash(row.array(24)?));
+        Ok(ProvenRow { row: ledger_row(row)?, identity })
+    };
+    rows.iter().map(row).collect()
+}
+
+/// The sums of the rollups, and those of the books.
+///
+/// # Errors
+/// [`StoreError`].
+pub(super) async fn sums(connection: &mut Connection) -> Result<(Totals, Totals), StoreError> {
+    match connection.fetch_one_optional(SELECT_SUMS, &[]).await? {
+        Some(row) => Ok((totals_at(&row, 0)?, totals_at(&row, 10)?)),
+        None => Ok(Default::default()),
+    }
 }
 
 /// A position before which nothing was recorded at `instant` or later. The ledger has no index by time and needs none:

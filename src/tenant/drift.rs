@@ -34,15 +34,18 @@ pub(crate) async fn fire(
         if drifts(posting).any(|(firing, ..)| firing == cause) {
             continue;
         }
-        let back = RUN_WINDOWS_MAX.max(terms.persistence);
-        let mut judged = reconciliation::judged(database, window.start, back * PROOFS).await?;
+        // Windows are judged again when something comes late, so those behind this one may be known already, and may be
+        // what it lacked to persist.
+        let ahead = i64::try_from(terms.persistence).unwrap_or(i64::MAX).saturating_mul(terms.window_micros);
+        let until = window.end.plus_micros(ahead);
+        let around = RUN_WINDOWS_MAX.max(terms.persistence).saturating_add(terms.persistence);
+        let mut judged = reconciliation::judged(database, until, around.saturating_mul(PROOFS)).await?;
         let since = judged.last().map_or(window.start, |one| one.window.start).min(window.start);
+        judged.retain(|one| one.window != window);
         judged.extend(posting.gateway.judged.iter().cloned());
-        let findings = reconciliation::findings_in(database, Window { start: since, end: window.end }).await?;
+        let findings = reconciliation::findings_in(database, Window { start: since, end: until }).await?;
         let findings = posting.as_they_stand(&findings);
-        let Some(run) = lifecycle::run(&findings, &judged, cause, window).filter(|run| run.persists(&terms)) else {
-            continue;
-        };
+        let Some(run) = lifecycle::run_through(&findings, &judged, cause, window, &terms) else { continue };
         // An alert is told once, ever. If that of this run was, and was over, then this is another one.
         let mut alert = alert(posting, &run, run.first.start);
         if reconciliation::has_fired(database, alert.id).await? {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ractor::{ActorRef, ActorStatus, MessagingErr, RpcReplyPort};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::message::{
     Audit, Batch, ChangeRefused, Decided, Description, Gateway, GatewayBatch, GatewayReadings, Life, Message, Notice,
@@ -41,7 +42,7 @@ use crate::store::audit::StoredRecord;
 /// How long a question to memory may take before the caller is told to come back.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a change or a slow read may take. The outcome of a change that times out is unknown to the caller.
-const WORK_TIMEOUT: Duration = Duration::from_secs(25);
+pub const WORK_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Requests of a gateway in one message; a longer batch is sent in parts.
 pub const GATEWAY_REQUESTS_MAX: usize = 1_000;
@@ -371,13 +372,15 @@ impl Handle {
         self.ask(WORK_TIMEOUT, |reply| Message::Audit(Audit::Page { query, reply })).await
     }
 
-    /// Recomputes the whole chain.
+    /// Recomputes the whole chain and what it says was counted. Whoever stops waiting ends it.
     ///
     /// # Errors
     /// [`Unavailable`], and inside it [`ReadFailure`].
-    pub async fn audit_verify(&self) -> Result<Result<ChainReport, ReadFailure>, Unavailable> {
+    pub async fn audit_verify(&self, within: Duration) -> Result<Result<ChainReport, ReadFailure>, Unavailable> {
         self.heard();
-        self.ask(WORK_TIMEOUT, |reply| Message::Audit(Audit::Verify { reply })).await
+        let stop = CancellationToken::new();
+        let _stops = stop.clone().drop_guard();
+        self.ask(within, |reply| Message::Audit(Audit::Verify { stop, reply })).await
     }
 
     /// How the books compare with what gateways say.

@@ -137,7 +137,7 @@ impl State {
         match audit {
             Audit::Append { entry, once, now, reply } => self.queue.push(Work::Append { entry, once, now, reply }),
             Audit::Page { query, reply } => read::chain(&self.store, &self.books, query, reply),
-            Audit::Verify { reply } => read::verify(&self.store, &self.books, reply),
+            Audit::Verify { stop, reply } => read::verify(&self.store, &self.books, stop, reply),
         }
     }
 
@@ -165,12 +165,18 @@ impl State {
         match reconciliation {
             Reconciliation::Tick { now } => {
                 let next = self.books.comparison.next(self.books.latest_event_at);
-                if !self.comparing && now >= self.compare_after && next.is_some_and(|at| at <= now) {
+                // Longer to wait than there ever was: the clock was set back.
+                let waits = (1..=COMPARE_AGAIN_MICROS).contains(&(self.compare_after.0 - now.0));
+                if !self.comparing && !waits && next.is_some_and(|at| at <= now) {
                     self.comparing = true;
                     reconcile::start(&self.store, &self.books, now, myself.clone());
                 }
             }
-            Reconciliation::Compared { result: Ok(pass), now } => self.queue.push(Work::Reconcile { pass, now }),
+            Reconciliation::Compared { result: Ok(pass), now } => {
+                // A pass that cannot be written is not tried again with every look.
+                self.compare_after = now.plus_micros(COMPARE_AGAIN_MICROS);
+                self.queue.push(Work::Reconcile { pass, now });
+            }
             Reconciliation::Compared { result: Err(error), now } => {
                 tracing::warn!(tenant = %self.books.tenant, %error, "the books could not be compared, trying again");
                 self.comparing = false;
@@ -212,6 +218,9 @@ impl State {
         fault::point("books.before");
         self.queue.returned();
         self.comparing &= self.queue.holds_pass() || !written.settled;
+        if written.settled && written.committed {
+            self.compare_after = Timestamp(0);
+        }
         self.books = written.books.clone();
         self.pulse.adopt(written.books, written.owed_more);
         fault::point("books.after");
@@ -234,8 +243,7 @@ impl State {
     }
 
     fn may_rest(&self, now: Timestamp, idle_micros: i64) -> bool {
-        let quiet = now.0 - self.pulse.heard_at().0 >= idle_micros;
-        quiet && !self.comparing && self.queue.is_idle() && self.pulse.owed() <= 0
+        self.pulse.is_quiet(now, idle_micros) && !self.comparing && self.queue.is_idle() && self.pulse.owed() <= 0
     }
 
     fn leave_if_drained(&mut self, myself: &ActorRef<Message>) {

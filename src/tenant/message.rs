@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ractor::RpcReplyPort;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 
 use crate::domain::adjustment::Adjustment;
 use crate::domain::books::{Books, Cursor};
@@ -81,6 +82,8 @@ pub enum Audit {
         reply: RpcReplyPort<Result<Page<StoredRecord>, ReadFailure>>,
     },
     Verify {
+        /// The caller has given up.
+        stop: CancellationToken,
         reply: RpcReplyPort<Result<ChainReport, ReadFailure>>,
     },
 }

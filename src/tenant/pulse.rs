@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 
 use crate::domain::books::Books;
-use crate::domain::time::Timestamp;
+use crate::domain::time::{MICROS_PER_MINUTE, Timestamp};
+
+/// A clock that differs by more than this has been set back.
+pub(crate) const SET_BACK_MICROS: i64 = MICROS_PER_MINUTE;
 
 /// Committed books and signs of life. Written by one tenant's keeper and handle.
 #[derive(Debug)]
@@ -71,8 +74,19 @@ impl Pulse {
         self.committing.load(Ordering::Relaxed)
     }
 
+    /// Has nobody asked or reported anything for this long? What was heard in a future that is not to come was long ago.
+    #[must_use]
+    pub fn is_quiet(&self, now: Timestamp, idle_micros: i64) -> bool {
+        let since = now.0 - self.heard_at().0;
+        since >= idle_micros || since < -SET_BACK_MICROS
+    }
+
     pub(crate) fn hear(&self, now: Timestamp) {
-        self.heard_at.fetch_max(now.0, Ordering::Relaxed);
+        let known = self.heard_at.load(Ordering::Relaxed);
+        // Callers overtake each other by little; a clock that was set back is believed.
+        if now.0 > known || now.0 < known - SET_BACK_MICROS {
+            self.heard_at.store(now.0, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn adopt(&self, books: Arc<Books>, owed_more: i64) {
@@ -84,5 +98,52 @@ impl Pulse {
         self.waiting_events.store(events, Ordering::Relaxed);
         self.oldest_waiting_at.store(oldest.map_or(0, |at| at.0), Ordering::Relaxed);
         self.committing.store(committing, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::tz::TimeZone;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::ids::TenantId;
+    use crate::domain::time::MICROS_PER_HOUR;
+
+    const IDLE: i64 = 2 * MICROS_PER_MINUTE;
+
+    fn heard_at(now: Timestamp) -> Pulse {
+        Pulse::new(Arc::new(Books::new(TenantId(Uuid::nil()), TimeZone::UTC, MICROS_PER_HOUR)), now, 0)
+    }
+
+    #[test]
+    fn a_tenant_is_quiet_once_nobody_was_heard_for_long_enough() {
+        let now = Timestamp(10 * MICROS_PER_HOUR);
+        let pulse = heard_at(now);
+        assert!(!pulse.is_quiet(now.plus_micros(IDLE - 1), IDLE));
+        assert!(pulse.is_quiet(now.plus_micros(IDLE), IDLE));
+        pulse.hear(now.plus_micros(IDLE));
+        assert!(!pulse.is_quiet(now.plus_micros(IDLE), IDLE));
+    }
+
+    /// Otherwise every tenant that is open would keep its place until the old time has come again.
+    #[test]
+    fn a_clock_that_was_set_back_makes_quiet_who_is_not_heard_and_nobody_else() {
+        let now = Timestamp(10 * MICROS_PER_HOUR);
+        let back = now.plus_micros(-MICROS_PER_HOUR);
+        let (silent, used) = (heard_at(now), heard_at(now));
+        used.hear(back);
+        assert!(silent.is_quiet(back, IDLE));
+        assert!(!used.is_quiet(back, IDLE));
+        assert!(used.is_quiet(back.plus_micros(IDLE), IDLE));
+    }
+
+    #[test]
+    fn who_is_overtaken_by_another_caller_sets_nothing_back() {
+        let now = Timestamp(10 * MICROS_PER_HOUR);
+        let pulse = heard_at(now);
+        pulse.hear(now.plus_micros(-1));
+        assert_eq!(pulse.heard_at(), now);
+        assert!(!pulse.is_quiet(now.plus_micros(-1), IDLE));
     }
 }

@@ -39,6 +39,7 @@ crate::store::tests::conformance!(
     what_is_missing_on_either_side_is_found_and_resolved_when_it_comes,
     a_pass_that_is_taken_twice_changes_nothing_twice,
     a_drift_that_persists_alerts_once_and_is_over_when_it_is_dealt_with,
+    a_drift_that_is_found_in_the_wrong_order_alerts_all_the_same,
     a_person_settles_a_finding_with_an_adjusting_entry,
     an_adjusting_entry_takes_no_sum_below_zero,
     meters_that_count_more_than_the_ledger_are_told,
@@ -305,6 +306,27 @@ async fn a_pass_that_is_taken_twice_changes_nothing_twice(house: &House) {
     }
     assert_eq!(side.told().await, [(Cause::LostInLedger, Status::Open, 1)]);
     assert_eq!(side.actions().await, ["finding.opened"]);
+}
+
+/// The second window is found first, because what shows the first one comes late.
+async fn a_drift_that_is_found_in_the_wrong_order_alerts_all_the_same(house: &House) {
+    let mut side = Side::of(house).await;
+    for (window, lost) in [(0, false), (1, true), (2, false)] {
+        let at = side.at(window, 100);
+        let id = format!("a-{window}");
+        side.pass_on(&[&id], at).await;
+        side.count(&[&id], at).await;
+        if lost {
+            side.pass_on(&["lost-1"], at).await;
+        }
+        side.compare(window, 4).await;
+        assert_eq!(side.books.firing, []);
+    }
+    let late = side.at(0, 200);
+    side.pass_on(&["lost-0"], late).await;
+    side.compare(3, 4).await;
+    let AlertSubject::ReconciliationDrift(drift) = side.books.firing[0].subject.clone() else { panic!("no drift") };
+    assert_eq!((drift.cause.as_str(), drift.window_start, drift.windows), ("lostInLedger", side.at(0, 0), 2));
 }
 
 async fn a_person_settles_a_finding_with_an_adjusting_entry(house: &House) {

@@ -121,6 +121,45 @@ async fn a_forged_record_is_named_by_the_api_and_by_the_command() {
     .await;
 }
 
+/// Somebody with all rights on the database makes a month cheaper, and everything that is shown fits it: no record was
+/// touched, and both verifiers name the one that counted what was changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_event_is_named_by_the_api_and_by_the_command() {
+    on_both(|engine| async move {
+        let mut daemon = Setup::on(engine).start().await;
+        let (tenant, neighbour) = (daemon.onboard("Acme").await, daemon.onboard("Globex").await);
+        some_history(&tenant).await;
+        let records = tenant.audit().await;
+        let counted = records.iter().find(|record| record["record"]["action"] == "usage.committed").unwrap();
+        let counted = counted["seq"].as_i64().unwrap();
+        daemon.terminate().await;
+        assert!(daemon.verify_offline().await.status.success());
+
+        let mut database = Database::of_tenant(&daemon, &tenant.id).await;
+        let unlock = match engine {
+            Engine::Sqlite => "DROP TRIGGER usage_ledger_keeps_rows",
+            Engine::Postgres => "ALTER TABLE usage_ledger DISABLE TRIGGER ALL",
+        };
+        database.execute(unlock).await.unwrap();
+        for table in ["usage_ledger", "usage_rollup", "books"] {
+            database.execute(&format!("UPDATE {table} SET prompt_tokens = 0")).await.unwrap();
+        }
+        drop(database);
+
+        let verdict = daemon.verify_offline().await;
+        let told = String::from_utf8_lossy(&verdict.stdout).into_owned();
+        assert!(!verdict.status.success(), "{told}");
+        assert!(told.contains(&format!("{}: BROKEN at record {counted}: an event", tenant.id)), "{told}");
+        assert!(told.contains(&format!("{}: ok", neighbour.id)), "{told}");
+
+        daemon.restart().await;
+        let verdict = tenant.verify().await;
+        assert_eq!(verdict["firstBroken"]["seq"], counted, "{verdict}");
+        Tenant::holds(&neighbour.verify().await);
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_whose_database_is_gone_is_closed_and_its_neighbours_are_not() {
     on_both(|engine| async move {

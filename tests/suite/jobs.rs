@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::harness::api::Api;
 use crate::harness::database::Database;
-use crate::harness::{Setup, eventually, on_both};
+use crate::harness::{Engine, Setup, eventually, on_both};
 
 const HOUR_AHEAD: &str = "2999-01-01T00:00:00Z";
 
@@ -133,7 +133,9 @@ async fn a_job_whose_daemon_was_killed_is_done_by_the_next_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_finished_by_a_job_that_is_shown_and_not_canceled() {
     on_both(|engine| async move {
-        let mut daemon = Setup::on(engine).with("JOBS__LEASE_MS", 15_000).start().await;
+        // A folder has one owner, and its next start waits for no lease.
+        let lease_ms = if engine == Engine::Sqlite { 3_600_000 } else { 15_000 };
+        let mut daemon = Setup::on(engine).with("JOBS__LEASE_MS", lease_ms).start().await;
         let acme = daemon.onboard("Acme").await;
         acme.issue_key("reader").await;
         let list = "/v1/jobs?kind=tenant.finishChange";
@@ -158,7 +160,7 @@ async fn a_change_is_finished_by_a_job_that_is_shown_and_not_canceled() {
         let target = format!("job:{}", jobs[0]["id"].as_str().unwrap());
         assert!(records.iter().all(|record| record["record"]["target"] != target.as_str()));
 
-        // One whose daemon was killed is under way until its lease is over.
+        // One whose daemon was killed is under way until another goes on with it.
         daemon.stop().await;
         daemon.spawn_armed("change.recorded=return(KILL)");
         daemon.ready().await;
@@ -167,13 +169,13 @@ async fn a_change_is_finished_by_a_job_that_is_shown_and_not_canceled() {
         daemon.dies_at("change.recorded").await;
         daemon.spawn();
         daemon.ready().await;
-        let listed = daemon.platform.get(&format!("{list}&state=running")).await.ok();
+        let listed = daemon.platform.get(list).await.ok();
         let running = &listed["items"][0];
-        daemon
-            .platform
-            .raw(Method::POST, &cancel(&running["id"]), &[], Vec::new())
-            .await
-            .refused(409, "JOB_NOT_CANCELABLE");
+        if engine == Engine::Postgres {
+            assert_eq!(running["state"], "running", "nobody knows that it is dead");
+            let canceled = daemon.platform.raw(Method::POST, &cancel(&running["id"]), &[], Vec::new()).await;
+            canceled.refused(409, "JOB_NOT_CANCELABLE");
+        }
         let job = finished(&daemon.platform, running["id"].as_str().unwrap()).await;
         assert_eq!((&job["state"], &job["attempts"]), (&json!("succeeded"), &json!(2)), "{job}");
         assert_eq!(job["cancelRequested"], false, "{job}");

@@ -94,6 +94,12 @@ impl Passwords {
         Ok(self.away(work).await? && known)
     }
 
+    /// Takes every place of those who may wait for their turn: as long as it is held, nobody's password is looked at.
+    #[cfg(test)]
+    pub(super) fn crowd_out(&self) -> OwnedSemaphorePermit {
+        self.waiting.clone().try_acquire_many_owned(u32::try_from(WAITING_MAX).unwrap()).unwrap()
+    }
+
     /// Was it made with other parameters than are asked for now?
     pub(super) fn is_outdated(&self, hash: &str) -> bool {
         read(hash).is_some_and(|(params, ..)| {
@@ -284,7 +290,7 @@ mod tests {
     #[tokio::test]
     async fn hashes_that_nobody_has_time_for_are_told_so() {
         let passwords = passwords();
-        let _all = passwords.waiting.clone().try_acquire_many_owned(u32::try_from(WAITING_MAX).unwrap()).unwrap();
+        let _all = passwords.crowd_out();
         assert_eq!(passwords.hash(said("correct horse battery")).await, Err(Busy));
     }
 

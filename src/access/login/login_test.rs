@@ -666,6 +666,32 @@ async fn a_login_that_a_new_password_overtakes_leaves_no_session() {
     assert!(stage.gate().enter_known((tenant, &jane), (Some("other".into()), &word), None, "r").await.is_ok());
 }
 
+/// Whether the password has changed meanwhile cannot be told, because too many are being looked at: whoever has just come in
+/// goes again, and nobody else does.
+#[tokio::test]
+async fn a_login_that_nobody_has_time_to_look_at_again_ends_its_own_session_alone() {
+    let stage = Stage::new(Where::Database).await;
+    let (tenant, directory) = (stage.house.tenant, &stage.house.directory);
+    let password = "correct horse battery";
+    let id = with_password(&stage, password).await;
+    let jane = stage.people().await.user(id).unwrap().clone();
+    let elsewhere = enters(&stage, password).await.unwrap();
+    let passwords = stage.gate().shared.login.passwords.as_ref().unwrap();
+    // Hashed anew by another node, say, so the hash alone does not tell.
+    let (other, word) = (Some("other".to_owned()), said(password));
+    let crowd = passwords.crowd_out();
+    let entered = stage.gate().enter_known((tenant, &jane), (other.clone(), &word), None, "r").await;
+    assert_eq!(entered.err(), Some(LoginRefused::TooMany));
+    assert!(stage.reads(&elsewhere).await.is_ok(), "the session of another browser stays");
+    // Nothing is looked at where the hash is the one that was read.
+    let same = directory.password(tenant, id).await.unwrap();
+    assert!(stage.gate().enter_known((tenant, &jane), (same, &word), None, "r").await.is_ok());
+    drop(crowd);
+    assert!(stage.gate().enter_known((tenant, &jane), (other, &word), None, "r").await.is_ok());
+    let whose = Whose::Subject { issuer: LOCAL_ISSUER.to_owned(), subject: id.to_string() };
+    assert_eq!(directory.end_sessions(whose).await.unwrap(), 3, "all but the one that nobody had time for");
+}
+
 fn said(text: &str) -> Zeroizing<String> {
     Zeroizing::new(text.to_owned())
 }

@@ -77,9 +77,7 @@ impl Posting {
         alert.acknowledged = Some(Acknowledgement { by: request.actor.clone(), at: now });
         let alert = alert.clone();
         let told = self.books.told.get(&id).map_or(&[][..], Vec::as_slice);
-        // Who still waits for the end of the quiet hours has not heard of it.
-        let heard: Vec<String> =
-            told.iter().filter(|one| one.held_until <= now).map(|one| one.channel.clone()).collect();
+        let heard: Vec<String> = told.iter().filter(|one| one.has_heard(now)).map(|one| one.channel.clone()).collect();
         for channel in heard {
             self.owe(&alert, Event::Acknowledged, &channel, now);
         }
@@ -155,11 +153,11 @@ impl Posting {
 
     /// Owes it to those who were told that the alert fired. Who still waits for the end of the quiet hours hears neither.
     fn owe_resolution(&mut self, alert: &Alert) {
-        for Told { channel, held_until, .. } in self.books.told.remove(&alert.id).unwrap_or_default() {
-            if held_until <= self.now {
-                self.owe(alert, Event::Resolved, &channel, self.now);
+        for told in self.books.told.remove(&alert.id).unwrap_or_default() {
+            if told.has_heard(self.now) {
+                self.owe(alert, Event::Resolved, &told.channel, self.now);
             } else {
-                let result = AttemptResult::Withdrawn;
+                let (channel, result) = (told.channel, AttemptResult::Withdrawn);
                 self.attempts.push(Attempt { alert: alert.id, event: Event::Fired, channel, at: self.now, result });
             }
         }

@@ -155,6 +155,24 @@ pub fn run(findings: &[Finding], judged: &[Judged], cause: Cause, window: Window
     run
 }
 
+/// The run of `cause` that goes through `window` and persists: it ends there, or with one of the windows behind it in which
+/// the cause is open as well.
+#[must_use]
+pub fn run_through(
+    findings: &[Finding],
+    judged: &[Judged],
+    cause: Cause,
+    window: Window,
+    terms: &Terms,
+) -> Option<Run> {
+    let open = findings.iter().filter(|finding| finding.found.cause == cause && finding.status.is_open());
+    let mut ends: Vec<Window> = open.map(|finding| finding.found.window).filter(|end| *end >= window).collect();
+    ends.sort_unstable();
+    ends.into_iter()
+        .filter_map(|end| run(findings, judged, cause, end))
+        .find(|run| run.first <= window && run.persists(terms))
+}
+
 /// A difference that only shows when windows are added up is in all of them.
 fn added_up(found: &Found) -> usize {
     found.evidence.windows.and_then(|windows| usize::try_from(windows).ok()).unwrap_or(1).max(1)

@@ -14,7 +14,7 @@ use crate::domain::report::Quarantined;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Refusal, UsageEvent};
 use crate::fault;
-use crate::intake::arrival::{self, Format, Item, Limits, READ_INLINE_BYTES_MAX, Reading, Reporter};
+use crate::intake::arrival::{self, Format, Item, Limits, READ_INLINE_BYTES_MAX, Reporter};
 use crate::intake::record::{Arrived, Recorder, Rejection};
 use crate::intake::tally::is_from_litellm;
 use crate::intake::{cloudevents, quarantine, text};
@@ -89,9 +89,11 @@ impl Reader {
             bytes: 0,
         };
         let mut places: HashMap<TenantId, usize, ahash::RandomState> = HashMap::default();
+        let mut items = Vec::new();
         for delivery in deliveries {
             let reporter = self.reporter(&delivery.subject);
-            for item in items(&delivery.body(), self.limits) {
+            read_items(&mut items, &delivery.body(), self.limits);
+            for item in items.drain(..) {
                 sorted.items += 1;
                 sorted.bytes += item.raw.len();
                 match self.recorder.attributed(Arrived { reading: item.reading, reporter, at: now }) {
@@ -181,17 +183,19 @@ pub(super) fn span_of(deliveries: &[Delivery]) -> Span {
     span
 }
 
-/// A message's items. One that is too long, or holds too many, is one item to be quarantined.
-fn items(body: &Bytes, limits: Limits) -> Vec<Item> {
-    let refused = |problem| vec![Item { raw: body.clone(), reading: Err(problem) }];
+/// Reads a message's items to the end of `items`. One that is too long, or holds too many, is one item to be quarantined.
+fn read_items(items: &mut Vec<Item>, body: &Bytes, limits: Limits) {
+    let refused = |problem| Item { raw: body.clone(), reading: Err(problem) };
     if body.len() > limits.event_bytes_max {
         let problem = format!("{} bytes, at most {} are allowed", body.len(), limits.event_bytes_max);
-        return refused(text::unreadable(Refusal::Oversized, problem));
+        items.push(refused(text::unreadable(Refusal::Oversized, problem)));
+        return;
     }
-    match arrival::read(body, Format::Events, limits) {
-        Ok(Reading { items, .. }) if items.is_empty() => refused(text::malformed("an empty array")),
-        Ok(Reading { items, .. }) => items,
-        Err(too_many) => refused(text::unreadable(Refusal::Oversized, too_many.to_string())),
+    let before = items.len();
+    match arrival::read_into(items, body, Format::Events, limits) {
+        Ok(_) if items.len() == before => items.push(refused(text::malformed("an empty array"))),
+        Ok(_) => {}
+        Err(too_many) => items.push(refused(text::unreadable(Refusal::Oversized, too_many.to_string()))),
     }
 }
 
@@ -234,7 +238,8 @@ mod tests {
             ("[{},{},{}]", Refusal::Oversized),
             (long.as_str(), Refusal::Oversized),
         ] {
-            let items = items(&Bytes::copy_from_slice(body.as_bytes()), LIMITS);
+            let mut items = Vec::new();
+            read_items(&mut items, &Bytes::copy_from_slice(body.as_bytes()), LIMITS);
             assert_eq!(items.len(), 1, "{body}");
             assert_eq!(items[0].raw, body.as_bytes());
             assert_eq!(items[0].reading.as_ref().unwrap_err().reason, reason, "{body}");

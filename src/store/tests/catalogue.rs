@@ -5,8 +5,9 @@ use crate::domain::api_key::{ApiKey, Previous, Terms};
 use crate::domain::chain::{self, Hash, Head};
 use crate::domain::ids::TenantId;
 use crate::domain::rate_limit::{Class, Policy};
-use crate::domain::report::Quarantined;
+use crate::domain::report::{ChainQuery, Quarantined};
 use crate::domain::tenant::{ExternalId, Lifecycle, Role, Tenant};
+use crate::domain::time::Timestamp;
 use crate::domain::usage::Refusal;
 use crate::store::catalogue;
 use crate::store::news::{self, Kind, News};
@@ -17,6 +18,7 @@ super::conformance!(
     what_has_changed_is_told_once_and_in_its_order,
     slugs_and_external_ids_have_one_owner,
     a_key_comes_back_with_its_terms_and_its_uses,
+    uses_of_many_keys_are_written_at_once_by_several_nodes,
     the_quarantine_keeps_each_poison_once,
     an_answer_is_kept_for_its_key,
     the_platform_has_a_chain_of_its_own,
@@ -147,7 +149,7 @@ async fn a_key_comes_back_with_its_terms_and_its_uses(house: &House) {
     assert_eq!(catalogue::load(&mut connection).await.unwrap().1, [key.clone()]);
     assert_eq!(api_key::uses(&mut connection).await.unwrap(), [], "it was never used");
     for at in [7, 9, 8] {
-        api_key::note_use(&mut connection, "pk_1", NOW.plus_micros(at)).await.unwrap();
+        api_key::note_uses(&mut connection, &[("pk_1".into(), NOW.plus_micros(at))]).await.unwrap();
     }
     key.name = "second".into();
     key.previous = Some(Previous { hash: [5; 32], until: NOW.plus_micros(3) });
@@ -158,6 +160,38 @@ async fn a_key_comes_back_with_its_terms_and_its_uses(house: &House) {
     key.id = "pk_2".into();
     let unknown = api_key::update(&mut connection, &key).await;
     assert!(matches!(unknown, Err(StoreError::Wrong(_))), "{unknown:?}");
+}
+
+/// Each node has seen some of the uses last, and none of them goes back. Nodes that write the same keys in another order
+/// wait for each other, and never in a circle.
+async fn uses_of_many_keys_are_written_at_once_by_several_nodes(house: &House) {
+    let store = house.store().await;
+    let mut connection = store.control().await.unwrap();
+    let owner = tenant("one");
+    catalogue::insert_tenant(&mut connection, &owner).await.unwrap();
+    let ids = house.keys(&mut connection, &owner, 1_237).await;
+    for round in 1..=8_i64 {
+        let seen_by = |node: i64| {
+            let at = |number: usize| NOW.plus_micros(10 * round + (number as i64 + node) % 2);
+            ids.iter().enumerate().map(|(number, id)| (id.clone(), at(number))).collect::<Vec<_>>()
+        };
+        let (one, mut other) = (seen_by(0), seen_by(1));
+        other.reverse();
+        let write = async |uses: Vec<(String, Timestamp)>| {
+            let mut connection = store.control_again().await.unwrap();
+            connection.begin().await?;
+            api_key::note_uses(&mut connection, &uses).await?;
+            connection.commit().await
+        };
+        let (one, other) = tokio::join!(write(one), write(other));
+        assert!(one.is_ok() && other.is_ok(), "{one:?} {other:?}");
+        let uses = api_key::uses(&mut connection).await.unwrap();
+        assert_eq!(uses.len(), ids.len(), "and nobody else's");
+        let latest = NOW.plus_micros(10 * round + 1);
+        assert!(uses.iter().all(|(_, at)| *at == latest), "round {round}");
+    }
+    api_key::note_uses(&mut connection, &[]).await.unwrap();
+    api_key::note_uses(&mut connection, &[("nobody".into(), NOW)]).await.unwrap();
 }
 
 async fn slugs_and_external_ids_have_one_owner(house: &House) {
@@ -247,4 +281,20 @@ async fn the_platform_has_a_chain_of_its_own(house: &House) {
     }
     let report = audit::verify(&mut connection, audit::PLATFORM_CHAIN).await.unwrap();
     assert_eq!((report.head, report.broken), (head, None));
+
+    // Whoever has seen more, or something else, does not go on from there.
+    let first = audit::page(&mut connection, ChainQuery { after: 0, limit: 1 }).await.unwrap().items.remove(0).link;
+    let first = Head { seq: 1, hash: Hash(first.hash) };
+    for known in [Head::EMPTY, first, head] {
+        assert_eq!(audit::head_after(&mut connection, known).await.unwrap(), head);
+    }
+    let other = Head { hash: Hash([1; 32]), ..first };
+    let cut = "UPDATE platform SET head_seq = 1, head_hash = (SELECT hash FROM audit_record WHERE seq = 1)";
+    for known in [other, Head { seq: 4, ..head }] {
+        let refused = audit::head_after(&mut connection, known).await;
+        assert!(matches!(&refused, Err(StoreError::Untrusted(problem)) if problem.contains("chain")), "{refused:?}");
+    }
+    connection.execute(cut, &[]).await.unwrap();
+    assert_eq!(audit::head_after(&mut connection, first).await.unwrap(), first);
+    assert!(matches!(audit::head_after(&mut connection, head).await, Err(StoreError::Untrusted(_))));
 }

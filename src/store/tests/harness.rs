@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use crate::config;
 use crate::domain::amount::NanoUsd;
+use crate::domain::api_key::ApiKey;
 use crate::domain::books::{BatchCounts, Books, Posting};
 use crate::domain::chain::Head;
 use crate::domain::ids::{QuotaId, TenantId};
@@ -16,12 +17,13 @@ use crate::domain::quota::{Enforcement, Metric, Quota, Scope};
 use crate::domain::reconcile::Terms;
 use crate::domain::routing::Routing;
 use crate::domain::sorting::Inserted;
+use crate::domain::tenant::{Role, Tenant};
 use crate::domain::time::{MICROS_PER_DAY, Timestamp};
 use crate::domain::usage::{Amounts, Flags, Identity, Kind, Status, Subject, UsageEvent};
 use crate::store::database::{Connection, Store};
 use crate::store::load::{self, Opening};
 use crate::store::posting::{self, Expecting};
-use crate::store::{StoreError, quota};
+use crate::store::{StoreError, api_key, quota};
 
 /// 2026-11-20T15:37:12Z.
 pub(crate) const NOW: Timestamp = Timestamp(1_795_189_032_000_000);
@@ -87,11 +89,23 @@ impl House {
         }
     }
 
+    /// Postgres throws everybody out of the control database, and lets nobody in, until it is told to.
+    pub(crate) async fn admit(&self, yes: bool) {
+        let mut connection = PgConnection::connect(&server()).await.unwrap();
+        let name = &self.control;
+        let admit = format!("ALTER DATABASE \"{name}\" ALLOW_CONNECTIONS {yes}");
+        connection.execute(AssertSqlSafe(admit)).await.unwrap();
+        if !yes {
+            let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
+            connection.execute(AssertSqlSafe(end)).await.unwrap();
+        }
+    }
+
     pub(crate) fn is_sqlite(&self) -> bool {
         self.directory.is_some()
     }
 
-    pub(super) async fn store(&self) -> Store {
+    pub(crate) async fn store(&self) -> Store {
         let store = Store::open(&self.settings).await.unwrap();
         store.control().await.unwrap().close().await;
         store
@@ -108,6 +122,30 @@ impl House {
         let id = self.tenant_id();
         store.create_tenant(id, "Europe/Berlin", NOW).await.unwrap();
         id
+    }
+
+    /// Gives a tenant so many keys, and one more that nobody uses, which are all the same but for their ids; answers those.
+    pub(crate) async fn keys(&self, connection: &mut Connection, tenant: &Tenant, count: i64) -> Vec<String> {
+        let key = ApiKey {
+            id: "unused".into(),
+            tenant: tenant.id,
+            name: "many".into(),
+            role: Role::Reporter,
+            hash: [5; 32],
+            terms: crate::domain::api_key::Terms::default(),
+            previous: None,
+            version: 1,
+            created_at: NOW,
+            revoked_at: None,
+        };
+        api_key::insert(connection, &key).await.unwrap();
+        let copies =
+            "WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < $1)
+            INSERT INTO api_key (id, tenant_id, name, role, hash, created_at, revoked_at)
+            SELECT 'key-' || number, tenant_id, name, role, hash, created_at, revoked_at FROM api_key, numbers
+            WHERE id = 'unused'";
+        connection.execute(copies, &[count.into()]).await.unwrap();
+        (1..=count).map(|number| format!("key-{number}")).collect()
     }
 
     /// A store with one tenant, taken over.
@@ -137,9 +175,11 @@ impl House {
 
     /// What makes the append-only tables changeable, for tests that forge.
     pub(super) async fn unlock(&self, tenant: TenantId) {
-        let on = if self.is_sqlite() { "" } else { " ON audit_record" };
-        self.tamper(tenant, &format!("DROP TRIGGER audit_record_keeps_rows{on}")).await;
-        self.tamper(tenant, &format!("DROP TRIGGER audit_record_keeps_all{on}")).await;
+        for table in ["audit_record", "usage_ledger"] {
+            let on = if self.is_sqlite() { String::new() } else { format!(" ON {table}") };
+            self.tamper(tenant, &format!("DROP TRIGGER IF EXISTS {table}_keeps_rows{on}")).await;
+            self.tamper(tenant, &format!("DROP TRIGGER IF EXISTS {table}_keeps_all{on}")).await;
+        }
     }
 }
 

@@ -15,6 +15,7 @@ super::conformance!(
     what_was_asked_to_end_stays_asked,
     jobs_are_due_in_order_and_forgotten_by_age,
     the_rests_of_changes_are_looked_for_by_themselves,
+    what_is_let_go_is_due_at_once_and_nothing_else_is,
     changes_of_an_older_program_become_jobs,
 );
 
@@ -132,6 +133,34 @@ async fn the_rests_of_changes_are_looked_for_by_themselves(house: &House) {
     let lost_at = at(10).plus_micros(LEASE);
     assert_eq!(job::due(&mut connection, lost_at, true, 10).await.unwrap(), [held]);
     assert_eq!(job::due(&mut connection, lost_at, false, 10).await.unwrap(), [waiting(1, at(5))]);
+}
+
+async fn what_is_let_go_is_due_at_once_and_nothing_else_is(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    let soon = NOW.plus_micros(LEASE);
+    let (fresh, waits, ended) = (waiting(1, NOW), waiting(2, soon), waiting(3, NOW));
+    for job in [&fresh, &waits, &ended] {
+        job::insert(&mut connection, job).await.unwrap();
+    }
+    let (mut held, mut canceled) = (fresh.clone(), ended.clone());
+    assert!(held.claim(NOW, LEASE));
+    canceled.cancel(NOW).unwrap();
+    for (before, job) in [(&fresh, &held), (&ended, &canceled)] {
+        assert!(job::update(&mut connection, before, job).await.unwrap());
+    }
+    assert_eq!(job::due(&mut connection, NOW, false, 10).await.unwrap(), []);
+    assert_eq!(job::let_go(&mut connection).await.unwrap(), 1);
+    assert_eq!(job::let_go(&mut connection).await.unwrap(), 0);
+    let let_go = Job { lease_until: Timestamp(0), ..held };
+    // Also on a clock that was set back meanwhile.
+    let earlier = NOW.plus_micros(-3_600 * MICROS_PER_SECOND);
+    assert_eq!(job::due(&mut connection, earlier, false, 10).await.unwrap(), [let_go.clone()]);
+    let mut next = let_go.clone();
+    assert!(next.claim(earlier, LEASE));
+    assert_eq!((next.attempts, next.lease, next.error.as_str()), (2, 2, "the worker was lost"));
+    for job in [waits, canceled] {
+        assert_eq!(job::one(&mut connection, job.id).await.unwrap(), Some(job));
+    }
 }
 
 /// What an older program has left to do, under the same ids; of those of one idempotency key the oldest has it.

@@ -1,12 +1,15 @@
 //! Questions about the past.
 
+use tokio_util::sync::CancellationToken;
+
 use super::harness::{House, NOW, commit, entry, event, post, quota_of, set_quotas};
+use crate::domain::chain::{Hash, Head};
 use crate::domain::period::{self, PeriodKind, Window};
 use crate::domain::quota::{Metric, Scope};
 use crate::domain::report::{AlertQuery, ChainQuery, Dimension, LedgerQuery, UsageQuery};
 use crate::domain::time::{MICROS_PER_DAY, MICROS_PER_HOUR, MICROS_PER_MINUTE};
 use crate::domain::usage::{Subject, Totals, UsageEvent};
-use crate::store::{audit, notice, usage};
+use crate::store::{StoreError, audit, notice, usage};
 
 super::conformance!(
     rollups_add_up_by_the_dimensions_asked_for,
@@ -16,6 +19,7 @@ super::conformance!(
     alert_pages_are_complete,
     verification_finds_a_changed_byte,
     verification_finds_a_cut_chain,
+    verification_proves_what_was_counted,
 );
 
 async fn rollups_add_up_by_the_dimensions_asked_for(house: &House) {
@@ -218,4 +222,87 @@ async fn verification_finds_a_cut_chain(house: &House) {
     let report = audit::verify(&mut connection, &chain).await.unwrap();
     assert_eq!(report.broken.unwrap().reason, "the chain goes on after the books' head");
     assert_eq!(audit::verify(&mut connection, "another").await.unwrap().broken.unwrap().seq, 1);
+}
+
+/// Somebody with every right changes what was counted, and nothing of the chain: the verification names the record that
+/// counted it, or the sums.
+async fn verification_proves_what_was_counted(house: &House) {
+    let (_store, mut connection, books) = house.owner().await;
+    let first = [event("a", "ada", NOW, 10), event("b", "bob", NOW, 20)];
+    let (books, _) = commit(&mut connection, &books, &first, NOW).await.unwrap();
+    let counted = books.head.seq;
+    // One that is known leaves a gap between positions.
+    let second = [first[1].clone(), event("c", "eve", NOW, 30)];
+    let (books, _) = commit(&mut connection, &books, &second, NOW).await.unwrap();
+    let stop = CancellationToken::new();
+    let of = |witness| audit::Books { tenant: books.tenant, witness, stop: &stop };
+    let report = audit::verify_books(&mut connection, of(books.head)).await.unwrap();
+    assert_eq!((report.head, report.broken), (books.head, None));
+
+    house.unlock(books.tenant).await;
+    let (last, sums) = (books.head.seq, "the books' sums are not those of the ledger");
+    let changed = "an event in the ledger is not what it was when this record counted it";
+    for (forgery, remedy, seq, reason) in [
+        (
+            "UPDATE usage_ledger SET prompt_tokens = 1 WHERE event_id = 'a'",
+            "UPDATE usage_ledger SET prompt_tokens = 10 WHERE event_id = 'a'",
+            counted,
+            changed,
+        ),
+        (
+            "UPDATE usage_ledger SET user_id = 'ada' WHERE event_id = 'c'",
+            "UPDATE usage_ledger SET user_id = 'eve' WHERE event_id = 'c'",
+            last,
+            changed,
+        ),
+        (
+            "UPDATE usage_ledger SET position = position + 100 WHERE event_id = 'a'",
+            "UPDATE usage_ledger SET position = position - 100 WHERE event_id = 'a'",
+            counted,
+            "the ledger lacks events that this record counted",
+        ),
+        (
+            "UPDATE books SET next_position = next_position - 1",
+            "UPDATE books SET next_position = next_position + 1",
+            last,
+            "the ledger holds events that no record counted",
+        ),
+        (
+            "UPDATE books SET cost_nano_usd = cost_nano_usd + 1",
+            "UPDATE books SET cost_nano_usd = cost_nano_usd - 1",
+            last,
+            sums,
+        ),
+        (
+            "UPDATE usage_rollup SET prompt_tokens = prompt_tokens + 1 WHERE user_id = 'ada'",
+            "UPDATE usage_rollup SET prompt_tokens = prompt_tokens - 1 WHERE user_id = 'ada'",
+            last,
+            "the rollups are not the books' sums",
+        ),
+    ] {
+        house.tamper(books.tenant, forgery).await;
+        let broken = audit::verify_books(&mut connection, of(books.head)).await.unwrap().broken.expect(forgery);
+        assert_eq!((broken.seq, broken.reason), (seq, reason), "{forgery}");
+        house.tamper(books.tenant, remedy).await;
+        assert_eq!(audit::verify_books(&mut connection, of(books.head)).await.unwrap().broken, None, "{remedy}");
+    }
+
+    // Both are cut to what was there before the last commit: only who has seen more can tell.
+    let ahead = Head { seq: last + 1, ..books.head };
+    let other = Head { hash: Hash([1; 32]), ..books.head };
+    for (witness, reason) in
+        [(ahead, "the chain ends before a record that was seen"), (other, "the record is not the one that was seen")]
+    {
+        let broken = audit::verify_books(&mut connection, of(witness)).await.unwrap().broken;
+        assert_eq!(broken.map(|broken| (broken.seq, broken.reason)), Some((last, reason)));
+    }
+    // What was erased cannot be proven, and does not stand in the way of the rest.
+    house
+        .tamper(books.tenant, &format!("UPDATE audit_record SET payload = NULL, salt = NULL WHERE seq = {counted}"))
+        .await;
+    assert_eq!(audit::verify_books(&mut connection, of(books.head)).await.unwrap().broken, None);
+
+    stop.cancel();
+    let stopped = audit::verify_books(&mut connection, of(books.head)).await;
+    assert!(matches!(stopped, Err(StoreError::Retryable(_))), "{stopped:?}");
 }

@@ -75,7 +75,7 @@ fn what_is_written_verifies(text: &str) {
         payload: Some(record.payload),
         salt: Some(record.salt.to_vec()),
     };
-    assert_eq!(Verifier::new(CHAIN).check(&stored), Ok(()));
+    assert_eq!(Verifier::new(CHAIN).check(&stored), Ok(said("action").unwrap_or_default()));
     let mut changed = stored.clone();
     let at = text.len() % changed.bytes.len();
     changed.bytes[at] ^= 1 << (text.len() % 8);
