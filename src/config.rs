@@ -42,6 +42,7 @@ pub use routes::{QuietHours, Route};
 pub use vault::{KekKind, Vault};
 
 use crate::domain::reconcile::Terms;
+use crate::domain::report::Share;
 use crate::domain::time::MICROS_PER_DAY;
 
 /// Everything, with defaults that run on the embedded database with nothing installed.
@@ -141,10 +142,22 @@ pub struct Intake {
     pub event_bytes_max: usize,
     /// How long HTTP ingestion waits for a saturated tenant.
     pub patience_ms: u64,
-    /// How long LiteLLM's callback, which does not come back, waits.
+    /// How long LiteLLM's callback, which does not come back, waits. What its tenant cannot take by then is parked.
     pub litellm_patience_ms: u64,
     /// Events that may wait in quarantine for tenants that cannot take them, for all tenants of the platform together.
     pub parked_events_max: u64,
+    /// Events in quarantine, and bytes of them, that are kept whole for one tenant, and for all that is of no tenant. Further
+    /// ones are only counted. What waits for its tenant is not among them.
+    pub quarantine_events_max: u64,
+    pub quarantine_bytes_max: u64,
+}
+
+impl Intake {
+    /// One tenant's share of the quarantine.
+    #[must_use]
+    pub fn quarantine_share(&self) -> Share {
+        Share { events_max: self.quarantine_events_max, bytes_max: self.quarantine_bytes_max }
+    }
 }
 
 impl Default for Intake {
@@ -156,6 +169,8 @@ impl Default for Intake {
             patience_ms: 250,
             litellm_patience_ms: 10_000,
             parked_events_max: 1_000_000,
+            quarantine_events_max: 100_000,
+            quarantine_bytes_max: 1024 * 1024 * 1024,
         }
     }
 }
@@ -471,6 +486,11 @@ impl Config {
             (1..=1_000_000_000).contains(&self.intake.parked_events_max),
             "intake.parked_events_max: must be from 1 to 1000000000",
         );
+        check(
+            (1..=10_000_000).contains(&self.intake.quarantine_events_max),
+            "intake.quarantine_events_max: must be from 1 to 10000000",
+        );
+        check(self.intake.quarantine_bytes_max > 0, "intake.quarantine_bytes_max: must be above zero");
         check(
             self.nats.pull_messages > 0 && self.nats.pull_messages <= self.nats.ack_pending_max,
             "nats.pull_messages: must be above zero and not above nats.ack_pending_max",

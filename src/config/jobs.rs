@@ -16,11 +16,20 @@ pub struct Jobs {
     pub keep_days: u32,
     /// How long an `Idempotency-Key` is known.
     pub keep_answers_days: u32,
+    /// How long events are kept in quarantine, other than those that wait for their tenant.
+    pub keep_quarantine_days: u32,
 }
 
 impl Default for Jobs {
     fn default() -> Jobs {
-        Jobs { at_once: 4, lease_ms: 30_000, housekeeping_every_ms: 3_600_000, keep_days: 30, keep_answers_days: 7 }
+        Jobs {
+            at_once: 4,
+            lease_ms: 30_000,
+            housekeeping_every_ms: 3_600_000,
+            keep_days: 30,
+            keep_answers_days: 7,
+            keep_quarantine_days: 90,
+        }
     }
 }
 
@@ -39,6 +48,7 @@ impl Jobs {
             (self.housekeeping_every_ms >= 1_000, "jobs.housekeeping_every_ms: must be at least 1000"),
             (self.keep_days > 0, "jobs.keep_days: must be at least 1"),
             (self.keep_answers_days > 0, "jobs.keep_answers_days: must be at least 1"),
+            (self.keep_quarantine_days > 0, "jobs.keep_quarantine_days: must be at least 1"),
         ];
         checks.iter().filter(|(holds, _)| !holds).map(|(_, problem)| (*problem).to_owned()).collect()
     }

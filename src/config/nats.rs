@@ -18,7 +18,8 @@ pub struct Nats {
     pub alert_stream: String,
     /// Messages of one pull.
     pub pull_messages: usize,
-    /// Events read and not yet counted, for the whole node, and their bytes.
+    /// Events read and not yet counted, for the whole node, and their bytes. Up to two pulls of at most 8 MiB each, or of
+    /// the server's longest message, are on their way beside them.
     pub in_flight_events: usize,
     pub in_flight_bytes: usize,
     /// Messages delivered and not yet acknowledged: those in flight, and those that wait for an older one.

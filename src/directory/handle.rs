@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{ActorRef, RpcReplyPort};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 pub use super::api_key::NewKey;
@@ -19,7 +19,7 @@ use crate::domain::api_key::{self, ApiKey};
 use crate::domain::chain::Entry;
 use crate::domain::ids::TenantId;
 use crate::domain::period;
-use crate::domain::report::{ChainQuery, ChainReport, Page, Quarantined, Retried};
+use crate::domain::report::{ChainQuery, ChainReport, Page, Quarantined, Retried, Share};
 use crate::domain::request::{Answer, Request};
 use crate::domain::stream::Checkpoint;
 use crate::domain::tenant::{ExternalId, Lifecycle, Tenant};
@@ -35,6 +35,11 @@ const SLUG_DERIVED_MAX: usize = 48;
 const FIND_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the registrar may take for one message.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Bytes of events that may be on their way to the quarantine, and what an event weighs beside its body.
+pub(super) const QUARANTINE_BYTES_MAX: usize = 64 * 1024 * 1024;
+const ROW_BYTES: usize = 1_024;
+/// How long such an event waits for room before its bringer is told to come back.
+const QUARANTINE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a tenant cannot be spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -127,6 +132,8 @@ pub(super) struct Parts {
     pub(super) job_bell: Notify,
     /// Changes that are being made.
     pub(super) changes: workflow::Changes,
+    /// In bytes: what is on its way to the quarantine, also what nobody waits for any more.
+    pub(super) quarantine_room: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Handle {
@@ -356,15 +363,24 @@ impl Handle {
 
     // ---- quarantine ----
 
-    /// Keeps what could not be counted; durable when this returns. The same digest again is the same row.
+    /// Keeps what could not be counted; durable when this returns. The same digest again is the same row. What is on its way
+    /// is bounded: while the control database is silent, callers wait, and are told to come again. Beyond its owner's share
+    /// an event is only counted.
     ///
     /// # Errors
     /// [`Refused::Unavailable`].
-    pub async fn quarantine(&self, rows: Vec<Quarantined>) -> Result<(), Refused> {
+    pub async fn quarantine(&self, rows: Arc<[Quarantined]>, share: Share) -> Result<(), Refused> {
         if rows.is_empty() {
             return Ok(());
         }
-        self.register(|reply| registrar::Message::Quarantine { rows, reply }).await
+        let bytes: usize = rows.iter().map(|row| row.body.len() + ROW_BYTES).sum();
+        let bytes = u32::try_from(bytes.min(QUARANTINE_BYTES_MAX)).unwrap_or(u32::MAX);
+        let room = self.0.quarantine_room.clone().acquire_many_owned(bytes);
+        let Ok(Ok(room)) = tokio::time::timeout(QUARANTINE_PATIENCE, room).await else {
+            return Err(Refused::Unavailable("too much is on its way to the quarantine".to_owned()));
+        };
+        let room = OnItsWay::of(room);
+        self.register(|reply| registrar::Message::Quarantine { rows, share, room, reply }).await
     }
 
     /// Newest first, before `before`. Without a tenant it lists all; `reason` filters.
@@ -529,6 +545,23 @@ impl Handle {
             Ok(Err(_)) => Err(silent("the registrar ended before it answered")),
             Err(_) => Err(silent("the control database did not answer in time")),
         }
+    }
+}
+
+/// Room that rows take on their way to the quarantine.
+#[derive(Debug)]
+pub(super) struct OnItsWay(OwnedSemaphorePermit);
+
+impl OnItsWay {
+    fn of(permit: OwnedSemaphorePermit) -> OnItsWay {
+        metrics::gauge!("platform_api_quarantine_waiting_bytes").increment(permit.num_permits() as f64);
+        OnItsWay(permit)
+    }
+}
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        metrics::gauge!("platform_api_quarantine_waiting_bytes").decrement(self.0.num_permits() as f64);
     }
 }
 

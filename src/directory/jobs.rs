@@ -13,7 +13,7 @@ use crate::domain::report::Page;
 use crate::domain::request::{Answer, Request};
 use crate::domain::time::Timestamp;
 use crate::store::database::Connection;
-use crate::store::{StoreError, job, request};
+use crate::store::{StoreError, job, quarantine, request};
 
 /// Unfinished jobs there may be; who asks for another one is told to come back. Changes that were made and are being
 /// finished are not counted: there is no choice about them.
@@ -137,6 +137,15 @@ impl Handle {
     /// [`Declined::Unavailable`].
     pub async fn forget_answers(&self, before: Timestamp) -> Result<u64, Declined<JobRefused>> {
         fresh(self.change(Forget { what: Old::Answers, before }, Request::system(), untold).await)
+    }
+
+    /// Forgets a piece of what came to the quarantine before `before` and waits for no tenant; answers how much. It is in the
+    /// platform's chain.
+    ///
+    /// # Errors
+    /// [`Declined::Unavailable`].
+    pub async fn forget_quarantined(&self, before: Timestamp) -> Result<u64, Declined<JobRefused>> {
+        fresh(self.change(Forget { what: Old::Quarantined, before }, Request::system(), untold).await)
     }
 
     /// # Errors
@@ -358,6 +367,8 @@ enum Old {
     Jobs,
     /// Kept for idempotency keys.
     Answers,
+    /// In quarantine, and not waiting.
+    Quarantined,
 }
 
 #[derive(Debug)]
@@ -373,13 +384,20 @@ impl Change for Forget {
     async fn apply(
         &self,
         connection: &mut Connection,
-        _entries: &mut Vec<Entry>,
-        _request: &Request,
+        entries: &mut Vec<Entry>,
+        request: &Request,
         _now: Timestamp,
     ) -> Result<u64, Halt<JobRefused>> {
         Ok(match self.what {
             Old::Jobs => job::forget(connection, self.before, FORGOTTEN_A_PIECE).await?,
             Old::Answers => request::forget(connection, self.before, FORGOTTEN_A_PIECE).await?,
+            Old::Quarantined => {
+                let rows = quarantine::forget(connection, self.before, FORGOTTEN_A_PIECE).await?;
+                if rows > 0 {
+                    entries.push(forgotten(rows, self.before, request));
+                }
+                rows
+            }
         })
     }
 }
@@ -403,6 +421,17 @@ async fn ended(
         job::insert(connection, &next).await?;
     }
     Ok(())
+}
+
+fn forgotten(rows: u64, before: Timestamp, request: &Request) -> Entry {
+    Entry {
+        actor: request.actor.clone(),
+        action: "quarantine.forgotten".to_owned(),
+        target: "quarantine".to_owned(),
+        outcome: EntryOutcome::Success,
+        request_id: request.request_id.clone(),
+        payload: serde_json::json!({ "rows": rows, "before": before.to_string() }).to_string(),
+    }
 }
 
 fn record(job: &Job, action: &str, request: &Request) -> Entry {

@@ -8,6 +8,7 @@
 //! - [`task`]: a change that a resource of the platform's brings whole. [`platform_admin`]: who administers the platform.
 //!   [`flag`]: the platform's feature flags, and counts of what was served.
 //! - [`api_key`]: a tenant's keys. `key_use`: when each was last used.
+//! - `quarantine`: how much of it is whose.
 //! - [`jobs`]: background work, as far as it is durable. [`session`]: sessions of browsers, and passwords.
 //! - `follow`: what other nodes on the same control database change.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
@@ -28,6 +29,7 @@ pub mod jobs;
 mod key_use;
 pub mod noted;
 pub mod platform_admin;
+mod quarantine;
 mod registrar;
 pub mod session;
 pub mod slot;
@@ -38,7 +40,7 @@ pub mod workflow;
 use std::sync::Arc;
 
 use ractor::Actor;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::clock::Clock;
 use crate::config;
@@ -102,6 +104,7 @@ pub async fn open(
         exposures: flag::Exposures::default(),
         job_bell: Notify::new(),
         changes: workflow::Changes::new(lease_micros),
+        quarantine_room: Arc::new(Semaphore::new(handle::QUARANTINE_BYTES_MAX)),
     });
     for tenant in awake {
         handle.wake(tenant);

@@ -3,13 +3,15 @@
 //! Nothing here is in a request's hot path, so its handlers await the database. Doubt is a reload: after an error whose
 //! outcome is unknown the connection is dropped, and the next message opens it again and reads the catalogue anew.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use uuid::Uuid;
 
-use super::handle::Refused;
+use super::handle::{OnItsWay, Refused};
 use super::index::Index;
+use super::quarantine::Shares;
 use super::task::Task;
 use super::workflow::{self, Finish, Plan};
 use crate::clock::{self, Clock};
@@ -18,7 +20,7 @@ use crate::domain::chain::{self, Entry, EntryOutcome, Head};
 use crate::domain::ids::{JobId, TenantId};
 use crate::domain::job::{Ending, Job};
 use crate::domain::organization::Expected;
-use crate::domain::report::{Fate, Quarantined, Retried};
+use crate::domain::report::{Fate, Quarantined, Retried, Share};
 use crate::domain::request::{Idempotency, Request};
 use crate::domain::stream::Checkpoint;
 use crate::domain::tenant::{Lifecycle, Tenant};
@@ -56,7 +58,10 @@ pub(super) enum Message {
         reply: RpcReplyPort<Result<(), Refused>>,
     },
     Quarantine {
-        rows: Vec<Quarantined>,
+        rows: Arc<[Quarantined]>,
+        share: Share,
+        /// Given back with the message.
+        room: OnItsWay,
         reply: RpcReplyPort<Result<(), Refused>>,
     },
     MarkReplayed {
@@ -176,6 +181,9 @@ pub(super) struct State {
     pub(super) version: i64,
     /// Looks at what other nodes have changed that have failed in a row.
     pub(super) failed_looks: i64,
+    /// What could not be remembered of tenants, yet: how long their chains are, and whether they are open.
+    unremembered: HashMap<TenantId, (Head, bool)>,
+    shares: Shares,
 }
 
 /// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended. Where it
@@ -239,7 +247,15 @@ impl Actor for Registrar {
         if birth.store.followed_every().is_some() {
             let _ = myself.cast(Message::Follow);
         }
-        Ok(State { birth, connection: None, platform_head: Head::EMPTY, version: 0, failed_looks: 0 })
+        Ok(State {
+            birth,
+            connection: None,
+            platform_head: Head::EMPTY,
+            version: 0,
+            failed_looks: 0,
+            unremembered: HashMap::new(),
+            shares: Shares::default(),
+        })
     }
 
     async fn handle(
@@ -252,7 +268,12 @@ impl Actor for Registrar {
             Message::Begin { change, reply } => answer(reply, Box::pin(state.begin(*change)).await),
             Message::Finish { finish, reply } => answer(reply, Box::pin(state.finish(*finish)).await),
             Message::Reload { reply } => answer(reply, state.reload().await),
-            Message::Quarantine { rows, reply } => answer(reply, state.quarantine(&rows).await),
+            // Whoever does not wait any more still has what it brought, and brings it again.
+            Message::Quarantine { reply, .. } if reply.is_closed() => {}
+            Message::Quarantine { rows, share, room, reply } => {
+                answer(reply, state.quarantine(&rows, share).await);
+                drop((rows, room));
+            }
             Message::MarkReplayed { id, request, reply } => answer(reply, state.mark_replayed(id, &request).await),
             Message::AppendPlatform { entry, reply } => answer(reply, state.append(vec![entry], Beside::Nothing).await),
             Message::KeepCheckpoint { checkpoint, entries, reply } => {
@@ -513,14 +534,32 @@ impl State {
         self.connection().await.map(|_| ())
     }
 
-    async fn quarantine(&mut self, rows: &[Quarantined]) -> Result<(), Refused> {
-        let connection = self.connection().await?;
-        let inserted = async {
-            connection.begin().await?;
-            quarantine::insert(connection, rows).await?;
-            connection.commit().await
+    async fn quarantine(&mut self, rows: &[Quarantined], share: Share) -> Result<(), Refused> {
+        self.connection().await?;
+        let kept = self.write_quarantined(rows, share).await;
+        kept.map_err(|error| {
+            self.shares.doubt();
+            self.doubt(&error)
+        })
+    }
+
+    async fn write_quarantined(&mut self, rows: &[Quarantined], share: Share) -> Result<(), StoreError> {
+        let now = self.birth.clock.now();
+        let Some(connection) = self.connection.as_mut() else {
+            return Err(StoreError::Retryable("no connection".into()));
         };
-        inserted.await.map_err(|error| self.doubt(&error))
+        for owner in self.shares.unknown(rows, share, now) {
+            let kept = quarantine::kept(connection, owner).await?;
+            self.shares.learn(owner, kept, share, now);
+        }
+        let rows = self.shares.admit(rows, share);
+        connection.begin().await?;
+        quarantine::insert(connection, &rows).await?;
+        connection.commit().await?;
+        for row in rows.iter().filter(|row| row.left_out_bytes > 0) {
+            metrics::counter!("platform_api_quarantine_left_out_total", "reason" => row.reason.code()).increment(1);
+        }
+        Ok(())
     }
 
     async fn mark_replayed(&mut self, id: Uuid, request: &Request) -> Result<(), Refused> {
@@ -606,20 +645,32 @@ impl State {
         Ok(head)
     }
 
-    /// Best effort: an older head only means that a restored database is noticed later.
+    /// What cannot be remembered now is remembered later: until then a restored database is not noticed, and a start does not
+    /// open a tenant that owes something.
     async fn remember(&mut self, tenant: TenantId, head: Head, awake: bool) {
-        let Ok(connection) = self.connection().await else { return };
-        match catalogue::remember_head(connection, tenant, head, awake).await {
-            Ok(()) => self.birth.index.put_head(tenant, head),
-            Err(error) => {
-                self.doubt(&error);
-            }
+        self.unremembered.insert(tenant, (head, awake));
+        if let Err(refused) = self.remember_all().await {
+            let tenants = self.unremembered.len();
+            tracing::warn!(%tenant, tenants, %refused, "the catalogue cannot remember a tenant's chain now");
         }
+    }
+
+    async fn remember_all(&mut self) -> Result<(), Refused> {
+        while let Some((tenant, (head, awake))) =
+            self.unremembered.iter().next().map(|(tenant, noted)| (*tenant, *noted))
+        {
+            let connection = self.connection().await?;
+            catalogue::remember_head(connection, tenant, head, awake).await.map_err(|error| self.doubt(&error))?;
+            self.unremembered.remove(&tenant);
+            self.birth.index.put_head(tenant, head);
+        }
+        Ok(())
     }
 
     async fn probe(&mut self) -> Result<(), Refused> {
         let connection = self.connection().await?;
-        connection.fetch("SELECT 1", &[]).await.map(|_| ()).map_err(|error| self.doubt(&error))
+        connection.fetch("SELECT 1", &[]).await.map(|_| ()).map_err(|error| self.doubt(&error))?;
+        self.remember_all().await
     }
 }
 

@@ -16,8 +16,9 @@ use super::slot::{Backoff, Slot};
 use crate::clock::{self, Clock};
 use crate::domain::chain::Head;
 use crate::domain::ids::TenantId;
+use crate::domain::notice::RETRY_DELAY_MICROS_MAX;
 use crate::domain::reconcile::Proof;
-use crate::domain::time::Timestamp;
+use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
 use crate::store::database::Store;
 use crate::store::load::{self, Opening};
 use crate::store::{StoreError, notice};
@@ -32,6 +33,8 @@ const SWEEP_EVERY: Duration = Duration::from_millis(250);
 const SWEEPS_PER_NOTE: u32 = 120;
 /// Tenants asked to rest when a place is needed; the first that can, will.
 const ASKED_TO_REST: usize = 4;
+/// How long a tenant that owes something and made room stays away, at least; at most the longest delay of a delivery.
+const AWAY_MICROS_MIN: i64 = 30 * MICROS_PER_SECOND;
 /// A tenant heard of more recently than this is not asked to make room: somebody may be about to ask it again.
 const MADE_ROOM_IDLE_MICROS: i64 = 100_000;
 /// How long a tenant may take to commit what is waiting when the daemon ends.
@@ -82,7 +85,7 @@ pub(super) enum Message {
     /// The tenant's doorbell, opened if it rests.
     Find {
         tenant: TenantId,
-        reply: RpcReplyPort<Result<Home, Absent>>,
+        reply: Caller,
     },
     /// As `Find`, for nobody.
     Wake {
@@ -100,13 +103,16 @@ pub(super) enum Message {
     },
 }
 
+/// Waits for a tenant's doorbell.
+type Caller = RpcReplyPort<Result<Home, Absent>>;
+
 pub(super) struct Supervisor;
 
 pub(super) struct State {
     birth: Birth,
     slots: HashMap<TenantId, Slot>,
     tenants: HashMap<ActorId, TenantId>,
-    waiting: HashMap<TenantId, Vec<RpcReplyPort<Result<Home, Absent>>>>,
+    waiting: HashMap<TenantId, Vec<Caller>>,
     /// Tenants to open, in the order they were asked for.
     queue: VecDeque<TenantId>,
     opening: usize,
@@ -116,6 +122,8 @@ pub(super) struct State {
     noted: HashMap<TenantId, Head>,
     /// Tenants that rest, and when their books are due: to be compared, or because time alone changes them.
     unsettled: HashMap<TenantId, Timestamp>,
+    /// Tenants that made room while they owed something, and when they come back for it.
+    owing: HashMap<TenantId, Timestamp>,
     /// Nothing is compared before: what came while we were away comes in first, and who was not heard is known.
     compares_from: Timestamp,
 }
@@ -140,6 +148,7 @@ impl Actor for Supervisor {
             swept_at: Timestamp(0),
             noted: HashMap::new(),
             unsettled: HashMap::new(),
+            owing: HashMap::new(),
         })
     }
 
@@ -198,7 +207,7 @@ fn is_final(error: &StoreError) -> bool {
 }
 
 impl State {
-    fn find(&mut self, tenant: TenantId, reply: Option<RpcReplyPort<Result<Home, Absent>>>) {
+    fn find(&mut self, tenant: TenantId, reply: Option<Caller>) {
         let now = self.birth.clock.now();
         let answer = match self.slots.get(&tenant) {
             _ if self.drained.is_some() => Err(Absent::ComeBack { after_ms: 1_000 }),
@@ -217,7 +226,7 @@ impl State {
             }
             Some(slot @ Slot::Yielded { .. }) => Err(elsewhere(slot, now)),
             Some(Slot::Starting { .. }) => {
-                self.waiting.entry(tenant).or_default().extend(reply);
+                queue_up(self.waiting.entry(tenant).or_default(), reply);
                 return;
             }
             None => {
@@ -230,10 +239,11 @@ impl State {
         }
     }
 
-    fn start(&mut self, tenant: TenantId, failures: u32, reply: Option<RpcReplyPort<Result<Home, Absent>>>) {
+    fn start(&mut self, tenant: TenantId, failures: u32, reply: Option<Caller>) {
+        self.owing.remove(&tenant);
         self.slots.insert(tenant, Slot::Starting { failures });
         self.queue.push_back(tenant);
-        self.waiting.entry(tenant).or_default().extend(reply);
+        queue_up(self.waiting.entry(tenant).or_default(), reply);
     }
 
     /// Opens queued tenants while there are places; asks idle tenants to rest when there are none.
@@ -255,18 +265,15 @@ impl State {
         }
     }
 
+    /// Asks those that were not heard of for longest to rest. Owing something keeps nobody in: as long as a receiver is down,
+    /// every tenant may owe, and then they take turns.
     fn make_room(&self) {
         let now = self.birth.clock.now();
-        let mut idle: Vec<Home> = self
-            .birth
-            .homes
-            .all()
-            .into_iter()
-            .filter(|home| home.pulse().waiting_events() == 0 && home.pulse().owed() == 0)
-            .collect();
+        let mut idle: Vec<Home> =
+            self.birth.homes.all().into_iter().filter(|home| home.pulse().waiting_events() == 0).collect();
         idle.sort_by_key(|home| home.pulse().heard_at());
         for home in idle.into_iter().take(ASKED_TO_REST) {
-            let _ = home.actor().cast(TenantMessage::Life(Life::Rest { now, idle_micros: MADE_ROOM_IDLE_MICROS }));
+            let _ = home.actor().cast(TenantMessage::Life(Life::MakeRoom { now, idle_micros: MADE_ROOM_IDLE_MICROS }));
         }
     }
 
@@ -295,14 +302,19 @@ impl State {
         self.answer_drain();
     }
 
-    /// A tenant that has nothing left to do is gone. One that still owes something was only to be opened anew.
+    /// A tenant that has nothing left to do is gone. One that still owes something has made room, and comes back for it.
     fn left(&mut self, actor: ActorId) {
         let Some(tenant) = self.tenants.remove(&actor) else { return };
-        let mut owes = false;
+        // Somebody asked for it while it was leaving.
+        let is_awaited =
+            self.waiting.get(&tenant).is_some_and(|waiting| waiting.iter().any(|reply| !reply.is_closed()));
         if let Some(home) = self.birth.homes.remove(tenant) {
             // The outlets must hear of what it owes and what fires, even after a restart: wake it then.
             let books = home.pulse().books();
-            owes = home.pulse().owed() > 0;
+            let owes = home.pulse().owed() > 0;
+            if owes && !is_awaited {
+                self.owing.insert(tenant, back_at(home.pulse().due_at(), self.birth.clock.now()));
+            }
             // What time alone changes, such as the end of a burn, is told though nobody uses it.
             let unsettled =
                 [books.comparison.next(books.latest_event_at), books.next_roll()].into_iter().flatten().min();
@@ -311,9 +323,7 @@ impl State {
         }
         self.slots.remove(&tenant);
         self.noted.remove(&tenant);
-        // Somebody asked for it while it was leaving.
-        let is_awaited = self.waiting.get(&tenant).is_some_and(|waiting| !waiting.is_empty());
-        if is_awaited || (owes && self.drained.is_none()) {
+        if is_awaited {
             self.slots.insert(tenant, Slot::Starting { failures: 0 });
             self.queue.push_back(tenant);
         }
@@ -344,7 +354,12 @@ impl State {
             return;
         }
         let slot = before.failed(now, backoff);
-        tracing::warn!(%tenant, reason, failures = slot.failures(), "tenant failed and is opened again later");
+        if let Some(StoreError::Wrong(_)) = error {
+            let failures = slot.failures();
+            tracing::error!(%tenant, reason, failures, "the database refuses the tenant's statements: opened again later");
+        } else {
+            tracing::warn!(%tenant, reason, failures = slot.failures(), "tenant failed and is opened again later");
+        }
         let after_ms = match &slot {
             Slot::BackingOff { until, .. } => u64::try_from((until.0 - now.0) / 1_000).unwrap_or(0),
             _ => 0,
@@ -394,6 +409,7 @@ impl State {
             self.unsettled.remove(&tenant);
             self.find(tenant, None);
         }
+        self.call_back(now);
         let backoff = self.backoff();
         let due: Vec<(TenantId, u32)> = self
             .slots
@@ -406,6 +422,20 @@ impl State {
             self.queue.push_back(tenant);
         }
         self.publish(&homes, now);
+    }
+
+    /// Opens tenants that owe something and are due, the first first; no more than a few wait for a place at a time, so that
+    /// they keep nobody out who is asked for.
+    fn call_back(&mut self, now: Timestamp) {
+        let is_called = |tenant: &&TenantId| self.waiting.get(tenant).is_none_or(Vec::is_empty);
+        let called = self.queue.iter().filter(is_called).count();
+        let room = self.birth.settings.tenants.opening_max.saturating_sub(called);
+        let due = self.owing.iter().filter(|(_, at)| is_back(**at, now)).map(|(tenant, at)| (*at, *tenant));
+        let mut due: Vec<(Timestamp, TenantId)> = due.collect();
+        due.sort_unstable();
+        for (_, tenant) in due.into_iter().take(room) {
+            self.find(tenant, None);
+        }
     }
 
     fn look_over(&self, home: &Home, now: Timestamp) {
@@ -497,6 +527,23 @@ impl State {
     }
 }
 
+/// Adds a caller to those who wait, and forgets those who gave up: a tenant may be on its way for long.
+fn queue_up(waiting: &mut Vec<Caller>, caller: Option<Caller>) {
+    waiting.retain(|reply| !reply.is_closed());
+    waiting.extend(caller);
+}
+
+/// When a tenant that made room comes back for what it owes: when that is due, but not at once, and not so late that it would
+/// matter if somebody had erred about it.
+fn back_at(due_at: Timestamp, now: Timestamp) -> Timestamp {
+    due_at.clamp(now.plus_micros(AWAY_MICROS_MIN), now.plus_micros(RETRY_DELAY_MICROS_MAX))
+}
+
+/// Has the time come? So it has when there is longer to wait than there ever was: the clock was set back.
+fn is_back(at: Timestamp, now: Timestamp) -> bool {
+    !(1..=RETRY_DELAY_MICROS_MAX).contains(&(at.0 - now.0))
+}
+
 /// Asks each to commit and leave; their ends arrive as supervision events.
 fn drain_all(homes: Vec<Home>) {
     tokio::spawn(async move {
@@ -520,7 +567,7 @@ async fn open(birth: &Birth, tenant: TenantId, supervisor: &ActorRef<Message>) -
         witnessed: birth.index.head(tenant),
     };
     let books = Arc::new(load::take_over(&mut connection, opening).await?);
-    let owed = notice::owed_count(&mut connection).await?;
+    let owed = notice::owed(&mut connection).await?;
     let pulse = Arc::new(Pulse::new(books.clone(), now, owed));
     let born = keeper::Birth {
         connection,
@@ -538,8 +585,40 @@ async fn open(birth: &Birth, tenant: TenantId, supervisor: &ActorRef<Message>) -
         kibibytes: settings.tenants.permits_bytes / 1024,
         message_events: settings.tenants.commit_events_max,
     };
-    if owed > 0 || !pulse.books().firing.is_empty() {
+    if owed.count > 0 || !pulse.books().firing.is_empty() {
         let _ = birth.hints.try_send(tenant);
     }
     Ok(Home::new(tenant, actor, birth.clock.clone(), bounds, pulse))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::time::MICROS_PER_MINUTE;
+
+    #[test]
+    fn whoever_gave_up_is_forgotten_when_somebody_comes() {
+        let mut waiting = Vec::new();
+        let (patient, _hears) = ractor::concurrency::oneshot();
+        queue_up(&mut waiting, Some(patient.into()));
+        for _ in 0..1_000 {
+            let (impatient, gone) = ractor::concurrency::oneshot();
+            queue_up(&mut waiting, Some(impatient.into()));
+            drop(gone);
+        }
+        queue_up(&mut waiting, None);
+        assert_eq!(waiting.len(), 1, "only one of a thousand still waits");
+    }
+
+    #[test]
+    fn a_tenant_comes_back_when_its_delivery_is_due() {
+        let now = Timestamp(1_000 * MICROS_PER_MINUTE);
+        let after = |micros: i64| back_at(now.plus_micros(micros), now).0 - now.0;
+        assert_eq!(back_at(Timestamp(0), now).0 - now.0, AWAY_MICROS_MIN, "nobody knows");
+        assert_eq!([after(1), after(7 * MICROS_PER_MINUTE)], [AWAY_MICROS_MIN, 7 * MICROS_PER_MINUTE]);
+        assert_eq!(after(600 * MICROS_PER_MINUTE), RETRY_DELAY_MICROS_MAX);
+        let at = back_at(Timestamp(0), now);
+        assert!(!is_back(at, now) && is_back(at, at));
+        assert!(is_back(at, now.plus_micros(-60 * MICROS_PER_MINUTE)), "the clock was set back");
+    }
 }

@@ -376,6 +376,59 @@ async fn eventually(what: &str, holds: impl Fn() -> bool) {
     panic!("waited in vain for {what}");
 }
 
+/// Nobody takes what is owed, and there are more that owe than places.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tenants_that_owe_make_room_and_take_turns() {
+    let node = Node::sqlite();
+    let began = Clock::system().now();
+    let clock = Clock::held_at(began);
+    let tenants = config::Tenants { open_max: 2, idle_ms: 600_000_000, ..config::Tenants::default() };
+    let handle = node.open_at(tenants, clock.clone()).await;
+    let pass = |micros: i64| clock.set(clock.now().plus_micros(micros));
+    let mut ids = Vec::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        ids.push(onboard(&handle, name).await);
+        pass(200_000);
+    }
+    let find = async |id: TenantId| {
+        let asked = tokio::time::Instant::now();
+        loop {
+            // Long enough to be asked to make room, and too short to come back for what is owed.
+            pass(200_000);
+            match handle.find(id).await {
+                Ok(tenant) => return tenant,
+                Err(_) => assert!(asked.elapsed() < Duration::from_secs(20), "there is no room for {id}"),
+            }
+        }
+    };
+    for id in &ids {
+        let quota = draft(10, Enforcement::Alert);
+        while find(*id).await.replace_quotas(vec![quota.clone()], request(None), |_| String::new()).await.is_err() {}
+        while find(*id).await.record(vec![event("1", 20)], Origin::default(), PATIENCE).await.is_err() {}
+    }
+    assert!(handle.open_tenants().len() <= 2);
+    // Each can be opened although all owe, and still owes.
+    for id in &ids {
+        let due = loop {
+            if let Ok(Ok(due)) = find(*id).await.due(10).await {
+                break due;
+            }
+        };
+        assert_eq!(due.len(), 2, "half of it and all of it");
+    }
+    // Time goes on and nobody asks: they come by themselves, one after the other.
+    let mut seen = std::collections::BTreeSet::new();
+    let waited = tokio::time::Instant::now();
+    while seen.len() < ids.len() {
+        assert!(waited.elapsed() < Duration::from_secs(60), "only {seen:?} came back");
+        pass(5_000_000);
+        seen.extend(handle.open_tenants().iter().map(crate::tenant::handle::Handle::tenant));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(handle.open_tenants().len() <= 2);
+    handle.drain(PATIENCE).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_reporters_share_commits_and_lose_nothing() {
     let node = Node::sqlite();
@@ -450,6 +503,38 @@ async fn counted(node: &Handle, tenant: TenantId, event: &UsageEvent) -> Outcome
         assert!(began.elapsed() < PATIENCE, "{} is not counted", event.event_id);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// A tenant leaves while the catalogue cannot be written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_catalogue_cannot_remember_is_remembered_later() {
+    let node = Node::sqlite();
+    let store = Store::open(&node.settings).await.unwrap();
+    let tenants = config::Tenants { open_max: 1, idle_ms: 600_000, ..config::Tenants::default() };
+    let handle = node.open_on(store.clone(), tenants, Clock::system()).await;
+    let (acme, globex, initech) =
+        (onboard(&handle, "acme").await, onboard(&handle, "globex").await, onboard(&handle, "initech").await);
+    let mut control = store.control().await.unwrap();
+    counted(&handle, acme, &event("1", 1)).await;
+    control.execute("ALTER TABLE tenant RENAME TO elsewhere", &[]).await.unwrap();
+    counted(&handle, acme, &event("2", 1)).await;
+    let head = handle.find(acme).await.unwrap().describe().await.unwrap().books.head;
+    counted(&handle, globex, &event("1", 1)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    control.execute("ALTER TABLE elsewhere RENAME TO tenant", &[]).await.unwrap();
+    counted(&handle, initech, &event("1", 1)).await;
+    let began = tokio::time::Instant::now();
+    let remembered = "SELECT head_seq, awake FROM tenant WHERE id = $1";
+    loop {
+        let rows = control.fetch(remembered, &[acme.to_string().into()]).await.unwrap();
+        let noted = (rows[0].int(0).unwrap(), rows[0].int(1).unwrap());
+        if noted == (head.seq, 0) {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "{noted:?} is remembered, and not {}", head.seq);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    handle.drain(PATIENCE).await;
 }
 
 /// What the deposed node had in its hands stood where its heir had written meanwhile; it was taken for unwritable, and

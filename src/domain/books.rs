@@ -348,6 +348,8 @@ pub struct Posting {
     pub gateway: GatewayRows,
     /// A resource has written rows that nothing here stands for.
     pub has_other_rows: bool,
+    /// A sum of it has left its range: it must not be written.
+    pub overflows: bool,
     now: Timestamp,
     /// Fresh random bytes, from which each payload's salt is derived.
     salt_seed: [u8; 32],
@@ -373,6 +375,7 @@ impl Posting {
             cursors: BTreeMap::new(),
             gateway: GatewayRows::default(),
             has_other_rows: false,
+            overflows: false,
             now,
             salt_seed,
         }
@@ -461,6 +464,8 @@ impl Posting {
         counts: BatchCounts,
         request_id: &str,
     ) {
+        let within = events.iter().try_fold(self.books.lifetime, |sum, event| sum.checked_add(&Totals::of(event)));
+        self.overflows |= within.is_none();
         let groups = group(events);
         let mut sum = Totals::default();
         let mut windows = Windows::new(&self.books.time_zone);

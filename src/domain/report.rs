@@ -198,6 +198,17 @@ pub struct Quarantined {
     pub body: Vec<u8>,
     pub received_at: Timestamp,
     pub replayed_at: Option<Timestamp>,
+    /// How often it came.
+    pub arrivals: i64,
+    /// Bytes of bodies that were not kept: above zero in a row that only counts what its owner's share had no room for.
+    pub left_out_bytes: i64,
+}
+
+/// How much of the quarantine may be one tenant's, and how much may be of no tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    pub events_max: u64,
+    pub bytes_max: u64,
 }
 
 /// How a quarantined row fared when it was tried again.

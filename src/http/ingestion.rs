@@ -42,7 +42,9 @@ impl Ingestion {
     /// Record usage from LiteLLM
     ///
     /// `StandardLoggingPayload` as LiteLLM's `generic_api` callback posts it: an object, an array or NDJSON. The tenant
-    /// is found through the external ids of the tenants.
+    /// is found through the external ids of the tenants. That callback does not come back with what it was refused, so
+    /// events of a tenant that cannot take them now are `parked`: durable, and counted by themselves once it can. It is 503
+    /// only when no more can be parked, or nothing can be kept.
     #[oai(path = "/v1/usage/litellm", method = "post", operation_id = "recordLiteLlmUsage")]
     async fn record_litellm(&self, ask: Ask, _body: LiteLlmBody) -> Result<Reply<Recorded>, Problem> {
         record(&ask, BodyShape::LiteLlm).await
@@ -100,8 +102,12 @@ pub(super) struct Recorded {
     duplicates: u64,
     /// Known already, with another body: the first stays, this one is kept as a conflict.
     conflicts: u64,
-    /// Not countable; each is in quarantine. The first thousand are listed.
+    /// Not countable; each is in quarantine, or only counted there when its tenant's share is full. The first thousand are
+    /// listed.
     rejected: Vec<RejectedView>,
+    /// Of tenants that cannot take them now: each is in quarantine, and counted by itself once its tenant can. Only of
+    /// LiteLLM's events; the first thousand are listed.
+    parked: Vec<RejectedView>,
 }
 
 /// One event that was not counted.
@@ -126,19 +132,22 @@ impl Recorded {
     /// 422 when there were events and each was rejected.
     pub(super) fn of(outcomes: Vec<ItemOutcome>) -> Result<Recorded, Problem> {
         let mut recorded = Recorded::default();
+        let list = |listed: &mut Vec<RejectedView>, index, code, message| {
+            if listed.len() < REJECTED_SHOWN_MAX {
+                listed.push(RejectedView::new(index, code, message));
+            }
+        };
         for (index, outcome) in outcomes.into_iter().enumerate() {
             match outcome {
                 ItemOutcome::Accepted => recorded.accepted += 1,
                 ItemOutcome::Duplicate => recorded.duplicates += 1,
                 ItemOutcome::Conflict => recorded.conflicts += 1,
-                ItemOutcome::Rejected { code, message } if recorded.rejected.len() < REJECTED_SHOWN_MAX => {
-                    recorded.rejected.push(RejectedView { index: index as u64, code: code.to_owned(), message });
-                }
-                ItemOutcome::Rejected { .. } => {}
+                ItemOutcome::Rejected { code, message } => list(&mut recorded.rejected, index, code, message),
+                ItemOutcome::Parked { code, message } => list(&mut recorded.parked, index, code, message),
             }
         }
         let known = recorded.accepted + recorded.duplicates + recorded.conflicts;
-        if known == 0 && !recorded.rejected.is_empty() {
+        if known == 0 && recorded.parked.is_empty() && !recorded.rejected.is_empty() {
             return Err(Problem::new(Code::NothingAccepted).with("rejected", json!(recorded.rejected)));
         }
         Ok(recorded)
@@ -254,7 +263,7 @@ impl Example for Recorded {
     fn example() -> Recorded {
         let message = "it occurred more than 400 days ago".to_owned();
         let rejected = vec![RejectedView { index: 2, code: "EVENT_TOO_OLD".into(), message }];
-        Recorded { accepted: 2, duplicates: 0, conflicts: 0, rejected }
+        Recorded { accepted: 2, duplicates: 0, conflicts: 0, rejected, parked: Vec::new() }
     }
 }
 
@@ -291,6 +300,9 @@ mod tests {
         assert_eq!((recorded.accepted, recorded.duplicates, recorded.conflicts), (1, 1, 1));
         assert_eq!(recorded.rejected[0].index, 2);
         assert!(Recorded::of(vec![ItemOutcome::Duplicate, rejected()]).is_ok());
+        let parked = ItemOutcome::Parked { code: "TENANT_FROZEN", message: "away".into() };
+        let recorded = Recorded::of(vec![rejected(), parked]).unwrap();
+        assert_eq!((recorded.accepted, recorded.rejected.len(), recorded.parked[0].index), (0, 1, 1));
         assert_eq!(Recorded::of(Vec::new()).unwrap(), Recorded::default());
         let problem = Recorded::of(vec![rejected(), rejected()]).unwrap_err();
         assert_eq!(problem.code, Code::NothingAccepted);

@@ -25,7 +25,8 @@ pub(super) struct Quarantine;
 impl Quarantine {
     /// Page through the quarantine, newest first
     ///
-    /// A tenant sees what was beyond doubt meant for it; a platform administrator sees everything, or one tenant's.
+    /// A tenant sees what was beyond doubt meant for it; a platform administrator sees everything, or one tenant's. A tenant
+    /// whose share is full has one more row for each reason, which counts what was not kept (`leftOutBytes`).
     #[oai(path = "/v1/quarantine", method = "get", operation_id = "listQuarantine")]
     async fn list(
         &self,
@@ -132,6 +133,10 @@ pub(super) struct QuarantinedView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     replayed_at: Option<String>,
+    /// How often it came.
+    arrivals: u64,
+    /// Above zero in a row that only counts events for which there was no room: the bytes of them. It cannot be replayed.
+    left_out_bytes: u64,
     body_bytes: u64,
     /// Its first 4096 bytes; what is no UTF-8 is replaced.
     body: String,
@@ -149,6 +154,8 @@ impl QuarantinedView {
             format: row.format.clone(),
             received_at: instant(row.received_at),
             replayed_at: row.replayed_at.map(instant),
+            arrivals: u64::try_from(row.arrivals).unwrap_or(0),
+            left_out_bytes: u64::try_from(row.left_out_bytes).unwrap_or(0),
             body_bytes: row.body.len() as u64,
             body: String::from_utf8_lossy(shown).into_owned(),
         }

@@ -34,6 +34,8 @@ mod text;
 pub mod usage_stream;
 
 #[cfg(test)]
+mod away_test;
+#[cfg(test)]
 mod captured_test;
 #[cfg(test)]
 mod node_test;

@@ -157,7 +157,7 @@ fn code(outcome: &ItemOutcome) -> &'static str {
         ItemOutcome::Accepted => "accepted",
         ItemOutcome::Duplicate => "duplicate",
         ItemOutcome::Conflict => "conflict",
-        ItemOutcome::Rejected { code, .. } => code,
+        ItemOutcome::Rejected { code, .. } | ItemOutcome::Parked { code, .. } => code,
     }
 }
 
@@ -235,6 +235,39 @@ async fn a_tenants_credential_reports_for_itself_alone_even_when_replayed() {
     }
     assert_eq!(node.totals(acme).await.events, 0);
     assert_eq!(node.totals(globex).await.events, 1);
+}
+
+/// Whoever sends what cannot be counted fills its own share, and nobody else's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_tenant_fills_the_quarantine_with_is_bounded_and_forgotten() {
+    let mut node = Node::open().await;
+    let intake = config::Intake { quarantine_events_max: 3, ..config::Intake::default() };
+    node.recorder = Recorder::new(node.directory.clone(), node.clock.clone(), intake);
+    let old = |id: u32, tenant| event(&format!("old-{id}"), Some(tenant), 1).replace("2026-11-21", "2020-01-01");
+    for round in 0..3 {
+        let body: Vec<String> = (0..4).map(|number| old(round * 4 + number, node.acme)).collect();
+        let outcomes = node.record(format!("[{}]", body.join(",")), Reporter::Platform).await.unwrap();
+        assert_eq!(codes(&outcomes), ["EVENT_TOO_OLD"; 4]);
+    }
+    node.record(old(0, node.globex), Reporter::Platform).await.unwrap();
+    let kept = node.quarantined(Some(node.acme)).await;
+    let (counted, whole): (Vec<_>, Vec<_>) = kept.into_iter().partition(|row| row.left_out_bytes > 0);
+    assert!(whole.len() == 3 && whole.iter().all(|row| !row.body.is_empty()), "{whole:?}");
+    assert_eq!((counted.len(), counted[0].arrivals, counted[0].body.len()), (1, 9, 0));
+    assert_eq!(counted[0].reason, Refusal::TooOld);
+    assert!(node.quarantined(Some(node.globex)).await[0].left_out_bytes == 0);
+    let again = node.recorder.replay(counted[0].id, request()).await;
+    assert!(matches!(again, Ok(ReplayOutcome::StillRefused { code: "EVENT_TOO_OLD", .. })), "{again:?}");
+
+    let now = node.clock.now();
+    assert_eq!(node.directory.forget_quarantined(now).await.unwrap(), 0);
+    assert_eq!(node.directory.forget_quarantined(now.plus_micros(1)).await.unwrap(), 5);
+    assert!(node.quarantined(None).await.is_empty());
+    assert_eq!(node.records("quarantine.forgotten").await[0]["rows"], 5);
+    // What was forgotten leaves room, and that is noticed.
+    node.clock.set(now.plus_micros(MICROS_PER_DAY / 24));
+    node.record(old(99, node.acme), Reporter::Platform).await.unwrap();
+    assert_eq!(node.quarantined(Some(node.acme)).await[0].left_out_bytes, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

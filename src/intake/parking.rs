@@ -58,9 +58,12 @@ impl Parking {
         let mut granted = 0;
         self.change(|parked| {
             granted = parked.free().min(asked as u64);
-            parked.events = parked.events.map(|events| events + granted);
-            parked.writing += 1;
-            parked.begun += 1;
+            // Who is given nothing writes nothing: a census under way stays right.
+            if granted > 0 {
+                parked.events = parked.events.map(|events| events + granted);
+                parked.writing += 1;
+                parked.begun += 1;
+            }
         });
         // Not more than was asked for.
         Room { parking: self, events: usize::try_from(granted).unwrap_or(asked) }
@@ -108,7 +111,7 @@ impl Parked {
                 events,
                 events_max,
                 "as many events are parked as may be (intake.parked_events_max); what the stream brings for tenants \
-                 that cannot take it stays there"
+                 that cannot take it stays there, and LiteLLM's callback is turned away"
             );
         } else if self.full && events <= events_max - events_max.div_ceil(10) {
             self.full = false;
@@ -120,7 +123,9 @@ impl Parked {
 impl Drop for Room<'_> {
     /// Whether they were written or not they count, until a census knows better.
     fn drop(&mut self) {
-        self.parking.change(|parked| parked.writing -= 1);
+        if self.events > 0 {
+            self.parking.change(|parked| parked.writing -= 1);
+        }
     }
 }
 
@@ -185,5 +190,20 @@ mod tests {
         assert_eq!(parking.follow().borrow().events, Some(9));
         parking.counted(parking.before(), 0);
         assert_eq!(parking.follow().borrow().events, Some(0));
+    }
+
+    /// Whoever is stuck asks again and again; its tenant is back meanwhile, and what was parked was counted.
+    #[test]
+    fn asking_in_vain_keeps_nobody_from_seeing_that_there_is_room_again() {
+        let parking = parking(10, 10);
+        let before = parking.before();
+        let in_vain = parking.room(3);
+        assert_eq!(in_vain.events, 0);
+        parking.counted(before, 4);
+        assert_eq!((parking.follow().borrow().events, parking.is_full()), (Some(4), false));
+        parking.counted(parking.before(), 2);
+        assert_eq!(parking.follow().borrow().events, Some(2));
+        drop(in_vain);
+        assert_eq!(parking.room(20).events, 8);
     }
 }

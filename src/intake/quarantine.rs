@@ -1,5 +1,7 @@
 //! What was not counted: kept with its bytes, its reason, and how to read it again.
 
+use std::sync::Arc;
+
 use aws_lc_rs::digest;
 use bytes::Bytes;
 
@@ -12,6 +14,9 @@ use crate::domain::time::Timestamp;
 const EVENTS: &str = "events";
 const LITELLM: &str = "litellm";
 const OPENMETER: &str = "openmeter";
+/// Rows of one write, and bytes of their bodies, but one row at least.
+const WRITE_ROWS_MAX: usize = 1_000;
+const WRITE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Begins the tenant that a reporter may speak for.
 const ONLY: &str = ";only=";
 
@@ -66,7 +71,27 @@ pub(super) fn row(
         body: raw.to_vec(),
         received_at,
         replayed_at: None,
+        arrivals: 1,
+        left_out_bytes: 0,
     }
+}
+
+/// Rows, divided into writes of bounded size. A write that is tried again copies nothing.
+pub(super) fn writes(rows: Vec<Quarantined>) -> Vec<Arc<[Quarantined]>> {
+    let mut writes = Vec::new();
+    let (mut write, mut bytes) = (Vec::new(), 0);
+    for row in rows {
+        if write.len() == WRITE_ROWS_MAX || (bytes + row.body.len() > WRITE_BYTES_MAX && !write.is_empty()) {
+            writes.push(Arc::from(std::mem::take(&mut write)));
+            bytes = 0;
+        }
+        bytes += row.body.len();
+        write.push(row);
+    }
+    if !write.is_empty() {
+        writes.push(Arc::from(write));
+    }
+    writes
 }
 
 fn digest_of(origin: &str, format: &str, body: &[u8]) -> [u8; 32] {
@@ -97,6 +122,24 @@ mod tests {
         for foreign in ["", "event", "events;only=", "litellm;only=acme", "events;only"] {
             assert_eq!(read_tag(foreign), None, "{foreign}");
         }
+    }
+
+    #[test]
+    fn a_write_is_bounded_in_rows_and_bytes_and_keeps_the_order() {
+        let sizes = |lengths: &[usize]| -> Vec<Vec<usize>> {
+            let rejection = Rejection::of(crate::domain::usage::Refusal::Malformed, TenantId(Uuid::from_u128(7)));
+            let row = |length: &usize| {
+                let raw = Bytes::from(vec![b'x'; *length]);
+                row("a", Format::Events, Reporter::Platform, &raw, &rejection, Timestamp(0))
+            };
+            let writes = writes(lengths.iter().map(row).collect());
+            writes.iter().map(|write| write.iter().map(|row| row.body.len()).collect()).collect()
+        };
+        assert!(sizes(&[]).is_empty());
+        assert_eq!(sizes(&[WRITE_BYTES_MAX + 1, 2, 3]), [vec![WRITE_BYTES_MAX + 1], vec![2, 3]]);
+        assert_eq!(sizes(&[1, WRITE_BYTES_MAX - 1, 1]), [vec![1, WRITE_BYTES_MAX - 1], vec![1]]);
+        let many: Vec<usize> = sizes(&[1; 2 * WRITE_ROWS_MAX + 1]).iter().map(Vec::len).collect();
+        assert_eq!(many, [WRITE_ROWS_MAX, WRITE_ROWS_MAX, 1]);
     }
 
     #[test]

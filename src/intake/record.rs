@@ -60,6 +60,11 @@ pub enum ItemOutcome {
         code: &'static str,
         message: String,
     },
+    /// It is in quarantine until its tenant can take it, and counted by itself then.
+    Parked {
+        code: &'static str,
+        message: String,
+    },
 }
 
 /// The events cannot be taken now. Sending all of them again is safe.
@@ -149,7 +154,8 @@ impl Recorder {
         })
     }
 
-    /// Counts `items` that `reporter` brought: one outcome per item, in order, each of them durable.
+    /// Counts `items` that `reporter` brought: one outcome per item, in order, each of them durable. What a tenant cannot
+    /// take is parked, as far as there is room, when its sender would not come back with it.
     ///
     /// # Errors
     /// [`NotNow`] when any tenant or the quarantine cannot take its part; other parts may have been committed, and
@@ -164,7 +170,11 @@ impl Recorder {
         let from_litellm: Vec<bool> = readings.iter().map(is_litellm).collect();
         let now = self.clock.now();
         let readings = readings.into_iter().map(|reading| Arrived { reading, reporter, at: now }).collect();
-        let verdicts = self.verdicts(readings, &arrival.request_id, arrival.patience).await;
+        let comes_back = arrival.format != Format::Litellm;
+        let limit = (!comes_back).then_some(arrival.patience);
+        let mut verdicts = self.verdicts(readings, &arrival.request_id, arrival.patience, limit).await;
+        // Held until what is parked is durable.
+        let _room = if comes_back { None } else { self.park(&mut verdicts).await };
         let row = |(raw, verdict): (&Bytes, &Verdict)| match verdict {
             Verdict::Refused(rejection) => {
                 Some(quarantine::row(&arrival.origin, arrival.format, reporter, raw, rejection, now))
@@ -198,6 +208,26 @@ impl Recorder {
         outcomes
     }
 
+    /// Turns what tenants cannot take into what waits for them, as far as there is room.
+    async fn park(&self, verdicts: &mut [Verdict]) -> Option<Room<'_>> {
+        let away = |verdict: &&mut Verdict| matches!(verdict, Verdict::Later { tenant: Some(_), .. });
+        let asked = verdicts.iter_mut().filter(away).count();
+        if asked == 0 {
+            return None;
+        }
+        let room = self.room_to_park(asked).await;
+        for verdict in verdicts.iter_mut().filter(away).take(room.events) {
+            if let Verdict::Later { tenant: Some(tenant), not_now } = *verdict {
+                let frozen = not_now.why == Cause::Frozen;
+                let reason = if frozen { Refusal::TenantFrozen } else { Refusal::TenantUnavailable };
+                *verdict = Verdict::Refused(Rejection::of(reason, tenant));
+            }
+        }
+        let (parked, turned_away) = (room.events, asked - room.events);
+        tracing::warn!(parked, turned_away, "tenants cannot take events whose sender does not come back with them");
+        Some(room)
+    }
+
     /// Gives a quarantined row another try, read and attributed as things are now.
     ///
     /// # Errors
@@ -210,6 +240,9 @@ impl Recorder {
         let row = self.directory.quarantined_one(id).await.map_err(unavailable)?.ok_or(ReplayError::Unknown)?;
         if row.replayed_at.is_some() {
             return Err(ReplayError::AlreadyReplayed);
+        }
+        if row.left_out_bytes > 0 {
+            return Ok(ReplayOutcome::StillRefused { code: row.reason.code(), message: row.detail });
         }
         let mut outcomes = Vec::new();
         for verdict in self.again(vec![row], &request.request_id).await.into_iter().flatten() {
@@ -249,13 +282,13 @@ impl Recorder {
             lengths.push(readings.len() - before);
         }
         let from_litellm: Vec<bool> = readings.iter().map(|arrived| is_litellm(&arrived.reading)).collect();
-        let verdicts = self.verdicts(readings, request_id, self.patience(Format::Litellm)).await;
+        let verdicts = self.verdicts(readings, request_id, self.patience(Format::Litellm), None).await;
         let mut tally = Tally::default();
         for (verdict, from_litellm) in verdicts.iter().zip(from_litellm) {
             match verdict {
                 Verdict::Counted(outcome) => tally.item(outcome, from_litellm),
                 Verdict::Refused(_) => tally.refused += 1,
-                Verdict::Later(_) => tally.unavailable += 1,
+                Verdict::Later { .. } => tally.unavailable += 1,
             }
         }
         tally.tell("replay");
@@ -280,8 +313,15 @@ impl Recorder {
         }
     }
 
-    /// One verdict per reading, in order; nothing is quarantined yet.
-    async fn verdicts(&self, readings: Vec<Arrived>, request_id: &str, patience: Duration) -> Vec<Verdict> {
+    /// One verdict per reading, in order; nothing is quarantined yet. Past `limit` no tenant is waited for: what it commits all
+    /// the same is a duplicate when it comes again.
+    async fn verdicts(
+        &self,
+        readings: Vec<Arrived>,
+        request_id: &str,
+        patience: Duration,
+        limit: Option<Duration>,
+    ) -> Vec<Verdict> {
         let mut verdicts: Vec<Option<Verdict>> = vec![None; readings.len()];
         let mut groups: HashMap<TenantId, (Vec<usize>, Vec<UsageEvent>), ahash::RandomState> = HashMap::default();
         for (at, arrived) in readings.into_iter().enumerate() {
@@ -296,7 +336,15 @@ impl Recorder {
         }
         let counting = groups.into_iter().map(|(tenant, (places, events))| async move {
             let origin = Origin { cursor: None, request_id: request_id.to_owned() };
-            (tenant, places, self.count(tenant, events, origin, patience).await)
+            let counting = self.count(tenant, events, origin, patience);
+            let counted = match limit {
+                None => counting.await,
+                Some(limit) => {
+                    let answer = tokio::time::timeout(limit, counting).await;
+                    answer.unwrap_or(Counted::Later(NotNow::unanswered()))
+                }
+            };
+            (tenant, places, counted)
         });
         for (tenant, places, counted) in join_all(counting).await {
             for (index, at) in places.into_iter().enumerate() {
@@ -304,7 +352,8 @@ impl Recorder {
             }
         }
         // Every place is filled: by a rejection, or by its group's answer.
-        verdicts.into_iter().map(|verdict| verdict.unwrap_or(Verdict::Later(NotNow::unanswered()))).collect()
+        let unanswered = || Verdict::Later { tenant: None, not_now: NotNow::unanswered() };
+        verdicts.into_iter().map(|verdict| verdict.unwrap_or_else(unanswered)).collect()
     }
 
     /// Whose event a reading is, and the event.
@@ -361,17 +410,25 @@ impl Recorder {
     /// Puts rows into quarantine; they are durable when this returns.
     ///
     /// # Errors
-    /// [`NotNow`] when the control database cannot take them.
-    pub(super) async fn keep(&self, rows: Vec<Quarantined>) -> Result<(), NotNow> {
-        if rows.is_empty() {
-            return Ok(());
+    /// [`NotNow`] when the control database cannot take them; some may be durable.
+    async fn keep(&self, rows: Vec<Quarantined>) -> Result<(), NotNow> {
+        for write in quarantine::writes(rows) {
+            self.keep_these(write).await?;
         }
+        Ok(())
+    }
+
+    /// Puts the rows of one write into quarantine.
+    ///
+    /// # Errors
+    /// [`NotNow`] when the control database cannot take them.
+    pub(super) async fn keep_these(&self, rows: Arc<[Quarantined]>) -> Result<(), NotNow> {
         let mut reasons: HashMap<Refusal, u64> = HashMap::new();
-        for row in &rows {
+        for row in rows.iter() {
             *reasons.entry(row.reason).or_default() += 1;
         }
         let events = rows.len();
-        match self.directory.quarantine(rows).await {
+        match self.directory.quarantine(rows, self.intake.quarantine_share()).await {
             Ok(()) => {
                 if Refusal::WAITING.iter().any(|reason| reasons.contains_key(reason)) {
                     self.parked.notify_one();
@@ -487,16 +544,17 @@ pub(super) enum Counted {
 impl Counted {
     /// What is to be said of the event at `index`, to somebody who is there to come back.
     fn verdict(&self, index: usize, tenant: TenantId) -> Verdict {
+        let later = |not_now| Verdict::Later { tenant: Some(tenant), not_now };
         match self {
             Counted::UnknownTenant => Verdict::Refused(Rejection::unknown(tenant)),
-            Counted::Frozen => Verdict::Later(NotNow { after: COME_BACK_FROZEN, why: Cause::Frozen }),
-            Counted::Later(not_now) => Verdict::Later(*not_now),
+            Counted::Frozen => later(NotNow { after: COME_BACK_FROZEN, why: Cause::Frozen }),
+            Counted::Later(not_now) => later(*not_now),
             Counted::Outcomes(outcomes) => match outcomes.get(index) {
                 Some(Outcome::Accepted) => Verdict::Counted(ItemOutcome::Accepted),
                 Some(Outcome::Duplicate) => Verdict::Counted(ItemOutcome::Duplicate),
                 Some(Outcome::Conflict) => Verdict::Counted(ItemOutcome::Conflict),
                 Some(Outcome::Refused(reason)) => Verdict::Refused(Rejection::of(*reason, tenant)),
-                None => Verdict::Later(NotNow::unanswered()),
+                None => later(NotNow::unanswered()),
             },
         }
     }
@@ -507,17 +565,27 @@ impl Counted {
 enum Verdict {
     Counted(ItemOutcome),
     Refused(Rejection),
-    Later(NotNow),
+    /// Not now; of this tenant, if it is known.
+    Later {
+        tenant: Option<TenantId>,
+        not_now: NotNow,
+    },
 }
 
 impl Verdict {
     fn settled(self) -> Result<ItemOutcome, NotNow> {
         match self {
             Verdict::Counted(outcome) => Ok(outcome),
-            Verdict::Refused(Rejection { problem, .. }) => {
-                Ok(ItemOutcome::Rejected { code: problem.reason.code(), message: problem.detail })
+            Verdict::Refused(rejection) => {
+                let is_parked = rejection.is_parked();
+                let (code, message) = (rejection.problem.reason.code(), rejection.problem.detail);
+                Ok(if is_parked {
+                    ItemOutcome::Parked { code, message }
+                } else {
+                    ItemOutcome::Rejected { code, message }
+                })
             }
-            Verdict::Later(not_now) => Err(not_now),
+            Verdict::Later { not_now, .. } => Err(not_now),
         }
     }
 }
@@ -530,7 +598,7 @@ fn fate(verdicts: Vec<Verdict>) -> Result<Fate, NotNow> {
             Verdict::Refused(Rejection { problem: Unreadable { reason, detail }, .. }) => {
                 return Ok(Fate::Refused { reason, detail });
             }
-            Verdict::Later(not_now) => return Err(not_now),
+            Verdict::Later { not_now, .. } => return Err(not_now),
         }
     }
     Ok(Fate::Counted)

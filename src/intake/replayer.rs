@@ -51,10 +51,16 @@ impl Replayer {
     /// Brings back what can be, until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let parked = self.recorder.parked_events();
+        let mut blind = false;
         while !stop.is_cancelled() {
-            if let Err(error) = self.round(&stop).await {
-                tracing::debug!(%error, "parked events could not be looked for");
+            let looked = self.round(&stop).await;
+            match &looked {
+                Ok(()) if blind => tracing::info!("parked events can be looked for again"),
+                Err(error) if !blind => tracing::warn!(%error, "parked events cannot be looked for"),
+                Err(error) => tracing::debug!(%error, "parked events still cannot be looked for"),
+                Ok(()) => {}
             }
+            blind = looked.is_err();
             let pause =
                 if parked.borrow().events.is_none_or(|events| events > 0) { ROUND_EVERY } else { IDLE_ROUND_EVERY };
             tokio::select! {
@@ -101,11 +107,18 @@ async fn bring_back(recorder: &Recorder, tenant: TenantId, stop: &CancellationTo
         let rows = match recorder.directory().waiting(tenant, ROWS_MAX, BYTES_MAX).await {
             Ok(rows) if rows.is_empty() => break,
             Ok(rows) => rows,
-            Err(_) => return false,
+            Err(error) => {
+                tracing::warn!(%error, %tenant, "parked events could not be read");
+                return false;
+            }
         };
         let (retried, later) = recorder.retry(rows).await;
         let counted = retried.iter().filter(|row| row.fate == Fate::Counted).count();
-        if !retried.is_empty() && recorder.directory().retried(tenant, retried).await.is_err() {
+        if !retried.is_empty()
+            && let Err(error) = recorder.directory().retried(tenant, retried).await
+        {
+            // They are counted again, and recognised.
+            tracing::warn!(%error, %tenant, events = counted, "parked events were counted, and could not be marked");
             return false;
         }
         if counted > 0 {

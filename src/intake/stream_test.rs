@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, stream};
 use bytes::Bytes;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::{Connection as _, SqliteConnection};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -48,6 +48,10 @@ impl Bus {
             ..config::Nats::default()
         };
         Bus { context, nats }
+    }
+
+    pub(super) fn url(&self) -> String {
+        self.nats.url.as_ref().map(|url| url.expose_secret().to_owned()).unwrap()
     }
 
     /// Publishes this many events of one token each, named `<word><number>`.
@@ -362,7 +366,7 @@ async fn a_frozen_tenant_does_not_hold_up_the_stream() {
 }
 
 /// Runs a replayer until nothing waits any more.
-async fn replayed(node: &Node) {
+pub(super) async fn replayed(node: &Node) {
     let replayer = Replayer::new(node.recorder.clone());
     let (stop, mut parked) = (CancellationToken::new(), node.recorder.parked_events());
     let task = tokio::spawn(replayer.run(stop.clone()));
@@ -409,6 +413,48 @@ async fn a_tenant_that_is_stuck_holds_up_nobody_and_loses_nothing() {
     let counted: i64 =
         node.records("quarantine.replayed").await.iter().map(|record| record["rows"].as_i64().unwrap()).sum();
     assert_eq!(counted, 300);
+    reading.end().await;
+    bus.close().await;
+}
+
+/// What is stuck is bounded in bytes, and so is what the client asks for ahead of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_messages_that_nobody_takes_stay_in_the_stream() {
+    const MESSAGES: i64 = 300;
+    const BYTES: usize = 100_000;
+    let node = Node::open().await;
+    let mut bus = Bus::open().await;
+    bus.nats.in_flight_bytes = 4 * BYTES;
+    bus.nats.park_after_ms = 600_000;
+    let mut reading = Reading::begin(&node, &bus);
+    reading.connected().await;
+    bus.publish_events("before", node.acme, 0..1).await;
+    bus.settled().await;
+
+    let file = node.file_of(node.acme);
+    let mut lock = SqliteConnection::connect(&format!("sqlite:{}", file.display())).await.unwrap();
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut lock).await.unwrap();
+    let padding = format!("{{\"padding\":\"{}\",", "x".repeat(BYTES));
+    for number in 0..MESSAGES {
+        bus.publish("", event(&format!("long{number}"), Some(node.acme), 1).replacen('{', &padding, 1)).await;
+    }
+    let stream = bus.context.get_stream(&bus.nats.stream).await.unwrap();
+    let delivered = async || stream.consumer_info(&bus.nats.consumer).await.unwrap().delivered.stream_sequence;
+    let mut seen = delivered().await;
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let now = delivered().await;
+        if now == seen && now > 4 {
+            break;
+        }
+        seen = now;
+    }
+    let ahead_max = 2 * 8 * 1024 * 1024 / BYTES as u64;
+    assert!(seen <= ahead_max + 10, "{seen} messages of {BYTES} bytes were delivered");
+
+    sqlx::raw_sql("ROLLBACK").execute(&mut lock).await.unwrap();
+    bus.settled().await;
+    assert_eq!(node.totals(node.acme).await.events, MESSAGES + 1);
     reading.end().await;
     bus.close().await;
 }

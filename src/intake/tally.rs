@@ -36,7 +36,7 @@ impl Tally {
             ItemOutcome::Accepted => self.outcome(Outcome::Accepted, from_litellm),
             ItemOutcome::Duplicate => self.outcome(Outcome::Duplicate, from_litellm),
             ItemOutcome::Conflict => self.outcome(Outcome::Conflict, from_litellm),
-            ItemOutcome::Rejected { .. } => self.refused += 1,
+            ItemOutcome::Rejected { .. } | ItemOutcome::Parked { .. } => self.refused += 1,
         }
     }
 

@@ -1,4 +1,5 @@
-//! Forgets, once an hour, what need not be kept for ever: answers kept for idempotency keys, and jobs that have ended.
+//! Forgets, once an hour, what need not be kept for ever: answers kept for idempotency keys, jobs that have
+//! ended, and what waits for nothing in quarantine.
 //!
 //! Tenants that rest are left alone: nothing has come to them since they were open, and they are visited when they are open
 //! again. The ledger, the chain and alerts are never touched.
@@ -20,6 +21,7 @@ use crate::tenant::task::untold;
 pub(super) struct Housekeeping {
     keep_jobs_micros: i64,
     keep_answers_micros: i64,
+    keep_quarantine_micros: i64,
 }
 
 impl Housekeeping {
@@ -28,6 +30,7 @@ impl Housekeeping {
         Housekeeping {
             keep_jobs_micros: days(settings.keep_days),
             keep_answers_micros: days(settings.keep_answers_days),
+            keep_quarantine_micros: days(settings.keep_quarantine_days),
         }
     }
 
@@ -37,13 +40,20 @@ impl Housekeeping {
         let before = |span: i64| began.plus_micros(-span);
         let mut jobs = 0;
         let mut answers = 0;
+        let mut quarantined = 0;
         loop {
-            let piece = errand.directory.forget_jobs(before(self.keep_jobs_micros)).await;
-            let more = errand.directory.forget_answers(before(self.keep_answers_micros)).await;
-            let (piece, more) = (piece.map_err(|error| later(&error))?, more.map_err(|error| later(&error))?);
+            let directory = &errand.directory;
+            let piece = directory.forget_jobs(before(self.keep_jobs_micros)).await.map_err(|error| later(&error))?;
+            let more =
+                directory.forget_answers(before(self.keep_answers_micros)).await.map_err(|error| later(&error))?;
+            let rows = directory
+                .forget_quarantined(before(self.keep_quarantine_micros))
+                .await
+                .map_err(|error| later(&error))?;
             jobs += piece;
             answers += more;
-            if piece == 0 && more == 0 {
+            quarantined += rows;
+            if piece == 0 && more == 0 && rows == 0 {
                 break;
             }
             stop_if_asked(errand)?;
@@ -58,7 +68,7 @@ impl Housekeeping {
             errand.progress(done, total, "tenants", Some(&json!(home.tenant().to_string())));
             stop_if_asked(errand)?;
         }
-        Ok(json!({ "jobs": jobs, "answers": answers, "tenants": homes.len() }))
+        Ok(json!({ "jobs": jobs, "answers": answers, "quarantined": quarantined, "tenants": homes.len() }))
     }
 }
 

@@ -618,5 +618,5 @@ fn sqlite_rows(columns: &[Column<'_>], from: usize, to: usize) -> Result<SqliteA
 }
 
 fn unbindable(error: sqlx::error::BoxDynError) -> StoreError {
-    StoreError::Wrong(format!("a value cannot be bound: {error}"))
+    StoreError::Unwritable(format!("a value cannot be bound: {error}"))
 }

@@ -67,6 +67,11 @@ pub(super) fn of_broken_copy() -> StoreError {
     counted(StoreError::Unknown("the connection broke: a COPY was left half-way".into()))
 }
 
+/// What contradicts itself before the database has seen it.
+pub(super) fn unwritable(what: &str) -> StoreError {
+    counted(StoreError::Unwritable(what.to_owned()))
+}
+
 /// A value that is not what the schema says.
 pub(super) fn unreadable(what: &str) -> StoreError {
     counted(StoreError::Untrusted(format!("a stored value cannot be read: {what}")))
@@ -114,6 +119,8 @@ fn of_postgres(reported: &dyn DatabaseError) -> StoreError {
         "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" | "25006" => StoreError::Unknown(text),
         _ if code.starts_with("53") => StoreError::Retryable(text),
         _ if code.starts_with("08") => StoreError::Unknown(text),
+        // A value that no column takes, a row that a table refuses, a limit of the server's.
+        _ if ["22", "23", "54"].iter().any(|class| code.starts_with(class)) => StoreError::Unwritable(text),
         _ => StoreError::Wrong(text),
     }
 }
@@ -130,6 +137,8 @@ fn of_sqlite(code: i64, message: &str) -> StoreError {
         8 if code == 1_032 => StoreError::Untrusted(text),
         // IOERR.
         10 => StoreError::Unknown(text),
+        // TOOBIG, CONSTRAINT, MISMATCH.
+        18..=20 => StoreError::Unwritable(text),
         _ => StoreError::Wrong(text),
     }
 }
@@ -147,6 +156,7 @@ fn counted(error: StoreError) -> StoreError {
         StoreError::Untrusted(_) => "untrusted",
         StoreError::Fenced => "fenced",
         StoreError::Known => "known",
+        StoreError::Unwritable(_) => "unwritable",
         StoreError::Wrong(_) => "wrong",
     };
     counter!("platform_api_store_failures_total", "class" => class).increment(1);

@@ -54,7 +54,7 @@ pub(super) async fn load(connection: &mut Connection) -> Result<Arc<FlagBooks>, 
 /// # Errors
 /// [`StoreError`].
 pub async fn put(connection: &mut Connection, flag: &Flag) -> Result<(), StoreError> {
-    let definition = serde_json::to_string(flag).map_err(|error| StoreError::Wrong(error.to_string()))?;
+    let definition = serde_json::to_string(flag).map_err(|error| StoreError::Unwritable(error.to_string()))?;
     let row = [flag.key.as_str().into(), flag.version.into(), definition.as_str().into(), flag.updated_at.into()];
     connection.execute(PUT, &row).await?;
     Ok(())

@@ -36,7 +36,7 @@ macro_rules! migration {
     };
 }
 
-pub(super) static CONTROL: [Migration; 12] = [
+pub(super) static CONTROL: [Migration; 13] = [
     migration!(Both, 1, "control", "0001_catalogue"),
     migration!(Sqlite, 2, "control", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "control", "0002_append_only.postgres"),
@@ -49,6 +49,7 @@ pub(super) static CONTROL: [Migration; 12] = [
     migration!(Sqlite, 10, "control", "0010_changes_are_jobs.sqlite"),
     migration!(Postgres, 10, "control", "0010_changes_are_jobs.postgres"),
     migration!(Both, 11, "control", "0011_catalogue_news"),
+    migration!(Both, 13, "control", "0013_quarantine_shares"),
 ];
 
 pub(super) static TENANT: [Migration; 14] = [

@@ -68,7 +68,12 @@ pub enum StoreError {
     /// An event that was taken for new is known: rolled back for sure, and to be tried again without that guess.
     #[error("an event that was taken for new is known")]
     Known,
-    /// Nothing a retry would help: a bug or a wrong schema.
+    /// What was to be written cannot be, and only that: a value that no column takes, or one that contradicts what is
+    /// there. Rolled back for sure; everything else can be written without it.
+    #[error("it cannot be written: {0}")]
+    Unwritable(String),
+    /// The statement fails whatever it is given: a missing right, a wrong schema, a bug, of ours or of the server's. Only a
+    /// person mends it.
     #[error("the statement is wrong: {0}")]
     Wrong(String),
 }

@@ -62,7 +62,22 @@ const SELECT_MESSAGES: &str = "SELECT outbox.alert_id, alert.kind, outbox.event,
         OR (outbox.alert_id = $6 AND (outbox.event < $7 OR (outbox.event = $7 AND outbox.channel < $8))))))
     ORDER BY outbox.created_at DESC, outbox.alert_id DESC, outbox.event DESC, outbox.channel DESC LIMIT $9";
 
-const COUNT_OWED: &str = "SELECT COUNT(*) FROM outbox WHERE settled_at = 0";
+/// What waits for something earlier is due no sooner than that is.
+const SELECT_OWED: &str = "SELECT COUNT(*), COALESCE(MIN(CASE WHEN outbox.event = 'fired' OR NOT EXISTS (
+        SELECT 1 FROM outbox AS earlier WHERE earlier.alert_id = outbox.alert_id
+        AND (earlier.event = 'fired' OR (earlier.event = 'acknowledged' AND outbox.event = 'resolved'))
+        AND earlier.channel = outbox.channel AND earlier.settled_at = 0)
+        THEN outbox.next_attempt_at ELSE NULL END), 0)
+    FROM outbox WHERE outbox.settled_at = 0";
+
+/// What a tenant owes to its channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owed {
+    /// Deliveries, due or not.
+    pub count: i64,
+    /// When the first of them is due; long ago when nothing is owed.
+    pub due_at: Timestamp,
+}
 
 /// The history of alerts, newest first.
 ///
@@ -134,12 +149,15 @@ pub async fn due(connection: &mut Connection, now: Timestamp, limit: usize) -> R
     connection.fetch(SELECT_DUE, &[now.into(), beyond.into(), limit.into()]).await?.iter().map(delivery_at).collect()
 }
 
-/// How many deliveries are owed, due or not.
+/// How many deliveries are owed, and when the first of them is due.
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn owed_count(connection: &mut Connection) -> Result<i64, StoreError> {
-    connection.fetch_one_optional(COUNT_OWED, &[]).await?.map_or(Ok(0), |row| row.int(0))
+pub async fn owed(connection: &mut Connection) -> Result<Owed, StoreError> {
+    match connection.fetch_one_optional(SELECT_OWED, &[]).await? {
+        Some(row) => Ok(Owed { count: row.int(0)?, due_at: Timestamp(row.int(1)?) }),
+        None => Ok(Owed { count: 0, due_at: Timestamp(0) }),
+    }
 }
 
 /// Alerts that have not been resolved, oldest first.

@@ -147,7 +147,7 @@ fn read_attributes(text: &str) -> Option<Attributes> {
 }
 
 fn json(value: &impl serde::Serialize) -> Result<Value, StoreError> {
-    let text = serde_json::to_string(value).map_err(|error| StoreError::Wrong(error.to_string()))?;
+    let text = serde_json::to_string(value).map_err(|error| StoreError::Unwritable(error.to_string()))?;
     Ok(text.into())
 }
 

@@ -43,7 +43,7 @@ fn definition<T: serde::de::DeserializeOwned>(row: &Row) -> Result<T, StoreError
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|error| StoreError::Wrong(error.to_string()))
+    serde_json::to_string(value).map_err(|error| StoreError::Unwritable(error.to_string()))
 }
 
 /// Writes a role over the one that has its name, and the version of all.

@@ -9,9 +9,9 @@ use std::sync::LazyLock;
 use super::StoreError;
 use super::connection::{Bulk, Column, Guarded, Value};
 use super::database::Connection;
-use super::gateway;
 use super::quota::thresholds_text;
 use super::usage::{kind_name, status_name};
+use super::{failure, gateway};
 use crate::domain::books::{Books, Posting};
 use crate::domain::notice::{Acknowledgement, Alert, AlertSubject, Attempt, AttemptResult, BURN_MARK};
 use crate::domain::quota::Quota;
@@ -254,9 +254,12 @@ pub async fn keep_conflicts(
 /// Answers how many deliveries were owed and are settled by it: one that was settled before does not count again.
 ///
 /// # Errors
-/// [`StoreError::Fenced`] when another owner has taken over.
+/// [`StoreError::Fenced`] when another owner has taken over; [`StoreError::Unwritable`] when a sum has left its range.
 pub async fn write(connection: &mut Connection, before: &Books, posting: &Posting) -> Result<i64, StoreError> {
     give_way().await;
+    if posting.overflows {
+        return Err(failure::unwritable("a sum of usage leaves its range"));
+    }
     delete_void_counters(connection, posting).await?;
     write_books(connection, before, posting).await?;
     fault::point("audit.appended");

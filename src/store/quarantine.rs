@@ -1,5 +1,6 @@
 //! What was not counted, why, and whether another try counted it. In the control database.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -16,21 +17,27 @@ use crate::domain::usage::Refusal;
 static INSERT: LazyLock<Bulk> = LazyLock::new(|| {
     Bulk::new(
         "INSERT INTO quarantine (id, tenant_id, reason, detail, origin, format, digest, body, received_at,
-            last_received_at, arrivals, replayed_at)",
-        &["TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "BYTEA", "BYTEA", "BIGINT", "BIGINT", "BIGINT", "BIGINT"],
+            last_received_at, arrivals, replayed_at, left_out_bytes)",
+        &[
+            "TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "BYTEA", "BYTEA", "BIGINT", "BIGINT", "BIGINT", "BIGINT",
+            "BIGINT",
+        ],
         // It waits for what it was refused for last, unless it is counted already.
         "ON CONFLICT (digest) DO UPDATE SET arrivals = quarantine.arrivals + excluded.arrivals,
             last_received_at = excluded.last_received_at,
+            left_out_bytes = quarantine.left_out_bytes + excluded.left_out_bytes,
             tenant_id = CASE WHEN quarantine.replayed_at = 0 THEN excluded.tenant_id ELSE quarantine.tenant_id END,
             reason = CASE WHEN quarantine.replayed_at = 0 THEN excluded.reason ELSE quarantine.reason END,
             detail = CASE WHEN quarantine.replayed_at = 0 THEN excluded.detail ELSE quarantine.detail END",
     )
 });
 
-const SELECT_PAGE: &str = "SELECT id, tenant_id, reason, detail, origin, format, digest, body, received_at, replayed_at
+const SELECT_PAGE: &str =
+    "SELECT id, tenant_id, reason, detail, origin, format, digest, body, received_at, replayed_at, arrivals, left_out_bytes
     FROM quarantine WHERE ($1 = '' OR tenant_id = $1) AND ($2 = '' OR reason = $2) AND ($3 = '' OR id < $3)
     ORDER BY id DESC LIMIT $4";
-const SELECT_ONE: &str = "SELECT id, tenant_id, reason, detail, origin, format, digest, body, received_at, replayed_at
+const SELECT_ONE: &str =
+    "SELECT id, tenant_id, reason, detail, origin, format, digest, body, received_at, replayed_at, arrivals, left_out_bytes
     FROM quarantine WHERE id = $1";
 const WAITING_CENSUS: &str = "SELECT tenant_id, CAST(COUNT(*) AS BIGINT) FROM quarantine
     WHERE replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE') GROUP BY tenant_id ORDER BY tenant_id";
@@ -38,24 +45,40 @@ const WAITING_SIZES: &str = "SELECT CAST(LENGTH(body) AS BIGINT) FROM quarantine
     WHERE tenant_id = $1 AND replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE')
     ORDER BY id LIMIT $2";
 const SELECT_WAITING: &str =
-    "SELECT id, tenant_id, reason, detail, origin, format, digest, body, received_at, replayed_at
+    "SELECT id, tenant_id, reason, detail, origin, format, digest, body, received_at, replayed_at, arrivals, left_out_bytes
     FROM quarantine
     WHERE tenant_id = $1 AND replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE')
     ORDER BY id LIMIT $2";
+/// What has a body and waits for nobody.
+const KEPT: &str = "SELECT CAST(COUNT(*) AS BIGINT), CAST(COALESCE(SUM(LENGTH(body)), 0) AS BIGINT) FROM quarantine
+    WHERE tenant_id = $1 AND left_out_bytes = 0
+    AND NOT (replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE'))";
+const FORGET: &str = "DELETE FROM quarantine WHERE id IN (SELECT id FROM quarantine WHERE received_at < $1
+    AND NOT (replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE')) ORDER BY received_at LIMIT $2)";
 const REFUSE_AGAIN: &str = "UPDATE quarantine SET reason = $2, detail = $3 WHERE id = $1 AND replayed_at = 0";
 const MARK_REPLAYED: &str = "UPDATE quarantine SET replayed_at = $2 WHERE id = $1 AND replayed_at = 0";
 
-/// Keeps what could not be counted. The same digest again is the same row, with one more arrival.
+/// What one tenant has in quarantine, or what is of no tenant: events that are kept whole, and bytes of their bodies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kept {
+    pub events: u64,
+    pub bytes: u64,
+}
+
+/// Keeps what could not be counted. The same digest again is the same row, with so many more arrivals.
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn insert(connection: &mut Connection, rows: &[Quarantined]) -> Result<(), StoreError> {
+pub async fn insert<R: Borrow<Quarantined> + Sync>(connection: &mut Connection, rows: &[R]) -> Result<(), StoreError> {
     // One statement may touch a row once only.
-    let mut distinct: BTreeMap<[u8; 32], (&Quarantined, i64)> = BTreeMap::new();
+    let mut distinct: BTreeMap<[u8; 32], (&Quarantined, [i64; 2])> = BTreeMap::new();
     for row in rows {
-        distinct.entry(row.digest).or_insert((row, 0)).1 += 1;
+        let row: &Quarantined = row.borrow();
+        let (_, [arrivals, left_out_bytes]) = distinct.entry(row.digest).or_insert((row, [0, 0]));
+        *arrivals += row.arrivals;
+        *left_out_bytes += row.left_out_bytes;
     }
-    let (rows, arrivals): (Vec<&Quarantined>, Vec<i64>) = distinct.into_values().unzip();
+    let (rows, sums): (Vec<&Quarantined>, Vec<[i64; 2]>) = distinct.into_values().unzip();
     let ids: Vec<String> = rows.iter().map(|row| row.id.to_string()).collect();
     let tenants: Vec<String> =
         rows.iter().map(|row| row.tenant.map(|tenant| tenant.to_string()).unwrap_or_default()).collect();
@@ -70,11 +93,31 @@ pub async fn insert(connection: &mut Connection, rows: &[Quarantined]) -> Result
         Column::Bytes(rows.iter().map(|row| row.body.as_slice()).collect()),
         Column::Ints(rows.iter().map(|row| row.received_at.0).collect()),
         Column::Ints(rows.iter().map(|row| row.received_at.0).collect()),
-        Column::Ints(arrivals),
+        Column::Ints(sums.iter().map(|[arrivals, _]| *arrivals).collect()),
         Column::Ints(rows.iter().map(|row| row.replayed_at.map_or(0, |at| at.0)).collect()),
+        Column::Ints(sums.iter().map(|[_, left_out_bytes]| *left_out_bytes).collect()),
     ];
     connection.execute_bulk(&INSERT, &columns).await?;
     Ok(())
+}
+
+/// What counts against the share of `tenant`, or of all that is of no tenant.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn kept(connection: &mut Connection, tenant: Option<TenantId>) -> Result<Kept, StoreError> {
+    let tenant = tenant.map(|tenant| tenant.to_string()).unwrap_or_default();
+    let Some(row) = connection.fetch_one_optional(KEPT, &[tenant.into()]).await? else { return Ok(Kept::default()) };
+    let number = |index| row.int(index).map(|number| u64::try_from(number).unwrap_or(0));
+    Ok(Kept { events: number(0)?, bytes: number(1)? })
+}
+
+/// Forgets at most `limit` rows that came before `before`; answers how many. What waits for its tenant stays.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn forget(connection: &mut Connection, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
+    connection.execute(FORGET, &[before.into(), limit.into()]).await
 }
 
 /// Newest first. `tenant: None` sees all; `reason` filters.
@@ -178,5 +221,7 @@ fn row_at(row: &Row) -> Result<Quarantined, StoreError> {
         body: row.bytes(7)?,
         received_at: Timestamp(row.int(8)?),
         replayed_at: Some(row.int(9)?).filter(|at| *at != 0).map(Timestamp),
+        arrivals: row.int(10)?,
+        left_out_bytes: row.int(11)?,
     })
 }

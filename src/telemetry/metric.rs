@@ -78,6 +78,18 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Unit::Count,
         "Secrets of tenants' providers that were lent to services.",
     ),
+    (
+        "platform_api_quarantine_left_out_total",
+        Counter,
+        Unit::Count,
+        "Events that were not kept in quarantine, because a share of it is full, by reason.",
+    ),
+    (
+        "platform_api_quarantine_waiting_bytes",
+        Gauge,
+        Unit::Bytes,
+        "Bytes of events that are on their way to the quarantine, also of those that nobody waits for any more.",
+    ),
     ("platform_api_parked_events_max", Gauge, Unit::Count, "How many of those there may be: intake.parked_events_max."),
     (
         "platform_api_stream_anomalies_total",
@@ -111,7 +123,7 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "platform_api_commits_total",
         Counter,
         Unit::Count,
-        "Tenant transactions, by outcome: committed, known_events, tried_again, rolled_back, unknown.",
+        "Tenant transactions, by outcome: committed, known_events, tried_again, rolled_back, refused, unknown.",
     ),
     ("platform_api_tenant_restarts_total", Counter, Unit::Count, "Tenants opened again after a failure."),
     ("platform_api_tenants", Gauge, Unit::Count, "Tenants, by state."),

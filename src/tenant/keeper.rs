@@ -202,6 +202,11 @@ impl State {
                 }
             }
             Life::Rest { now, idle_micros } => {
+                if self.may_rest(now, idle_micros) && self.pulse.owed() <= 0 {
+                    myself.stop(Some(RESTED.to_owned()));
+                }
+            }
+            Life::MakeRoom { now, idle_micros } => {
                 if self.may_rest(now, idle_micros) {
                     myself.stop(Some(RESTED.to_owned()));
                 }
@@ -222,7 +227,7 @@ impl State {
             self.compare_after = Timestamp(0);
         }
         self.books = written.books.clone();
-        self.pulse.adopt(written.books, written.owed_more);
+        self.pulse.adopt(written.books, written.owed_more, written.committed);
         fault::point("books.after");
         for reply in written.answers {
             reply.send();
@@ -243,7 +248,7 @@ impl State {
     }
 
     fn may_rest(&self, now: Timestamp, idle_micros: i64) -> bool {
-        self.pulse.is_quiet(now, idle_micros) && !self.comparing && self.queue.is_idle() && self.pulse.owed() <= 0
+        self.pulse.is_quiet(now, idle_micros) && !self.comparing && self.queue.is_idle()
     }
 
     fn leave_if_drained(&mut self, myself: &ActorRef<Message>) {

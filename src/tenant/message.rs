@@ -182,6 +182,11 @@ pub enum Life {
         now: Timestamp,
         idle_micros: i64,
     },
+    /// Leave if nothing is waiting, for others need the place. What is owed is owed on.
+    MakeRoom {
+        now: Timestamp,
+        idle_micros: i64,
+    },
     /// Commit what is waiting, then leave. No new work is taken.
     Drain {
         reply: RpcReplyPort<()>,

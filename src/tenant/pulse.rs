@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 
 use crate::domain::books::Books;
 use crate::domain::time::{MICROS_PER_MINUTE, Timestamp};
+use crate::store::notice::Owed;
 
 /// A clock that differs by more than this has been set back.
 pub(crate) const SET_BACK_MICROS: i64 = MICROS_PER_MINUTE;
@@ -21,17 +22,20 @@ pub struct Pulse {
     oldest_waiting_at: AtomicI64,
     /// Outbox rows that are not settled.
     owed: AtomicI64,
+    /// When the first of them is due, or earlier; 0 when nobody knows.
+    due_at: AtomicI64,
     committing: AtomicBool,
 }
 
 impl Pulse {
-    pub(crate) fn new(books: Arc<Books>, now: Timestamp, owed: i64) -> Pulse {
+    pub(crate) fn new(books: Arc<Books>, now: Timestamp, owed: Owed) -> Pulse {
         Pulse {
             books: ArcSwap::new(books),
             heard_at: AtomicI64::new(now.0),
             waiting_events: AtomicUsize::new(0),
             oldest_waiting_at: AtomicI64::new(0),
-            owed: AtomicI64::new(owed),
+            owed: AtomicI64::new(owed.count),
+            due_at: AtomicI64::new(owed.due_at.0),
             committing: AtomicBool::new(false),
         }
     }
@@ -69,6 +73,12 @@ impl Pulse {
         self.owed.load(Ordering::Relaxed)
     }
 
+    /// When the first of what is owed is due. It may be later than this by now, and never earlier.
+    #[must_use]
+    pub fn due_at(&self) -> Timestamp {
+        Timestamp(self.due_at.load(Ordering::Relaxed))
+    }
+
     #[must_use]
     pub fn committing(&self) -> bool {
         self.committing.load(Ordering::Relaxed)
@@ -89,9 +99,13 @@ impl Pulse {
         }
     }
 
-    pub(crate) fn adopt(&self, books: Arc<Books>, owed_more: i64) {
+    /// What was `committed` may have made something due at once.
+    pub(crate) fn adopt(&self, books: Arc<Books>, owed_more: i64, committed: bool) {
         self.books.store(books);
         self.owed.fetch_add(owed_more, Ordering::Relaxed);
+        if committed {
+            self.due_at.store(0, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn waiting(&self, events: usize, oldest: Option<Timestamp>, committing: bool) {
@@ -113,7 +127,11 @@ mod tests {
     const IDLE: i64 = 2 * MICROS_PER_MINUTE;
 
     fn heard_at(now: Timestamp) -> Pulse {
-        Pulse::new(Arc::new(Books::new(TenantId(Uuid::nil()), TimeZone::UTC, MICROS_PER_HOUR)), now, 0)
+        Pulse::new(
+            Arc::new(Books::new(TenantId(Uuid::nil()), TimeZone::UTC, MICROS_PER_HOUR)),
+            now,
+            Owed { count: 0, due_at: Timestamp(0) },
+        )
     }
 
     #[test]

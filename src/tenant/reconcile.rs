@@ -335,7 +335,7 @@ async fn adjust(
     let identity = event.identity();
     let inserted = ledger.insert_events(position, posting.now(), &[&event], &[identity], Expecting::Any).await?;
     if inserted != [Inserted::New] {
-        return Err(StoreError::Wrong("an adjusting entry has the identity of another event".into()));
+        return Err(StoreError::Unwritable("an adjusting entry has the identity of another event".into()));
     }
     let counts = BatchCounts { attempted: 1, ..BatchCounts::default() };
     posting.usage(&[&event], &[identity], counts, &change.request.request_id);

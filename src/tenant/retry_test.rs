@@ -30,7 +30,7 @@ use crate::domain::usage::{Identity, Outcome, Refusal, UsageEvent};
 use crate::store::database::Connection;
 use crate::store::posting::Expecting;
 use crate::store::tests::harness::{House, NOW, event, quota_of, set_quotas};
-use crate::store::{StoreError, notice};
+use crate::store::{StoreError, load, notice};
 use crate::tenant::acknowledge::Acknowledge;
 
 crate::store::tests::conformance!(
@@ -38,6 +38,9 @@ crate::store::tests::conformance!(
     whoever_asked_is_told_when_a_unit_is_given_up,
     every_piece_of_a_unit_is_answered,
     what_cannot_be_written_holds_up_nothing_else,
+    no_event_is_refused_for_what_is_not_its_fault,
+    a_piece_that_meets_a_busy_database_is_tried_again,
+    a_piece_that_is_given_up_is_told_and_seen,
     what_is_owed_is_what_came_less_what_was_settled,
     what_is_withdrawn_is_owed_no_more,
 );
@@ -45,10 +48,12 @@ crate::store::tests::conformance!(
 /// The event that the database refuses.
 const POISON: &str = "poison";
 
-/// A real database that is busy for the next `busy` transactions, and refuses one event for ever.
+/// A real database that is busy for the next `busy` transactions, and refuses one event for ever. Its first refusal leaves
+/// it busy for `busy_after` transactions.
 struct Busy {
     connection: Connection,
     busy: u32,
+    busy_after: u32,
     pauses: Vec<Duration>,
 }
 
@@ -78,7 +83,8 @@ impl Ledger for Busy {
         expecting: Expecting,
     ) -> Result<Vec<Inserted>, StoreError> {
         if events.iter().any(|event| event.event_id == POISON) {
-            return Err(StoreError::Wrong("a value that no column takes".into()));
+            self.busy = std::mem::take(&mut self.busy_after);
+            return Err(StoreError::Unwritable("a value that no column takes".into()));
         }
         self.connection.insert_events(first_position, recorded_at, events, keys, expecting).await
     }
@@ -143,7 +149,7 @@ impl Busy {
 
 async fn write(house: &House, busy: u32, work: Vec<Work>) -> (Written, Busy) {
     let (_, connection, books) = house.owner().await;
-    let mut ledger = Busy { connection, busy, pauses: Vec::new() };
+    let mut ledger = Busy { connection, busy, busy_after: 0, pauses: Vec::new() };
     (ledger.write(Arc::new(books), work).await, ledger)
 }
 
@@ -268,16 +274,104 @@ async fn what_is_withdrawn_is_owed_no_more(house: &House) {
     let quiet = QuietHours::read("UTC", "00:00", "23:59", &[]).unwrap();
     let mail = Route { channels: vec!["mail".into()], quiet_hours: Some(quiet), ..Route::default() };
     books.routing = Arc::new(Routing { routes: vec![mail], ..Routing::all(vec!["mail".into()]) });
-    let mut ledger = Busy { connection, busy: 0, pauses: Vec::new() };
+    let mut ledger = Busy { connection, busy: 0, busy_after: 0, pauses: Vec::new() };
     let minute = quota_of(Scope::Tenant, Metric::PromptTokens, PeriodKind::Minute, 100);
     let books = set_quotas(&mut ledger.connection, &books, vec![minute], NOW).await;
     let written = ledger.write(Arc::new(books), vec![record(vec![event("a", "ada", NOW, 60)], "")]).await;
-    assert_eq!((written.owed_more, notice::owed_count(&mut ledger.connection).await.unwrap()), (1, 1));
+    assert_eq!((written.owed_more, notice::owed(&mut ledger.connection).await.unwrap().count), (1, 1));
     let later = NOW.plus_micros(MICROS_PER_MINUTE);
     let late = vec![event(POISON, "ada", later, 10), event("b", "ada", later, 10)];
     let written = ledger.write(written.books, vec![record_at(late, later)]).await;
     assert_eq!((written.books.lifetime.events, written.books.firing.len()), (2, 0));
-    assert_eq!((written.owed_more, notice::owed_count(&mut ledger.connection).await.unwrap()), (-1, 0));
+    assert_eq!((written.owed_more, notice::owed(&mut ledger.connection).await.unwrap().count), (-1, 0));
+}
+
+/// The codes of a missing right or table, of a file that cannot be read, of a server with a bug of its own, of a plan or a
+/// statement that is gone, of somebody's trigger.
+const NO_FAULT_OF_AN_EVENT: [&str; 8] = ["42501", "42P01", "58P01", "58000", "XX000", "0A000", "26000", "P0001"];
+
+async fn no_event_is_refused_for_what_is_not_its_fault(house: &House) {
+    let (_, mut connection, books) = house.owner().await;
+    let tenant = books.tenant;
+    let books = Arc::new(books);
+    // Few enough to be inserted, and enough to be copied.
+    let units = |round: &str| {
+        let many =
+            |from: usize, to: usize| (from..to).map(|at| event(&format!("{round}-{at}"), "ada", NOW, 1)).collect();
+        [vec![record(many(0, 2), "")], vec![record(many(2, 202), "")]]
+    };
+    let mut ends = Vec::new();
+    let mut fail = async |connection: &mut Connection, round: &str| {
+        for work in units(round) {
+            let unit = Unit { books: books.clone(), work };
+            let ended = writer::write(connection, &mut Guess::default(), unit).await;
+            ends.push((round.to_owned(), ended.map(|written| written.answers)));
+        }
+    };
+    house.tamper(tenant, "ALTER TABLE usage_ledger RENAME TO elsewhere").await;
+    fail(&mut connection, "renamed").await;
+    house.tamper(tenant, "ALTER TABLE elsewhere RENAME TO usage_ledger").await;
+    if !house.is_sqlite() {
+        for code in NO_FAULT_OF_AN_EVENT {
+            let refuse = format!(
+                "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '{code}'; END $$"
+            );
+            house.tamper(tenant, &refuse).await;
+            let trigger = "CREATE TRIGGER refusing BEFORE INSERT ON usage_ledger EXECUTE FUNCTION refuse()";
+            house.tamper(tenant, trigger).await;
+            fail(&mut connection, code).await;
+            house.tamper(tenant, "DROP TRIGGER refusing ON usage_ledger").await;
+        }
+    }
+    for (round, ended) in ends {
+        assert!(matches!(ended, Err(StoreError::Wrong(_))), "{round}: {ended:?}");
+    }
+    // Nothing has changed, and what comes back is counted.
+    for work in units("renamed") {
+        let events: usize = work.iter().map(Work::events).sum();
+        let books = Arc::new(load::read_books(&mut connection, tenant).await.unwrap());
+        let written = writer::write(&mut connection, &mut Guess::default(), Unit { books, work }).await.unwrap();
+        let counted = written.answers.iter().all(
+            |reply| matches!(reply, Reply::Record { outcomes, .. } if *outcomes == vec![Outcome::Accepted; events]),
+        );
+        assert!(counted, "{written:?}");
+    }
+}
+
+async fn a_piece_that_meets_a_busy_database_is_tried_again(house: &House) {
+    let of = |ids: &[&str]| ids.iter().map(|id| event(id, "ada", NOW, 40)).collect::<Vec<_>>();
+    let (_, connection, books) = house.owner().await;
+    // Busy as soon as the unit was refused whole, and again as soon as the batch was.
+    let mut ledger = Busy { connection, busy: 0, busy_after: 2, pauses: Vec::new() };
+    let work = vec![record(of(&["c"]), ""), record(of(&["a", POISON, "b"]), "")];
+    let written = ledger.write(Arc::new(books), work).await;
+    let outcomes: Vec<Vec<Outcome>> = (written.answers.iter())
+        .filter_map(|reply| match reply {
+            Reply::Record { outcomes, .. } => Some(outcomes.clone()),
+            _ => None,
+        })
+        .collect();
+    let refused = Outcome::Refused(Refusal::Malformed);
+    assert_eq!(outcomes, [vec![Outcome::Accepted], vec![Outcome::Accepted, refused, Outcome::Accepted]]);
+    assert_eq!((written.books.lifetime.events, written.rolled_back), (3, None));
+    assert_eq!(ledger.pauses.len(), 2);
+}
+
+async fn a_piece_that_is_given_up_is_told_and_seen(house: &House) {
+    let (reply, replaced) = oneshot();
+    let (_, connection, books) = house.owner().await;
+    let mut ledger = Busy { connection, busy: 0, busy_after: TRIES_MAX, pauses: Vec::new() };
+    let work = vec![
+        Work::Replace { change: replace(vec![hundred_a_day()]), reply: reply.into() },
+        record(vec![event(POISON, "ada", NOW, 1)], ""),
+        record(vec![event("a", "ada", NOW, 1)], ""),
+    ];
+    let written = ledger.write(Arc::new(books), work).await;
+    assert_eq!((written.committed, written.rolled_back.as_deref()), (true, Some("busy")));
+    assert_eq!(written.books.lifetime.events, 1);
+    written.answers.into_iter().for_each(Reply::send);
+    assert_eq!(replaced.await.unwrap(), Err(ChangeRefused::RolledBack));
 }
 
 async fn what_is_owed_is_what_came_less_what_was_settled(house: &House) {

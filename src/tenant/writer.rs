@@ -121,10 +121,10 @@ fn commit_span(unit: &Unit) -> Span {
 /// Writes a unit; tries again what was surely rolled back, and takes apart a unit that holds something unwritable.
 ///
 /// # Errors
-/// [`StoreError`] when the outcome of a commit is unknown, or nothing more can be written: the pair then ends.
+/// [`StoreError`] when the outcome of a commit is unknown, or the database refuses whatever it is given: the pair then ends,
+/// and no event is refused for it.
 pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, mut unit: Unit) -> Result<Written, StoreError> {
-    let mut delay = RETRY_DELAY;
-    let mut attempt = 1;
+    let mut patience = Patience::new();
     loop {
         match transact(ledger, &unit.books, &mut unit.work, guess.expecting()).await {
             Ok(done) => {
@@ -135,27 +135,57 @@ pub async fn write(ledger: &mut impl Ledger, guess: &mut Guess, mut unit: Unit) 
                 metrics::counter!("platform_api_commits_total", "outcome" => "known_events").increment(1);
                 guess.was_wrong();
             }
-            Err(StoreError::Retryable(reason)) if attempt < TRIES_MAX => {
-                tracing::debug!(tenant = %unit.books.tenant, attempt, reason, "commit was rolled back, trying again");
-                metrics::counter!("platform_api_commits_total", "outcome" => "tried_again").increment(1);
-                ledger.pause(delay).await;
-                delay *= 2;
-                attempt += 1;
-            }
             Err(StoreError::Retryable(reason)) => {
-                metrics::counter!("platform_api_commits_total", "outcome" => "rolled_back").increment(1);
-                return Ok(given_up(unit, reason));
+                if !patience.waits(ledger, &unit.books, &reason).await {
+                    return Ok(given_up(unit, reason));
+                }
             }
-            Err(StoreError::Wrong(reason)) => {
+            Err(StoreError::Unwritable(reason)) => {
                 ledger.check_owner(&unit.books).await?;
                 tracing::error!(tenant = %unit.books.tenant, reason, "a unit cannot be written, taking it apart");
                 return Box::pin(take_apart(ledger, unit)).await;
             }
-            Err(error) => {
-                metrics::counter!("platform_api_commits_total", "outcome" => "unknown").increment(1);
-                return Err(error);
-            }
+            Err(error) => return Err(ending(error)),
         }
+    }
+}
+
+/// Counts what ends the pair. That nobody knows what became of a commit is one thing; that the database refuses whatever it
+/// is given is another, and no fault of what was to be written.
+fn ending(error: StoreError) -> StoreError {
+    let outcome = match &error {
+        StoreError::Wrong(_) => "refused",
+        // Counted when patience was lost.
+        StoreError::Retryable(_) => return error,
+        _ => "unknown",
+    };
+    metrics::counter!("platform_api_commits_total", "outcome" => outcome).increment(1);
+    error
+}
+
+/// How often more what was surely rolled back is tried, and how long is waited before.
+struct Patience {
+    attempt: u32,
+    delay: Duration,
+}
+
+impl Patience {
+    fn new() -> Patience {
+        Patience { attempt: 1, delay: RETRY_DELAY }
+    }
+
+    /// Waits before another try; `false` when it was tried often enough.
+    async fn waits(&mut self, ledger: &mut impl Ledger, books: &Books, reason: &str) -> bool {
+        if self.attempt >= TRIES_MAX {
+            metrics::counter!("platform_api_commits_total", "outcome" => "rolled_back").increment(1);
+            return false;
+        }
+        tracing::debug!(tenant = %books.tenant, attempt = self.attempt, reason, "commit was rolled back, trying again");
+        metrics::counter!("platform_api_commits_total", "outcome" => "tried_again").increment(1);
+        ledger.pause(self.delay).await;
+        self.delay *= 2;
+        self.attempt += 1;
+        true
     }
 }
 
@@ -307,7 +337,7 @@ async fn fill(
 
 /// A resource's change where there is no database for it, which only a simulated day is without.
 fn no_database() -> StoreError {
-    StoreError::Wrong("there is no database for this change".into())
+    StoreError::Unwritable("there is no database for this change".into())
 }
 
 impl Done {
@@ -343,33 +373,39 @@ impl Done {
     }
 }
 
-/// A unit the database refuses as wrong is written piece by piece, and a batch event by event, so that one unwritable
+/// A unit that holds something unwritable is written piece by piece, and a batch event by event, so that one unwritable
 /// event is refused (and quarantined by whoever sent it) and everything else is counted.
 async fn take_apart(ledger: &mut impl Ledger, unit: Unit) -> Result<Written, StoreError> {
     let settled = unit.work.iter().any(Work::is_pass);
     let mut written =
         Written { books: unit.books, answers: Vec::new(), owed_more: 0, committed: false, settled, rolled_back: None };
     for piece in unit.work {
-        let mut whole = [piece];
-        match transact(ledger, &written.books, &mut whole, Expecting::Any).await {
-            Ok(done) => {
-                let [piece] = whole;
-                let one = done.into_written(Unit { books: written.books.clone(), work: vec![piece] });
-                merge(&mut written, one);
-            }
-            Err(StoreError::Wrong(reason)) => {
-                let [piece] = whole;
+        let mut one = Unit { books: written.books.clone(), work: vec![piece] };
+        match transact_patiently(ledger, &mut one).await {
+            Ok(done) => merge(&mut written, done.into_written(one)),
+            Err(StoreError::Unwritable(reason)) => {
                 tracing::error!(tenant = %written.books.tenant, reason, "a piece of work cannot be written");
-                if let Work::Record { batch, reply } = piece {
+                if let Some(Work::Record { batch, reply }) = one.work.pop() {
                     let outcomes = event_by_event(ledger, &mut written, &batch).await?;
                     written.answers.push(Reply::Record { batch, reply, outcomes });
                 }
             }
-            Err(StoreError::Retryable(_)) => {}
-            Err(error) => return Err(error),
+            Err(StoreError::Retryable(reason)) => merge(&mut written, given_up(one, reason)),
+            Err(error) => return Err(ending(error)),
         }
     }
     Ok(written)
+}
+
+/// One transaction for a piece of work, tried again as long as it is surely rolled back and there is patience.
+async fn transact_patiently(ledger: &mut impl Ledger, one: &mut Unit) -> Result<Done, StoreError> {
+    let mut patience = Patience::new();
+    loop {
+        match transact(ledger, &one.books, &mut one.work, Expecting::Any).await {
+            Err(StoreError::Retryable(reason)) if patience.waits(ledger, &one.books, &reason).await => {}
+            ended => return ended,
+        }
+    }
 }
 
 fn merge(written: &mut Written, one: Written) {
@@ -377,6 +413,7 @@ fn merge(written: &mut Written, one: Written) {
     written.answers.extend(one.answers);
     written.owed_more += one.owed_more;
     written.committed |= one.committed;
+    written.rolled_back = one.rolled_back.or(written.rolled_back.take());
 }
 
 async fn event_by_event(
@@ -387,32 +424,50 @@ async fn event_by_event(
     let mut outcomes = Vec::with_capacity(batch.events.len());
     for (event, identity) in batch.events.iter().zip(&batch.identities) {
         let offered = Offered { events: &[event], identities: &[*identity], expecting: Expecting::Any };
-        let now = batch.now;
-        let mut posting = Posting::open(&written.books, now, ledger.salt_seed());
-        ledger.begin().await?;
-        match one_event(ledger, &written.books, &mut posting, &offered, &batch.request_id).await {
-            Ok((outcome, settled)) => {
-                ledger.commit().await?;
-                written.owed_more += posting.owed.len() as i64 - settled;
-                written.books = Arc::new(posting.books);
-                written.committed = true;
-                outcomes.push(outcome);
+        let mut patience = Patience::new();
+        let outcome = loop {
+            match one_event(ledger, written, &offered, batch).await {
+                Err(StoreError::Unwritable(_)) => {
+                    // It may have met what another owner has written since.
+                    ledger.check_owner(&written.books).await?;
+                    break Outcome::Refused(Refusal::Malformed);
+                }
+                Err(StoreError::Retryable(reason)) if patience.waits(ledger, &written.books, &reason).await => {}
+                // Those before it are counted, which its sender cannot be told: the batch comes back whole.
+                ended => break ended.map_err(ending)?,
             }
-            Err(StoreError::Wrong(_)) => {
-                ledger.rollback().await?;
-                outcomes.push(Outcome::Refused(Refusal::Malformed));
-            }
-            Err(error) => {
-                ledger.rollback().await?;
-                return Err(error);
-            }
-        }
+        };
+        outcomes.push(outcome);
     }
     Ok(outcomes)
 }
 
-/// What became of it, and how many deliveries were settled with it.
+/// One transaction for an event; what became of it.
 async fn one_event(
+    ledger: &mut impl Ledger,
+    written: &mut Written,
+    offered: &Offered<'_>,
+    batch: &Batch,
+) -> Result<Outcome, StoreError> {
+    let mut posting = Posting::open(&written.books, batch.now, ledger.salt_seed());
+    ledger.begin().await?;
+    match fill_one(ledger, &written.books, &mut posting, offered, &batch.request_id).await {
+        Ok((outcome, settled)) => {
+            ledger.commit().await?;
+            written.owed_more += posting.owed.len() as i64 - settled;
+            written.books = Arc::new(posting.books);
+            written.committed = true;
+            Ok(outcome)
+        }
+        Err(error) => {
+            ledger.rollback().await?;
+            Err(error)
+        }
+    }
+}
+
+/// What became of it, and how many deliveries were settled with it.
+async fn fill_one(
     ledger: &mut impl Ledger,
     before: &Books,
     posting: &mut Posting,

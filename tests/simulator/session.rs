@@ -88,8 +88,9 @@ impl Session {
         witnessed: Head,
     ) -> Result<(Books, i64), StoreError> {
         self.begin().await?;
+        self.next_epoch().await?;
         let mut books = self.statement(|vault, _, _| vault.database.tables.read_books(now, witnessed)).await?;
-        self.next_epoch(books.epoch).await?;
+        // Its own transaction sees what it has written.
         books.epoch += 1;
         books.retention_micros = RETENTION_MICROS;
         let burn_span_micros = lock(&self.ground).plan.burn_span_micros;
@@ -122,13 +123,10 @@ impl Session {
         Ok((posting.books, owed))
     }
 
-    async fn next_epoch(&mut self, known: i64) -> Result<(), StoreError> {
+    async fn next_epoch(&mut self) -> Result<(), StoreError> {
         self.statement(|vault, ground, id| {
             let old_one_is_writing = vault.database.open.len() > 1;
             vault.database.lock(id, ground.now, |other| other.owns_books)?;
-            if vault.database.tables.epoch != known {
-                return Err(StoreError::Fenced);
-            }
             if old_one_is_writing {
                 ground.coverage.saw("owner: taken over while a transaction of the old one was open");
             }
@@ -222,7 +220,7 @@ impl Ledger for Session {
             vault.writable(ground.now)?;
             if events.iter().any(|event| event.call_type == UNWRITABLE) {
                 ground.coverage.saw("writer: took a unit apart");
-                return Err(StoreError::Wrong("22P05 unsupported Unicode escape sequence".into()));
+                return Err(StoreError::Unwritable("22P05 unsupported Unicode escape sequence".into()));
             }
             let wanted = |other: &Transaction| {
                 other.rows.iter().any(|(at, row)| *at >= first_position || keys.iter().any(|(key, _)| *key == row.key))
@@ -252,7 +250,7 @@ impl Ledger for Session {
                 }
             }
             if !blind && rows.iter().any(|(position, _)| tables.ledger.contains_key(position)) {
-                return Err(StoreError::Wrong("23505 the position is taken".into()));
+                return Err(StoreError::Unwritable("23505 the position is taken".into()));
             }
             vault.database.transaction(id, ground.now)?.rows.extend(rows);
             Ok(outcomes)
@@ -323,7 +321,7 @@ impl Ledger for Session {
             if let Some(objection) = vault.database.tables.objection(posting)
                 && !(blind || keyless)
             {
-                return Err(StoreError::Wrong(format!("23505 {objection}")));
+                return Err(StoreError::Unwritable(format!("23505 {objection}")));
             }
             if ground.plants(Planted::CounterOutside) {
                 vault.database.tables.write_counters(posting);

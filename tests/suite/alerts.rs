@@ -13,6 +13,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::harness::database::Database;
 use crate::harness::events::token_quota;
 use crate::harness::postbox::Postbox;
 use crate::harness::receiver::{ROUTING_KEY, Received, Receiver, SECRET, actions, pagerduty_at};
@@ -113,6 +114,44 @@ async fn an_alert_that_was_owed_when_the_daemon_died_is_delivered_by_the_next_on
         let ids: BTreeSet<&str> = received.iter().map(|one| one.header("webhook-id")).collect();
         assert_eq!(ids.len(), 3);
         assert_eq!(tenant.alerts().await.len(), 3);
+    })
+    .await;
+}
+
+/// The pager is down, and more tenants owe it something than may be open at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_is_down_keeps_no_tenant_out() {
+    on_both(|engine| async move {
+        let receiver = Receiver::start().await;
+        receiver.will_answer(&[500; 100_000]);
+        let setup = Setup::on(engine).with("TENANTS__OPEN_MAX", 2).with_section(&receiver.channel("pager"));
+        let daemon = setup.start().await;
+        let mut tenants = Vec::new();
+        for name in ["Acme", "Globex", "Initech", "Umbrella", "Hooli", "Soylent"] {
+            tenants.push(daemon.onboard(name).await);
+        }
+        let mut events = 0;
+        for tenant in &tenants {
+            tenant.put_quotas(json!([token_quota(100, "month")])).await;
+        }
+        // All of them owe from the first round on, and each is opened again and again.
+        for _ in 0..3 {
+            for tenant in &tenants {
+                tenant.post_events(&[tenant.event().tokens(120, 0)]).await;
+                events += 1;
+            }
+        }
+        assert!(receiver.taken().is_empty());
+        receiver.is_well();
+        told(&receiver, 3 * tenants.len()).await;
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        let received = receiver.taken();
+        assert_eq!((received.len(), receiver.ids().len()), (3 * tenants.len(), 3 * tenants.len()), "once each");
+        let mut counted = 0;
+        for tenant in &tenants {
+            counted += Database::of_tenant(&daemon, &tenant.id).await.number("SELECT COUNT(*) FROM usage_ledger").await;
+        }
+        assert_eq!(counted, events);
     })
     .await;
 }

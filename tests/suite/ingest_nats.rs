@@ -172,6 +172,53 @@ async fn what_was_published_while_the_daemon_was_away_is_counted_when_it_is_back
     .await;
 }
 
+/// A right that was taken away, as far as the server's answers go, and a table that is elsewhere.
+const TAKE_AWAY: &str = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'permission denied for table usage_ledger' USING ERRCODE = '42501'; END $$;
+    CREATE TRIGGER refusing BEFORE INSERT ON usage_ledger EXECUTE FUNCTION refuse()";
+const GIVE_BACK: &str = "DROP TRIGGER refusing ON usage_ledger; DROP FUNCTION refuse()";
+const MOVE_AWAY: &str = "ALTER TABLE usage_ledger RENAME TO elsewhere";
+const MOVE_BACK: &str = "ALTER TABLE elsewhere RENAME TO usage_ledger";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_a_database_refuses_through_no_fault_of_theirs_are_counted_when_it_is_mended() {
+    let daemon = Setup::on(Engine::Postgres).with_nats().start().await;
+    let bus = daemon.bus().await;
+    let (acme, globex) = (daemon.onboard("Acme").await, daemon.onboard("Globex").await);
+    let mut database = Database::of_tenant(&daemon, &acme.id).await;
+    let (mut sent, mut passed) = (0, 0);
+    for (spoil, mend) in [(TAKE_AWAY, GIVE_BACK), (MOVE_AWAY, MOVE_BACK)] {
+        acme.post_events(&[acme.event()]).await;
+        database.script(spoil.to_owned()).await.unwrap();
+        // One that is inserted and one that is copied, from either side.
+        for _ in 0..100 {
+            bus.publish(&acme.event().json()).await;
+        }
+        let batch: Vec<Envelope> = (0..100).map(|_| acme.event()).collect();
+        let body = Value::Array(batch.iter().map(Envelope::json).collect());
+        let (path, headers) = ("/v1/usage/events", [("content-type", "application/json")]);
+        let refused = acme.api.once(reqwest::Method::POST, path, &headers, body.to_string().into_bytes()).await;
+        assert_eq!(refused.status, 503, "{}", refused.text);
+        sent += 201;
+        // Nobody else notices.
+        bus.publish(&globex.event().json()).await;
+        passed += 1;
+        counted(&daemon, &globex.id, passed).await;
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        database.script(mend.to_owned()).await.unwrap();
+        acme.post_events(&batch).await;
+        counted(&daemon, &acme.id, sent).await;
+        daemon.drained(&bus).await;
+    }
+    assert_eq!(acme.ledger().await.len(), sent as usize);
+    let kept_aside = daemon.platform.pages("/v1/quarantine", 50).await;
+    let refused: Vec<&Value> = kept_aside.iter().filter(|row| row["reason"] == "MALFORMED_EVENT").collect();
+    assert!(refused.is_empty(), "L3: {refused:?}");
+    let log = daemon.log();
+    let told = log.lines().filter(|line| line.contains("\"ERROR\"") && line.contains("permission denied")).count();
+    assert!(told > 0, "on-call is told");
+}
+
 /// A stream that would forget what we may have to read again is refused, in words.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_with_another_retention_is_refused() {

@@ -12,12 +12,11 @@ use crate::domain::books::Cursor;
 use crate::domain::ids::TenantId;
 use crate::domain::report::Quarantined;
 use crate::domain::usage::{Outcome, Refusal};
+use crate::intake::quarantine;
 use crate::intake::record::{Cause, Counted, NotNow, Rejection};
 use crate::intake::tally::Tally;
 use crate::tenant::handle::Origin;
 
-/// Rows of one write to the quarantine.
-const ROWS_MAX: usize = 1_000;
 /// How long to wait before the quarantine is written again after it could not be.
 const KEEP_AGAIN: Duration = Duration::from_millis(500);
 
@@ -43,7 +42,7 @@ pub(super) struct CallEnded {
 impl Counter {
     /// Hands parts to their tenant, and waits until they are committed.
     pub(super) async fn call(self, call: Call) -> CallEnded {
-        let Call { tenant, mut parts, deadline, hurry } = call;
+        let Call { tenant, mut parts, admit_by, hurry } = call;
         let cursor = parts.iter().flat_map(|part| &part.pieces).map(|piece| piece.sequence).max().map(|sequence| {
             Cursor { stream: self.stream.clone(), sequence: i64::try_from(sequence).unwrap_or(i64::MAX) }
         });
@@ -54,7 +53,10 @@ impl Counter {
                 match self.reader.read_again(part) {
                     Some(read) => theirs = read,
                     // The same bytes were read before. Should it happen, they are parked, and a replay says why.
-                    None => return CallEnded { tenant, settled: Settled::default(), back: parts },
+                    None => {
+                        tracing::warn!(%tenant, "events that were read before cannot be read again; they will be parked");
+                        return put_off(tenant, parts, "unreadable");
+                    }
                 }
             }
             if events.is_empty() {
@@ -65,12 +67,13 @@ impl Counter {
         }
         let count = events.len();
         let origin = Origin { cursor, request_id: String::new() };
-        let patience = deadline.saturating_duration_since(Instant::now());
-        // Whatever is not waited for may be committed all the same: it is a duplicate when it comes again.
+        let patience = admit_by.saturating_duration_since(Instant::now());
+        // Patience is for being admitted. What was admitted is committed, so its answer is waited for, up to the doorbell's
+        // own time-out: not to wait would cost each event a commit, and a duplicate when it comes again. That is paid only
+        // where others need the room, or where we leave.
         let too_long = Counted::Later(NotNow { after: Duration::ZERO, why: Cause::TimedOut });
         let counted = tokio::select! {
             counted = self.reader.recorder.count(tenant, events, origin, patience) => counted,
-            () = tokio::time::sleep_until(deadline) => too_long,
             () = hurry.cancelled() => too_long,
             () = self.closed.cancelled() => too_long,
         };
@@ -81,8 +84,8 @@ impl Counter {
                 let rejection = Rejection::of(Refusal::TenantFrozen, tenant);
                 self.kept(tenant, parts, &rejection).await
             }
-            Counted::Outcomes(_) => put_off(tenant, parts, Cause::TimedOut),
-            Counted::Later(not_now) => put_off(tenant, parts, not_now.why),
+            Counted::Outcomes(_) => put_off(tenant, parts, Cause::TimedOut.name()),
+            Counted::Later(not_now) => put_off(tenant, parts, not_now.why.name()),
         }
     }
 
@@ -153,8 +156,8 @@ impl Counter {
 
     /// Writes to the quarantine, again and again until it is durable. False when we are closed before that.
     async fn keep(&self, rows: Vec<Quarantined>) -> bool {
-        for rows in rows.chunks(ROWS_MAX) {
-            while self.reader.recorder.keep(rows.to_vec()).await.is_err() {
+        for write in quarantine::writes(rows) {
+            while self.reader.recorder.keep_these(write.clone()).await.is_err() {
                 tokio::select! {
                     () = self.closed.cancelled() => return false,
                     () = tokio::time::sleep(KEEP_AGAIN) => {}
@@ -165,7 +168,53 @@ impl Counter {
     }
 }
 
-fn put_off(tenant: TenantId, parts: Vec<Part>, why: Cause) -> CallEnded {
-    metrics::counter!("platform_api_stream_put_off_total", "cause" => why.name()).increment(1);
+fn put_off(tenant: TenantId, parts: Vec<Part>, cause: &'static str) -> CallEnded {
+    metrics::counter!("platform_api_stream_put_off_total", "cause" => cause).increment(1);
     CallEnded { tenant, settled: Settled::default(), back: parts }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::Subject;
+    use sqlx::{Connection as _, SqliteConnection};
+
+    use super::super::part::Piece;
+    use super::*;
+    use crate::intake::arrival::Format;
+    use crate::intake::node_test::{Node, event};
+
+    fn counter(node: &Node) -> Counter {
+        let (recorder, subject) = (node.recorder.clone(), "s".to_owned());
+        let reader = Reader { limits: recorder.limits(Format::Events), recorder, subject };
+        Counter { reader, stream: "S".into(), closed: CancellationToken::new() }
+    }
+
+    fn part(body: String) -> Part {
+        let piece = Piece { raw: body.into(), subject: Subject::from("s"), sequence: 1, from_litellm: false };
+        let (since, span, pieces) = (Instant::now(), tracing::Span::none(), vec![piece]);
+        Part { pull: 0, since, span, pieces, events: Vec::new(), copied: false }
+    }
+
+    /// Otherwise it commits all the same, is counted as not taken, and each event costs a commit, a row and a duplicate.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_tenant_that_has_admitted_a_call_and_answers_late_has_taken_it() {
+        let node = Node::open().await;
+        let call = |name: &str, wait: Duration| {
+            let parts = vec![part(event(name, Some(node.acme), 1))];
+            let admit_by = Instant::now() + wait;
+            let call = Call { tenant: node.acme, parts, admit_by, hurry: CancellationToken::new() };
+            counter(&node).call(call)
+        };
+        assert_eq!(call("first", Duration::from_secs(10)).await.settled.items, 1);
+
+        let file = node.file_of(node.acme);
+        let mut lock = SqliteConnection::connect(&format!("sqlite:{}", file.display())).await.unwrap();
+        sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut lock).await.unwrap();
+        let slow = tokio::spawn(call("slow", Duration::from_millis(100)));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        sqlx::raw_sql("ROLLBACK").execute(&mut lock).await.unwrap();
+        let ended = slow.await.unwrap();
+        assert_eq!((ended.settled.items, ended.back.len()), (1, 0));
+        assert_eq!(node.totals(node.acme).await.events, 2);
+    }
 }

@@ -23,8 +23,10 @@ const DELAY_MIN: Duration = Duration::from_millis(50);
 const DELAY_MAX: Duration = Duration::from_secs(1);
 /// How long what arrives for a tenant waits while earlier events of that tenant are parked.
 const AWAY_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a call may take at least, however long its events have waited.
-const CALL_PATIENCE_MIN: Duration = Duration::from_millis(500);
+/// How long a call may wait for room at its tenant at least, however long its events have waited.
+const ADMISSION_MIN: Duration = Duration::from_millis(500);
+/// What waits in a lane of which nothing was taken for this long is copied out of what was read with it.
+const COPIED_AFTER: Duration = Duration::from_secs(1);
 /// A lane that has nothing to do is forgotten after this long.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 
@@ -77,7 +79,8 @@ struct Lane {
 pub(super) struct Call {
     pub(super) tenant: TenantId,
     pub(super) parts: Vec<Part>,
-    pub(super) deadline: Instant,
+    /// Until when its tenant may admit it. Once admitted it is waited for: it is committed sooner or later.
+    pub(super) admit_by: Instant,
     pub(super) hurry: CancellationToken,
 }
 
@@ -105,8 +108,8 @@ impl Lanes {
             let Some(parts) = lane.take(now) else { continue };
             let bound = lane.patience(self.bounds.park_after);
             let oldest = parts.iter().map(|part| part.since).min().unwrap_or(now);
-            let deadline = (oldest + bound).max(now + CALL_PATIENCE_MIN);
-            return Some(Call { tenant, parts, deadline, hurry: lane.hurry.clone() });
+            let admit_by = (oldest + bound).max(now + ADMISSION_MIN);
+            return Some(Call { tenant, parts, admit_by, hurry: lane.hurry.clone() });
         }
         None
     }
@@ -164,6 +167,9 @@ impl Lanes {
                 if !parts.is_empty() {
                     overdue.push((*tenant, parts));
                 }
+            }
+            if now - lane.progress_at >= COPIED_AFTER {
+                lane.copy();
             }
             if lane.retry_at.is_some_and(|at| at <= now) && !lane.queue.is_empty() {
                 self.awake.push_back(*tenant);
@@ -235,9 +241,16 @@ impl Lane {
 
     fn put_back(&mut self, back: Vec<Part>) {
         self.queued += back.iter().map(|part| part.pieces.len()).sum::<usize>();
-        for part in back.into_iter().rev() {
+        for mut part in back.into_iter().rev() {
+            // It may stay long.
+            part.copy();
             self.queue.push_front(part);
         }
+    }
+
+    /// What waits and is not copied is behind what is.
+    fn copy(&mut self) {
+        self.queue.iter_mut().rev().take_while(|part| !part.copied).for_each(Part::copy);
     }
 
     fn hurry(&mut self) {
@@ -262,6 +275,8 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use async_nats::Subject;
     use bytes::Bytes;
     use uuid::Uuid;
@@ -279,7 +294,8 @@ mod tests {
 
     fn part(pull: u64, events: usize, since: Instant) -> Part {
         let piece = Piece { raw: Bytes::new(), subject: Subject::from("s"), sequence: pull, from_litellm: false };
-        Part { pull, since, span: tracing::Span::none(), pieces: vec![piece; events], events: Vec::new() }
+        let pieces = vec![piece; events];
+        Part { pull, since, span: tracing::Span::none(), pieces, events: Vec::new(), copied: false }
     }
 
     fn events(parts: &[Part]) -> usize {
@@ -303,7 +319,7 @@ mod tests {
         // Nobody waits behind that tenant.
         lanes.offer(QUIET, part(4, 1, now));
         let call = lanes.next(now).expect("a call for the other tenant");
-        assert_eq!((call.tenant, call.deadline), (QUIET, now + PARK_AFTER));
+        assert_eq!((call.tenant, call.admit_by), (QUIET, now + PARK_AFTER));
         assert!(lanes.next(now).is_none());
         lanes.ended(LOUD, 10, Vec::new(), now);
         assert_eq!(pulls(&lanes.next(now).expect("a call for all that gathered").parts), [2, 3, 4]);
@@ -374,10 +390,10 @@ mod tests {
         now += 2 * DELAY_MAX;
         lanes.sweep(false, now);
         let call = lanes.next(now).expect("another try");
-        assert_eq!(call.deadline, now + CALL_PATIENCE_MIN);
+        assert_eq!(call.admit_by, now + ADMISSION_MIN);
         lanes.ended(LOUD, 1, Vec::new(), now);
         lanes.offer(LOUD, part(2, 1, now));
-        assert_eq!(lanes.next(now).unwrap().deadline, now + PARK_AFTER);
+        assert_eq!(lanes.next(now).unwrap().admit_by, now + PARK_AFTER);
     }
 
     #[test]
@@ -400,6 +416,40 @@ mod tests {
         assert_eq!(stuck(10, false), (0, false));
         assert_eq!(stuck(50, false), (50, true));
         assert_eq!(stuck(10, true), (10, true));
+    }
+
+    /// Its bytes are a part of what was read from the connection at once, whoever the rest of that was for.
+    #[test]
+    fn what_its_tenant_does_not_take_keeps_nothing_alive_but_itself() {
+        struct ReadBuffer {
+            bytes: Vec<u8>,
+            _alive: Arc<()>,
+        }
+        impl AsRef<[u8]> for ReadBuffer {
+            fn as_ref(&self) -> &[u8] {
+                &self.bytes
+            }
+        }
+        let start = Instant::now();
+        let alive = Arc::new(());
+        let read = || {
+            let mut part = part(0, 1, start);
+            let buffer = ReadBuffer { bytes: vec![7; 65_536], _alive: alive.clone() };
+            part.pieces[0].raw = Bytes::from_owner(buffer).slice(10..20);
+            part
+        };
+        let mut lanes = lanes();
+        lanes.offer(LOUD, read());
+        let call = lanes.next(start).expect("a call for what came");
+        lanes.ended(LOUD, 0, call.parts, start);
+        assert_eq!(Arc::strong_count(&alive), 1, "what came back");
+        let call = lanes.next(start + DELAY_MAX).expect("another try");
+        lanes.offer(LOUD, read());
+        assert_eq!(Arc::strong_count(&alive), 2, "nothing is copied that may be taken at once");
+        lanes.sweep(false, start + COPIED_AFTER);
+        assert_eq!(Arc::strong_count(&alive), 1, "what waits behind it");
+        assert_eq!(call.parts[0].pieces[0].raw, [7; 10].as_slice());
+        assert_eq!(lanes.lanes[&LOUD].queue[0].pieces[0].raw, [7; 10].as_slice());
     }
 
     #[test]

@@ -27,16 +27,30 @@ pub(super) struct Part {
     pub(super) pieces: Vec<Piece>,
     /// One for each piece, or none: they were given away, and have to be read again.
     pub(super) events: Vec<UsageEvent>,
+    /// Its bytes are its own.
+    pub(super) copied: bool,
 }
 
 impl Part {
+    /// Copies its bytes out of what was read from the connection at once: everybody's messages, which live as long as any
+    /// slice of them.
+    pub(super) fn copy(&mut self) {
+        if self.copied {
+            return;
+        }
+        for piece in &mut self.pieces {
+            piece.raw = Bytes::copy_from_slice(&piece.raw);
+        }
+        self.copied = true;
+    }
+
     /// Its first `count` pieces, which it has; the rest stays.
     pub(super) fn split(&mut self, count: usize) -> Part {
         let rest = self.pieces.split_off(count.min(self.pieces.len()));
         let pieces = std::mem::replace(&mut self.pieces, rest);
         let rest = self.events.split_off(count.min(self.events.len()));
         let events = std::mem::replace(&mut self.events, rest);
-        Part { pull: self.pull, since: self.since, span: self.span.clone(), pieces, events }
+        Part { pull: self.pull, since: self.since, span: self.span.clone(), pieces, events, copied: self.copied }
     }
 }
 
@@ -90,7 +104,7 @@ mod tests {
             from_litellm: false,
         };
         let pieces = (0..events).map(piece).collect();
-        Part { pull, since: Instant::now(), span: Span::none(), pieces, events: Vec::new() }
+        Part { pull, since: Instant::now(), span: Span::none(), pieces, events: Vec::new(), copied: false }
     }
 
     fn sequences(parts: &[Part]) -> Vec<u64> {

@@ -150,7 +150,14 @@ impl Sorted {
         let at = *places.entry(tenant).or_insert_with(|| {
             self.parts.push((
                 tenant,
-                Part { pull: self.pull, since, span: span.clone(), pieces: Vec::new(), events: Vec::new() },
+                Part {
+                    pull: self.pull,
+                    since,
+                    span: span.clone(),
+                    pieces: Vec::new(),
+                    events: Vec::new(),
+                    copied: false,
+                },
             ));
             self.parts.len() - 1
         });

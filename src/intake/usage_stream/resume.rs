@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::{DeliverPolicy, PullConsumer};
 use async_nats::jetstream::stream::{self, RawMessageErrorKind, Stream};
 use serde_json::json;
+use tokio::sync::oneshot;
 
 use super::Ended;
 use super::terms::{self, Terms};
@@ -31,6 +32,24 @@ pub(super) struct Progress {
     pub(super) gaps: Vec<Gap>,
     /// What the control database has.
     pub(super) kept: Option<Checkpoint>,
+    keeping: Option<Keeping>,
+}
+
+/// What is being kept; that may take longer than the session that began it lasts.
+#[derive(Debug)]
+struct Keeping {
+    checkpoint: Checkpoint,
+    /// How many of the gaps are recorded with it.
+    gaps: usize,
+    kept: oneshot::Receiver<bool>,
+}
+
+/// A checkpoint to keep, with the gaps that belong to it, and whom to tell whether it is kept.
+#[derive(Debug)]
+pub(super) struct News {
+    pub(super) checkpoint: Checkpoint,
+    pub(super) gaps: Vec<Gap>,
+    pub(super) kept: oneshot::Sender<bool>,
 }
 
 /// Where a session begins.
@@ -56,16 +75,33 @@ impl Progress {
         !self.gaps.is_empty() || self.position != self.kept
     }
 
-    /// What to keep, with the records that belong to it. Takes the gaps: give them back if it cannot be kept.
-    pub(super) fn take_news(&mut self) -> Option<(Checkpoint, Vec<Gap>)> {
-        let position = self.position.clone().filter(|_| self.is_news())?;
-        Some((position, std::mem::take(&mut self.gaps)))
+    /// What to keep; nothing while something is being kept. It stays news until it is kept.
+    pub(super) fn begin_keeping(&mut self) -> Option<News> {
+        if self.keeping.is_some() {
+            return None;
+        }
+        let checkpoint = self.position.clone().filter(|_| self.is_news())?;
+        let (tell, kept) = oneshot::channel();
+        self.keeping = Some(Keeping { checkpoint: checkpoint.clone(), gaps: self.gaps.len(), kept });
+        Some(News { checkpoint, gaps: self.gaps.clone(), kept: tell })
+    }
+
+    /// Waits until what is being kept is kept, or could not be.
+    pub(super) async fn wait_for_keeping(&mut self) {
+        let Some(keeping) = &mut self.keeping else { return };
+        // Whoever was to tell and did not has failed.
+        let kept = (&mut keeping.kept).await.unwrap_or(false);
+        if let Some(Keeping { checkpoint, gaps, .. }) = self.keeping.take().filter(|_| kept) {
+            self.gaps.drain(..gaps);
+            self.kept = Some(checkpoint);
+        }
     }
 
     /// Keeps what is not kept yet, when we leave.
     pub(super) async fn keep_last(mut self, directory: &Directory) {
-        if let Some((checkpoint, gaps)) = self.take_news()
-            && let Err(error) = keep(directory, &checkpoint, &gaps).await
+        self.wait_for_keeping().await;
+        if let Some(checkpoint) = self.position.as_ref().filter(|_| self.is_news())
+            && let Err(error) = keep(directory, checkpoint, &self.gaps).await
         {
             tracing::warn!(%error, "the last checkpoint could not be kept; some messages are read again");
         }
@@ -86,6 +122,7 @@ pub(super) async fn begin(
     progress: &mut Progress,
 ) -> Result<Beginning, Ended> {
     let stream = terms::agree(context, terms).await?;
+    progress.wait_for_keeping().await;
     if progress.position.is_none() {
         let kept = directory.checkpoint(&terms.stream).await;
         progress.kept = kept.map_err(|error| Ended::Broken(error.to_string()))?;
@@ -98,10 +135,11 @@ pub(super) async fn begin(
     match position.judge(&seen(&stream, &info, &position).await?) {
         Verdict::Same => begin_after(stream, terms, sequence(position.sequence)).await,
         Verdict::Lost(gap) => {
-            note_gaps(&terms.stream, &[gap]);
             let after = Checkpoint { sequence: gap.to, hash: None, ..position };
-            progress.gaps.push(gap);
-            keep(directory, &after, &progress.gaps).await?;
+            // Told once it is kept: otherwise it is found again.
+            let gaps = [&progress.gaps[..], &[gap]].concat();
+            keep(directory, &after, &gaps).await?;
+            note_gaps(&terms.stream, &[gap]);
             progress.gaps.clear();
             (progress.position, progress.kept) = (Some(after.clone()), Some(after));
             begin_after(stream, terms, sequence(gap.to)).await
@@ -173,6 +211,9 @@ pub(super) async fn look(stream: &Stream, terms: &Terms, position: Option<&Check
     let info = stream.get_info().await.map_err(|error| broken("the stream's state", &error))?;
     metrics::gauge!("platform_api_stream_pending_messages").set(consumer.num_pending as f64);
     metrics::gauge!("platform_api_stream_ack_pending_messages").set(consumer.num_ack_pending as f64);
+    // And again, now that we know where the stream begins: what was delivered meanwhile, and is gone since, is on its way
+    // to us.
+    let after = stream.consumer_info(&terms.consumer).await.map_err(|error| broken("the consumer's state", &error))?;
     let mut anomaly = None;
     if let Some(position) = position
         && let Verdict::Another(found) = position.judge(&seen(stream, &info, position).await?)
@@ -181,7 +222,7 @@ pub(super) async fn look(stream: &Stream, terms: &Terms, position: Option<&Check
     } else if consumer.ack_floor.stream_sequence > info.state.last_sequence {
         anomaly = Some(Anomaly::ConsumerAhead);
     }
-    Ok(Look { first_sequence: info.state.first_sequence, delivered: consumer.delivered.consumer_sequence, anomaly })
+    Ok(Look { first_sequence: info.state.first_sequence, delivered: after.delivered.consumer_sequence, anomaly })
 }
 
 async fn seen(stream: &Stream, info: &stream::Info, position: &Checkpoint) -> Result<Seen, Ended> {
@@ -205,7 +246,10 @@ async fn hash_at(stream: &Stream, info: &stream::Info, place: u64) -> Result<Opt
         }
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
         // The server cannot read it any more: not what was read.
-        Err(error) if matches!(error.kind(), RawMessageErrorKind::JetStream(_)) => Ok(Some([0; 32])),
+        Err(error) if matches!(error.kind(), RawMessageErrorKind::JetStream(_)) => {
+            tracing::warn!(stream = info.config.name, sequence = place, %error, "the message that was read last cannot be read");
+            Ok(Some([0; 32]))
+        }
         Err(error) => Err(Ended::Broken(format!("the message at the checkpoint: {error}"))),
     }
 }
@@ -283,4 +327,110 @@ pub(super) fn number(sequence: u64) -> i64 {
 
 fn sequence(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::jetstream;
+    use futures_util::StreamExt;
+
+    use super::super::deliveries::Deliveries;
+    use super::*;
+    use crate::clock;
+    use crate::intake::node_test::Node;
+    use crate::intake::stream_test::{Bus, PATIENCE};
+
+    /// A stream of five messages, of which the first `purged` are gone, and nobody has read any.
+    async fn stream(bus: &Bus, purged: u64) -> (Stream, Progress) {
+        let stream = terms::agree(&bus.context, &Terms::of(&bus.nats)).await.unwrap();
+        for _ in 0..5 {
+            bus.publish("", "garbage").await;
+        }
+        stream.purge().sequence(purged + 1).await.unwrap();
+        let info = stream.get_info().await.unwrap();
+        let position = Checkpoint {
+            stream: bus.nats.stream.clone(),
+            created_nanos: created(&info),
+            sequence: 0,
+            at_nanos: created(&info),
+            hash: None,
+        };
+        let progress = Progress { kept: Some(position.clone()), position: Some(position), ..Progress::default() };
+        (stream, progress)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn messages_that_are_gone_are_recorded_once_however_often_that_is_tried() {
+        let node = Node::open().await;
+        let bus = Bus::open().await;
+        let (_, mut progress) = stream(&bus, 3).await;
+        let terms = Terms::of(&bus.nats);
+        node.directory.drain(PATIENCE).await;
+        for _ in 0..3 {
+            let begun = begin(&bus.context, &terms, &node.directory, &mut progress).await;
+            assert!(begun.is_err(), "the control database cannot be written");
+        }
+        let node = node.reopened(|_| {}).await;
+        let begun = begin(&bus.context, &terms, &node.directory, &mut progress).await.unwrap();
+        assert_eq!(begun.read_to, 3);
+        let records = node.records("ingest.gap").await;
+        assert_eq!(records, [json!({ "from": 1, "to": 3, "messages": 3, "gaps": 1 })]);
+        bus.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_gap_is_not_forgotten_when_the_session_ends_before_it_hears_that_it_could_not_be_recorded() {
+        let position = Checkpoint { stream: "S".into(), created_nanos: 0, sequence: 9, at_nanos: 0, hash: None };
+        let gap = Gap { from: 3, to: 4 };
+        let mut progress = Progress { position: Some(position.clone()), gaps: vec![gap], ..Progress::default() };
+        let lost = progress.begin_keeping().expect("news");
+        assert_eq!(lost.gaps, [gap]);
+        assert!(progress.begin_keeping().is_none(), "one at a time");
+        drop(lost);
+        progress.wait_for_keeping().await;
+        let News { kept, gaps, .. } = progress.begin_keeping().expect("it was not kept");
+        assert_eq!(gaps, [gap]);
+        // Passed while the first was being recorded.
+        let later = Gap { from: 7, to: 7 };
+        progress.gaps.push(later);
+        kept.send(true).unwrap();
+        progress.wait_for_keeping().await;
+        assert_eq!((progress.gaps.as_slice(), progress.kept), ([later].as_slice(), Some(position)));
+    }
+
+    /// The consumer delivers five messages, and they are purged, between our question about it and ours about the stream.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn messages_on_their_way_to_us_are_not_gone() {
+        let bus = Bus::open().await;
+        let terms = Terms::of(&bus.nats);
+        let (stream, _) = stream(&bus, 0).await;
+        let consumer = terms::make_consumer(&stream, &terms, DeliverPolicy::All).await.unwrap();
+        let client = async_nats::connect(bus.url()).await.unwrap();
+        let prefix = format!("relay{}", clock::new_id().simple());
+        let mut questions = client.subscribe(format!("{prefix}.>")).await.unwrap();
+        client.flush().await.unwrap();
+        let (relay, relayed, purged) = (client.clone(), prefix.clone(), stream.clone());
+        let relay = tokio::spawn(async move {
+            let mut asked = false;
+            while let Some(question) = questions.next().await {
+                let api = question.subject.replacen(&relayed, "$JS.API", 1);
+                if asked && api.contains("STREAM.INFO") {
+                    let mut delivered = consumer.fetch().max_messages(5).messages().await.unwrap();
+                    while delivered.next().await.is_some() {}
+                    purged.purge().await.unwrap();
+                    asked = false;
+                }
+                asked = asked || api.contains("CONSUMER.INFO");
+                let answer = relay.request(api, question.payload).await.unwrap();
+                relay.publish(question.reply.unwrap(), answer.payload).await.unwrap();
+            }
+        });
+        let through = jetstream::with_prefix(client, &prefix);
+        let stream = through.get_stream(&terms.stream).await.unwrap();
+        let look = look(&stream, &terms, None).await.unwrap();
+        assert_eq!(look.first_sequence, 6);
+        assert_eq!(Deliveries::after(0).begins(look.first_sequence, look.delivered), None, "{look:?}");
+        relay.abort();
+        bus.close().await;
+    }
 }

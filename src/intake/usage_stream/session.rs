@@ -20,7 +20,7 @@ use super::floor::Floor;
 use super::lanes::{Bounds, Lanes};
 use super::part::Settled;
 use super::reading::{Delivery, Pull, Reader, Sorted, span_of};
-use super::resume::{self, Beginning, Look, Progress, nanos, note_gaps, number};
+use super::resume::{self, Beginning, Look, News, Progress, nanos, note_gaps, number};
 use super::room::Room;
 use super::terms::Terms;
 use super::{Ended, LAST_ACK_TIMEOUT};
@@ -42,8 +42,11 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an idle pull stays open at the server, and how often the server says that it is alive.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
-/// A pull ends when it has this many bytes, so that long events do not pile up.
+/// A pull ends when it has this many bytes, so that long events do not pile up: here, or in the client, which asks for the
+/// next while the last is being taken, and so has up to twice as many.
 const PULL_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What the server counts beside a message itself: its subject, and where to acknowledge it.
+const ENVELOPE_BYTES_MAX: usize = 64 * 1024;
 
 /// What a session is given.
 pub(super) struct Given<'a> {
@@ -74,7 +77,6 @@ pub(super) struct Session<'a> {
     acknowledged: Option<(u64, Acker)>,
     full_since: Option<Instant>,
     looking: bool,
-    keeping: bool,
     kept_at: Instant,
     _closed: DropGuard,
 }
@@ -95,7 +97,8 @@ enum Event {
     Parked(CallEnded),
     Kept(Option<Settled>),
     Looked(Result<Look, Ended>),
-    CheckpointKept { checkpoint: Checkpoint, gaps: Vec<Gap>, kept: Result<(), Ended> },
+    /// A checkpoint is kept, or could not be; [`Progress`] has been told which.
+    CheckpointKept,
 }
 
 /// What was there to be taken.
@@ -112,9 +115,12 @@ impl<'a> Session<'a> {
         let terms = Terms::of(given.nats);
         let Beginning { stream, consumer, read_to } =
             resume::begin(&context, &terms, &given.directory, given.progress).await?;
+        // The longest message has to fit: one that does not would never come, nor anything after it.
+        let longest = context.client().server_info().max_payload.saturating_add(ENVELOPE_BYTES_MAX);
         let messages = consumer
             .stream()
             .max_messages_per_batch(given.nats.pull_messages)
+            .max_bytes_per_batch(PULL_BYTES_MAX.max(longest))
             .expires(PULL_EXPIRES)
             .heartbeat(PULL_HEARTBEAT)
             .messages()
@@ -145,7 +151,6 @@ impl<'a> Session<'a> {
             acknowledged: None,
             full_since: None,
             looking: false,
-            keeping: false,
             kept_at: Instant::now(),
             _closed: closed.drop_guard(),
         })
@@ -289,15 +294,8 @@ impl<'a> Session<'a> {
                 self.looking = false;
                 self.looked(look?)?;
             }
-            Event::CheckpointKept { checkpoint, gaps, kept } => {
-                self.keeping = false;
-                match kept {
-                    Ok(()) => self.given.progress.kept = Some(checkpoint),
-                    Err(error) => {
-                        tracing::warn!(%error, "the stream's checkpoint could not be kept");
-                        self.given.progress.gaps.splice(0..0, gaps);
-                    }
-                }
+            Event::CheckpointKept => {
+                let _ = self.given.progress.wait_for_keeping().now_or_never();
             }
         }
         Ok(())
@@ -355,19 +353,23 @@ impl<'a> Session<'a> {
             self.spawn(async move { Event::Parked(counter.park(tenant, parts).await) });
         }
         self.room.tell();
-        if !self.keeping && now - self.kept_at >= CHECKPOINT_EVERY {
+        if now - self.kept_at >= CHECKPOINT_EVERY {
             self.kept_at = now;
             self.keep_checkpoint();
         }
     }
 
     fn keep_checkpoint(&mut self) {
-        let Some((checkpoint, gaps)) = self.given.progress.take_news() else { return };
+        let Some(News { checkpoint, gaps, kept }) = self.given.progress.begin_keeping() else { return };
         let directory = self.given.directory.clone();
-        self.keeping = true;
         self.spawn(async move {
-            let kept = resume::keep(&directory, &checkpoint, &gaps).await;
-            Event::CheckpointKept { checkpoint, gaps, kept }
+            let result = resume::keep(&directory, &checkpoint, &gaps).await;
+            if let Err(error) = &result {
+                tracing::warn!(%error, "the stream's checkpoint could not be kept");
+            }
+            // Not the event alone: this session may end before it hears, and the next has to know.
+            let _ = kept.send(result.is_ok());
+            Event::CheckpointKept
         });
     }
 

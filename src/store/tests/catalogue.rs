@@ -11,6 +11,7 @@ use crate::domain::time::Timestamp;
 use crate::domain::usage::Refusal;
 use crate::store::catalogue;
 use crate::store::news::{self, Kind, News};
+use crate::store::quarantine::Kept;
 use crate::store::{StoreError, api_key, audit, quarantine, request};
 
 super::conformance!(
@@ -20,6 +21,7 @@ super::conformance!(
     a_key_comes_back_with_its_terms_and_its_uses,
     uses_of_many_keys_are_written_at_once_by_several_nodes,
     the_quarantine_keeps_each_poison_once,
+    the_quarantine_knows_what_each_has_there_and_forgets_what_is_old,
     an_answer_is_kept_for_its_key,
     the_platform_has_a_chain_of_its_own,
 );
@@ -203,7 +205,7 @@ async fn slugs_and_external_ids_have_one_owner(house: &House) {
     for taken in [same_slug, same_external] {
         connection.begin().await.unwrap();
         let refused = catalogue::insert_tenant(&mut connection, &taken).await;
-        assert!(matches!(refused, Err(StoreError::Wrong(_))), "{refused:?}");
+        assert!(matches!(refused, Err(StoreError::Unwritable(_))), "{refused:?}");
         connection.rollback().await.unwrap();
     }
     assert_eq!(catalogue::load(&mut connection).await.unwrap().0.len(), 1);
@@ -212,7 +214,7 @@ async fn slugs_and_external_ids_have_one_owner(house: &House) {
 async fn the_quarantine_keeps_each_poison_once(house: &House) {
     let mut connection = house.store().await.control().await.unwrap();
     let owner = TenantId(crate::clock::new_id());
-    let rows: Vec<Quarantined> = (0..7_u8)
+    let mut rows: Vec<Quarantined> = (0..7_u8)
         .map(|number| Quarantined {
             id: crate::clock::new_id(),
             tenant: (number % 2 == 0).then_some(owner),
@@ -224,12 +226,15 @@ async fn the_quarantine_keeps_each_poison_once(house: &House) {
             body: vec![0, 255, number],
             received_at: NOW,
             replayed_at: None,
+            arrivals: 1,
+            left_out_bytes: 0,
         })
         .collect();
     quarantine::insert(&mut connection, &rows).await.unwrap();
     let again = [Quarantined { id: crate::clock::new_id(), ..rows[0].clone() }, rows[0].clone()];
     quarantine::insert(&mut connection, &again).await.unwrap();
-    quarantine::insert(&mut connection, &[]).await.unwrap();
+    quarantine::insert::<Quarantined>(&mut connection, &[]).await.unwrap();
+    rows[0].arrivals = 3;
 
     let newest_first: Vec<Quarantined> = rows.iter().rev().cloned().collect();
     let page = quarantine::page(&mut connection, None, None, None, 4).await.unwrap();
@@ -238,14 +243,59 @@ async fn the_quarantine_keeps_each_poison_once(house: &House) {
     assert_eq!((page.items.as_slice(), page.next), (&newest_first[4..], None));
     let page = quarantine::page(&mut connection, Some(owner), Some(Refusal::Malformed), None, 10).await.unwrap();
     assert_eq!(page.items, [rows[2].clone(), rows[0].clone()]);
-    let arrivals = connection.fetch("SELECT arrivals FROM quarantine ORDER BY id LIMIT 1", &[]).await.unwrap();
-    assert_eq!(arrivals[0].int(0).unwrap(), 3);
 
     quarantine::mark_replayed(&mut connection, rows[1].id, NOW.plus_micros(5)).await.unwrap();
     quarantine::mark_replayed(&mut connection, rows[1].id, NOW.plus_micros(6)).await.unwrap();
     let replayed = quarantine::one(&mut connection, rows[1].id).await.unwrap().unwrap();
     assert_eq!(replayed, Quarantined { replayed_at: Some(NOW.plus_micros(5)), ..rows[1].clone() });
     assert_eq!(quarantine::one(&mut connection, crate::clock::new_id()).await.unwrap(), None);
+}
+
+async fn the_quarantine_knows_what_each_has_there_and_forgets_what_is_old(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    let owner = TenantId(crate::clock::new_id());
+    let row = |number: u8, tenant, reason, left_out_bytes| Quarantined {
+        id: crate::clock::new_id(),
+        tenant,
+        reason,
+        detail: String::new(),
+        origin: "nats:quota.updated".into(),
+        format: "events".into(),
+        digest: [number; 32],
+        body: if left_out_bytes > 0 { Vec::new() } else { vec![0; 10] },
+        received_at: NOW.plus_micros(number.into()),
+        replayed_at: None,
+        arrivals: 1,
+        left_out_bytes,
+    };
+    let rows = [
+        row(0, Some(owner), Refusal::TenantFrozen, 0),
+        row(1, Some(owner), Refusal::TooOld, 0),
+        row(2, Some(owner), Refusal::Malformed, 0),
+        row(3, None, Refusal::UnknownTenant, 0),
+        row(4, Some(owner), Refusal::TooOld, 7),
+        row(4, Some(owner), Refusal::TooOld, 8),
+    ];
+    quarantine::insert(&mut connection, &rows).await.unwrap();
+    quarantine::insert(&mut connection, &rows[4..5]).await.unwrap();
+    let counted = quarantine::one(&mut connection, rows[4].id).await.unwrap().unwrap();
+    assert_eq!((counted.arrivals, counted.left_out_bytes), (3, 22));
+    let kept = |events, bytes| Kept { events, bytes };
+    assert_eq!(quarantine::kept(&mut connection, Some(owner)).await.unwrap(), kept(2, 20));
+    assert_eq!(quarantine::kept(&mut connection, None).await.unwrap(), kept(1, 10));
+    assert_eq!(quarantine::kept(&mut connection, Some(TenantId(crate::clock::new_id()))).await.unwrap(), kept(0, 0));
+    // Counted in the end, it waits no more.
+    quarantine::mark_replayed(&mut connection, rows[0].id, NOW).await.unwrap();
+    assert_eq!(quarantine::kept(&mut connection, Some(owner)).await.unwrap(), kept(3, 30));
+
+    let waiting = row(5, Some(owner), Refusal::TenantUnavailable, 0);
+    quarantine::insert(&mut connection, std::slice::from_ref(&waiting)).await.unwrap();
+    assert_eq!(quarantine::forget(&mut connection, NOW.plus_micros(2), 1).await.unwrap(), 1);
+    assert_eq!(quarantine::forget(&mut connection, NOW.plus_micros(2), 10).await.unwrap(), 1);
+    assert_eq!(quarantine::forget(&mut connection, NOW.plus_micros(2), 10).await.unwrap(), 0);
+    assert_eq!(quarantine::forget(&mut connection, NOW.plus_micros(60), 10).await.unwrap(), 3);
+    let left = quarantine::page(&mut connection, None, None, None, 10).await.unwrap().items;
+    assert_eq!(left, [waiting]);
 }
 
 async fn an_answer_is_kept_for_its_key(house: &House) {
@@ -257,7 +307,7 @@ async fn an_answer_is_kept_for_its_key(house: &House) {
         let found = request::find(&mut connection, "k").await.unwrap();
         assert_eq!(found, Some(([4; 32], "{\"id\":1}".into())));
         let twice = request::keep(&mut connection, "k", &[4; 32], "{}", NOW).await;
-        assert!(matches!(twice, Err(StoreError::Wrong(_))), "{twice:?}");
+        assert!(matches!(twice, Err(StoreError::Unwritable(_))), "{twice:?}");
     }
 }
 

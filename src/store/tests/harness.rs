@@ -158,7 +158,7 @@ impl House {
     }
 
     /// Runs any statement on a tenant's database, behind the back of everything.
-    pub(super) async fn tamper(&self, tenant: TenantId, sql: &str) {
+    pub(crate) async fn tamper(&self, tenant: TenantId, sql: &str) {
         if let Some(directory) = &self.directory {
             let path = directory.path().join("data/tenants").join(format!("{tenant}.db"));
             let url = format!("sqlite:{}", path.display());

@@ -154,7 +154,7 @@ async fn what_is_let_go_is_due_at_once_and_nothing_else_is(house: &House) {
     let let_go = Job { lease_until: Timestamp(0), ..held };
     // Also on a clock that was set back meanwhile.
     let earlier = NOW.plus_micros(-3_600 * MICROS_PER_SECOND);
-    assert_eq!(job::due(&mut connection, earlier, false, 10).await.unwrap(), [let_go.clone()]);
+    assert_eq!(job::due(&mut connection, earlier, false, 10).await.unwrap(), std::slice::from_ref(&let_go));
     let mut next = let_go.clone();
     assert!(next.claim(earlier, LEASE));
     assert_eq!((next.attempts, next.lease, next.error.as_str()), (2, 2, "the worker was lost"));

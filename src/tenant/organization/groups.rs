@@ -212,7 +212,7 @@ async fn stepped(
     let group = match organization(posting).put_group(after, limits) {
         Ok(group) => group,
         // It differs from what was there by its version alone, so this cannot be; nothing may be left half done.
-        Err(refusal) => return Err(StoreError::Wrong(format!("a group that was there is refused: {refusal:?}"))),
+        Err(refusal) => return Err(StoreError::Unwritable(format!("a group that was there is refused: {refusal:?}"))),
     };
     rows::update_group(database, &group).await?;
     record(posting, request, action, target(group.id), payload);

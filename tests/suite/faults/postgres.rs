@@ -2,16 +2,24 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use reqwest::Method;
 use tokio::time::sleep;
 
 use super::World;
 use crate::harness::database::Database;
 use crate::harness::load::post_until_counted;
+use crate::harness::process::Holdings;
 use crate::harness::proxy::Cut;
 use crate::harness::{Engine, Setup, eventually, process};
 
 /// A statement may take this long; an answer is waited for five seconds more.
 const STATEMENT_TIMEOUT_MS: u64 = 3_000;
+/// Events that nobody can count: of one round, how many rounds, and by how much a daemon may grow that cannot keep them.
+const POISON_BYTES: usize = 7 * 1_024 * 1_024;
+const POISON_AT_ONCE: usize = 12;
+const POISON_ROUNDS: usize = 4;
+const POISON_KIB_MAX: u64 = 160 * 1_024;
 const PAST_ALL_PATIENCE: Duration = Duration::from_millis(STATEMENT_TIMEOUT_MS + 5_500);
 
 async fn a_world() -> World {
@@ -53,6 +61,12 @@ async fn a_server_that_hangs_for_one_tenant_holds_up_nobody_else() {
     let mut world = a_world().await;
     world.suffers("2d: silent connection", |world| Box::pin(silent(world))).await;
     world.suffers("2d: frozen backend", |world| Box::pin(frozen_backend(world))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_silent_control_database_cannot_keep_is_not_heaped_up() {
+    let mut world = a_world().await;
+    world.suffers("2d: silent control database", |world| Box::pin(silent_control(world))).await;
 }
 
 pub async fn killed(world: &mut World) {
@@ -174,6 +188,27 @@ pub async fn silent(world: &mut World) {
     sleep(PAST_ALL_PATIENCE).await;
     other.is_served().await;
     world.proxy().forward();
+}
+
+/// The control database falls silent while much arrives that nobody can count. Its senders are told to come again, and what
+/// none of them waits for any more is not held in memory.
+pub async fn silent_control(world: &mut World) {
+    let process = world.daemon.process();
+    let before = Holdings::of(process).resident_kib;
+    world.proxy().fall_silent(world.daemon.control_database());
+    let headers = [("content-type", "application/json")];
+    for _ in 0..POISON_ROUNDS {
+        let posts = (0..POISON_AT_ONCE).map(|_| async {
+            let poison = format!("{{\"poison\":\"{}\"}}", "x".repeat(POISON_BYTES)).into_bytes();
+            world.targets[0].tenant.api.once(Method::POST, "/v1/usage/events", &headers, poison).await.status
+        });
+        assert_eq!(join_all(posts).await, [503; POISON_AT_ONCE]);
+    }
+    sleep(Duration::from_secs(2)).await;
+    let after = Holdings::of(process).resident_kib;
+    println!("resident {before} KiB before, {after} KiB after {} posts", POISON_ROUNDS * POISON_AT_ONCE);
+    world.proxy().forward();
+    assert!(after < before + POISON_KIB_MAX, "{before} KiB grew to {after} KiB");
 }
 
 /// SIGSTOP to the server process of one tenant's writer.
