@@ -449,6 +449,7 @@ async fn write_alerts(connection: &mut Connection, bulk: &'static Bulk, alerts: 
 }
 
 /// An alert as the table has it, whatever it is about.
+#[derive(Default)]
 struct AlertRow<'a> {
     id: String,
     kind: &'static str,
@@ -487,14 +488,14 @@ impl<'a> AlertRow<'a> {
                 details: burn.exhausted_at.0.to_string(),
                 ..AlertRow::about(&burn.quota)
             },
-            AlertSubject::Test(_) => AlertRow::empty(),
+            AlertSubject::Test(_) => AlertRow::default(),
             AlertSubject::ReconciliationDrift(drift) => AlertRow {
                 quota: drift.cause.clone(),
                 period_start: drift.window_start,
                 limit: drift.windows,
                 used: drift.difference,
                 details: drift.summary.clone(),
-                ..AlertRow::empty()
+                ..AlertRow::default()
             },
         };
         AlertRow {
@@ -516,29 +517,7 @@ impl<'a> AlertRow<'a> {
             limit: quota.limit,
             thresholds: thresholds_text(&quota.thresholds),
             enforcement: quota.enforcement.name(),
-            ..AlertRow::empty()
-        }
-    }
-
-    fn empty() -> AlertRow<'a> {
-        AlertRow {
-            id: String::new(),
-            kind: "",
-            quota: String::new(),
-            scope_kind: "",
-            scope_id: "",
-            metric: "",
-            period: "",
-            limit: 0,
-            thresholds: String::new(),
-            enforcement: "",
-            period_start: Timestamp(0),
-            period_end: None,
-            threshold: BURN_MARK,
-            used: 0,
-            details: String::new(),
-            fired_at: Timestamp(0),
-            resolved_at: None,
+            ..AlertRow::default()
         }
     }
 }

@@ -26,6 +26,8 @@
 
 pub mod acknowledge;
 mod change;
+#[cfg(test)]
+mod change_test;
 mod drift;
 pub mod flag;
 mod gateway;
@@ -41,6 +43,8 @@ pub mod policy;
 pub mod provider;
 pub mod pulse;
 pub mod queue;
+#[cfg(test)]
+mod queue_test;
 mod read;
 mod reconcile;
 #[cfg(test)]
@@ -48,6 +52,8 @@ mod reconcile_test;
 mod record;
 #[cfg(test)]
 mod retry_test;
+#[cfg(test)]
+mod seen_test;
 pub mod task;
 #[cfg(test)]
 mod task_test;

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use metrics_exporter_prometheus::PrometheusBuilder;
+
 use super::guess::Guess;
 use super::message::{ChangeRefused, GatewayBatch, GatewayReadings, Permits, TreatFinding};
 use super::reconcile;
@@ -47,6 +49,7 @@ crate::store::tests::conformance!(
     lists_of_findings_and_windows_are_complete,
     what_is_old_is_forgotten,
     time_in_which_nothing_happened_is_skipped,
+    what_a_pass_finds_is_counted,
 );
 
 const EVERYTHING: Window = Window { start: Timestamp(0), end: Timestamp::MAX };
@@ -265,6 +268,27 @@ async fn what_is_missing_on_either_side_is_found_and_resolved_when_it_comes(hous
     assert_eq!(statuses, [Status::Resolved, Status::Resolved]);
     assert_eq!(side.books.comparison.progress.unwrap().again_at, None);
     assert_eq!(side.actions().await[2..], ["finding.resolved", "finding.resolved"]);
+}
+
+async fn what_a_pass_finds_is_counted(house: &House) {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let mut side = Side::of(house).await;
+    let at = side.at(0, 100);
+    side.pass_on(&["a", "lost"], at).await;
+    side.count(&["a"], at).await;
+    side.compare(0, 4).await;
+    side.count(&["lost"], at).await;
+    side.compare(1, 4).await;
+    let text = recorder.handle().render();
+    for line in [
+        "platform_api_reconcile_windows_total{proof=\"requests\",verdict=\"drift\"} 1",
+        "platform_api_reconcile_windows_total{proof=\"requests\",verdict=\"matched\"} 1",
+        "platform_api_reconcile_findings_total{cause=\"lostInLedger\",status=\"open\"} 1",
+        "platform_api_reconcile_findings_total{cause=\"lostInLedger\",status=\"resolved\"} 1",
+    ] {
+        assert!(text.lines().any(|told| told == line), "{line}\n{text}");
+    }
 }
 
 async fn a_pass_that_is_taken_twice_changes_nothing_twice(house: &House) {

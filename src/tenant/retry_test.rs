@@ -14,7 +14,7 @@ use super::message::{ChangeRefused, QuotaDraft, ReplaceQuotas, TreatFinding};
 use super::task::{Declined, Task, untold};
 use super::work::{Reply, Unit, Work, Written};
 use super::writer::{self, TRIES_MAX};
-use super::writer_test::record;
+use super::writer_test::{record, record_at};
 use crate::domain::books::{Books, Counter, Missing, Posting};
 use crate::domain::chain::{Entry, EntryOutcome};
 use crate::domain::ids::{AlertId, FindingId};
@@ -23,12 +23,13 @@ use crate::domain::period::PeriodKind;
 use crate::domain::quota::{Metric, Quota, Scope};
 use crate::domain::reconcile::pass::Treatment;
 use crate::domain::request::{Answer, Request};
+use crate::domain::routing::{QuietHours, Route, Routing};
 use crate::domain::sorting::Inserted;
-use crate::domain::time::Timestamp;
+use crate::domain::time::{MICROS_PER_MINUTE, Timestamp};
 use crate::domain::usage::{Identity, Outcome, Refusal, UsageEvent};
 use crate::store::database::Connection;
 use crate::store::posting::Expecting;
-use crate::store::tests::harness::{House, NOW, event, quota_of};
+use crate::store::tests::harness::{House, NOW, event, quota_of, set_quotas};
 use crate::store::{StoreError, load, notice};
 use crate::tenant::acknowledge::Acknowledge;
 
@@ -41,6 +42,7 @@ crate::store::tests::conformance!(
     a_piece_that_meets_a_busy_database_is_tried_again,
     a_piece_that_is_given_up_is_told_and_seen,
     what_is_owed_is_what_came_less_what_was_settled,
+    what_is_withdrawn_is_owed_no_more,
 );
 
 /// The event that the database refuses.
@@ -157,10 +159,10 @@ fn replace(quotas: Vec<Quota>) -> ReplaceQuotas {
 }
 
 fn hundred_a_day() -> Quota {
-    quota_of(Scope::Tenant, Metric::Tokens, PeriodKind::Day, 100)
+    quota_of(Scope::Tenant, Metric::PromptTokens, PeriodKind::Day, 100)
 }
 
-fn entry() -> Entry {
+pub(super) fn entry() -> Entry {
     Entry {
         actor: "system".into(),
         action: "tenant.amended".into(),
@@ -261,6 +263,27 @@ async fn what_cannot_be_written_holds_up_nothing_else(house: &House) {
     // When nothing of it can be written, nothing is.
     let written = ledger.write(written.books, vec![record(of(&[POISON]), "")]).await;
     assert_eq!((written.committed, written.owed_more), (false, 0));
+    // What is written afterwards counts all the same.
+    let written = ledger.write(written.books, vec![record(of(&[POISON]), ""), record(of(&["d"]), "")]).await;
+    assert_eq!((written.committed, written.books.lifetime.events), (true, 4));
+}
+
+/// An alert that is over before the quiet hours are is not told any more, whichever way the unit is written.
+async fn what_is_withdrawn_is_owed_no_more(house: &House) {
+    let (_, connection, mut books) = house.owner().await;
+    let quiet = QuietHours::read("UTC", "00:00", "23:59", &[]).unwrap();
+    let mail = Route { channels: vec!["mail".into()], quiet_hours: Some(quiet), ..Route::default() };
+    books.routing = Arc::new(Routing { routes: vec![mail], ..Routing::all(vec!["mail".into()]) });
+    let mut ledger = Busy { connection, busy: 0, busy_after: 0, pauses: Vec::new() };
+    let minute = quota_of(Scope::Tenant, Metric::PromptTokens, PeriodKind::Minute, 100);
+    let books = set_quotas(&mut ledger.connection, &books, vec![minute], NOW).await;
+    let written = ledger.write(Arc::new(books), vec![record(vec![event("a", "ada", NOW, 60)], "")]).await;
+    assert_eq!((written.owed_more, notice::owed(&mut ledger.connection).await.unwrap().count), (1, 1));
+    let later = NOW.plus_micros(MICROS_PER_MINUTE);
+    let late = vec![event(POISON, "ada", later, 10), event("b", "ada", later, 10)];
+    let written = ledger.write(written.books, vec![record_at(late, later)]).await;
+    assert_eq!((written.books.lifetime.events, written.books.firing.len()), (2, 0));
+    assert_eq!((written.owed_more, notice::owed(&mut ledger.connection).await.unwrap().count), (-1, 0));
 }
 
 /// The codes of a missing right or table, of a file that cannot be read, of a server with a bug of its own, of a plan or a
@@ -355,7 +378,7 @@ async fn what_is_owed_is_what_came_less_what_was_settled(house: &House) {
     let (reply, _) = oneshot();
     let work = vec![
         Work::Replace { change: replace(vec![hundred_a_day()]), reply: reply.into() },
-        record(vec![event("a", "ada", NOW, 20)], ""),
+        record(vec![event("a", "ada", NOW, 60)], ""),
     ];
     let (written, mut ledger) = write(house, 0, work).await;
     let owed = ledger.owed().await;
@@ -370,7 +393,7 @@ async fn what_is_owed_is_what_came_less_what_was_settled(house: &House) {
     let (reply, settled) = oneshot();
     let work = vec![
         Work::Settle { attempts: vec![delivered(&owed[0])], now: NOW, reply: reply.into() },
-        record(vec![event("b", "ada", NOW, 10)], ""),
+        record(vec![event("b", "ada", NOW, 20)], ""),
     ];
     let written = ledger.write(written.books, work).await;
     assert_eq!((written.owed_more, ledger.owed().await.len()), (1, 3));

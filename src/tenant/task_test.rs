@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::guess::Guess;
-use super::task::{Change, Declined, Halt, Task, Told};
+use super::task::{Change, Declined, Halt, Task, Told, untold};
 use super::work::{Unit, Work};
 use super::writer;
 use crate::domain::books::{Books, Posting};
@@ -90,4 +90,10 @@ async fn a_refused_change_leaves_nothing(house: &House) {
     // Its key is free: the same request may be right another time.
     let now = say(&mut connection, &mut books, "yes", Some(("key", 1))).await;
     assert_eq!(now, Ok(Answer::Fresh("yes".into())));
+}
+
+#[test]
+fn who_needs_no_answer_is_replayed_an_empty_document() {
+    let kept: serde_json::Value = serde_json::from_str(&untold(&"anything")).unwrap();
+    assert_eq!(kept, serde_json::json!({}));
 }

@@ -43,19 +43,6 @@ pub(crate) struct State {
     standstill: Standstill,
 }
 
-impl State {
-    fn tell(&mut self, written: &Written) {
-        let (tenant, reason) = (written.books.tenant, written.rolled_back.as_deref());
-        match self.standstill.after(reason.is_some(), written.committed) {
-            Some(Turn::Stuck) => {
-                tracing::error!(%tenant, reason, "commits are rolled back, callers must come back");
-            }
-            Some(Turn::Freed) => tracing::info!(%tenant, "commits succeed again"),
-            None => {}
-        }
-    }
-}
-
 /// Whether the last unit was rolled back too often, and nothing was committed since. On-call hears once that nothing can be
 /// written, and once that something can again; the metrics count what is between.
 #[derive(Debug, Default)]
@@ -68,6 +55,18 @@ pub(super) enum Turn {
 }
 
 impl Standstill {
+    /// Tells on-call what a unit has changed about it.
+    pub(super) fn tell(&mut self, written: &Written) {
+        let (tenant, reason) = (written.books.tenant, written.rolled_back.as_deref());
+        match self.after(reason.is_some(), written.committed) {
+            Some(Turn::Stuck) => {
+                tracing::error!(%tenant, reason, "commits are rolled back, callers must come back");
+            }
+            Some(Turn::Freed) => tracing::info!(%tenant, "commits succeed again"),
+            None => {}
+        }
+    }
+
     /// What a unit has changed about it. One that had nothing to commit says nothing.
     pub(super) fn after(&mut self, was_rolled_back: bool, was_committed: bool) -> Option<Turn> {
         let turn = match (self.0, was_rolled_back) {
@@ -98,7 +97,7 @@ impl Actor for Writer {
     async fn handle(&self, _: ActorRef<Unit>, unit: Unit, state: &mut State) -> Result<(), ActorProcessingErr> {
         let span = commit_span(&unit);
         let written = Box::pin(write(&mut state.connection, &mut state.guess, unit).instrument(span)).await?;
-        state.tell(&written);
+        state.standstill.tell(&written);
         state.keeper.cast(Message::Written(written))?;
         Ok(())
     }

@@ -149,6 +149,8 @@ async fn an_old_owner_is_fenced(house: &House) {
     let late = commit(&mut old, &books, &[event("a", "ada", NOW, 10)], NOW).await;
     assert!(matches!(late, Err(StoreError::Fenced)), "{late:?}");
     old.rollback().await.unwrap();
+    assert!(matches!(posting::check_owner(&mut old, &books).await, Err(StoreError::Fenced)));
+    assert!(posting::check_owner(&mut new, &taken).await.is_ok());
     let stored = load::read_books(&mut new, books.tenant).await.unwrap();
     assert_same(&stored, &taken);
     assert_eq!(stored.lifetime.events, 0);
@@ -490,6 +492,10 @@ async fn books_behind_their_ledger_are_refused(house: &House) {
     house.tamper(books.tenant, "UPDATE books SET next_position = 3, head_seq = head_seq - 1").await;
     let refused = load::take_over(&mut connection, opening(books.tenant, Head::EMPTY)).await;
     assert!(matches!(refused, Err(StoreError::Untrusted(_))), "{refused:?}");
+    let first = "UPDATE books SET head_seq = 2, head_hash = (SELECT hash FROM audit_record WHERE seq = 1)";
+    house.tamper(books.tenant, first).await;
+    let refused = load::take_over(&mut connection, opening(books.tenant, Head::EMPTY)).await;
+    assert!(matches!(&refused, Err(StoreError::Untrusted(text)) if text.contains("last record")), "{refused:?}");
 }
 
 async fn an_acknowledgement_is_kept_and_told_before_the_end(house: &House) {
