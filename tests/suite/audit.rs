@@ -141,8 +141,12 @@ async fn a_forged_event_is_named_by_the_api_and_by_the_command() {
             Engine::Postgres => "ALTER TABLE usage_ledger DISABLE TRIGGER ALL",
         };
         database.execute(unlock).await.unwrap();
-        for table in ["usage_ledger", "usage_rollup", "books"] {
-            database.execute(&format!("UPDATE {table} SET prompt_tokens = 0")).await.unwrap();
+        for forgery in [
+            "UPDATE usage_ledger SET prompt_tokens = 0",
+            "UPDATE usage_rollup SET prompt_tokens = 0",
+            "UPDATE books SET prompt_tokens = 0",
+        ] {
+            database.execute(forgery).await.unwrap();
         }
         drop(database);
 
