@@ -81,7 +81,7 @@ fn what_is_written_verifies(text: &str) {
     changed.bytes[at] ^= 1 << (text.len() % 8);
     assert!(Verifier::new(CHAIN).check(&changed).is_err());
     let erased = Stored { payload: None, salt: None, ..stored };
-    assert_eq!(Verifier::new(CHAIN).check(&erased), Ok(()));
+    assert!(Verifier::new(CHAIN).check(&erased).is_ok());
 }
 
 fn what_verifies_is_canonical(bytes: &[u8]) {
