@@ -10,7 +10,7 @@
 //! - [`api_key`]: a tenant's keys. `key_use`: when each was last used.
 //! - `quarantine`: how much of it is whose.
 //! - [`jobs`]: background work, as far as it is durable. [`session`]: sessions of browsers, and passwords.
-//! - `follow`: what other nodes on the same control database change.
+//! - `follow`: what other nodes on the same control database change. `remember`: how long each tenant's chain is.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
 //! - [`errand`]: one try of a job, and who holds it. [`workflow`]: changes that touch the control database and a tenant's;
 //!   what is left to do is a job, each step may be done again, and whatever a crash left unfinished is taken up by whichever
@@ -31,6 +31,7 @@ pub mod noted;
 pub mod platform_admin;
 mod quarantine;
 mod registrar;
+mod remember;
 pub mod session;
 pub mod slot;
 mod supervisor;

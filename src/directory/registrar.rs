@@ -182,7 +182,7 @@ pub(super) struct State {
     /// Looks at what other nodes have changed that have failed in a row.
     pub(super) failed_looks: i64,
     /// What could not be remembered of tenants, yet: how long their chains are, and whether they are open.
-    unremembered: HashMap<TenantId, (Head, bool)>,
+    pub(super) unremembered: HashMap<TenantId, (Head, bool)>,
     shares: Shares,
 }
 
@@ -643,28 +643,6 @@ impl State {
         let head = link(connection, head, entries, now).await?;
         self.commit().await?;
         Ok(head)
-    }
-
-    /// What cannot be remembered now is remembered later: until then a restored database is not noticed, and a start does not
-    /// open a tenant that owes something.
-    async fn remember(&mut self, tenant: TenantId, head: Head, awake: bool) {
-        self.unremembered.insert(tenant, (head, awake));
-        if let Err(refused) = self.remember_all().await {
-            let tenants = self.unremembered.len();
-            tracing::warn!(%tenant, tenants, %refused, "the catalogue cannot remember a tenant's chain now");
-        }
-    }
-
-    async fn remember_all(&mut self) -> Result<(), Refused> {
-        while let Some((tenant, (head, awake))) =
-            self.unremembered.iter().next().map(|(tenant, noted)| (*tenant, *noted))
-        {
-            let connection = self.connection().await?;
-            catalogue::remember_head(connection, tenant, head, awake).await.map_err(|error| self.doubt(&error))?;
-            self.unremembered.remove(&tenant);
-            self.birth.index.put_head(tenant, head);
-        }
-        Ok(())
     }
 
     async fn probe(&mut self) -> Result<(), Refused> {
