@@ -56,6 +56,9 @@ pub(crate) struct Ingest {
     /// Leave the yardsticks out.
     #[arg(long)]
     alone: bool,
+    /// `tenants.open_max` of the daemon; 60 on Postgres and 1,000 on SQLite if unset. On Postgres each is a connection.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=2_000))]
+    open_max: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -108,6 +111,7 @@ async fn step(ingest: &Ingest, step: Step, surroundings: &Surroundings) -> anyho
     if ingest.store == StoreKind::Sqlite {
         setup.open_max = OPEN_MAX_SQLITE;
     }
+    setup.open_max = ingest.open_max.unwrap_or(setup.open_max);
     let mut plant = Plant::start(setup, surroundings).await?;
     let outcome = measured(&mut plant, ingest, step).await;
     plant.finish(outcome).await

@@ -43,6 +43,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How much longer than the server's own timeout an answer is waited for.
 const ANSWER_GRACE: Duration = Duration::from_secs(5);
+/// How long a start waits for a process that has the folder and is about to end, and how often it looks.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_EVERY: Duration = Duration::from_millis(50);
 /// How long a slow read waits for its turn.
 const READER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a reader that nobody uses stays connected.
@@ -109,7 +112,7 @@ impl Store {
     /// [`StoreError::Retryable`] when another daemon holds the directory; [`StoreError::Wrong`] when the URL or the
     /// SQLite version is unusable.
     pub async fn open(settings: &config::Store) -> Result<Store, StoreError> {
-        let backend = Backend::from_url(settings.url.expose_secret(), true)?;
+        let backend = Backend::from_url(settings.url.expose_secret(), true).await?;
         Store::with_backend(settings, backend).await
     }
 
@@ -119,7 +122,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Missing`] when there is no such directory.
     pub async fn inspect(settings: &config::Store) -> Result<Store, StoreError> {
-        let backend = Backend::from_url(settings.url.expose_secret(), false)?;
+        let backend = Backend::from_url(settings.url.expose_secret(), false).await?;
         Store::with_backend(settings, backend).await
     }
 
@@ -418,7 +421,7 @@ impl Shared {
 }
 
 impl Backend {
-    fn from_url(url: &str, lock: bool) -> Result<Backend, StoreError> {
+    async fn from_url(url: &str, lock: bool) -> Result<Backend, StoreError> {
         let Some(directory) = url.strip_prefix("sqlite:") else {
             // The parser's own words may quote the URL, and with it the password.
             let options = PgConnectOptions::from_str(url)
@@ -434,7 +437,7 @@ impl Backend {
                 .ok_or_else(|| StoreError::Missing(format!("no directory {}", path.display())));
         }
         create_directory(&path.join("tenants"))?;
-        let lock = lock_directory(&path)?;
+        let lock = lock_directory(&path).await?;
         Ok(Backend::Sqlite(Directory { path, lock: Some(lock) }))
     }
 }
@@ -561,8 +564,8 @@ fn create_file(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// The system lets go of the lock when the process ends, however it ends.
-fn lock_directory(path: &Path) -> Result<File, StoreError> {
+/// The system lets go of the lock when the process ends, however it ends; one that was just ended may not be quite gone.
+async fn lock_directory(path: &Path) -> Result<File, StoreError> {
     let name = path.join("daemon.lock");
     let file = OpenOptions::new()
         .write(true)
@@ -571,12 +574,19 @@ fn lock_directory(path: &Path) -> Result<File, StoreError> {
         .mode(0o600)
         .open(&name)
         .map_err(|error| unusable(&name, &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            Err(StoreError::Retryable(format!("another daemon is using {}; stop it first", path.display())))
+    let asked = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if asked.elapsed() < LOCK_PATIENCE => {
+                tokio::time::sleep(LOCK_EVERY).await;
+            }
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let problem = format!("another daemon is using {}; stop it first", path.display());
+                return Err(StoreError::Retryable(problem));
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(unusable(&name, &error)),
         }
-        Err(std::fs::TryLockError::Error(error)) => Err(unusable(&name, &error)),
     }
 }
 
