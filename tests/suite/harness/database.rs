@@ -130,6 +130,14 @@ impl Database {
         .expect("a column that was named")
     }
 
+    /// From here on everything is read as it is now. A server may still be committing what a daemon asked for before it was
+    /// killed; a file has nobody else.
+    pub async fn hold_still(&mut self) {
+        if let Database::Postgres(_) = self {
+            self.execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await.expect("a transaction");
+        }
+    }
+
     /// Runs a statement that may be refused.
     pub async fn execute(&mut self, sql: &'static str) -> Result<u64, sqlx::Error> {
         match self {

@@ -84,6 +84,7 @@ impl Oracle {
     /// acknowledged is in the ledger, over HTTP and up to `acked`, where the consumer's acknowledgements end. Ask for
     /// `acked` before this reads the database.
     pub async fn check_remains(&self, database: &mut Database, acked: u64) {
+        database.hold_still().await;
         check_sums(database).await;
         let rows = database.words("SELECT event_id FROM usage_ledger").await;
         let ids: BTreeSet<&String> = rows.iter().flatten().collect();
