@@ -40,20 +40,26 @@ pub struct ProvenRow {
 }
 
 /// Goes through the ledger beside the chain, from the first record on.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct LedgerProof {
-    /// Where the last statement ended.
-    end: i64,
+    /// Where the last statement ended; `None` when that one was erased.
+    end: Option<i64>,
     totals: Totals,
     /// A statement was erased: what it counted is beyond proof, and so are the sums.
     has_gap: bool,
+}
+
+impl Default for LedgerProof {
+    fn default() -> LedgerProof {
+        LedgerProof { end: Some(0), totals: Totals::default(), has_gap: false }
+    }
 }
 
 impl LedgerProof {
     /// A record whose payload was erased.
     pub fn skip(&mut self) {
         self.has_gap = true;
-        self.end = i64::MAX;
+        self.end = None;
     }
 
     /// Checks the next statement. `rows` are those that stand at its last position or before, newest first: as many as it
@@ -65,11 +71,11 @@ impl LedgerProof {
         let Some((counted, earlier)) = rows.split_at_checked(statement.events) else {
             return Err("the ledger lacks events that this record counted");
         };
-        let knows_end = self.end != i64::MAX;
-        if knows_end && counted.last().is_some_and(|oldest| oldest.row.position <= self.end) {
+        let is_known = |row: &ProvenRow| self.end.is_some_and(|end| row.row.position <= end);
+        if counted.last().is_some_and(is_known) {
             return Err("the ledger lacks events that this record counted");
         }
-        if knows_end && earlier.first().is_some_and(|row| row.row.position > self.end) {
+        if self.end.is_some() && earlier.first().is_some_and(|row| !is_known(row)) {
             return Err("the ledger holds events that no record counted");
         }
         let mut context = digest::Context::new(&digest::SHA256);
@@ -85,7 +91,7 @@ impl LedgerProof {
         if super::books::hex(context.finish().as_ref()) != statement.digest {
             return Err("the events in the ledger are not those that this record counted");
         }
-        self.end = statement.last_position;
+        self.end = Some(statement.last_position);
         Ok(())
     }
 
