@@ -136,7 +136,7 @@ impl Daemon {
         tokio::spawn(async move { warming.warm().await });
 
         let recorder = Recorder::new(directory.clone(), clock.clone(), config.intake.clone());
-        let (stream, stream_health) = open_stream(&config, &recorder, &clock);
+        let (stream, nats) = open_stream(&config, &recorder, &clock, store.has_one_owner());
         let (jobs, jobs_state) = start_jobs(&config, &directory, &clock, &tools);
         let (replayer, parked, parked_detail) = start_replayer(&recorder);
         let (leaving, stopping) = watch::channel(false);
@@ -147,7 +147,7 @@ impl Daemon {
                 state: watch_database(directory.clone()),
                 detail: None,
             },
-            Dependency { name: "nats".into(), required: false, state: stream_health, detail: None },
+            nats,
             Dependency { name: "vault".into(), required: false, state: watch_vault(vault).await, detail: None },
             Dependency { name: "jobs".into(), required: false, state: jobs_state, detail: None },
             Dependency { name: "parked-usage".into(), required: false, state: parked, detail: Some(parked_detail) },
@@ -319,18 +319,25 @@ fn open_rate_limits(config: &Config) -> anyhow::Result<(Limiter, Task, Dependenc
 }
 
 /// The usage stream, if NATS is configured, and how it is.
-fn open_stream(config: &Config, recorder: &Recorder, clock: &Clock) -> (Option<Task>, watch::Receiver<State>) {
+fn open_stream(config: &Config, recorder: &Recorder, clock: &Clock, alone: bool) -> (Option<Task>, Dependency) {
+    let dependency = |state, detail| Dependency { name: "nats".into(), required: false, state, detail };
     if config.nats.url.is_none() {
-        return (None, watch::channel(State::Off).1);
+        return (None, dependency(watch::channel(State::Off).1, None));
     }
-    let stream = UsageStream::new(config.nats.clone(), recorder.clone(), clock.clone());
-    let health = relay(stream.health(), |health| match health {
-        StreamHealth::Connected => State::Up,
+    let stream = UsageStream::new(config.nats.clone(), recorder.clone(), clock.clone(), alone);
+    let state = relay(stream.health(), |health| match health {
+        StreamHealth::Connected | StreamHealth::StandingBy { .. } => State::Up,
         StreamHealth::Disconnected { .. } => State::Down,
+    });
+    let detail = relay(stream.health(), |health| match health {
+        StreamHealth::Connected => "this node reads the usage stream".to_owned(),
+        StreamHealth::StandingBy { reader: Some(reader) } => format!("another node reads the usage stream: {reader}"),
+        StreamHealth::StandingBy { reader: None } => "another node reads the usage stream".to_owned(),
+        StreamHealth::Disconnected { .. } => "this node does not read the usage stream; its log says why".to_owned(),
     });
     let stop = CancellationToken::new();
     let handle = tokio::spawn(stream.run(stop.clone()));
-    (Some(Task { stop, handle }), health)
+    (Some(Task { stop, handle }), dependency(state, Some(detail)))
 }
 
 /// How books are compared: what a meter says is no more exact than the time between two looks at it.

@@ -153,7 +153,7 @@ pub(super) struct DependencyView {
     status: String,
     required: bool,
     /// Of a gateway's source: which proof it makes available, and which setting is missing. Of parked usage: how much it is,
-    /// of how much it may be.
+    /// of how much it may be. Of NATS: which node reads the usage stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     detail: Option<String>,

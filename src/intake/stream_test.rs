@@ -105,7 +105,7 @@ pub(super) struct Reading {
 
 impl Reading {
     pub(super) fn begin(node: &Node, bus: &Bus) -> Reading {
-        let stream = UsageStream::new(bus.nats.clone(), node.recorder.clone(), node.clock.clone());
+        let stream = UsageStream::new(bus.nats.clone(), node.recorder.clone(), node.clock.clone(), false);
         let (stop, health) = (CancellationToken::new(), stream.health());
         let task = tokio::spawn(stream.run(stop.clone()));
         Reading { stop, health, task }
@@ -235,7 +235,7 @@ async fn without_nats_it_says_so_and_stops_when_told() {
         url: Some(SecretString::from("nats://user:hunter2@127.0.0.1:1".to_owned())),
         ..config::Nats::default()
     };
-    let stream = UsageStream::new(nats, node.recorder.clone(), node.clock.clone());
+    let stream = UsageStream::new(nats, node.recorder.clone(), node.clock.clone(), false);
     let (stop, mut health) = (CancellationToken::new(), stream.health());
     let task = tokio::spawn(stream.run(stop.clone()));
     let unreachable = |health: &StreamHealth| matches!(health, StreamHealth::Disconnected { reason, .. } if reason.contains("reached"));

@@ -44,7 +44,13 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Messages of the usage stream delivered to us and not acknowledged yet.",
     ),
     ("platform_api_stream_pull_messages", Histogram, Unit::Count, "Messages of one pull from the usage stream."),
-    ("platform_api_stream_connected", Gauge, Unit::Count, "1 while the usage stream is being read, 0 otherwise."),
+    ("platform_api_stream_connected", Gauge, Unit::Count, "1 while this node reads the usage stream, 0 otherwise."),
+    (
+        "platform_api_stream_standing_by",
+        Gauge,
+        Unit::Count,
+        "1 while another node reads the usage stream, and this one would take over.",
+    ),
     (
         "platform_api_stream_put_off_total",
         Counter,

@@ -1,10 +1,12 @@
-//! Two nodes on one control database: what one changes in the catalogue the other goes by, without a restart, and neither
-//! overwrites what it has not seen.
+//! Two nodes on one control database: what one changes in the catalogue the other goes by, without a restart, neither
+//! overwrites what it has not seen, and one of them reads the usage stream.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::api::{Answer, Api};
+use crate::harness::database::Database;
+use crate::harness::events::Envelope;
 use crate::harness::issuer::Issuer;
 use crate::harness::{Daemon, Engine, Setup, Tenant, eventually};
 
@@ -112,4 +114,67 @@ async fn neither_node_overwrites_what_it_has_not_seen() {
     other.platform.post("/v1/platform-admins", &body).await.refused(409, "IDENTITY_TAKEN");
     // The platform's own chain has taken every record of both.
     Tenant::holds(&one.platform.get("/v1/audit/verify").await.ok());
+}
+
+/// What a node says of the usage stream.
+async fn stream_at(node: &Daemon) -> String {
+    node.platform.anonymous().get("/health").await.body["dependencies"]["nats"].to_string()
+}
+
+async fn comes_to_say(node: &Daemon, words: &str) {
+    eventually(words, || async { stream_at(node).await.contains(words).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_reads_the_stream_and_another_goes_on_when_it_is_killed_frozen_or_stopped() {
+    let (mut one, mut other) = two_nodes(Setup::on(Engine::Postgres).with_nats()).await;
+    let bus = one.bus().await;
+    let acme = one.onboard("Acme").await;
+    let publish = async |events: i64| {
+        for _ in 0..events {
+            bus.publish(&Envelope::new(&acme.id).json()).await;
+        }
+        events
+    };
+    let mut sent = 0;
+    for ending in ["killed", "frozen", "stopped"] {
+        // A node that was just started may have taken the turn; soon it is clear whose it is.
+        let one_reads = eventually("a reader, and one who stands by", || async {
+            let says = [stream_at(&one).await, stream_at(&other).await];
+            let reads = says.each_ref().map(|says| says.contains("this node reads"));
+            let stands_by = says.map(|says| says.contains("\"up\"") && says.contains("another node reads"));
+            [(reads[0] && stands_by[1]).then_some(true), (reads[1] && stands_by[0]).then_some(false)]
+                .into_iter()
+                .flatten()
+                .next()
+        })
+        .await;
+        let (reader, heir) = if one_reads { (&mut one, &mut other) } else { (&mut other, &mut one) };
+        sent += publish(200).await;
+        eventually("something to be counted", || async { (bus.backlog().await < 200).then_some(()) }).await;
+        sent += publish(50).await;
+        match ending {
+            "killed" => reader.kill().await,
+            "frozen" => reader.signal("STOP").await,
+            _ => assert!(reader.stop().await.success()),
+        }
+        sent += publish(200).await;
+        comes_to_say(heir, "this node reads").await;
+        heir.drained(&bus).await;
+        match ending {
+            "killed" => reader.restart().await,
+            // It wakes up, learns that another reads, and leaves it at that.
+            "frozen" => {
+                reader.signal("CONT").await;
+                comes_to_say(reader, "another node reads").await;
+            }
+            _ => {}
+        }
+        sent += publish(50).await;
+        heir.drained(&bus).await;
+    }
+    let mut database = Database::of_tenant(&one, &acme.id).await;
+    assert_eq!(database.number("SELECT COUNT(*) FROM usage_ledger").await, sent, "each event once");
+    let begun = [&one, &other].map(|node| node.log().matches("reading the usage stream\"").count());
+    assert!((4..=6).contains(&begun.iter().sum::<usize>()), "sessions begun, of which some ended others: {begun:?}");
 }

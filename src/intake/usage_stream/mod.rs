@@ -9,7 +9,7 @@
 //! Acknowledgements and stream sequences are hints: the tenants' ledgers decide what was counted. So a lost
 //! acknowledgement, a lost connection and a stream that went backwards all end in the same way: the messages come
 //! again, and are known. Where reading goes on is decided by our own checkpoint, compared with what the stream holds
-//! ([`resume`]).
+//! ([`resume`]). Of several nodes one reads, the others stand by ([`turn`]).
 
 mod connection;
 mod counting;
@@ -22,20 +22,24 @@ mod resume;
 mod room;
 mod session;
 mod terms;
+mod turn;
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use self::connection::{BACKOFF_MAX, BACKOFF_MIN, connect, jittered};
 use self::reading::Reader;
 use self::resume::Progress;
 use self::session::{Given, Session};
+use self::terms::Terms;
+use self::turn::{Patience, Turn};
 use super::arrival::Format;
 use super::record::Recorder;
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config;
 use crate::domain::stream::Anomaly;
 use crate::domain::time::Timestamp;
@@ -46,7 +50,13 @@ const LAST_ACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Whether the stream is being read; for health.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamHealth {
+    /// This node reads it.
     Connected,
+    /// Another node reads it; this one takes over when that one stops.
+    StandingBy {
+        /// As it names itself in its log, if it does.
+        reader: Option<Uuid>,
+    },
     Disconnected {
         since: Timestamp,
         /// For a person; without secrets.
@@ -57,6 +67,8 @@ pub enum StreamHealth {
 /// Reads the usage stream until it is told to stop.
 pub struct UsageStream {
     nats: config::Nats,
+    terms: Terms,
+    turn: Turn,
     clock: Clock,
     reader: Reader,
     health: watch::Sender<StreamHealth>,
@@ -79,12 +91,14 @@ enum Ended {
 }
 
 impl UsageStream {
+    /// `alone` when no other node can have our databases, so that whoever else reads with our consumer is a stranger.
     #[must_use]
-    pub fn new(nats: config::Nats, recorder: Recorder, clock: Clock) -> UsageStream {
+    pub fn new(nats: config::Nats, recorder: Recorder, clock: Clock, alone: bool) -> UsageStream {
         let reason = "not connected yet".to_owned();
         let (health, _) = watch::channel(StreamHealth::Disconnected { since: clock.now(), reason });
         let reader = Reader { limits: recorder.limits(Format::Events), recorder, subject: nats.subject.clone() };
-        UsageStream { nats, clock, reader, health }
+        let terms = Terms::of(&nats, clock::new_id());
+        UsageStream { nats, terms, turn: Turn::new(alone, Patience::default()), clock, reader, health }
     }
 
     /// Follows whether the stream is being read.
@@ -95,7 +109,7 @@ impl UsageStream {
 
     /// Reads until `stop`; then takes nothing new, lets what is in flight commit, acknowledges it and returns. Never
     /// gives up otherwise: whatever goes wrong is tried again with backoff while the health says so.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut progress = Progress::default();
         let mut tasks = JoinSet::new();
         let mut backoff = BACKOFF_MIN;
@@ -123,7 +137,7 @@ impl UsageStream {
 
     /// One connection, from beginning to end. `Ok` when told to stop.
     async fn session(
-        &self,
+        &mut self,
         stop: &CancellationToken,
         progress: &mut Progress,
         tasks: &mut JoinSet<()>,
@@ -132,16 +146,21 @@ impl UsageStream {
             () = stop.cancelled() => return Ok(()),
             connected = connect(&self.nats) => connected?,
         };
+        let health = &self.health;
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            waited = self.turn.wait(&context, &self.terms, |reader| stand_by(health, reader)) => waited?,
+        }
         let directory = self.reader.recorder.directory().clone();
-        let given = Given { nats: &self.nats, reader: self.reader.clone(), directory, progress, tasks };
-        let session = Session::begin(context, given).await?;
+        let (nats, terms, reader) = (&self.nats, &self.terms, self.reader.clone());
+        let session = Session::begin(context, Given { nats, terms, reader, directory, progress, tasks }).await?;
         self.health.send_replace(StreamHealth::Connected);
-        metrics::gauge!("platform_api_stream_connected").set(1.0);
+        tell_gauges(1.0, 0.0);
         session.run(lost, stop).await
     }
 
     fn report(&self, ended: &Ended) {
-        metrics::gauge!("platform_api_stream_connected").set(0.0);
+        tell_gauges(0.0, 0.0);
         match ended {
             Ended::Refused(_) => tracing::error!(reason = %ended, "the usage stream cannot be read"),
             _ => tracing::warn!(reason = %ended, "the usage stream is not being read"),
@@ -155,10 +174,27 @@ impl UsageStream {
                 *known = reason;
                 true
             }
-            StreamHealth::Connected => {
+            StreamHealth::Connected | StreamHealth::StandingBy { .. } => {
                 *health = StreamHealth::Disconnected { since: now, reason };
                 true
             }
         });
     }
+}
+
+/// Another node reads. Said once for each that does.
+fn stand_by(health: &watch::Sender<StreamHealth>, reader: Option<Uuid>) {
+    let standing = StreamHealth::StandingBy { reader };
+    if *health.borrow() == standing {
+        return;
+    }
+    let reader = reader.map(tracing::field::display);
+    tracing::info!(reader, "another node reads the usage stream; standing by");
+    tell_gauges(0.0, 1.0);
+    health.send_replace(standing);
+}
+
+fn tell_gauges(connected: f64, standing_by: f64) {
+    metrics::gauge!("platform_api_stream_connected").set(connected);
+    metrics::gauge!("platform_api_stream_standing_by").set(standing_by);
 }

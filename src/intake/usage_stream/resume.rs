@@ -342,7 +342,7 @@ mod tests {
 
     /// A stream of five messages, of which the first `purged` are gone, and nobody has read any.
     async fn stream(bus: &Bus, purged: u64) -> (Stream, Progress) {
-        let stream = terms::agree(&bus.context, &Terms::of(&bus.nats)).await.unwrap();
+        let stream = terms::agree(&bus.context, &Terms::of(&bus.nats, clock::new_id())).await.unwrap();
         for _ in 0..5 {
             bus.publish("", "garbage").await;
         }
@@ -367,7 +367,7 @@ mod tests {
         let node = Node::open().await;
         let bus = Bus::open().await;
         let (_, mut progress) = stream(&bus, 3).await;
-        let terms = Terms::of(&bus.nats);
+        let terms = Terms::of(&bus.nats, clock::new_id());
         node.directory.drain(PATIENCE).await;
         for _ in 0..3 {
             let begun = begin(&bus.context, &terms, &node.directory, &mut progress).await;
@@ -405,7 +405,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn messages_on_their_way_to_us_are_not_gone() {
         let bus = Bus::open().await;
-        let terms = Terms::of(&bus.nats);
+        let terms = Terms::of(&bus.nats, clock::new_id());
         let (stream, _) = stream(&bus, 0).await;
         let consumer = terms::make_consumer(&stream, &terms, DeliverPolicy::All).await.unwrap();
         let client = async_nats::connect(bus.url()).await.unwrap();

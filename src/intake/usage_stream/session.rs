@@ -39,8 +39,9 @@ const CHECKPOINT_EVERY: Duration = Duration::from_millis(500);
 const PRESSURE_AFTER: Duration = Duration::from_secs(1);
 /// How long calls may take when we leave.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long an idle pull stays open at the server, and how often the server says that it is alive.
-const PULL_EXPIRES: Duration = Duration::from_secs(30);
+/// How long an idle pull stays open at the server, so how long one does whose reader was frozen; and how often the server
+/// says that it is alive.
+pub(super) const PULL_EXPIRES: Duration = Duration::from_secs(10);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
 /// A pull ends when it has this many bytes, so that long events do not pile up: here, or in the client, which asks for the
 /// next while the last is being taken, and so has up to twice as many.
@@ -51,6 +52,7 @@ const ENVELOPE_BYTES_MAX: usize = 64 * 1024;
 /// What a session is given.
 pub(super) struct Given<'a> {
     pub(super) nats: &'a config::Nats,
+    pub(super) terms: &'a Terms,
     pub(super) reader: Reader,
     pub(super) directory: Directory,
     pub(super) progress: &'a mut Progress,
@@ -60,7 +62,6 @@ pub(super) struct Given<'a> {
 
 pub(super) struct Session<'a> {
     given: Given<'a>,
-    terms: Terms,
     context: Context,
     stream: Stream,
     messages: pull::Stream,
@@ -112,9 +113,9 @@ struct Taken {
 impl<'a> Session<'a> {
     /// Agrees with the server on where to read on.
     pub(super) async fn begin(context: Context, given: Given<'a>) -> Result<Session<'a>, Ended> {
-        let terms = Terms::of(given.nats);
+        let terms = given.terms;
         let Beginning { stream, consumer, read_to } =
-            resume::begin(&context, &terms, &given.directory, given.progress).await?;
+            resume::begin(&context, terms, &given.directory, given.progress).await?;
         // The longest message has to fit: one that does not would never come, nor anything after it.
         let longest = context.client().server_info().max_payload.saturating_add(ENVELOPE_BYTES_MAX);
         let messages = consumer
@@ -126,7 +127,8 @@ impl<'a> Session<'a> {
             .messages()
             .await
             .map_err(|error| Ended::Broken(error.to_string()))?;
-        tracing::info!(stream = terms.stream, consumer = terms.consumer, read_to, "reading the usage stream");
+        let Terms { stream: name, consumer, reader, .. } = terms;
+        tracing::info!(stream = name, consumer, %reader, read_to, "reading the usage stream");
         let closed = CancellationToken::new();
         let counter = Counter { reader: given.reader.clone(), stream: terms.stream.clone(), closed: closed.clone() };
         let (tell, events) = mpsc::unbounded_channel();
@@ -139,7 +141,6 @@ impl<'a> Session<'a> {
             lanes: Lanes::new(bounds),
             deliveries: Deliveries::after(read_to),
             given,
-            terms,
             context,
             stream,
             messages,
@@ -250,7 +251,13 @@ impl<'a> Session<'a> {
 
     fn position(&self, sequence: u64, at_nanos: i64, hash: Option<[u8; 32]>) -> Checkpoint {
         let created_nanos = self.given.progress.position.as_ref().map_or(0, |position| position.created_nanos);
-        Checkpoint { stream: self.terms.stream.clone(), created_nanos, sequence: number(sequence), at_nanos, hash }
+        Checkpoint {
+            stream: self.given.terms.stream.clone(),
+            created_nanos,
+            sequence: number(sequence),
+            at_nanos,
+            hash,
+        }
     }
 
     fn sort(&mut self, pull: Pull) {
@@ -327,7 +334,7 @@ impl<'a> Session<'a> {
     async fn rise(&mut self) {
         let mut risen = false;
         for end in self.floor.rise() {
-            note_gaps(&self.terms.stream, &end.gaps);
+            note_gaps(&self.given.terms.stream, &end.gaps);
             self.given.progress.gaps.extend(end.gaps);
             if let Some(acker) = end.acker {
                 self.acknowledged = Some((u64::try_from(end.position.sequence).unwrap_or(0), acker));
@@ -377,7 +384,7 @@ impl<'a> Session<'a> {
         if self.looking {
             return;
         }
-        let (stream, terms) = (self.stream.clone(), self.terms.clone());
+        let (stream, terms) = (self.stream.clone(), self.given.terms.clone());
         let position = self.given.progress.position.clone();
         self.looking = true;
         self.spawn(async move { Event::Looked(resume::look(&stream, &terms, position.as_ref()).await) });

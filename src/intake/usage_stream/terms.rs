@@ -2,36 +2,42 @@
 //!
 //! The consumer is a reading head that we make anew for each session, where the checkpoint says: it acknowledges
 //! everything up to a message, which costs the server half of what single acknowledgements do, and nobody else may read
-//! with it. Its name stays, so that its lag can be watched.
+//! with it. Its name stays, so that its lag can be watched; its description says who made it ([`super::turn`]).
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{self, ConsumerErrorKind, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{Context, ErrorCode};
+use uuid::Uuid;
 
 use super::Ended;
 use crate::config;
 
 /// How long a stream we make keeps messages: what a restored database can catch up with.
 const STREAM_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// What our consumers are described by, before the id of the reader.
+const DESCRIPTION: &str = "platform-api: usage events, for reader ";
 
 /// What we ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Terms {
     pub(super) stream: String,
     pub(super) consumer: String,
+    /// Who we are, among the readers of this stream.
+    pub(super) reader: Uuid,
     subject: String,
     ack_wait: Duration,
     ack_pending_max: i64,
 }
 
 impl Terms {
-    pub(super) fn of(nats: &config::Nats) -> Terms {
+    pub(super) fn of(nats: &config::Nats, reader: Uuid) -> Terms {
         Terms {
             stream: nats.stream.clone(),
             consumer: nats.consumer.clone(),
+            reader,
             subject: nats.subject.clone(),
             ack_wait: config::millis(nats.ack_wait_ms),
             ack_pending_max: i64::try_from(nats.ack_pending_max).unwrap_or(i64::MAX),
@@ -84,7 +90,7 @@ impl Terms {
     fn consumer_config(&self, deliver_policy: DeliverPolicy) -> pull::Config {
         pull::Config {
             durable_name: Some(self.consumer.clone()),
-            description: Some("platform-api: usage events".to_owned()),
+            description: Some(format!("{DESCRIPTION}{}", self.reader)),
             deliver_policy,
             ack_policy: AckPolicy::All,
             ack_wait: self.ack_wait,
@@ -94,6 +100,11 @@ impl Terms {
             ..pull::Config::default()
         }
     }
+}
+
+/// Who reads with a consumer, if it is one of ours.
+pub(super) fn reader_of(consumer: &consumer::Config) -> Option<Uuid> {
+    consumer.description.as_ref()?.strip_prefix(DESCRIPTION)?.parse().ok()
 }
 
 /// The stream: made when it is absent, checked when it is there.
@@ -153,7 +164,7 @@ mod tests {
     use super::*;
 
     fn terms() -> Terms {
-        Terms::of(&config::Nats::default())
+        Terms::of(&config::Nats::default(), Uuid::nil())
     }
 
     #[test]
