@@ -2,10 +2,12 @@
 //!
 //! Each tenant has a lane of its own, so that nobody waits behind another tenant's commit. A lane has at most
 //! [`CALLS_MAX`] calls under way: what arrives meanwhile gathers, and the next call takes all of it, so that commits grow
-//! with the load. A lane whose tenant cannot take anything is tried again after a delay. What has waited too long is
+//! with the load. All lanes together have [`AT_ONCE_MAX`], in the order in which something arrived: where more tenants are
+//! busy than a database serves at once, each commits less often and more, instead of all of them one event at a time. Calls
+//! that take long do not count, so that tenants that hang keep nobody waiting. A lane whose tenant cannot take anything is tried again after a delay. What has waited too long is
 //! parked, by whoever owns the lanes: kept in quarantine, so that it holds up neither the floor nor the room.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,6 +18,11 @@ use crate::domain::ids::TenantId;
 
 /// Calls of one lane under way: one that is committed, and one that gathers meanwhile at the tenant.
 const CALLS_MAX: usize = 2;
+/// Calls of all lanes under way, but for those that take longer than [`SLOW_AFTER`]. More than a server of a hundred
+/// cores does at once, and twice what the usual number of open tenants (`tenants.open_max`) needs.
+const AT_ONCE_MAX: usize = 128;
+/// A call that takes longer waits for something else than its turn.
+const SLOW_AFTER: Duration = Duration::from_secs(1);
 /// Events of one call, unless a single part has more.
 const CALL_EVENTS_MAX: usize = 5_000;
 /// First delay before a tenant that could not take a call is called again; doubles up to [`DELAY_MAX`].
@@ -36,6 +43,7 @@ pub(super) struct Lanes {
     lanes: HashMap<TenantId, Lane, ahash::RandomState>,
     /// Lanes that may have a call to start.
     awake: VecDeque<TenantId>,
+    quick: Quick,
     bounds: Bounds,
     may_park: bool,
     closed: bool,
@@ -56,13 +64,45 @@ impl Bounds {
     }
 }
 
+/// Calls under way that are not slow yet, by when they began.
+#[derive(Debug, Default)]
+struct Quick {
+    began: BTreeMap<Instant, usize>,
+    calls: usize,
+}
+
+impl Quick {
+    fn has_room(&mut self, now: Instant) -> bool {
+        while let Some(oldest) = self.began.first_entry().filter(|oldest| now - *oldest.key() >= SLOW_AFTER) {
+            self.calls -= oldest.remove();
+        }
+        self.calls < AT_ONCE_MAX
+    }
+
+    fn begin(&mut self, now: Instant) {
+        *self.began.entry(now).or_default() += 1;
+        self.calls += 1;
+    }
+
+    /// One that began then is over. It may have been slow.
+    fn end(&mut self, began: Instant) {
+        let Some(calls) = self.began.get_mut(&began) else { return };
+        *calls -= 1;
+        if *calls == 0 {
+            self.began.remove(&began);
+        }
+        self.calls -= 1;
+    }
+}
+
 /// One tenant's.
 #[derive(Debug)]
 struct Lane {
     queue: VecDeque<Part>,
     queued: usize,
     calling: usize,
-    calls: usize,
+    /// When each call under way began; a tenant answers them in their order.
+    calls: VecDeque<Instant>,
     /// Ends the calls under way early.
     hurry: CancellationToken,
     /// When something was last taken, or the lane began to wait.
@@ -86,7 +126,8 @@ pub(super) struct Call {
 
 impl Lanes {
     pub(super) fn new(bounds: Bounds) -> Lanes {
-        Lanes { lanes: HashMap::default(), awake: VecDeque::new(), bounds, may_park: true, closed: false }
+        let (lanes, awake, quick) = (HashMap::default(), VecDeque::new(), Quick::default());
+        Lanes { lanes, awake, quick, bounds, may_park: true, closed: false }
     }
 
     /// Something has arrived for a tenant.
@@ -103,9 +144,11 @@ impl Lanes {
 
     /// The next call that can be made.
     pub(super) fn next(&mut self, now: Instant) -> Option<Call> {
-        while let Some(tenant) = self.awake.pop_front() {
+        while self.quick.has_room(now) {
+            let tenant = self.awake.pop_front()?;
             let Some(lane) = self.lanes.get_mut(&tenant) else { continue };
             let Some(parts) = lane.take(now) else { continue };
+            self.quick.begin(now);
             let bound = lane.patience(self.bounds.park_after);
             let oldest = parts.iter().map(|part| part.since).min().unwrap_or(now);
             let admit_by = (oldest + bound).max(now + ADMISSION_MIN);
@@ -118,7 +161,9 @@ impl Lanes {
     pub(super) fn ended(&mut self, tenant: TenantId, taken: usize, back: Vec<Part>, now: Instant) {
         let Some(lane) = self.lanes.get_mut(&tenant) else { return };
         let returned: usize = back.iter().map(|part| part.pieces.len()).sum();
-        lane.calls -= 1;
+        if let Some(began) = lane.calls.pop_front() {
+            self.quick.end(began);
+        }
         lane.calling -= taken + returned;
         if !self.closed {
             lane.put_back(back);
@@ -194,7 +239,7 @@ impl Lane {
             queue: VecDeque::new(),
             queued: 0,
             calling: 0,
-            calls: 0,
+            calls: VecDeque::new(),
             hurry: CancellationToken::new(),
             progress_at: now,
             retry_at: None,
@@ -204,7 +249,7 @@ impl Lane {
     }
 
     fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.calls == 0
+        self.queue.is_empty() && self.calls.is_empty()
     }
 
     fn patience(&self, park_after: Duration) -> Duration {
@@ -213,9 +258,9 @@ impl Lane {
 
     fn may_call(&self, now: Instant) -> bool {
         match self.retry_at {
-            None => self.calls < CALLS_MAX,
+            None => self.calls.len() < CALLS_MAX,
             // In trouble one call at a time tells enough.
-            Some(at) => at <= now && self.calls == 0,
+            Some(at) => at <= now && self.calls.is_empty(),
         }
     }
 
@@ -235,7 +280,7 @@ impl Lane {
         }
         self.queued -= events;
         self.calling += events;
-        self.calls += 1;
+        self.calls.push_back(now);
         Some(parts)
     }
 
@@ -304,6 +349,41 @@ mod tests {
 
     fn pulls(parts: &[Part]) -> Vec<u64> {
         parts.iter().map(|part| part.pull).collect()
+    }
+
+    fn tenant(number: usize) -> TenantId {
+        TenantId(Uuid::from_u128(number as u128))
+    }
+
+    #[test]
+    fn of_many_tenants_so_many_are_called_at_once_and_the_others_gather_until_it_is_their_turn() {
+        let now = Instant::now();
+        let mut lanes = lanes();
+        let called = |lanes: &mut Lanes, now| -> Vec<(TenantId, usize)> {
+            std::iter::from_fn(|| lanes.next(now).map(|call| (call.tenant, events(&call.parts)))).collect()
+        };
+        for round in 0..3 {
+            for number in 0..2 * AT_ONCE_MAX {
+                lanes.offer(tenant(number), part(round, 1, now));
+            }
+            let first: Vec<_> = (0..AT_ONCE_MAX).map(|number| (tenant(number), 1)).collect();
+            assert_eq!(called(&mut lanes, now), if round == 0 { first } else { Vec::new() });
+        }
+        // Those that waited first, with all of theirs; what has ended makes room once.
+        lanes.ended(tenant(0), 1, Vec::new(), now);
+        lanes.ended(tenant(1), 0, vec![part(0, 1, now)], now);
+        assert_eq!(called(&mut lanes, now), [(tenant(AT_ONCE_MAX), 3), (tenant(AT_ONCE_MAX + 1), 3)]);
+        // Those that hang keep nobody waiting, and make no room when they end at last.
+        let later = now + SLOW_AFTER;
+        let rest: Vec<_> = (AT_ONCE_MAX + 2..2 * AT_ONCE_MAX).map(|number| (tenant(number), 3)).collect();
+        let (waited, again) = (called(&mut lanes, later), [(tenant(0), 2)]);
+        assert_eq!(waited[..rest.len()], rest);
+        assert_eq!(waited[rest.len()..][..1], again);
+        (2..AT_ONCE_MAX).for_each(|number| lanes.ended(tenant(number), 1, Vec::new(), later));
+        called(&mut lanes, later);
+        assert!(!lanes.quick.has_room(later));
+        assert_eq!(lanes.quick.calls, AT_ONCE_MAX);
+        assert_eq!(lanes.quick.began.values().sum::<usize>(), AT_ONCE_MAX);
     }
 
     #[test]
