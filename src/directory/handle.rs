@@ -483,7 +483,7 @@ impl Handle {
     /// [`Refused::Unavailable`].
     pub async fn platform_audit_verify(&self) -> Result<ChainReport, Refused> {
         let mut reader = self.control_reader().await?;
-        audit::verify(&mut reader, registrar::PLATFORM_CHAIN).await.map_err(unavailable)
+        audit::verify(&mut reader, audit::PLATFORM_CHAIN).await.map_err(unavailable)
     }
 
     // ---- for the daemon ----

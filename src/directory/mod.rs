@@ -29,6 +29,7 @@ pub mod jobs;
 mod key_use;
 pub mod noted;
 pub mod platform_admin;
+mod platform_chain;
 mod quarantine;
 mod registrar;
 mod remember;

@@ -11,12 +11,13 @@ use uuid::Uuid;
 
 use super::handle::{OnItsWay, Refused};
 use super::index::Index;
+use super::platform_chain::{Beside, link};
 use super::quarantine::Shares;
 use super::task::Task;
 use super::workflow::{self, Finish, Plan};
 use crate::clock::{self, Clock};
 use crate::domain::api_key::{self, ApiKey};
-use crate::domain::chain::{self, Entry, EntryOutcome, Head};
+use crate::domain::chain::{Entry, EntryOutcome, Head};
 use crate::domain::ids::{JobId, TenantId};
 use crate::domain::job::{Ending, Job};
 use crate::domain::organization::Expected;
@@ -27,10 +28,7 @@ use crate::domain::tenant::{Lifecycle, Tenant};
 use crate::domain::time::Timestamp;
 use crate::fault;
 use crate::store::database::{Connection, Store};
-use crate::store::{self, StoreError, audit, catalogue, flag, job, news, platform_admin, quarantine, request, stream};
-
-/// The name of the platform's own chain.
-pub(super) const PLATFORM_CHAIN: &str = "platform";
+use crate::store::{self, StoreError, catalogue, flag, job, news, platform_admin, quarantine, request};
 
 pub(super) struct Birth {
     pub(super) store: Store,
@@ -181,6 +179,7 @@ pub(super) struct State {
     pub(super) version: i64,
     /// Looks at what other nodes have changed that have failed in a row.
     pub(super) failed_looks: i64,
+    pub(super) told_of_tampering: bool,
     /// What could not be remembered of tenants, yet: how long their chains are, and whether they are open.
     pub(super) unremembered: HashMap<TenantId, (Head, bool)>,
     shares: Shares,
@@ -211,33 +210,6 @@ pub(super) fn is_served(lifecycle: Lifecycle) -> bool {
     matches!(lifecycle, Lifecycle::Active | Lifecycle::Suspended)
 }
 
-/// What is written in the transaction of records of the platform's chain.
-enum Beside {
-    Nothing,
-    Retried(Vec<Retried>),
-    Checkpoint(Checkpoint),
-}
-
-impl Beside {
-    async fn write(&self, connection: &mut Connection, now: Timestamp) -> Result<(), StoreError> {
-        match self {
-            Beside::Nothing => Ok(()),
-            Beside::Checkpoint(checkpoint) => stream::keep(connection, checkpoint).await,
-            Beside::Retried(rows) => {
-                for row in rows {
-                    match &row.fate {
-                        Fate::Counted => quarantine::mark_replayed(connection, row.id, now).await?,
-                        Fate::Refused { reason, detail } => {
-                            quarantine::refuse_again(connection, row.id, *reason, detail).await?;
-                        }
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
 impl Actor for Registrar {
     type Msg = Message;
     type State = State;
@@ -253,6 +225,7 @@ impl Actor for Registrar {
             platform_head: Head::EMPTY,
             version: 0,
             failed_looks: 0,
+            told_of_tampering: false,
             unremembered: HashMap::new(),
             shares: Shares::default(),
         })
@@ -320,15 +293,6 @@ impl State {
         }
         // Just filled; an absent one here would be a slip of ours, told as what it is to the caller.
         self.connection.as_mut().ok_or_else(|| Refused::Unavailable("no connection to the control database".into()))
-    }
-
-    /// The head of the platform's chain, which nobody may have cut behind our back.
-    pub(super) async fn head_in(&self, connection: &mut Connection) -> Result<Head, StoreError> {
-        let found = audit::head_after(connection, self.platform_head).await;
-        if let Err(StoreError::Untrusted(problem)) = &found {
-            tracing::error!(problem, "the platform is not changed any more: its audit chain was tampered with");
-        }
-        found
     }
 
     /// An error after `begin` leaves the connection, and what we believe the catalogue holds, in doubt.
@@ -589,30 +553,6 @@ impl State {
         self.append(entries, Beside::Retried(rows)).await
     }
 
-    /// Appends to the platform's chain, in one transaction with what stands beside the records.
-    async fn append(&mut self, entries: Vec<Entry>, beside: Beside) -> Result<(), Refused> {
-        self.begin_alone().await?;
-        match self.write_records(entries, &beside).await {
-            Ok(head) => {
-                self.platform_head = head;
-                Ok(())
-            }
-            Err(error) => Err(self.doubt(&error)),
-        }
-    }
-
-    async fn write_records(&mut self, entries: Vec<Entry>, beside: &Beside) -> Result<Head, StoreError> {
-        let now = self.birth.clock.now();
-        let head = self.platform_head;
-        let Some(connection) = self.connection.as_mut() else {
-            return Err(StoreError::Retryable("no connection".into()));
-        };
-        let head = link(connection, head, entries, now).await?;
-        beside.write(connection, now).await?;
-        self.commit().await?;
-        Ok(head)
-    }
-
     /// One transaction for a resource's change and its records.
     async fn task(&mut self, mut task: Task) {
         match self.write_task(&mut task).await {
@@ -650,22 +590,6 @@ impl State {
         connection.fetch("SELECT 1", &[]).await.map(|_| ()).map_err(|error| self.doubt(&error))?;
         self.remember_all().await
     }
-}
-
-/// Appends records to the platform's chain within a transaction; answers its new head.
-async fn link(
-    connection: &mut Connection,
-    head: Head,
-    entries: Vec<Entry>,
-    now: Timestamp,
-) -> Result<Head, StoreError> {
-    let mut head = head;
-    for entry in entries {
-        let record = chain::link(head, PLATFORM_CHAIN, entry, now, clock::random_bytes());
-        audit::append(connection, head, &record).await?;
-        head = Head { seq: record.seq, hash: record.hash };
-    }
-    Ok(head)
 }
 
 fn known(index: &Index, tenant: TenantId) -> Result<Tenant, Refused> {
