@@ -312,8 +312,10 @@ fn first_bytes<const N: usize>(digest: &[u8]) -> [u8; N] {
 fn millis_in_id(event_id: &str) -> Option<u64> {
     let bytes = event_id.as_bytes();
     if bytes.len() == 36 && bytes[14] == b'7' && bytes[8] == b'-' && bytes[13] == b'-' {
-        let hex = [event_id.get(..8)?, event_id.get(9..13)?].concat();
-        return u64::from_str_radix(&hex, 16).ok();
+        let half = |digits| u64::from_str_radix(digits, 16).ok();
+        // The parser takes a sign, which within a number is none.
+        let low = event_id.get(9..13)?;
+        return if low.starts_with('+') { None } else { Some(half(event_id.get(..8)?)? << 16 | half(low)?) };
     }
     if bytes.len() == 26 && bytes[0] <= b'7' {
         return ulid_millis(&bytes[..10]);
@@ -455,6 +457,7 @@ mod tests {
             "0199a8b2_5c00-7abc-8def-0123456789ab",
             "0199a8b2-5c00_7abc-8def-0123456789ab",
             "0199a8bx-5c00-7abc-8def-0123456789ab",
+            "0199a8b2-+c00-7abc-8def-0123456789ab",
             "0199a8b2-5c00-7abc-8def-0123456789abc",
             // Beyond 48 bits, a letter that Crockford left out, and one character too few.
             "81ARZ3NDEKTSV4RRFFQ69G5FAV",
