@@ -403,12 +403,6 @@ impl State {
                 self.note(&home, true);
             }
         }
-        let unsettled: Vec<TenantId> =
-            self.unsettled.iter().filter(|(_, at)| **at <= now).map(|(tenant, _)| *tenant).collect();
-        for tenant in unsettled {
-            self.unsettled.remove(&tenant);
-            self.find(tenant, None);
-        }
         self.call_back(now);
         let backoff = self.backoff();
         let due: Vec<(TenantId, u32)> = self
@@ -424,16 +418,18 @@ impl State {
         self.publish(&homes, now);
     }
 
-    /// Opens tenants that owe something and are due, the first first; no more than a few wait for a place at a time, so that
-    /// they keep nobody out who is asked for.
+    /// Opens tenants that owe something or whose books time has changed, the first due first; no more than a few wait for a
+    /// place at a time, so that they keep nobody out who is asked for: at a month's end all may be due at once.
     fn call_back(&mut self, now: Timestamp) {
         let is_called = |tenant: &&TenantId| self.waiting.get(tenant).is_none_or(Vec::is_empty);
         let called = self.queue.iter().filter(is_called).count();
         let room = self.birth.settings.tenants.opening_max.saturating_sub(called);
-        let due = self.owing.iter().filter(|(_, at)| is_back(**at, now)).map(|(tenant, at)| (*at, *tenant));
-        let mut due: Vec<(Timestamp, TenantId)> = due.collect();
+        let owing = self.owing.iter().filter(|(_, at)| is_back(**at, now));
+        let unsettled = self.unsettled.iter().filter(|(_, at)| **at <= now);
+        let mut due: Vec<(Timestamp, TenantId)> = owing.chain(unsettled).map(|(tenant, at)| (*at, *tenant)).collect();
         due.sort_unstable();
         for (_, tenant) in due.into_iter().take(room) {
+            self.unsettled.remove(&tenant);
             self.find(tenant, None);
         }
     }
