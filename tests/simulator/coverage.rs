@@ -31,6 +31,7 @@ pub const OUTCOMES: &[&str] = &[
     "owner: taken over while a transaction of the old one was open",
     "owner: taking over failed",
     "owner: rested",
+    "owner: woken by time",
     "owner: drained",
     "tenant: frozen",
     "tenant: yielded to another node",

@@ -51,6 +51,8 @@ pub struct Node {
     pub slots: BTreeMap<TenantId, Slot>,
     pub homes: BTreeMap<TenantId, Home>,
     openings: BTreeMap<TenantId, Opening>,
+    /// Tenants that rest, and when time alone changes their books.
+    unsettled: BTreeMap<TenantId, Timestamp>,
     pub consignments: Vec<Consignment>,
     pub courier: Courier,
     recordings: Vec<Recording>,
@@ -68,6 +70,7 @@ impl Node {
             slots: BTreeMap::new(),
             homes: BTreeMap::new(),
             openings: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
             consignments: Vec::new(),
             courier: Courier::new(receivers),
             recordings: Vec::new(),
@@ -131,6 +134,7 @@ impl Node {
             Ok((books, owed)) => {
                 town.witness(tenant, books.head);
                 town.awake.insert(tenant);
+                self.unsettled.remove(&tenant);
                 let slot =
                     self.slots.get(&tenant).map_or(Slot::Open { since: now, failures: 0 }, |slot| slot.opened(now));
                 self.slots.insert(tenant, slot);
@@ -185,6 +189,7 @@ impl Node {
     fn leave(&mut self, tenant: TenantId, town: &mut Town) {
         let Some(home) = self.homes.remove(&tenant) else { return };
         self.slots.remove(&tenant);
+        self.unsettled.extend(home.books.next_roll().map(|at| (tenant, at)));
         town.witness(tenant, home.books.head);
         if home.owed <= 0 && home.books.firing.is_empty() {
             town.awake.remove(&tenant);
@@ -237,6 +242,13 @@ impl Node {
         for tenant in rested {
             self.leave(tenant, town);
             lock(&self.ground).coverage.saw("owner: rested");
+        }
+        let unsettled: Vec<TenantId> =
+            self.unsettled.iter().filter(|(_, at)| **at <= now).map(|(tenant, _)| *tenant).collect();
+        for tenant in unsettled {
+            self.unsettled.remove(&tenant);
+            let _ = self.find(tenant, town).is_ok();
+            lock(&self.ground).coverage.saw("owner: woken by time");
         }
         let due: Vec<TenantId> =
             self.slots.iter().filter(|(_, slot)| slot.is_due(now, BACKOFF)).map(|(tenant, _)| *tenant).collect();

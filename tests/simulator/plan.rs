@@ -150,6 +150,8 @@ pub struct Plan {
     pub changes: f64,
     /// A budget that lasts a shorter time than this fires an alert; 0 for no such alert.
     pub burn_span_micros: i64,
+    /// Does nobody come for some hours once the storm is over?
+    pub sleeps: bool,
     rates: BTreeMap<Fault, f64>,
 }
 
@@ -181,6 +183,7 @@ impl Plan {
             leaps,
             changes,
             burn_span_micros: if dice.chance(0.5) { [1, 12, 72][dice.below(3)] * MICROS_PER_HOUR } else { 0 },
+            sleeps: dice.chance(0.2),
             rates,
         }
     }

@@ -19,6 +19,8 @@ use super::town::Town;
 
 /// Rounds after the storm in which everything has to come to rest.
 const CALM_ROUNDS: usize = 6_000;
+/// How often a node sweeps.
+const QUICK_MICROS: i64 = MICROS_PER_SECOND / 4;
 const PULL_MAX: usize = 8;
 /// How long a client waits for its answer.
 const PATIENCE_MICROS: i64 = 25 * MICROS_PER_SECOND;
@@ -570,14 +572,20 @@ impl World {
             (self.nodes[number].clock_ahead, self.nodes[number].frozen_until) = (0, 0);
         }
         self.end_zombies();
+        let mut sleeps = self.plan.sleeps;
         for round in 0..CALM_ROUNDS {
             if self.is_broken() {
                 return;
             }
             if self.is_at_rest() {
-                return self.check_the_end();
+                if !std::mem::take(&mut sleeps) {
+                    return self.check_the_end();
+                }
+                self.sleep();
             }
-            self.calm_round(round);
+            // Quick steps at first; then larger ones, because some things are to be tried again only after a quarter of an
+            // hour, and by a clock that was an hour ahead.
+            self.calm_round(if round < 1_000 { QUICK_MICROS } else { 5 * MICROS_PER_SECOND });
         }
         let what = self.restless();
         self.ground().violated("V1", format_args!("the backlog does not drain: {what}"));
@@ -593,10 +601,16 @@ impl World {
         }
     }
 
-    fn calm_round(&mut self, round: usize) {
-        // Quick steps at first; then larger ones, because some things are to be tried again only after a quarter of an
-        // hour, and by a clock that was an hour ahead.
-        self.ground().now += if round < 1_000 { MICROS_PER_SECOND / 4 } else { 5 * MICROS_PER_SECOND };
+    /// Nobody comes for some hours: tenants rest, and what time alone changes in their books is changed all the same.
+    fn sleep(&mut self) {
+        self.ground().tell(format_args!("nobody comes for some hours"));
+        for micros in [[90 * MICROS_PER_SECOND; 100].as_slice(), &[QUICK_MICROS; 60]].concat() {
+            self.calm_round(micros);
+        }
+    }
+
+    fn calm_round(&mut self, micros: i64) {
+        self.ground().now += micros;
         for at in 0..self.clients.len() {
             self.drop_what_waits_for_a_person(at);
             self.send_again(at);
