@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::domain::job::LEASE_MICROS_MAX;
+
 /// Background work.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -44,7 +46,10 @@ impl Jobs {
     pub(super) fn problems(&self) -> Vec<String> {
         let checks = [
             ((1..=64).contains(&self.at_once), "jobs.at_once: must be from 1 to 64"),
-            ((1_000..=3_600_000).contains(&self.lease_ms), "jobs.lease_ms: must be from 1000 to 3600000"),
+            (
+                (1_000_000..=LEASE_MICROS_MAX).contains(&self.lease_micros()),
+                "jobs.lease_ms: must be from 1000 to 3600000",
+            ),
             (self.housekeeping_every_ms >= 1_000, "jobs.housekeeping_every_ms: must be at least 1000"),
             (self.keep_days > 0, "jobs.keep_days: must be at least 1"),
             (self.keep_answers_days > 0, "jobs.keep_answers_days: must be at least 1"),

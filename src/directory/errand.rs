@@ -145,6 +145,7 @@ impl Holder {
     /// One try of one job, from its lease to its settlement; true when the job has succeeded.
     pub async fn hold(self, job: Job, work: Option<Arc<dyn Work>>, leaving: CancellationToken) -> bool {
         let known = job.clone();
+        let _hold = self.directory.parts().held.hold(job.id);
         tracing::debug!(job = %job.id, kind = job.draft.kind, attempt = job.attempts, "a job begins");
         fault::point("job.begun");
         let tried = match work {

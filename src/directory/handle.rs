@@ -130,6 +130,8 @@ pub(super) struct Parts {
     pub(super) exposures: super::flag::Exposures,
     /// Rings when there may be background work.
     pub(super) job_bell: Notify,
+    /// What workers of this process hold.
+    pub(super) held: Arc<super::jobs::Held>,
     /// Changes that are being made.
     pub(super) changes: workflow::Changes,
     /// In bytes: what is on its way to the quarantine, also what nobody waits for any more.

@@ -3,6 +3,9 @@
 //! Whoever runs it is elsewhere ([`crate::jobs`]); here is what is durable about it. A job may be looked at by several
 //! nodes at once: each change is written only if the job still stands as it was read.
 
+use std::collections::{HashMap, HashSet, hash_map};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use super::handle::{Handle, Refused};
 use super::task::{Change, Declined, Halt, untold};
 use crate::clock;
@@ -46,6 +49,44 @@ pub struct Hands {
     pub changes: usize,
 }
 
+/// The jobs that workers of this process hold.
+#[derive(Debug, Default)]
+pub(super) struct Held(Mutex<HashMap<JobId, usize>>);
+
+impl Held {
+    /// Until what is answered is dropped.
+    pub(super) fn hold(self: &Arc<Held>, id: JobId) -> Hold {
+        *self.jobs().entry(id).or_default() += 1;
+        Hold { held: self.clone(), id }
+    }
+
+    fn all(&self) -> HashSet<JobId> {
+        self.jobs().keys().copied().collect()
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, HashMap<JobId, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker of this process holds a job.
+#[derive(Debug)]
+pub(super) struct Hold {
+    held: Arc<Held>,
+    id: JobId,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let hash_map::Entry::Occupied(mut workers) = self.held.jobs().entry(self.id) {
+            *workers.get_mut() -= 1;
+            if *workers.get() == 0 {
+                workers.remove();
+            }
+        }
+    }
+}
+
 /// What a look for work has brought.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Claimed {
@@ -82,7 +123,8 @@ impl Handle {
     /// # Errors
     /// [`Declined::Unavailable`].
     pub async fn claim_jobs(&self, hands: Hands, lease_micros: i64) -> Result<Claimed, Declined<JobRefused>> {
-        fresh(self.change(Claim { hands, lease_micros }, Request::system(), untold).await)
+        let held = self.parts().held.all();
+        fresh(self.change(Claim { hands, lease_micros, held }, Request::system(), untold).await)
     }
 
     /// A worker's sign of life; answers whether it should stop.
@@ -195,9 +237,11 @@ impl Change for Submit {
         now: Timestamp,
     ) -> Result<Job, Halt<JobRefused>> {
         if let Some(key) = &self.draft.key
-            && let Some(job) = job::by_key(connection, key).await?
+            && let Some(before) = job::by_key(connection, key).await?
         {
-            return Ok(job);
+            let mut job = before.clone();
+            let is_written = !job.follow(&self.draft) || job::update(connection, &before, &job).await?;
+            return Ok(if is_written { job } else { before });
         }
         let census = job::census(connection).await?;
         let counted = census.iter().filter(|tally| tally.kind != Kind::FinishChange.name());
@@ -216,6 +260,7 @@ impl Change for Submit {
 struct Claim {
     hands: Hands,
     lease_micros: i64,
+    held: HashSet<JobId>,
 }
 
 impl Change for Claim {
@@ -235,6 +280,10 @@ impl Change for Claim {
                 continue;
             }
             for before in job::due(connection, now, changes, limit).await? {
+                // Its worker is alive, and about to renew a lease that a clock has leapt over.
+                if self.held.contains(&before.id) {
+                    continue;
+                }
                 let mut job = before.clone();
                 let held = job.claim(now, self.lease_micros);
                 if !job::update(connection, &before, &job).await? {

@@ -105,6 +105,7 @@ pub async fn open(
         clock,
         exposures: flag::Exposures::default(),
         job_bell: Notify::new(),
+        held: Arc::default(),
         changes: workflow::Changes::new(lease_micros),
         quarantine_room: Arc::new(Semaphore::new(handle::QUARANTINE_BYTES_MAX)),
     });

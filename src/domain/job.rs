@@ -7,13 +7,15 @@
 
 use super::backoff::Backoff;
 use super::ids::{JobId, TenantId};
-use super::time::{MICROS_PER_SECOND, Timestamp};
+use super::time::{CLOCK_STEP_MICROS, MICROS_PER_HOUR, MICROS_PER_SECOND, Timestamp};
 
 /// First delay between tries, and the longest.
 const BACKOFF: Backoff = Backoff { first_micros: MICROS_PER_SECOND, longest_micros: 600 * MICROS_PER_SECOND };
 /// As [`BACKOFF`], of what somebody waits for.
 const BACKOFF_OF_CHANGES: Backoff =
     Backoff { first_micros: MICROS_PER_SECOND / 10, longest_micros: 30 * MICROS_PER_SECOND };
+/// The longest lease that a node may give.
+pub const LEASE_MICROS_MAX: i64 = MICROS_PER_HOUR;
 /// Characters of a failure's words, of a note, and bytes of a checkpoint, of arguments and of a result.
 pub const TEXT_CHARACTERS_MAX: usize = 500;
 pub const DOCUMENT_BYTES_MAX: usize = 16 * 1024;
@@ -244,10 +246,32 @@ impl Job {
         }
     }
 
+    /// Is its worker to be taken for lost?
+    fn lease_is_over(&self, now: Timestamp) -> bool {
+        self.lease_until <= now || self.lease_until > no_lease_beyond(now)
+    }
+
+    /// A series that was begun before goes on as it is wanted now; true when that changes something. What waits for a time
+    /// further away than the next of the series waits for a clock that ran ahead.
+    pub fn follow(&mut self, wanted: &Draft) -> bool {
+        if self.state != State::Waiting || self.draft.every_micros == 0 || wanted.every_micros == 0 {
+            return false;
+        }
+        let run_at = self.draft.run_at.min(wanted.run_at);
+        let changed = (self.draft.every_micros, self.draft.run_at) != (wanted.every_micros, run_at);
+        (self.draft.every_micros, self.draft.run_at) = (wanted.every_micros, run_at);
+        changed
+    }
+
     /// Leases it to a worker, if it is due. One whose worker was lost on its last try has failed; one that was to be
     /// canceled is. True when the worker has it.
     pub fn claim(&mut self, now: Timestamp, lease_micros: i64) -> bool {
-        if self.due_at().is_none_or(|due| due > now) {
+        let is_due = match self.state {
+            State::Waiting => self.draft.run_at <= now,
+            State::Running => self.lease_is_over(now),
+            State::Succeeded | State::Failed | State::Canceled => false,
+        };
+        if !is_due {
             return false;
         }
         if self.state == State::Running {
@@ -288,7 +312,8 @@ impl Job {
         checkpoint: Option<String>,
     ) -> Result<bool, Lost> {
         self.held(lease)?;
-        self.lease_until = self.lease_until.max(now.plus_micros(lease_micros));
+        // Also to an earlier time: the clock may have been set back.
+        self.lease_until = now.plus_micros(lease_micros);
         self.progress = Progress { note: clipped(&progress.note), ..progress };
         if let Some(checkpoint) = checkpoint.filter(|text| text.len() <= DOCUMENT_BYTES_MAX) {
             self.checkpoint = checkpoint;
@@ -392,6 +417,13 @@ impl Job {
     }
 }
 
+/// No lease that is given now lasts beyond this, whichever node gives it. One that does was given by a clock that ran far
+/// ahead, and nobody waits for that time to come.
+#[must_use]
+pub fn no_lease_beyond(now: Timestamp) -> Timestamp {
+    now.plus_micros(LEASE_MICROS_MAX + CLOCK_STEP_MICROS)
+}
+
 fn clipped(text: &str) -> String {
     text.chars().take(TEXT_CHARACTERS_MAX).collect()
 }
@@ -472,6 +504,51 @@ mod tests {
         // The second was its last try.
         assert!(!job.claim(lost_at.plus_micros(LEASE), LEASE));
         assert_eq!((job.state, job.error.as_str()), (State::Failed, "the worker was lost"));
+    }
+
+    /// The clock ran a day ahead when the lease was given.
+    #[test]
+    fn a_lease_of_a_time_that_is_not_to_come_keeps_nobody_waiting() {
+        let (now, day) = (Timestamp(1_000_000), 24 * MICROS_PER_HOUR);
+        let ahead = now.plus_micros(day);
+        let leased = || {
+            let mut job = job(3);
+            assert!(job.claim(ahead, LEASE));
+            job
+        };
+        let mut lost = leased();
+        assert!(lost.claim(now, LEASE));
+        assert_eq!((lost.lease, lost.lease_until), (2, now.plus_micros(LEASE)));
+        let mut alive = leased();
+        alive.renew(1, now, LEASE, Progress::default(), None).unwrap();
+        assert_eq!(alive.lease_until, now.plus_micros(LEASE));
+        assert!(!alive.claim(now, LEASE));
+        // The longest lease of a node whose clock is a little ahead.
+        let mut long = job(3);
+        assert!(long.claim(now.plus_micros(CLOCK_STEP_MICROS), LEASE_MICROS_MAX));
+        assert!(!long.claim(now, LEASE));
+    }
+
+    #[test]
+    fn a_series_that_waits_follows_what_is_wanted_now() {
+        let hour = MICROS_PER_HOUR;
+        let series = |every_micros, run_at| Draft { every_micros, run_at: Timestamp(run_at), ..draft(3) };
+        for (stands, wanted, every, run_at) in [
+            (series(hour, hour), series(hour, 2 * hour), hour, hour),
+            (series(hour, hour), series(60, 70), 60, 70),
+            (series(60, 70), series(hour, 2 * hour), hour, 70),
+            (series(hour, 30 * hour), series(hour, 2 * hour), hour, 2 * hour),
+            (series(0, hour), series(60, 70), 0, hour),
+            (series(hour, hour), series(0, 70), hour, hour),
+        ] {
+            let mut job = Job::new(id(1), stands.clone(), Timestamp(0));
+            let changed = job.follow(&wanted);
+            assert_eq!((job.draft.every_micros, job.draft.run_at), (every, Timestamp(run_at)), "{wanted:?}");
+            assert_eq!(changed, job.draft != stands);
+        }
+        let mut running = Job::new(id(1), series(hour, 0), Timestamp(0));
+        running.claim(Timestamp(1), LEASE);
+        assert!(!running.follow(&series(60, 70)));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::domain::ids::JobId;
 use crate::domain::job::{Draft, Job, JobFilter, Kind, State};
 use crate::domain::request::{Answer, Request};
 use crate::domain::routing::Routing;
+use crate::domain::time::MICROS_PER_DAY;
 use crate::store::database::Store;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,11 +32,16 @@ const STEPS: i64 = 5;
 /// A daemon's control database.
 struct Node {
     directory: Directory,
+    clock: Clock,
     _folder: tempfile::TempDir,
 }
 
 impl Node {
     async fn open() -> Node {
+        Node::open_at(Clock::system()).await
+    }
+
+    async fn open_at(clock: Clock) -> Node {
         let folder = tempfile::tempdir().unwrap();
         let url = SecretString::from(format!("sqlite:{}", folder.path().join("data").display()));
         let store = Store::open(&config::Store { url, ..config::Store::default() }).await.unwrap();
@@ -46,14 +52,14 @@ impl Node {
             reconcile: crate::domain::reconcile::Terms::default(),
             lease_micros: config::Jobs::default().lease_micros(),
         };
-        let directory = directory::open(store, settings, Clock::system(), mpsc::channel(1).0).await.unwrap();
-        Node { directory, _folder: folder }
+        let directory = directory::open(store, settings, clock.clone(), mpsc::channel(1).0).await.unwrap();
+        Node { directory, clock, _folder: folder }
     }
 
     /// A runner of its own, with this work alone.
     fn run(&self, work: Arc<Steps>) -> (CancellationToken, JoinHandle<()>) {
         let settings = config::Jobs { lease_ms: 1_000, ..config::Jobs::default() };
-        let runner = Runner::with(self.directory.clone(), Clock::system(), settings, vec![work]);
+        let runner = Runner::with(self.directory.clone(), self.clock.clone(), settings, vec![work]);
         let stop = CancellationToken::new();
         (stop.clone(), tokio::spawn(runner.run(stop)))
     }
@@ -68,7 +74,7 @@ impl Node {
             tenant: None,
             key: None,
             arguments: "{}".into(),
-            run_at: Clock::system().now(),
+            run_at: self.clock.now(),
             every_micros: 0,
             attempts_max,
             actor: "platform".into(),
@@ -162,6 +168,48 @@ async fn another_worker_goes_on_where_a_killed_one_had_come_to() {
     let job = node.until(id, |job| job.state.is_finished()).await;
     assert_eq!((job.state, job.attempts, job.progress.done), (State::Succeeded, 2, STEPS));
     assert_eq!([&stuck, &healthy].map(|work| work.done.load(Ordering::SeqCst)), [3, 2]);
+}
+
+/// A leap makes every lease look over, also that of a worker next door; a step back leaves one in the future.
+#[tokio::test]
+async fn whatever_the_clock_does_a_job_is_begun_once() {
+    let now = Clock::system().now();
+    let node = Node::open_at(Clock::held_at(now)).await;
+    let (_, _running) = node.run(Arc::new(Steps { hang_before: Some(3), ..Steps::default() }));
+    let id = node.submit(3).await;
+    node.until(id, |job| job.checkpoint == "3").await;
+    for days in [1, 0, 2] {
+        let then = now.plus_micros(days * MICROS_PER_DAY);
+        node.clock.set(then);
+        // Looked for at once, before its worker has given another sign of life.
+        node.directory.job_bell().notify_one();
+        let renewed = node.until(id, |job| job.lease_until == then.plus_micros(1_000_000)).await;
+        assert_eq!((renewed.attempts, renewed.lease, renewed.state), (1, 1, State::Running));
+    }
+}
+
+#[tokio::test]
+async fn a_series_that_waits_follows_its_setting() {
+    let node = Node::open().await;
+    for every_ms in [3_600_000, 60_000, 7_200_000] {
+        let settings = config::Jobs { housekeeping_every_ms: every_ms, ..config::Jobs::default() };
+        let runner = Runner::with(node.directory.clone(), node.clock.clone(), settings, Vec::new());
+        let running = tokio::spawn(runner.run(CancellationToken::new()));
+        let housekeeping = || JobFilter { kind: Some(Kind::Housekeeping.name().into()), ..JobFilter::default() };
+        let follows = async {
+            loop {
+                let series = node.directory.jobs(housekeeping(), None, 10).await.unwrap().items;
+                if let [one] = series.as_slice()
+                    && one.draft.every_micros == i64::try_from(every_ms).unwrap() * 1_000
+                {
+                    break assert!(one.draft.run_at.0 - node.clock.now().0 <= one.draft.every_micros);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, follows).await.expect("it follows");
+        running.abort();
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use super::StoreError;
 use super::database::{Connection, Row};
 use crate::domain::ids::JobId;
-use crate::domain::job::{Draft, Job, JobFilter, Progress, State};
+use crate::domain::job::{self, Draft, Job, JobFilter, Progress, State};
 use crate::domain::report::Page;
 use crate::domain::time::Timestamp;
 
@@ -16,7 +16,7 @@ const INSERT: &str =
 /// stays asked.
 const UPDATE: &str = "UPDATE job SET run_at = $4, state = $5, attempts = $6, lease = $7, lease_until = $8,
     cancel_requested = CASE WHEN cancel_requested = 1 THEN cancel_requested ELSE $9 END, progress_done = $10, progress_total = $11, note = $12, checkpoint = $13, result = $14,
-    error = $15, started_at = $16, finished_at = $17, arguments = $18 WHERE id = $1 AND lease = $2 AND state = $3";
+    error = $15, started_at = $16, finished_at = $17, arguments = $18, every_micros = $19 WHERE id = $1 AND lease = $2 AND state = $3";
 macro_rules! select {
     ($rest:literal) => {
         concat!(
@@ -34,8 +34,8 @@ const SELECT_WAITING: &str = select!(
         ORDER BY run_at, id LIMIT $2"
 );
 const SELECT_LEASED: &str = select!(
-    "WHERE state = 'running' AND lease_until <= $1 AND CASE WHEN kind = 'tenant.finishChange' THEN 1 ELSE 0 END = $3
-        ORDER BY lease_until, id LIMIT $2"
+    "WHERE state = 'running' AND (lease_until <= $1 OR lease_until > $4)
+        AND CASE WHEN kind = 'tenant.finishChange' THEN 1 ELSE 0 END = $3 ORDER BY lease_until, id LIMIT $2"
 );
 const SELECT_PAGE: &str = select!(
     "WHERE ($1 = '' OR tenant_id = $1) AND ($2 = '' OR state = $2) AND ($3 = '' OR kind = $3) AND ($4 = '' OR id < $4)
@@ -113,6 +113,7 @@ pub async fn update(connection: &mut Connection, before: &Job, job: &Job) -> Res
         job.started_at.into(),
         job.finished_at.into(),
         job.draft.arguments.as_str().into(),
+        job.draft.every_micros.into(),
     ];
     Ok(connection.execute(UPDATE, &values).await? == 1)
 }
@@ -144,9 +145,10 @@ pub async fn due(
     changes: bool,
     limit: usize,
 ) -> Result<Vec<Job>, StoreError> {
-    let values = [now.into(), i64::try_from(limit).unwrap_or(i64::MAX).into(), i64::from(changes).into()];
+    let limit_rows = i64::try_from(limit).unwrap_or(i64::MAX);
+    let values = [now.into(), limit_rows.into(), i64::from(changes).into(), job::no_lease_beyond(now).into()];
     let mut rows = connection.fetch(SELECT_LEASED, &values).await?;
-    rows.extend(connection.fetch(SELECT_WAITING, &values).await?);
+    rows.extend(connection.fetch(SELECT_WAITING, &values[..3]).await?);
     rows.iter().take(limit).map(job_at).collect()
 }
 
