@@ -42,6 +42,8 @@ static WRITE_WINDOWS: LazyLock<Bulk> = LazyLock::new(|| {
 });
 const SELECT_JUDGED: &str = "SELECT window_start, window_end, proof, verdict, gateway, ledger, tolerance, reasons,
     judged_at FROM reconciliation_window WHERE window_start < $1 ORDER BY window_start DESC, proof LIMIT $2";
+const SELECT_JUDGED_NEXT: &str = "SELECT window_start, window_end, proof, verdict, gateway, ledger, tolerance, reasons,
+    judged_at FROM reconciliation_window WHERE window_start >= $1 ORDER BY window_start, proof LIMIT $2";
 const SELECT_LAST: &str = "SELECT window_start, window_end, proof, verdict, gateway, ledger, tolerance, reasons,
     judged_at FROM reconciliation_window WHERE proof = $1 ORDER BY window_start DESC LIMIT 1";
 const SELECT_WINDOWS: &str = "SELECT window_start, window_end, proof, verdict, gateway, ledger, tolerance, reasons,
@@ -143,6 +145,15 @@ pub async fn first_call(connection: &mut Connection, since: Timestamp) -> Result
 /// [`StoreError`].
 pub async fn judged(connection: &mut Connection, before: Timestamp, most: usize) -> Result<Vec<Judged>, StoreError> {
     let rows = connection.fetch(SELECT_JUDGED, &[before.into(), (most as i64).into()]).await?;
+    rows.iter().map(judged_at).collect()
+}
+
+/// Verdicts on windows that begin at `from` or later, oldest first.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn judged_next(connection: &mut Connection, from: Timestamp, most: usize) -> Result<Vec<Judged>, StoreError> {
+    let rows = connection.fetch(SELECT_JUDGED_NEXT, &[from.into(), (most as i64).into()]).await?;
     rows.iter().map(judged_at).collect()
 }
 

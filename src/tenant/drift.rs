@@ -35,9 +35,9 @@ pub(crate) async fn fire(
             continue;
         }
         // Windows are judged again when something comes late, so those behind this one may be known already, and may be
-        // what it lacked to persist.
-        let ahead = i64::try_from(terms.persistence).unwrap_or(i64::MAX).saturating_mul(terms.window_micros);
-        let until = window.end.plus_micros(ahead);
+        // what it lacked to persist. Idle windows have no verdict, and the next one may be a day away.
+        let ahead = reconciliation::judged_next(database, window.end, terms.persistence.saturating_mul(PROOFS)).await?;
+        let until = ahead.last().map_or(window.end, |last| last.window.end);
         let around = RUN_WINDOWS_MAX.max(terms.persistence).saturating_add(terms.persistence);
         let mut judged = reconciliation::judged(database, until, around.saturating_mul(PROOFS)).await?;
         let since = judged.last().map_or(window.start, |one| one.window.start).min(window.start);

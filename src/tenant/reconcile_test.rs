@@ -40,6 +40,7 @@ crate::store::tests::conformance!(
     a_pass_that_is_taken_twice_changes_nothing_twice,
     a_drift_that_persists_alerts_once_and_is_over_when_it_is_dealt_with,
     a_drift_that_is_found_in_the_wrong_order_alerts_all_the_same,
+    a_drift_that_is_found_in_the_wrong_order_alerts_however_idle_the_time_between_was,
     a_person_settles_a_finding_with_an_adjusting_entry,
     an_adjusting_entry_takes_no_sum_below_zero,
     meters_that_count_more_than_the_ledger_are_told,
@@ -310,8 +311,17 @@ async fn a_pass_that_is_taken_twice_changes_nothing_twice(house: &House) {
 
 /// The second window is found first, because what shows the first one comes late.
 async fn a_drift_that_is_found_in_the_wrong_order_alerts_all_the_same(house: &House) {
+    found_in_the_wrong_order(house, 1).await;
+}
+
+async fn a_drift_that_is_found_in_the_wrong_order_alerts_however_idle_the_time_between_was(house: &House) {
+    found_in_the_wrong_order(house, 12).await;
+}
+
+/// Windows with requests are so far `apart`.
+async fn found_in_the_wrong_order(house: &House, apart: i64) {
     let mut side = Side::of(house).await;
-    for (window, lost) in [(0, false), (1, true), (2, false)] {
+    for (window, lost) in [(0, false), (apart, true), (2 * apart, false)] {
         let at = side.at(window, 100);
         let id = format!("a-{window}");
         side.pass_on(&[&id], at).await;
@@ -324,7 +334,7 @@ async fn a_drift_that_is_found_in_the_wrong_order_alerts_all_the_same(house: &Ho
     }
     let late = side.at(0, 200);
     side.pass_on(&["lost-0"], late).await;
-    side.compare(3, 4).await;
+    side.compare(2 * apart + 1, 4).await;
     let AlertSubject::ReconciliationDrift(drift) = side.books.firing[0].subject.clone() else { panic!("no drift") };
     assert_eq!((drift.cause.as_str(), drift.window_start, drift.windows), ("lostInLedger", side.at(0, 0), 2));
 }
