@@ -249,6 +249,8 @@ impl Actor for Registrar {
             }
             Message::MarkReplayed { id, request, reply } => answer(reply, state.mark_replayed(id, &request).await),
             Message::AppendPlatform { entry, reply } => answer(reply, state.append(vec![entry], Beside::Nothing).await),
+            // Who gave up sends it again, with what is recorded beside it.
+            Message::KeepCheckpoint { reply, .. } if reply.is_closed() => {}
             Message::KeepCheckpoint { checkpoint, entries, reply } => {
                 answer(reply, state.append(entries, Beside::Checkpoint(checkpoint)).await);
             }

@@ -25,6 +25,7 @@ use crate::domain::quota::{Enforcement, Metric, Quota, Scope, Verdict};
 use crate::domain::report::ChainQuery;
 use crate::domain::request::{Answer, Idempotency, Request};
 use crate::domain::routing::Routing;
+use crate::domain::stream::Checkpoint;
 use crate::domain::tenant::{ExternalId, Lifecycle, Role, Tenant};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::{Amounts, Flags, Kind, Outcome, Refusal, Status, Subject, UsageEvent};
@@ -715,4 +716,21 @@ async fn what_was_used_is_forgotten_with_what_is_used_later() {
     assert!(directory.use_once("second".into(), minutes(4)).await.unwrap());
     assert!(!directory.is_used("first").await.unwrap(), "though nobody has logged in");
     assert!(directory.is_used("second").await.unwrap());
+}
+
+/// Whoever gave up sends it again, with the gaps that are recorded beside it: both would be in the chain.
+#[tokio::test]
+async fn a_checkpoint_that_nobody_waits_for_is_not_kept() {
+    let node = Node::sqlite();
+    let handle = node.open().await;
+    let checkpoint = Checkpoint { stream: "S".into(), created_nanos: 1, sequence: 5, at_nanos: 2, hash: None };
+    let (reply, gone) = ractor::concurrency::oneshot();
+    drop(gone);
+    let entries = Vec::new();
+    let message = Message::KeepCheckpoint { checkpoint: checkpoint.clone(), entries, reply: reply.into() };
+    handle.parts().registrar.cast(message).unwrap();
+    handle.probe().await.unwrap();
+    assert_eq!(handle.checkpoint("S").await.unwrap(), None);
+    handle.keep_checkpoint(checkpoint.clone(), Vec::new()).await.unwrap();
+    assert_eq!(handle.checkpoint("S").await.unwrap(), Some(checkpoint));
 }

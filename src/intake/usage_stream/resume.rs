@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{DeliverPolicy, PullConsumer};
 use async_nats::jetstream::stream::{self, RawMessageErrorKind, Stream};
 use serde_json::json;
@@ -246,12 +247,26 @@ async fn hash_at(stream: &Stream, info: &stream::Info, place: u64) -> Result<Opt
         }
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
         // The server cannot read it any more: not what was read.
-        Err(error) if matches!(error.kind(), RawMessageErrorKind::JetStream(_)) => {
+        Err(error) if matches!(error.kind(), RawMessageErrorKind::JetStream(said) if !is_passing(said.error_code())) => {
             tracing::warn!(stream = info.config.name, sequence = place, %error, "the message that was read last cannot be read");
             Ok(Some([0; 32]))
         }
         Err(error) => Err(Ended::Broken(format!("the message at the checkpoint: {error}"))),
     }
+}
+
+/// Does the server say that it cannot answer now, rather than anything about what it holds?
+fn is_passing(code: ErrorCode) -> bool {
+    const PASSING: [ErrorCode; 7] = [
+        ErrorCode::CLUSTER_NOT_AVAILABLE,
+        ErrorCode::CLUSTER_NOT_LEADER,
+        ErrorCode::INSUFFICIENT_RESOURCES,
+        ErrorCode::JETSTREAM_NOT_ENABLED,
+        ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT,
+        ErrorCode::STREAM_NOT_FOUND,
+        ErrorCode::STREAM_OFFLINE,
+    ];
+    PASSING.contains(&code)
 }
 
 /// Tells that messages were gone before anybody read them.
@@ -379,6 +394,12 @@ mod tests {
         let records = node.records("ingest.gap").await;
         assert_eq!(records, [json!({ "from": 1, "to": 3, "messages": 3, "gaps": 1 })]);
         bus.close().await;
+    }
+
+    #[test]
+    fn a_server_that_cannot_answer_says_nothing_about_its_messages() {
+        assert!([ErrorCode::CLUSTER_NOT_AVAILABLE, ErrorCode::STREAM_OFFLINE].map(is_passing).iter().all(|is| *is));
+        assert!(!is_passing(ErrorCode::STREAM_STORE_FAILED));
     }
 
     #[tokio::test]
