@@ -24,7 +24,8 @@ const SELECT_BOOKS_HEAD: &str = "SELECT head_seq, head_hash FROM books WHERE id 
 /// The head, the sums that go with it, and how many events stand in the ledger that it does not know.
 const SELECT_BOOKS_PROMISE: &str = "SELECT head_seq, head_hash, events, failures, requests, prompt_tokens,
     cache_read_tokens, cache_write_tokens, completion_tokens, reasoning_tokens, unclassified_tokens, cost_nano_usd,
-    (SELECT COUNT(*) FROM usage_ledger WHERE position >= books.next_position) FROM books WHERE id = 1";
+    next_position, (SELECT COUNT(*) FROM usage_ledger WHERE position < 1 OR position >= books.next_position)
+    FROM books WHERE id = 1";
 const SELECT_PLATFORM_ENDS: &str = "SELECT COALESCE((SELECT head_seq FROM platform WHERE id = 1), 0),
     COALESCE((SELECT MAX(seq) FROM audit_record), 0)";
 const SELECT_BOOKS_ENDS: &str = "SELECT COALESCE((SELECT head_seq FROM books WHERE id = 1), 0),
@@ -85,7 +86,7 @@ pub async fn verify_books(connection: &mut Connection, books: Books<'_>) -> Resu
     };
     let promised = Head { seq: row.int(0)?, hash: Hash(row.array(1)?) };
     let lifetime = usage::totals_at(&row, 2)?;
-    let beyond = row.int(12)?;
+    let (next_position, beyond) = (row.int(12)?, row.int(13)?);
     let mut proof = Proof { ledger: LedgerProof::default(), books };
     let report = recompute(connection, &books.tenant.to_string(), promised, Some(&mut proof)).await?;
     if report.broken.is_some() {
@@ -95,7 +96,7 @@ pub async fn verify_books(connection: &mut Connection, books: Books<'_>) -> Resu
     if promised.seq < books.witness.seq {
         return Ok(does_not_hold("the chain ends before a record that was seen"));
     }
-    if beyond > 0 {
+    if beyond > 0 || !proof.ledger.ends_before(next_position) {
         return Ok(does_not_hold("the ledger holds events that no record counted"));
     }
     if !proof.ledger.sums_to(&lifetime) {
@@ -132,10 +133,8 @@ impl Proof<'_> {
         if action != COUNTED {
             return Ok(None);
         }
-        let Some(payload) = &link.payload else {
-            self.ledger.skip();
-            return Ok(None);
-        };
+        // Nobody is named in it, so nothing of ours erases it; without it the sums would be beyond proof.
+        let Some(payload) = &link.payload else { return Ok(Some("what the record counted was erased")) };
         let Some(statement) = Statement::read(payload) else {
             return Ok(Some("the record does not say what was counted"));
         };
