@@ -210,6 +210,9 @@ pub(super) async fn look(stream: &Stream, terms: &Terms, position: Option<&Check
     let consumer =
         stream.consumer_info(&terms.consumer).await.map_err(|error| broken("the consumer's state", &error))?;
     let info = stream.get_info().await.map_err(|error| broken("the stream's state", &error))?;
+    if terms::reader_of(&consumer.config).is_some_and(|reader| reader != terms.reader) {
+        return Err(Ended::Broken("another node reads it by now".to_owned()));
+    }
     metrics::gauge!("platform_api_stream_pending_messages").set(consumer.num_pending as f64);
     metrics::gauge!("platform_api_stream_ack_pending_messages").set(consumer.num_ack_pending as f64);
     // And again, now that we know where the stream begins: what was delivered meanwhile, and is gone since, is on its way

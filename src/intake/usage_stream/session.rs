@@ -39,6 +39,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_millis(500);
 const PRESSURE_AFTER: Duration = Duration::from_secs(1);
 /// How long calls may take when we leave.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A process that did not run for this long was frozen, perhaps: another node may read by now.
+const FROZEN_AFTER: Duration = Duration::from_secs(5);
 /// How long an idle pull stays open at the server, so how long one does whose reader was frozen; and how often the server
 /// says that it is alive.
 pub(super) const PULL_EXPIRES: Duration = Duration::from_secs(10);
@@ -163,7 +165,13 @@ impl<'a> Session<'a> {
         let mut sweep = interval(SWEEP_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ran_at = Instant::now();
         while !stop.is_cancelled() {
+            // Swept far more often than this. Before anything is counted, whose turn it is has to be found out.
+            let ran_before = std::mem::replace(&mut ran_at, Instant::now());
+            if ran_at - ran_before >= FROZEN_AFTER {
+                return Err(Ended::Broken("this process did not run for a while".to_owned()));
+            }
             self.start_calls();
             let (most, bytes_max) = self.most();
             tokio::select! {
