@@ -181,8 +181,8 @@ impl Handle {
         fresh(self.change(Forget { what: Old::Answers, before }, Request::system(), untold).await)
     }
 
-    /// Forgets a piece of what came to the quarantine before `before` and waits for no tenant; answers how much. It is in the
-    /// platform's chain.
+    /// Forgets a piece of what came to the quarantine last before `before` and waits for no tenant; answers how much. It is in
+    /// the platform's chain.
     ///
     /// # Errors
     /// [`Declined::Unavailable`].

@@ -27,7 +27,7 @@ impl Beside {
                     match &row.fate {
                         Fate::Counted => quarantine::mark_replayed(connection, row.id, now).await?,
                         Fate::Refused { reason, detail } => {
-                            quarantine::refuse_again(connection, row.id, *reason, detail).await?;
+                            quarantine::refuse_again(connection, row.id, *reason, detail, now).await?;
                         }
                     }
                 }

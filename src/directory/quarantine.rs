@@ -68,6 +68,11 @@ impl Shares {
         self.0.insert(owner, Known { kept, read_at: now, is_full: was_full && !has_room });
     }
 
+    /// What `owner` has could not be read. Until that is tried again, all is kept that another share has room for.
+    pub(super) fn guess(&mut self, owner: Owner, now: Timestamp) {
+        self.0.insert(owner, Known { kept: Kept::default(), read_at: now, is_full: false });
+    }
+
     /// Nothing is known for certain any more.
     pub(super) fn doubt(&mut self) {
         for known in self.0.values_mut() {
@@ -205,5 +210,11 @@ mod tests {
         assert_eq!(whole(&shares.admit(&rows, SHARE)), [true, true]);
         shares.doubt();
         assert_eq!(shares.unknown(&rows, SHARE, after(5)), [owner]);
+        // What cannot be read is asked for no more often.
+        shares.learn(owner, Kept { events: 3, bytes: 3 }, SHARE, after(5));
+        shares.guess(owner, after(10));
+        assert!(shares.unknown(&rows, SHARE, after(69)).is_empty());
+        assert_eq!(shares.unknown(&rows, SHARE, after(70)), [owner]);
+        assert_eq!(whole(&shares.admit(&rows, SHARE)), [true, true]);
     }
 }

@@ -501,7 +501,7 @@ impl State {
     }
 
     async fn quarantine(&mut self, rows: &[Quarantined], share: Share) -> Result<(), Refused> {
-        self.connection().await?;
+        self.learn_shares(rows, share).await?;
         let kept = self.write_quarantined(rows, share).await;
         kept.map_err(|error| {
             self.shares.doubt();
@@ -509,15 +509,29 @@ impl State {
         })
     }
 
-    async fn write_quarantined(&mut self, rows: &[Quarantined], share: Share) -> Result<(), StoreError> {
+    /// Reads what the owners of `rows` have. What cannot be read keeps nothing out; a connection that failed is opened anew,
+    /// unless the server has only ended the question.
+    async fn learn_shares(&mut self, rows: &[Quarantined], share: Share) -> Result<(), Refused> {
         let now = self.birth.clock.now();
+        for owner in self.shares.unknown(rows, share, now) {
+            match quarantine::kept(self.connection().await?, owner).await {
+                Ok(kept) => self.shares.learn(owner, kept, share, now),
+                Err(error) => {
+                    tracing::warn!(%error, "a share of the quarantine could not be read: what comes is kept");
+                    self.shares.guess(owner, now);
+                    if !matches!(error, StoreError::Retryable(_)) {
+                        self.connection = None;
+                    }
+                }
+            }
+        }
+        self.connection().await.map(|_| ())
+    }
+
+    async fn write_quarantined(&mut self, rows: &[Quarantined], share: Share) -> Result<(), StoreError> {
         let Some(connection) = self.connection.as_mut() else {
             return Err(StoreError::Retryable("no connection".into()));
         };
-        for owner in self.shares.unknown(rows, share, now) {
-            let kept = quarantine::kept(connection, owner).await?;
-            self.shares.learn(owner, kept, share, now);
-        }
         let rows = self.shares.admit(rows, share);
         connection.begin().await?;
         quarantine::insert(connection, &rows).await?;

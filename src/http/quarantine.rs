@@ -129,7 +129,7 @@ pub(super) struct QuarantinedView {
     /// How its bytes are read.
     format: String,
     received_at: String,
-    /// When it was counted on another try.
+    /// When it was counted on another try. It has given up its bytes then: the ledger has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[oai(skip_serializing_if_is_none)]
     replayed_at: Option<String>,
@@ -137,8 +137,9 @@ pub(super) struct QuarantinedView {
     arrivals: u64,
     /// Above zero in a row that only counts events for which there was no room: the bytes of them. It cannot be replayed.
     left_out_bytes: u64,
+    /// 0 once it was counted on another try.
     body_bytes: u64,
-    /// Its first 4096 bytes; what is no UTF-8 is replaced.
+    /// Its first 4096 bytes; what is no UTF-8 is replaced. Empty once it was counted on another try.
     body: String,
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use secrecy::SecretString;
+use sqlx::{Connection as _, Executor as _};
 use tokio::sync::mpsc;
 
 use super::record::{BodyShape, ItemOutcome, RecordError, Recorder, ReplayError, ReplayOutcome, Reporter};
@@ -268,6 +269,31 @@ async fn what_one_tenant_fills_the_quarantine_with_is_bounded_and_forgotten() {
     node.clock.set(now.plus_micros(MICROS_PER_DAY / 24));
     node.record(old(99, node.acme), Reporter::Platform).await.unwrap();
     assert_eq!(node.quarantined(Some(node.acme)).await[0].left_out_bytes, 0);
+}
+
+/// What cannot be summed is no reason to lose what cannot be counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_share_that_cannot_be_read_keeps_nothing_out_of_the_quarantine() {
+    let mut node = Node::open().await;
+    let intake = config::Intake { quarantine_events_max: 3, ..config::Intake::default() };
+    node.recorder = Recorder::new(node.directory.clone(), node.clock.clone(), intake);
+    let old = |id: u32| event(&format!("old-{id}"), Some(node.acme), 1).replace("2026-11-21", "2020-01-01");
+    let body: Vec<String> = (0..4).map(old).collect();
+    node.record(format!("[{}]", body.join(",")), Reporter::Platform).await.unwrap();
+    let url = format!("sqlite:{}", node.data.path().join("data/control.db").display());
+    let mut beside = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    let too_much = format!("UPDATE quarantine SET body_bytes = {}", i64::MAX);
+    beside.execute(sqlx::AssertSqlSafe(too_much)).await.unwrap();
+    beside.close().await.unwrap();
+
+    node.clock.set(node.clock.now().plus_micros(MICROS_PER_DAY / 24));
+    for id in 4..9 {
+        let outcomes = node.record(old(id), Reporter::Platform).await.unwrap();
+        assert_eq!(codes(&outcomes), ["EVENT_TOO_OLD"]);
+    }
+    // Whole, but for no more than another share until it is tried again.
+    let kept = node.quarantined(Some(node.acme)).await;
+    assert_eq!(kept.iter().filter(|row| row.left_out_bytes == 0).count(), 6);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

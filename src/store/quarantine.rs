@@ -17,10 +17,10 @@ use crate::domain::usage::Refusal;
 static INSERT: LazyLock<Bulk> = LazyLock::new(|| {
     Bulk::new(
         "INSERT INTO quarantine (id, tenant_id, reason, detail, origin, format, digest, body, received_at,
-            last_received_at, arrivals, replayed_at, left_out_bytes)",
+            last_received_at, arrivals, replayed_at, left_out_bytes, body_bytes)",
         &[
             "TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "BYTEA", "BYTEA", "BIGINT", "BIGINT", "BIGINT", "BIGINT",
-            "BIGINT",
+            "BIGINT", "BIGINT",
         ],
         // It waits for what it was refused for last, unless it is counted already.
         "ON CONFLICT (digest) DO UPDATE SET arrivals = quarantine.arrivals + excluded.arrivals,
@@ -41,7 +41,7 @@ const SELECT_ONE: &str =
     FROM quarantine WHERE id = $1";
 const WAITING_CENSUS: &str = "SELECT tenant_id, CAST(COUNT(*) AS BIGINT) FROM quarantine
     WHERE replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE') GROUP BY tenant_id ORDER BY tenant_id";
-const WAITING_SIZES: &str = "SELECT CAST(LENGTH(body) AS BIGINT) FROM quarantine
+const WAITING_SIZES: &str = "SELECT body_bytes FROM quarantine
     WHERE tenant_id = $1 AND replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE')
     ORDER BY id LIMIT $2";
 const SELECT_WAITING: &str =
@@ -49,14 +49,19 @@ const SELECT_WAITING: &str =
     FROM quarantine
     WHERE tenant_id = $1 AND replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE')
     ORDER BY id LIMIT $2";
-/// What has a body and waits for nobody.
-const KEPT: &str = "SELECT CAST(COUNT(*) AS BIGINT), CAST(COALESCE(SUM(LENGTH(body)), 0) AS BIGINT) FROM quarantine
-    WHERE tenant_id = $1 AND left_out_bytes = 0
-    AND NOT (replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE'))";
-const FORGET: &str = "DELETE FROM quarantine WHERE id IN (SELECT id FROM quarantine WHERE received_at < $1
-    AND NOT (replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE')) ORDER BY received_at LIMIT $2)";
-const REFUSE_AGAIN: &str = "UPDATE quarantine SET reason = $2, detail = $3 WHERE id = $1 AND replayed_at = 0";
-const MARK_REPLAYED: &str = "UPDATE quarantine SET replayed_at = $2 WHERE id = $1 AND replayed_at = 0";
+/// What neither waits nor was counted in the end, and has a body. The index `quarantine_kept` has all that this reads.
+pub(super) const KEPT: &str =
+    "SELECT CAST(COUNT(*) AS BIGINT), CAST(COALESCE(SUM(body_bytes), 0) AS BIGINT) FROM quarantine
+    WHERE tenant_id = $1 AND replayed_at = 0 AND left_out_bytes = 0
+    AND reason NOT IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE')";
+const FORGET: &str = "DELETE FROM quarantine WHERE id IN (SELECT id FROM quarantine WHERE last_received_at < $1
+    AND NOT (replayed_at = 0 AND reason IN ('TENANT_FROZEN', 'TENANT_UNAVAILABLE')) ORDER BY last_received_at LIMIT $2)";
+/// It has waited until now, so its age begins anew.
+const REFUSE_AGAIN: &str =
+    "UPDATE quarantine SET reason = $2, detail = $3, last_received_at = $4 WHERE id = $1 AND replayed_at = 0";
+/// The ledger has it: its body is given up.
+const MARK_REPLAYED: &str = "UPDATE quarantine SET replayed_at = $2, body = SUBSTR(body, 1, 0), body_bytes = 0
+    WHERE id = $1 AND replayed_at = 0";
 
 /// What one tenant has in quarantine, or what is of no tenant: events that are kept whole, and bytes of their bodies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -96,6 +101,7 @@ pub async fn insert<R: Borrow<Quarantined> + Sync>(connection: &mut Connection, 
         Column::Ints(sums.iter().map(|[arrivals, _]| *arrivals).collect()),
         Column::Ints(rows.iter().map(|row| row.replayed_at.map_or(0, |at| at.0)).collect()),
         Column::Ints(sums.iter().map(|[_, left_out_bytes]| *left_out_bytes).collect()),
+        Column::Ints(rows.iter().map(|row| i64::try_from(row.body.len()).unwrap_or(i64::MAX)).collect()),
     ];
     connection.execute_bulk(&INSERT, &columns).await?;
     Ok(())
@@ -112,7 +118,7 @@ pub async fn kept(connection: &mut Connection, tenant: Option<TenantId>) -> Resu
     Ok(Kept { events: number(0)?, bytes: number(1)? })
 }
 
-/// Forgets at most `limit` rows that came before `before`; answers how many. What waits for its tenant stays.
+/// Forgets at most `limit` rows that came last, or were refused again, before `before`; answers how many. What waits for its tenant stays.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -151,7 +157,7 @@ pub async fn one(connection: &mut Connection, id: Uuid) -> Result<Option<Quarant
     row.as_ref().map(row_at).transpose()
 }
 
-/// Another try counted it. Marking again changes nothing.
+/// Another try counted it, and its body is given up. Marking again changes nothing.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -203,8 +209,9 @@ pub async fn refuse_again(
     id: Uuid,
     reason: Refusal,
     detail: &str,
+    at: Timestamp,
 ) -> Result<(), StoreError> {
-    connection.execute(REFUSE_AGAIN, &[id.to_string().into(), reason.code().into(), detail.into()]).await?;
+    connection.execute(REFUSE_AGAIN, &[id.to_string().into(), reason.code().into(), detail.into(), at.into()]).await?;
     Ok(())
 }
 

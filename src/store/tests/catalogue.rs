@@ -10,6 +10,7 @@ use crate::domain::tenant::{ExternalId, Lifecycle, Role, Tenant};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Refusal;
 use crate::store::catalogue;
+use crate::store::migration::{self, CONTROL};
 use crate::store::news::{self, Kind, News};
 use crate::store::quarantine::Kept;
 use crate::store::{StoreError, api_key, audit, quarantine, request};
@@ -22,6 +23,10 @@ super::conformance!(
     uses_of_many_keys_are_written_at_once_by_several_nodes,
     the_quarantine_keeps_each_poison_once,
     the_quarantine_knows_what_each_has_there_and_forgets_what_is_old,
+    what_was_counted_in_the_end_gives_its_place_back,
+    what_somebody_has_in_quarantine_is_read_from_an_index_alone,
+    the_quarantine_forgets_by_what_was_heard_last,
+    the_quarantine_of_an_older_program_is_measured,
     an_answer_is_kept_for_its_key,
     the_platform_has_a_chain_of_its_own,
 );
@@ -247,14 +252,14 @@ async fn the_quarantine_keeps_each_poison_once(house: &House) {
     quarantine::mark_replayed(&mut connection, rows[1].id, NOW.plus_micros(5)).await.unwrap();
     quarantine::mark_replayed(&mut connection, rows[1].id, NOW.plus_micros(6)).await.unwrap();
     let replayed = quarantine::one(&mut connection, rows[1].id).await.unwrap().unwrap();
-    assert_eq!(replayed, Quarantined { replayed_at: Some(NOW.plus_micros(5)), ..rows[1].clone() });
+    let given_up = Quarantined { replayed_at: Some(NOW.plus_micros(5)), body: Vec::new(), ..rows[1].clone() };
+    assert_eq!(replayed, given_up);
     assert_eq!(quarantine::one(&mut connection, crate::clock::new_id()).await.unwrap(), None);
 }
 
-async fn the_quarantine_knows_what_each_has_there_and_forgets_what_is_old(house: &House) {
-    let mut connection = house.store().await.control().await.unwrap();
-    let owner = TenantId(crate::clock::new_id());
-    let row = |number: u8, tenant, reason, left_out_bytes| Quarantined {
+/// A row that came so many microseconds after [`NOW`], with ten bytes unless they were left out.
+fn quarantined(number: u8, tenant: Option<TenantId>, reason: Refusal, left_out_bytes: i64) -> Quarantined {
+    Quarantined {
         id: crate::clock::new_id(),
         tenant,
         reason,
@@ -267,14 +272,19 @@ async fn the_quarantine_knows_what_each_has_there_and_forgets_what_is_old(house:
         replayed_at: None,
         arrivals: 1,
         left_out_bytes,
-    };
+    }
+}
+
+async fn the_quarantine_knows_what_each_has_there_and_forgets_what_is_old(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    let owner = TenantId(crate::clock::new_id());
     let rows = [
-        row(0, Some(owner), Refusal::TenantFrozen, 0),
-        row(1, Some(owner), Refusal::TooOld, 0),
-        row(2, Some(owner), Refusal::Malformed, 0),
-        row(3, None, Refusal::UnknownTenant, 0),
-        row(4, Some(owner), Refusal::TooOld, 7),
-        row(4, Some(owner), Refusal::TooOld, 8),
+        quarantined(0, Some(owner), Refusal::TenantFrozen, 0),
+        quarantined(1, Some(owner), Refusal::TooOld, 0),
+        quarantined(2, Some(owner), Refusal::Malformed, 0),
+        quarantined(3, None, Refusal::UnknownTenant, 0),
+        quarantined(4, Some(owner), Refusal::TooOld, 7),
+        quarantined(4, Some(owner), Refusal::TooOld, 8),
     ];
     quarantine::insert(&mut connection, &rows).await.unwrap();
     quarantine::insert(&mut connection, &rows[4..5]).await.unwrap();
@@ -286,9 +296,8 @@ async fn the_quarantine_knows_what_each_has_there_and_forgets_what_is_old(house:
     assert_eq!(quarantine::kept(&mut connection, Some(TenantId(crate::clock::new_id()))).await.unwrap(), kept(0, 0));
     // Counted in the end, it waits no more.
     quarantine::mark_replayed(&mut connection, rows[0].id, NOW).await.unwrap();
-    assert_eq!(quarantine::kept(&mut connection, Some(owner)).await.unwrap(), kept(3, 30));
 
-    let waiting = row(5, Some(owner), Refusal::TenantUnavailable, 0);
+    let waiting = quarantined(5, Some(owner), Refusal::TenantUnavailable, 0);
     quarantine::insert(&mut connection, std::slice::from_ref(&waiting)).await.unwrap();
     assert_eq!(quarantine::forget(&mut connection, NOW.plus_micros(2), 1).await.unwrap(), 1);
     assert_eq!(quarantine::forget(&mut connection, NOW.plus_micros(2), 10).await.unwrap(), 1);
@@ -296,6 +305,90 @@ async fn the_quarantine_knows_what_each_has_there_and_forgets_what_is_old(house:
     assert_eq!(quarantine::forget(&mut connection, NOW.plus_micros(60), 10).await.unwrap(), 3);
     let left = quarantine::page(&mut connection, None, None, None, 10).await.unwrap().items;
     assert_eq!(left, [waiting]);
+}
+
+async fn what_was_counted_in_the_end_gives_its_place_back(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    let owner = TenantId(crate::clock::new_id());
+    let rows = [
+        quarantined(0, Some(owner), Refusal::TenantFrozen, 0),
+        quarantined(1, Some(owner), Refusal::TooOld, 0),
+        quarantined(2, Some(owner), Refusal::TenantFrozen, 0),
+        quarantined(3, Some(owner), Refusal::TooOld, 0),
+    ];
+    quarantine::insert(&mut connection, &rows).await.unwrap();
+    assert_eq!(quarantine::kept(&mut connection, Some(owner)).await.unwrap(), Kept { events: 2, bytes: 20 });
+    for row in &rows[..2] {
+        quarantine::mark_replayed(&mut connection, row.id, NOW).await.unwrap();
+        assert!(quarantine::one(&mut connection, row.id).await.unwrap().unwrap().body.is_empty());
+    }
+    assert_eq!(quarantine::kept(&mut connection, Some(owner)).await.unwrap(), Kept { events: 1, bytes: 10 });
+    // What waited and is refused for another reason counts, with the bytes that it has had all along.
+    quarantine::refuse_again(&mut connection, rows[2].id, Refusal::TooOld, "", NOW).await.unwrap();
+    assert_eq!(quarantine::kept(&mut connection, Some(owner)).await.unwrap(), Kept { events: 2, bytes: 20 });
+    // The same event again says nothing new.
+    quarantine::insert(&mut connection, &rows).await.unwrap();
+    assert!(quarantine::one(&mut connection, rows[0].id).await.unwrap().unwrap().body.is_empty());
+}
+
+async fn what_somebody_has_in_quarantine_is_read_from_an_index_alone(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    let asked = quarantine::KEPT.replace("$1", "'x'");
+    let (explain, column, expected) = if house.is_sqlite() {
+        (format!("EXPLAIN QUERY PLAN {asked}"), 3, "USING COVERING INDEX quarantine_kept (tenant_id=?")
+    } else {
+        // An empty table is read whole otherwise.
+        for way in ["seqscan", "bitmapscan"] {
+            connection.execute(format!("SET enable_{way} = off").leak(), &[]).await.unwrap();
+        }
+        (format!("EXPLAIN {asked}"), 0, "Index Only Scan using quarantine_kept")
+    };
+    let plan = connection.fetch(explain.leak(), &[]).await.unwrap();
+    let plan: Vec<String> = plan.iter().map(|step| step.text(column).unwrap()).collect();
+    assert!(plan.iter().any(|step| step.contains(expected)), "{plan:?}");
+}
+
+async fn the_quarantine_forgets_by_what_was_heard_last(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    let rows = [
+        quarantined(0, None, Refusal::TooOld, 0),
+        quarantined(1, None, Refusal::TenantFrozen, 0),
+        quarantined(2, None, Refusal::TooOld, 0),
+    ];
+    quarantine::insert(&mut connection, &rows).await.unwrap();
+    let later = NOW.plus_micros(1_000);
+    let again = Quarantined { received_at: later, ..rows[0].clone() };
+    quarantine::insert(&mut connection, &[again]).await.unwrap();
+    quarantine::refuse_again(&mut connection, rows[1].id, Refusal::TooOld, "", later).await.unwrap();
+    assert_eq!(quarantine::forget(&mut connection, later, 10).await.unwrap(), 1);
+    let left = quarantine::page(&mut connection, None, None, None, 10).await.unwrap().items;
+    assert_eq!(left.iter().map(|row| row.id).collect::<Vec<_>>(), [rows[1].id, rows[0].id]);
+    assert_eq!(quarantine::forget(&mut connection, later.plus_micros(1), 10).await.unwrap(), 2);
+}
+
+async fn the_quarantine_of_an_older_program_is_measured(house: &House) {
+    let mut connection = house.store().await.control().await.unwrap();
+    let rows = [
+        quarantined(0, None, Refusal::TooOld, 0),
+        quarantined(1, None, Refusal::TooOld, 0),
+        quarantined(2, None, Refusal::TenantFrozen, 0),
+        quarantined(3, None, Refusal::TooOld, 7),
+    ];
+    quarantine::insert(&mut connection, &rows).await.unwrap();
+    for sql in [
+        "DELETE FROM schema_version WHERE version = 14",
+        "DROP INDEX quarantine_kept",
+        "ALTER TABLE quarantine DROP COLUMN body_bytes",
+    ] {
+        connection.execute(sql, &[]).await.unwrap();
+    }
+    let values = [rows[0].id.to_string().into(), NOW.into()];
+    connection.execute("UPDATE quarantine SET replayed_at = $2 WHERE id = $1", &values).await.unwrap();
+    migration::create(&mut connection, &CONTROL).await.unwrap();
+    assert_eq!(quarantine::kept(&mut connection, None).await.unwrap(), Kept { events: 1, bytes: 10 });
+    assert!(quarantine::one(&mut connection, rows[0].id).await.unwrap().unwrap().body.is_empty());
+    quarantine::refuse_again(&mut connection, rows[2].id, Refusal::TooOld, "", NOW).await.unwrap();
+    assert_eq!(quarantine::kept(&mut connection, None).await.unwrap(), Kept { events: 2, bytes: 20 });
 }
 
 async fn an_answer_is_kept_for_its_key(house: &House) {
