@@ -2,13 +2,15 @@
 //!
 //! Every commit of usage leaves a record: the position it ended at, how many events it counted, and a digest of who they
 //! are and what they say, in the ledger's order. The chain cannot be changed unnoticed, so with it neither can the rows of
-//! the ledger, nor the sums that were made of them.
+//! the ledger, nor the sums and the rollups that were made of them.
 
 use aws_lc_rs::digest;
 use serde::Deserialize;
 
+use super::grouping;
 use super::report::LedgerRow;
-use super::usage::{BodyHash, EventKey, Identity, Totals};
+use super::rollup_proof::Fold;
+use super::usage::{BodyHash, EventKey, Identity, Totals, UsageEvent};
 
 /// The action of the records that are looked at.
 pub const COUNTED: &str = "usage.committed";
@@ -40,14 +42,21 @@ pub struct ProvenRow {
 }
 
 /// Goes through the ledger beside the chain, from the first record on.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct LedgerProof {
     /// Where the last statement ended.
     end: i64,
     totals: Totals,
+    rollups: Fold,
 }
 
 impl LedgerProof {
+    /// Of no statement. The `secret` is that of the rollups' [`Fold`].
+    #[must_use]
+    pub fn new(secret: [u8; 32]) -> LedgerProof {
+        LedgerProof { end: 0, totals: Totals::default(), rollups: Fold::new(secret) }
+    }
+
     /// Checks the next statement. `rows` are those that stand at its last position or before, newest first: as many as it
     /// counted, and one more if there is one.
     ///
@@ -74,6 +83,10 @@ impl LedgerProof {
             context.update(body);
             self.totals = self.totals.checked_add(&Totals::of(&row.event)).ok_or("the ledger's sums overflow")?;
         }
+        let events: Vec<&UsageEvent> = counted.iter().map(|counted| &counted.row.event).collect();
+        for (key, totals) in grouping::group(&events) {
+            self.rollups.add(key.start, &key.subject, &totals);
+        }
         if super::books::hex(context.finish().as_ref()) != statement.digest {
             return Err("the events in the ledger are not those that this record counted");
         }
@@ -85,6 +98,12 @@ impl LedgerProof {
     #[must_use]
     pub fn sums_to(&self, lifetime: &Totals) -> bool {
         self.totals == *lifetime
+    }
+
+    /// Are these the rollups of the rows that were checked?
+    #[must_use]
+    pub fn rolls_up_to(&self, rollups: &Fold) -> bool {
+        self.rollups.equals(rollups)
     }
 
     /// Does the ledger go on at `next_position`, where the last statement ended? What stands between was counted by none.
@@ -128,7 +147,7 @@ mod tests {
     }
 
     fn proof(ledger: &[ProvenRow], statements: &[Statement]) -> Result<LedgerProof, (usize, &'static str)> {
-        let mut proof = LedgerProof::default();
+        let mut proof = LedgerProof::new([7; 32]);
         for (at, statement) in statements.iter().enumerate() {
             proof.check(statement, &handed(ledger, statement)).map_err(|reason| (at, reason))?;
         }
@@ -159,6 +178,13 @@ mod tests {
             ledger.iter().for_each(|row| sums.add(&Totals::of(&row.row.event)));
             let proven = proof(&ledger, &statements).unwrap();
             prop_assert!(proven.sums_to(&sums));
+            let mut rollups = Fold::new([7; 32]);
+            let events: Vec<&UsageEvent> = ledger.iter().map(|row| &row.row.event).collect();
+            prop_assert!(!proven.rolls_up_to(&rollups));
+            for (key, totals) in grouping::group(&events) {
+                rollups.add(key.start, &key.subject, &totals);
+            }
+            prop_assert!(proven.rolls_up_to(&rollups));
             let last = ledger.last().map_or(0, |row| row.row.position);
             prop_assert!([last, last + 1, last + 2].map(|next| proven.ends_before(next)) == [false, true, false]);
             sums.amounts.cost.0 += 1;

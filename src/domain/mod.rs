@@ -11,7 +11,7 @@
 //! - [`organization`]: a tenant's users and groups, who is in which, and who has which role.
 //! - [`notice`]: what deserves an alert, once.
 //! - [`chain`]: the audit chain: canonical bytes, link, verify.
-//! - [`ledger_proof`]: whether the ledger holds what the chain says was counted.
+//! - [`ledger_proof`], [`rollup_proof`]: whether the ledger holds what the chain says was counted, and the rollups its sums.
 //! - [`books`]: a tenant's [`books::Books`], and the [`books::Posting`] that moves them from one commit to the next.
 //! - [`burn`]: how fast a budget burns.
 //! - `grouping`: how a batch is taken apart before it is counted.
@@ -66,6 +66,7 @@ pub mod rate_limit;
 pub mod reconcile;
 pub mod report;
 pub mod request;
+pub mod rollup_proof;
 pub mod routing;
 pub mod secret;
 pub mod session;

@@ -5,17 +5,21 @@ use tokio_util::sync::CancellationToken;
 use super::connection::Row;
 use super::database::Connection;
 use super::{StoreError, usage};
+use crate::clock;
 use crate::domain::chain::{Broken, Hash, Head, Record, Stored, Verifier};
 use crate::domain::ids::TenantId;
 use crate::domain::ledger_proof::{COUNTED, LedgerProof, Statement};
 use crate::domain::report::{ChainQuery, ChainReport, Page};
+use crate::domain::rollup_proof::Fold;
 use crate::domain::time::Timestamp;
+use crate::domain::usage::Totals;
 
 /// The name of the platform's chain.
 pub const PLATFORM_CHAIN: &str = "platform";
 
-/// Records read at once by a verification.
+/// Records, and rollups, read at once by a verification.
 const VERIFY_RECORDS: usize = 1_000;
+const VERIFY_ROLLUPS: usize = 5_000;
 
 const SELECT_PAGE: &str =
     "SELECT seq, at, bytes, hash, payload, salt FROM audit_record WHERE seq > $1 ORDER BY seq LIMIT $2";
@@ -63,10 +67,10 @@ pub async fn page(connection: &mut Connection, query: ChainQuery) -> Result<Page
 /// [`StoreError`]; a broken chain is an answer, not an error.
 pub async fn verify(connection: &mut Connection, chain: &str) -> Result<ChainReport, StoreError> {
     let promised = head_of(connection, chain).await?;
-    recompute(connection, chain, promised, None).await
+    recompute(connection, chain, &mut Verifier::new(chain), promised, None).await
 }
 
-/// A tenant's chain, and whether its ledger, its sums and its rollups are what the chain says was counted.
+/// A tenant's chain, and whether its ledger, its sums and each of its rollups are what the chain says was counted.
 #[derive(Debug, Clone, Copy)]
 pub struct Books<'a> {
     pub tenant: TenantId,
@@ -81,32 +85,80 @@ pub struct Books<'a> {
 /// # Errors
 /// [`StoreError`]; what does not hold is an answer, not an error.
 pub async fn verify_books(connection: &mut Connection, books: Books<'_>) -> Result<ChainReport, StoreError> {
-    let Some(row) = connection.fetch_one_optional(SELECT_BOOKS_PROMISE, &[]).await? else {
-        return Err(StoreError::Untrusted("there are no books".into()));
-    };
-    let promised = Head { seq: row.int(0)?, hash: Hash(row.array(1)?) };
-    let lifetime = usage::totals_at(&row, 2)?;
-    let (next_position, beyond) = (row.int(12)?, row.int(13)?);
-    let mut proof = Proof { ledger: LedgerProof::default(), books };
-    let report = recompute(connection, &books.tenant.to_string(), promised, Some(&mut proof)).await?;
+    let chain = books.tenant.to_string();
+    let (secret, mut verifier) = (clock::random_bytes(), Verifier::new(&chain));
+    let mut proof = Proof { ledger: LedgerProof::new(secret), books };
+    let promised = promise(connection).await?.head;
+    let report = recompute(connection, &chain, &mut verifier, promised, Some(&mut proof)).await?;
     if report.broken.is_some() {
         return Ok(report);
     }
-    let does_not_hold = |reason| ChainReport { head: promised, broken: Some(Broken { seq: promised.seq, reason }) };
-    if promised.seq < books.witness.seq {
-        return Ok(does_not_hold("the chain ends before a record that was seen"));
+    // That may have taken long. What the rollups are at one moment is compared with what the chain says up to then.
+    connection.begin_snapshot().await?;
+    let there = standing(connection, secret, books.stop).await;
+    connection.rollback().await?;
+    let (promise, rollups) = there?;
+    let report = recompute(connection, &chain, &mut verifier, promise.head, Some(&mut proof)).await?;
+    if report.broken.is_some() {
+        return Ok(report);
     }
-    if beyond > 0 || !proof.ledger.ends_before(next_position) {
-        return Ok(does_not_hold("the ledger holds events that no record counted"));
+    let reason = if promise.head.seq < books.witness.seq {
+        "the chain ends before a record that was seen"
+    } else if promise.beyond > 0 || !proof.ledger.ends_before(promise.next_position) {
+        "the ledger holds events that no record counted"
+    } else if !proof.ledger.sums_to(&promise.lifetime) {
+        "the books' sums are not those of the ledger"
+    } else if !proof.ledger.rolls_up_to(&rollups) {
+        "the rollups are not the sums of the ledger's events"
+    } else {
+        return Ok(report);
+    };
+    Ok(ChainReport { head: promise.head, broken: Some(Broken { seq: promise.head.seq, reason }) })
+}
+
+/// What the books say of the chain and the ledger.
+struct Promise {
+    head: Head,
+    lifetime: Totals,
+    next_position: i64,
+    /// Events that stand in the ledger where the books know none.
+    beyond: i64,
+}
+
+async fn promise(connection: &mut Connection) -> Result<Promise, StoreError> {
+    let Some(row) = connection.fetch_one_optional(SELECT_BOOKS_PROMISE, &[]).await? else {
+        return Err(StoreError::Untrusted("there are no books".into()));
+    };
+    Ok(Promise {
+        head: Head { seq: row.int(0)?, hash: Hash(row.array(1)?) },
+        lifetime: usage::totals_at(&row, 2)?,
+        next_position: row.int(12)?,
+        beyond: row.int(13)?,
+    })
+}
+
+/// What the books say, and the rollups that they have then. Within a snapshot.
+async fn standing(
+    connection: &mut Connection,
+    secret: [u8; 32],
+    stop: &CancellationToken,
+) -> Result<(Promise, Fold), StoreError> {
+    let promise = promise(connection).await?;
+    let (mut rollups, mut after) = (Fold::new(secret), None);
+    loop {
+        let page = usage::rollups_after(connection, after.as_ref(), VERIFY_ROLLUPS).await?;
+        page.iter().for_each(|(key, totals)| rollups.add(key.start, &key.subject, totals));
+        if page.len() < VERIFY_ROLLUPS {
+            return Ok((promise, rollups));
+        }
+        check_wanted(stop)?;
+        after = page.into_iter().last().map(|(key, _)| key);
     }
-    if !proof.ledger.sums_to(&lifetime) {
-        return Ok(does_not_hold("the books' sums are not those of the ledger"));
-    }
-    let (rollups, sums) = usage::sums(connection).await?;
-    if rollups != sums {
-        return Ok(does_not_hold("the rollups are not the books' sums"));
-    }
-    Ok(report)
+}
+
+/// Does anybody wait for the answer still?
+fn check_wanted(stop: &CancellationToken) -> Result<(), StoreError> {
+    if stop.is_cancelled() { Err(StoreError::Retryable("nobody waits for the answer".into())) } else { Ok(()) }
 }
 
 /// What is checked beside a tenant's chain.
@@ -123,9 +175,7 @@ impl Proof<'_> {
         action: &str,
         link: &Stored,
     ) -> Result<Option<&'static str>, StoreError> {
-        if self.books.stop.is_cancelled() {
-            return Err(StoreError::Retryable("nobody waits for the answer".into()));
-        }
+        check_wanted(self.books.stop)?;
         let witness = self.books.witness;
         if link.seq == witness.seq && link.hash != witness.hash.0 {
             return Ok(Some("the record is not the one that was seen"));
@@ -143,18 +193,19 @@ impl Proof<'_> {
     }
 }
 
+/// Goes on with a chain up to the head that is promised.
 async fn recompute(
     connection: &mut Connection,
     chain: &str,
+    verifier: &mut Verifier,
     promised: Head,
     mut proof: Option<&mut Proof<'_>>,
 ) -> Result<ChainReport, StoreError> {
-    let mut verifier = Verifier::new(chain);
     while verifier.head().seq < promised.seq {
         let query = ChainQuery { after: verifier.head().seq, limit: VERIFY_RECORDS };
         let records = page(connection, query).await?.items;
         if records.is_empty() {
-            return Ok(report(&verifier, Some("the chain ends before the books' head")));
+            return Ok(report(verifier, Some("the chain ends before the books' head")));
         }
         for link in records.iter().map(|record| &record.link).filter(|link| link.seq <= promised.seq) {
             let head = verifier.head();
@@ -168,16 +219,16 @@ async fn recompute(
             }
         }
         if records.last().is_some_and(|record| record.link.seq >= promised.seq) && verifier.head().seq < promised.seq {
-            return Ok(report(&verifier, Some("the record is missing")));
+            return Ok(report(verifier, Some("the record is missing")));
         }
     }
     if verifier.head() != promised {
-        return Ok(report(&verifier, Some("the last record is not the books' head")));
+        return Ok(report(verifier, Some("the last record is not the books' head")));
     }
     let sql = if chain == PLATFORM_CHAIN { SELECT_PLATFORM_ENDS } else { SELECT_BOOKS_ENDS };
-    let Some(ends) = connection.fetch_one_optional(sql, &[]).await? else { return Ok(report(&verifier, None)) };
+    let Some(ends) = connection.fetch_one_optional(sql, &[]).await? else { return Ok(report(verifier, None)) };
     let goes_on = ends.int(0)? != ends.int(1)?;
-    Ok(report(&verifier, goes_on.then_some("the chain goes on after the books' head")))
+    Ok(report(verifier, goes_on.then_some("the chain goes on after the books' head")))
 }
 
 /// Appends to the platform's chain, in the transaction of what it records. `head` is the record before.

@@ -236,16 +236,32 @@ impl Connection {
     /// # Errors
     /// [`StoreError`].
     pub async fn begin(&mut self) -> Result<(), StoreError> {
-        if self.open {
-            self.rollback().await?;
-        }
-        self.open = true;
-        self.failed = false;
         let sql = match (&self.engine, self.read_only) {
             // A deferred transaction that reads and then writes would fail at once, without waiting for the lock.
             (Engine::Sqlite(_), false) => "BEGIN IMMEDIATE",
             _ => "BEGIN",
         };
+        self.begin_with(sql).await
+    }
+
+    /// Begins a transaction in which every statement reads what one moment has, and which writes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn begin_snapshot(&mut self) -> Result<(), StoreError> {
+        let sql = match &self.engine {
+            Engine::Sqlite(_) => "BEGIN",
+            Engine::Postgres(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        };
+        self.begin_with(sql).await
+    }
+
+    async fn begin_with(&mut self, sql: &'static str) -> Result<(), StoreError> {
+        if self.open {
+            self.rollback().await?;
+        }
+        self.open = true;
+        self.failed = false;
         let begun = self.run_text(sql.to_owned()).await;
         self.open = begun.is_ok() || self.busy;
         begun.map_err(|error| error.map_or_else(failure::of_silence, |error| failure::of_statement(&error)))

@@ -4,6 +4,7 @@ use super::StoreError;
 use super::connection::Row;
 use super::database::Connection;
 use super::database::Value;
+use crate::domain::books::RollupKey;
 use crate::domain::ledger_proof::ProvenRow;
 use crate::domain::period::Window;
 use crate::domain::report::{Dimension, LedgerQuery, LedgerRow, Page, UsageQuery};
@@ -49,18 +50,12 @@ const SELECT_PROVEN: &str = "SELECT position, recorded_at, source, event_id, occ
     cache_write_tokens, completion_tokens, reasoning_tokens, unclassified_tokens, cost_nano_usd, flags, details,
     event_key, body_hash FROM usage_ledger WHERE position <= $1 ORDER BY position DESC LIMIT $2";
 
-/// The sums of the rollups, then those of the books, as one moment has them.
-const SELECT_SUMS: &str = "SELECT CAST(COALESCE(SUM(r.events), 0) AS BIGINT),
-    CAST(COALESCE(SUM(r.failures), 0) AS BIGINT), CAST(COALESCE(SUM(r.requests), 0) AS BIGINT),
-    CAST(COALESCE(SUM(r.prompt_tokens), 0) AS BIGINT), CAST(COALESCE(SUM(r.cache_read_tokens), 0) AS BIGINT),
-    CAST(COALESCE(SUM(r.cache_write_tokens), 0) AS BIGINT), CAST(COALESCE(SUM(r.completion_tokens), 0) AS BIGINT),
-    CAST(COALESCE(SUM(r.reasoning_tokens), 0) AS BIGINT), CAST(COALESCE(SUM(r.unclassified_tokens), 0) AS BIGINT),
-    CAST(COALESCE(SUM(r.cost_nano_usd), 0) AS BIGINT),
-    b.events, b.failures, b.requests, b.prompt_tokens, b.cache_read_tokens, b.cache_write_tokens,
-    b.completion_tokens, b.reasoning_tokens, b.unclassified_tokens, b.cost_nano_usd
-    FROM books AS b LEFT JOIN usage_rollup AS r ON 1 = 1 WHERE b.id = 1
-    GROUP BY b.events, b.failures, b.requests, b.prompt_tokens, b.cache_read_tokens, b.cache_write_tokens,
-    b.completion_tokens, b.reasoning_tokens, b.unclassified_tokens, b.cost_nano_usd";
+const SELECT_ROLLUPS_AFTER: &str =
+    "SELECT start_at, user_id, group_id, api_key_id, model, provider, events, failures, requests,
+    prompt_tokens, cache_read_tokens, cache_write_tokens, completion_tokens, reasoning_tokens, unclassified_tokens,
+    cost_nano_usd FROM usage_rollup
+    WHERE (start_at, user_id, group_id, api_key_id, model, provider) > ($1, $2, $3, $4, $5, $6)
+    ORDER BY start_at, user_id, group_id, api_key_id, model, provider LIMIT $7";
 
 const SELECT_NEXT: &str =
     "SELECT position, recorded_at FROM usage_ledger WHERE position >= $1 ORDER BY position LIMIT 1";
@@ -128,15 +123,32 @@ pub(super) async fn proven(connection: &mut Connection, last: i64, limit: usize)
     rows.iter().map(row).collect()
 }
 
-/// The sums of the rollups, and those of the books.
+/// Rollups in the order of their keys, after one of them; at most `limit`.
 ///
 /// # Errors
 /// [`StoreError`].
-pub(super) async fn sums(connection: &mut Connection) -> Result<(Totals, Totals), StoreError> {
-    match connection.fetch_one_optional(SELECT_SUMS, &[]).await? {
-        Some(row) => Ok((totals_at(&row, 0)?, totals_at(&row, 10)?)),
-        None => Ok(Default::default()),
-    }
+pub(super) async fn rollups_after(
+    connection: &mut Connection,
+    after: Option<&RollupKey>,
+    limit: usize,
+) -> Result<Vec<(RollupKey, Totals)>, StoreError> {
+    let nobody = Subject::default();
+    let (start, subject) = after.map_or((i64::MIN, &nobody), |key| (key.start.0, &key.subject));
+    let values = [
+        start.into(),
+        subject.user.as_str().into(),
+        subject.group.as_str().into(),
+        subject.api_key.as_str().into(),
+        subject.model.as_str().into(),
+        subject.provider.as_str().into(),
+        i64::try_from(limit).unwrap_or(i64::MAX).into(),
+    ];
+    let rows = connection.fetch(SELECT_ROLLUPS_AFTER, &values).await?;
+    let rollup = |row: &Row| {
+        let key = RollupKey { start: Timestamp(row.int(0)?), subject: subject_at(row, 1)? };
+        Ok((key, totals_at(row, 6)?))
+    };
+    rows.iter().map(rollup).collect()
 }
 
 /// A position before which nothing was recorded at `instant` or later. The ledger has no index by time and needs none:

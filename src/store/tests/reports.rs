@@ -20,6 +20,7 @@ super::conformance!(
     verification_finds_a_changed_byte,
     verification_finds_a_cut_chain,
     verification_proves_what_was_counted,
+    verification_bears_what_is_committed_meanwhile,
 );
 
 async fn rollups_add_up_by_the_dimensions_asked_for(house: &House) {
@@ -241,6 +242,7 @@ async fn verification_proves_what_was_counted(house: &House) {
 
     house.unlock(books.tenant).await;
     let (last, sums) = (books.head.seq, "the books' sums are not those of the ledger");
+    let rollups = "the rollups are not the sums of the ledger's events";
     let changed = "an event in the ledger is not what it was when this record counted it";
     for (forgery, remedy, seq, reason) in [
         (
@@ -294,7 +296,20 @@ async fn verification_proves_what_was_counted(house: &House) {
             "UPDATE usage_rollup SET prompt_tokens = prompt_tokens + 1 WHERE user_id = 'ada'",
             "UPDATE usage_rollup SET prompt_tokens = prompt_tokens - 1 WHERE user_id = 'ada'",
             last,
-            "the rollups are not the books' sums",
+            rollups,
+        ),
+        // Sums that stay what they were, of somebody else and of another time.
+        (
+            "UPDATE usage_rollup SET user_id = 'adam' WHERE user_id = 'ada'",
+            "UPDATE usage_rollup SET user_id = 'ada' WHERE user_id = 'adam'",
+            last,
+            rollups,
+        ),
+        (
+            "UPDATE usage_rollup SET start_at = start_at - 900000000 WHERE user_id = 'bob'",
+            "UPDATE usage_rollup SET start_at = start_at + 900000000 WHERE user_id = 'bob'",
+            last,
+            rollups,
         ),
     ] {
         house.tamper(books.tenant, forgery).await;
@@ -323,4 +338,32 @@ async fn verification_proves_what_was_counted(house: &House) {
     stop.cancel();
     let stopped = audit::verify_books(&mut connection, of(books.head)).await;
     assert!(matches!(stopped, Err(StoreError::Retryable(_))), "{stopped:?}");
+}
+
+/// Each commit moves the chain, the ledger, the sums and the rollups; whatever a verification reads of it holds together.
+async fn verification_bears_what_is_committed_meanwhile(house: &House) {
+    let (store, mut connection, mut books) = house.owner().await;
+    let tenant = books.tenant;
+    let mut reader = store.reader(tenant).await.unwrap();
+    let (stop, over) = (CancellationToken::new(), std::cell::Cell::new(false));
+    let commits = async {
+        for number in 0..60_i64 {
+            let now = NOW.plus_micros(number * MICROS_PER_MINUTE);
+            let events = ["ada", "bob"].map(|user| event(&format!("{user}-{number}"), user, now, number));
+            books = commit(&mut connection, &books, &events, now).await.unwrap().0;
+        }
+        over.set(true);
+    };
+    let verify = async {
+        let mut heads = std::collections::BTreeSet::new();
+        while !over.get() || heads.len() < 2 {
+            let asked = audit::Books { tenant, witness: Head::EMPTY, stop: &stop };
+            let report = audit::verify_books(&mut reader, asked).await.unwrap();
+            assert_eq!(report.broken, None);
+            heads.insert(report.head.seq);
+        }
+        heads
+    };
+    let ((), heads) = tokio::join!(commits, verify);
+    assert!(heads.len() > 2, "verified while nothing was committed: {heads:?}");
 }
