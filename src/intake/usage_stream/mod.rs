@@ -147,9 +147,14 @@ impl UsageStream {
             connected = connect(&self.nats) => connected?,
         };
         let health = &self.health;
+        let stand_by = |reader| {
+            stand_by(health, reader);
+            // How far the other has read, the control database knows, and not we.
+            *progress = Progress::default();
+        };
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            waited = self.turn.wait(&context, &self.terms, |reader| stand_by(health, reader)) => waited?,
+            waited = self.turn.wait(&context, &self.terms, stand_by) => waited?,
         }
         let directory = self.reader.recorder.directory().clone();
         let (nats, terms, reader) = (&self.nats, &self.terms, self.reader.clone());

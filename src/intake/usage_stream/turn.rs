@@ -133,10 +133,12 @@ mod tests {
     use async_nats::jetstream::stream::Stream;
     use futures_util::StreamExt;
 
-    use super::super::terms;
+    use super::super::{StreamHealth, terms};
     use super::*;
     use crate::clock;
-    use crate::intake::stream_test::{Bus, PATIENCE};
+    use crate::domain::stream::Checkpoint;
+    use crate::intake::node_test::Node;
+    use crate::intake::stream_test::{Bus, PATIENCE, Reading};
 
     const QUICK: Patience = Patience {
         look_every: Duration::from_millis(50),
@@ -244,6 +246,41 @@ mod tests {
         let (worked, (readers, taken)) = tokio::join!(work, wait);
         assert_eq!(readers, [Some(reader.reader)]);
         assert!(taken > worked, "taken while it was at work");
+        place.bus.close().await;
+    }
+
+    /// What the other has read meanwhile is not missed, though the stream has forgotten it since.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_takes_over_goes_on_where_the_other_had_come_to() {
+        let (node, place) = (Node::open().await, Place::open().await);
+        let mut reading = Reading::begin(&node, &place.bus);
+        reading.connected().await;
+        place.bus.publish_events("first", node.acme, 0..5).await;
+        let kept = async {
+            loop {
+                let kept = node.directory.checkpoint(&place.us.stream).await.unwrap();
+                if let Some(kept) = kept.filter(|kept| kept.sequence == 5) {
+                    break kept;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let kept = tokio::time::timeout(PATIENCE, kept).await.expect("a checkpoint");
+
+        let theirs = place.consumer_of(&place.another()).await;
+        let _last = pull(&theirs, Duration::from_secs(3)).await;
+        reading.until(|health| matches!(health, StreamHealth::StandingBy { .. })).await;
+        place.bus.publish_events("theirs", node.acme, 0..5).await;
+        let read = Checkpoint { sequence: 10, hash: None, ..kept };
+        node.directory.keep_checkpoint(read, Vec::new()).await.unwrap();
+        place.stream.purge().await.unwrap();
+
+        reading.connected().await;
+        place.bus.publish_events("last", node.acme, 0..1).await;
+        place.bus.settled().await;
+        assert_eq!(node.records("ingest.gap").await, Vec::<serde_json::Value>::new());
+        assert_eq!(node.totals(node.acme).await.events, 6);
+        reading.end().await;
         place.bus.close().await;
     }
 
