@@ -135,7 +135,7 @@ async fn missing(
     let mut missing: Vec<&Migration> =
         steps.iter().filter(|step| step.engine == For::Both || step.engine == engine).collect();
     let applied = connection.fetch(APPLIED, &[]).await.map_err(|error| match error {
-        StoreError::Wrong(text) => StoreError::Untrusted(format!("no schema of ours: {text}")),
+        StoreError::Wrong(text) if lacks_table(&text) => StoreError::Untrusted(format!("no schema of ours: {text}")),
         other => other,
     })?;
     for row in applied {
@@ -148,6 +148,12 @@ async fn missing(
         }
     }
     Ok(missing)
+}
+
+/// Is it that there is no such table, or not with these columns? A right that is missing is given, and nothing is wrong with
+/// the database then.
+fn lacks_table(problem: &str) -> bool {
+    ["42P01", "42703", "no such table", "no such column"].iter().any(|sign| problem.contains(sign))
 }
 
 /// The same text for both engines, but for what SQLite calls otherwise: a BIGINT primary key would not be its row id.
