@@ -225,6 +225,9 @@ mod tests {
 
     #[test]
     fn a_record_of_another_form_says_nothing() {
+        let said = Statement { events: 1, last_position: 7, digest: "a1".into() };
+        let payload = r#"{"events":1,"lastPosition":7,"digest":"a1","costUsd":"0.1"}"#;
+        assert_eq!(Statement::read(payload), Some(said));
         assert_eq!(Statement::read(r#"{"events":-1,"lastPosition":1,"digest":""}"#), None);
         assert_eq!(Statement::read("{}"), None);
     }

@@ -55,8 +55,9 @@ impl Fold {
 }
 
 fn weight(parts: &[&[u8]]) -> u128 {
-    let digest = digest::digest(&digest::SHA256, &parts.concat());
-    digest.as_ref().iter().take(16).fold(0, |weight, byte| weight << 8 | u128::from(*byte))
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest::digest(&digest::SHA256, &parts.concat()).as_ref()[..16]);
+    u128::from_be_bytes(bytes)
 }
 
 #[cfg(test)]
