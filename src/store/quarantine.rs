@@ -118,7 +118,8 @@ pub async fn kept(connection: &mut Connection, tenant: Option<TenantId>) -> Resu
     Ok(Kept { events: number(0)?, bytes: number(1)? })
 }
 
-/// Forgets at most `limit` rows that came last, or were refused again, before `before`; answers how many. What waits for its tenant stays.
+/// Forgets at most `limit` rows that came last, or were refused again, before `before`; answers how many. What waits for
+/// its tenant stays.
 ///
 /// # Errors
 /// [`StoreError`].
