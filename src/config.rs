@@ -377,6 +377,7 @@ impl Reconcile {
             skew_micros: micros(self.skew_ms),
             persistence: self.persistence,
             keep_micros: i64::from(self.keep_days) * MICROS_PER_DAY,
+            listened_to: [true; 3],
         }
     }
 }

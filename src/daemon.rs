@@ -22,6 +22,7 @@ use crate::config::{Config, millis};
 use crate::directory::{self, Settings, handle::Handle as Directory};
 use crate::domain::flag::FlagSource;
 use crate::domain::reconcile::Terms;
+use crate::domain::reconcile::reading::Source;
 use crate::envoy;
 use crate::fault;
 use crate::http::{self, Api, Dependency, Health, KongDoor, ProviderTools, Rooms, State};
@@ -342,8 +343,14 @@ fn open_stream(config: &Config, recorder: &Recorder, clock: &Clock, alone: bool)
 
 /// How books are compared: what a meter says is no more exact than the time between two looks at it.
 fn terms(config: &Config) -> Terms {
-    let terms = config.reconcile.terms();
-    Terms { poll_micros: terms.poll_micros.max(config.gateway.kong.look_micros()), ..terms }
+    let (terms, kong) = (config.reconcile.terms(), &config.gateway.kong);
+    let listened_to = Source::ALL.map(|source| match source {
+        // It may come with a reporter's key, too.
+        Source::AccessLog => true,
+        Source::Metrics => !kong.metrics.nodes.is_empty(),
+        Source::Limiter => kong.redis.url.is_some(),
+    });
+    Terms { poll_micros: terms.poll_micros.max(kong.look_micros()), listened_to, ..terms }
 }
 
 /// What is read of the gateway, as far as it is configured, and how each source is.

@@ -19,7 +19,6 @@ use crate::domain::reconcile::finding::{Cause, Evidence, Finding, Status};
 use crate::domain::reconcile::lifecycle;
 use crate::domain::reconcile::pass::Treatment;
 use crate::domain::reconcile::progress::Progress;
-use crate::domain::reconcile::reading::Source;
 use crate::domain::reconcile::report::{FindingQuery, Overview, WindowQuery};
 use crate::domain::reconcile::window::Judged;
 use crate::domain::reconcile::{Proof, Verdict};
@@ -403,11 +402,7 @@ pub(super) struct FindingPageView {
 impl ReconciliationView {
     fn of(overview: &Overview) -> ReconciliationView {
         let proof = |proof: Proof| {
-            let source = match proof {
-                Proof::Requests => Source::AccessLog,
-                Proof::Cumulative => Source::Metrics,
-                Proof::Attempts => Source::Limiter,
-            };
+            let source = proof.source();
             let progress = overview.progress.as_ref();
             let last = overview.last.iter().find(|(judged, _)| judged.proof == proof);
             ProofView {

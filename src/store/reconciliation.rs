@@ -129,6 +129,25 @@ pub async fn calls(
     rows.iter().map(call_at).collect::<Result<_, _>>().map(Some)
 }
 
+/// Calls that occurred in `window` and stand behind `position`, in the order of the ledger; at most `most`.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn calls_after(
+    connection: &mut Connection,
+    window: Window,
+    position: i64,
+    most: usize,
+) -> Result<Vec<LedgerCall>, StoreError> {
+    let from = match position {
+        0 => position_floor(connection, window.start.plus_micros(-FUTURE_TOLERANCE_MICROS)).await?,
+        position => position + 1,
+    };
+    let values = [from.into(), window.start.into(), window.end.into(), (most as i64).into()];
+    let rows = connection.fetch(SELECT_CALLS, &values).await?;
+    rows.iter().map(call_at).collect()
+}
+
 /// When the first call occurred that occurred at `since` or later.
 ///
 /// # Errors

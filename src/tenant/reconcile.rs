@@ -15,10 +15,11 @@ use crate::domain::reconcile::finding::{Finding, Found};
 use crate::domain::reconcile::lifecycle::{self, Change};
 use crate::domain::reconcile::pass::{Compared, Pass, Treatment};
 use crate::domain::reconcile::progress::Progress;
-use crate::domain::reconcile::reading::{GatewayRequest, Interruption, InterruptionReason, Source};
+use crate::domain::reconcile::reading::{GatewayRequest, Interruption, Source};
 use crate::domain::reconcile::report::Overview;
+use crate::domain::reconcile::tally::Tally;
 use crate::domain::reconcile::window::{self, Judged, LedgerCall, Metered};
-use crate::domain::reconcile::{Proof, Terms, Verdict, schedule};
+use crate::domain::reconcile::{Proof, Terms, schedule};
 use crate::domain::request::Answer;
 use crate::domain::sorting::Inserted;
 use crate::domain::time::Timestamp;
@@ -29,8 +30,17 @@ use crate::store::posting::Expecting;
 use crate::store::reconciliation::Again;
 use crate::store::{StoreError, gateway, reconciliation};
 
-/// Requests, and calls, that one comparison reads at most. Beyond that a window is unproven, which is not wrong.
-const ROWS_MAX: usize = 50_000;
+/// How much of one window is looked at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Requests, and calls, that are joined at most. Where there are more, they are compared by their counts alone.
+    pub(super) joined: usize,
+    /// Calls that are counted at most. Beyond that a window is unproven, which is not wrong.
+    pub(super) counted: usize,
+}
+pub(super) const LIMITS: Limits = Limits { joined: 50_000, counted: 2_000_000 };
+/// Calls that are read together to be counted.
+const COUNTED_PAGE: usize = 10_000;
 /// Windows that one pass compares again at most.
 const AGAIN_MAX: usize = 12;
 /// Verdicts of earlier windows that a comparison counts together with its own: a day of five-minute windows.
@@ -70,10 +80,29 @@ pub(crate) async fn overview(
     Ok(Overview { progress, last, open })
 }
 
-/// Both books of some time, as they were read.
-struct Read {
+/// Both books of some time, each request and each call.
+struct Rows {
     requests: Vec<GatewayRequest>,
     calls: Vec<LedgerCall>,
+}
+
+/// What one window is compared by.
+enum Side {
+    Rows(Rows),
+    /// When the calls occurred that the gateway should have counted, of more than can be joined.
+    Counted(Vec<Timestamp>),
+    /// Nothing: there are too many even to be counted.
+    Nothing,
+}
+
+impl Side {
+    /// Requests that were read for it.
+    fn requests(&self, limits: Limits) -> usize {
+        match self {
+            Side::Rows(rows) => rows.requests.len(),
+            Side::Counted(_) | Side::Nothing => limits.joined,
+        }
+    }
 }
 
 /// What a pass knows beside the two books.
@@ -90,6 +119,19 @@ struct Around<'a> {
 /// # Errors
 /// [`StoreError`].
 pub(crate) async fn pass(connection: &mut Connection, books: &Books, now: Timestamp) -> Result<Pass, StoreError> {
+    pass_within(LIMITS, connection, books, now).await
+}
+
+/// Compares the windows that are due, within `limits`.
+///
+/// # Errors
+/// [`StoreError`].
+pub(super) async fn pass_within(
+    limits: Limits,
+    connection: &mut Connection,
+    books: &Books,
+    now: Timestamp,
+) -> Result<Pass, StoreError> {
     let (terms, progress) = (&books.comparison.terms, books.comparison.progress.unwrap_or_default());
     let from = progress.settled_until;
     let due = schedule::next_windows(from, now, next_activity(connection, from).await?, terms);
@@ -105,30 +147,34 @@ pub(crate) async fn pass(connection: &mut Connection, books: &Books, now: Timest
             pass.compared.push(Compared { window, judged, found, times: u32::MAX, due: Some(one.due) });
             continue;
         }
-        let read = read(connection, window, terms).await?;
+        let side = side(connection, window, terms, limits).await?;
         let around = around(connection, window, terms, &progress, &routes).await?;
         let earlier = earlier(connection, window.start, &progress).await?;
-        let (judged, found) = compare(window, read.as_ref(), &around, &earlier);
-        pass.requests += read.map_or(ROWS_MAX, |read| read.requests.len());
+        let (judged, found) = compare(window, &side, &around, &earlier);
+        pass.requests += side.requests(limits);
         pass.compared.push(Compared { window, judged, found, times: one.times.saturating_add(1), due: Some(one.due) });
     }
     if let (Some(first), Some(last)) = (due.windows.first(), due.windows.last()) {
         let whole = Window { start: first.start, end: last.end };
-        let all = read(connection, whole, terms).await?;
+        // Too much for all of them may be little enough for each.
+        let all = rows(connection, whole, terms, limits).await?.map(Side::Rows);
         let around = around(connection, whole, terms, &progress, &routes).await?;
         let mut earlier = earlier(connection, first.start, &progress).await?;
         for window in due.windows {
-            // Too much for all of them may be little enough for each.
-            let alone = if all.is_some() { None } else { read(connection, window, terms).await? };
-            let read = all.as_ref().or(alone.as_ref());
-            let (judged, found) = compare(window, read, &around, &earlier);
-            pass.requests += alone.map_or(0, |read| read.requests.len());
+            let (judged, found) = match &all {
+                Some(all) => compare(window, all, &around, &earlier),
+                None => {
+                    let alone = side(connection, window, terms, limits).await?;
+                    pass.requests += alone.requests(limits);
+                    compare(window, &alone, &around, &earlier)
+                }
+            };
             earlier.splice(0..0, judged.iter().cloned());
             pass.compared.push(Compared { window, judged, found, times: 1, due: None });
             // A window of a busy tenant takes some milliseconds, and others want their turns.
             tokio::task::yield_now().await;
         }
-        pass.requests += all.map_or(0, |read| read.requests.len());
+        pass.requests += all.map_or(0, |all| all.requests(limits));
     }
     fault::point("reconcile.compared");
     Ok(pass)
@@ -142,15 +188,44 @@ async fn next_activity(connection: &mut Connection, since: Timestamp) -> Result<
     Ok([request, meter, call].into_iter().flatten().min())
 }
 
+/// What a window is compared by.
+async fn side(connection: &mut Connection, window: Window, terms: &Terms, limits: Limits) -> Result<Side, StoreError> {
+    if let Some(rows) = rows(connection, window, terms, limits).await? {
+        return Ok(Side::Rows(rows));
+    }
+    let tally = tally(connection, widened(window, terms), limits.counted).await?;
+    Ok(tally.map_or(Side::Nothing, |tally| Side::Counted(tally.counted())))
+}
+
+/// The calls of a window, page by page; `None` when there are too many.
+async fn tally(connection: &mut Connection, window: Window, most: usize) -> Result<Option<Tally>, StoreError> {
+    let (mut tally, mut after) = (Tally::default(), 0);
+    while tally.calls() <= most {
+        let page = reconciliation::calls_after(connection, window, after, COUNTED_PAGE).await?;
+        page.iter().for_each(|call| tally.add(call));
+        match page.last() {
+            Some(last) if page.len() == COUNTED_PAGE => after = last.position,
+            _ => return Ok((tally.calls() <= most).then_some(tally)),
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(None)
+}
+
 /// Both books of a window and of the time around it in which they may date the same request; `None` when it is too much.
-async fn read(connection: &mut Connection, window: Window, terms: &Terms) -> Result<Option<Read>, StoreError> {
+async fn rows(
+    connection: &mut Connection,
+    window: Window,
+    terms: &Terms,
+    limits: Limits,
+) -> Result<Option<Rows>, StoreError> {
     let wide = widened(window, terms);
-    let requests = gateway::requests(connection, wide, ROWS_MAX).await?;
+    let requests = gateway::requests(connection, wide, limits.joined).await?;
     let calls = match requests {
-        Some(_) => reconciliation::calls(connection, wide, ROWS_MAX).await?,
+        Some(_) => reconciliation::calls(connection, wide, limits.joined).await?,
         None => None,
     };
-    Ok(requests.zip(calls).map(|(requests, calls)| Read { requests, calls }))
+    Ok(requests.zip(calls).map(|(requests, calls)| Rows { requests, calls }))
 }
 
 async fn around<'a>(
@@ -180,43 +255,36 @@ fn widened(window: Window, terms: &Terms) -> Window {
     Window { start: window.start.plus_micros(-terms.slack_micros), end: window.end.plus_micros(terms.slack_micros) }
 }
 
-fn compare(window: Window, read: Option<&Read>, around: &Around<'_>, earlier: &[Judged]) -> (Vec<Judged>, Vec<Found>) {
-    let sources = around.progress.sources_at(window.start);
-    let Some(read) = read else { return (unproven(window, &sources), Vec::new()) };
+fn compare(window: Window, side: &Side, around: &Around<'_>, earlier: &[Judged]) -> (Vec<Judged>, Vec<Found>) {
+    let mut sources = around.progress.sources_at(window.start);
+    sources.retain(|source| around.terms.listens_to(*source));
     let wide = widened(window, around.terms);
-    let requests: Vec<GatewayRequest> =
-        read.requests.iter().filter(|request| request.is_under_way(wide)).cloned().collect();
-    let calls: Vec<LedgerCall> = read.calls.iter().filter(|call| wide.contains(call.occurred_at)).cloned().collect();
     let metered: Vec<Metered> =
         around.metered.iter().filter(|(start, _)| window.contains(*start)).map(|(_, metered)| *metered).collect();
     let books = window::Books {
         window,
-        requests: &requests,
-        calls: &calls,
+        requests: &[],
+        calls: &[],
         metered: &metered,
         interruptions: &around.interruptions,
         sources: &sources,
         limited_routes: around.routes,
     };
-    window::compare_after(earlier, &books, around.terms)
-}
-
-/// Verdicts on a window that is too large to be compared.
-fn unproven(window: Window, sources: &[Source]) -> Vec<Judged> {
-    let of_source = |source: &Source| Judged {
-        proof: match source {
-            Source::AccessLog => Proof::Requests,
-            Source::Metrics => Proof::Cumulative,
-            Source::Limiter => Proof::Attempts,
-        },
-        window,
-        verdict: Verdict::Unproven,
-        gateway: 0,
-        ledger: 0,
-        tolerance: 0,
-        reasons: vec![InterruptionReason::Gap],
-    };
-    sources.iter().map(of_source).collect()
+    match side {
+        Side::Rows(rows) => {
+            let under_way = rows.requests.iter().filter(|request| request.is_under_way(wide));
+            let requests: Vec<GatewayRequest> = under_way.cloned().collect();
+            let occurred = rows.calls.iter().filter(|call| wide.contains(call.occurred_at));
+            let calls: Vec<LedgerCall> = occurred.cloned().collect();
+            let books = window::Books { requests: &requests, calls: &calls, ..books };
+            window::compare_after(earlier, &books, around.terms)
+        }
+        Side::Counted(calls_at) => window::compare_counts(earlier, &books, calls_at, around.terms),
+        Side::Nothing => {
+            let given = Proof::ALL.into_iter().filter(|proof| sources.contains(&proof.source()));
+            (given.map(|proof| window::too_many(proof, window)).collect(), Vec::new())
+        }
+    }
 }
 
 /// Takes a pass into the books. One that began before another one had ended changes nothing.

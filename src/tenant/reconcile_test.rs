@@ -8,7 +8,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::guess::Guess;
 use super::message::{ChangeRefused, GatewayBatch, GatewayReadings, Permits, TreatFinding};
-use super::reconcile;
+use super::reconcile::{self, LIMITS, Limits};
 use super::work::{Reply, Unit, Work};
 use super::writer;
 use crate::domain::adjustment::Adjustment;
@@ -36,6 +36,8 @@ use crate::store::{load, reconciliation, usage};
 
 crate::store::tests::conformance!(
     a_clean_tenant_stays_clean,
+    too_many_to_be_joined_are_compared_by_their_counts,
+    a_source_that_nobody_listens_to_any_more_proves_nothing,
     what_is_missing_on_either_side_is_found_and_resolved_when_it_comes,
     a_pass_that_is_taken_twice_changes_nothing_twice,
     a_drift_that_persists_alerts_once_and_is_over_when_it_is_dealt_with,
@@ -64,6 +66,7 @@ struct Side {
     now: Timestamp,
     /// Start of the first window that is compared.
     first: Timestamp,
+    limits: Limits,
 }
 
 impl Side {
@@ -72,7 +75,8 @@ impl Side {
         let (store, connection, books) = house.owner().await;
         let first = window_start(NOW, &books.comparison.terms);
         let books = Arc::new(books);
-        let mut side = Side { _store: store, connection, books, guess: Guess::default(), now: NOW, first };
+        let mut side =
+            Side { _store: store, connection, books, guess: Guess::default(), now: NOW, first, limits: LIMITS };
         let early = first.plus_micros(-MICROS_PER_MINUTE);
         side.now = early;
         side.pass_on(&["early"], early).await;
@@ -135,7 +139,7 @@ impl Side {
     /// The next pass, `minutes` after the end of the numbered window.
     async fn compare(&mut self, window: i64, minutes: i64) {
         self.now = self.at(window + 1, minutes * 60);
-        let pass = reconcile::pass(&mut self.connection, &self.books, self.now).await.unwrap();
+        let pass = reconcile::pass_within(self.limits, &mut self.connection, &self.books, self.now).await.unwrap();
         self.work(vec![Work::Reconcile { pass, now: self.now }]).await;
         // What is in memory is what is stored.
         let stored = load::read_books(&mut self.connection, self.books.tenant).await.unwrap();
@@ -236,6 +240,48 @@ async fn a_clean_tenant_stays_clean(house: &House) {
     assert_eq!(progress.proven(Proof::Attempts), None);
     let overview = reconcile::overview(&mut side.connection, Some(progress), side.now).await.unwrap();
     assert_eq!((overview.last.len(), overview.open.len()), (1, 0));
+}
+
+async fn too_many_to_be_joined_are_compared_by_their_counts(house: &House) {
+    let mut side = Side::of(house).await;
+    side.limits = Limits { joined: 30, counted: 60 };
+    let ids = |window: usize, count: usize| (0..count).map(|number| format!("{window}-{number}")).collect::<Vec<_>>();
+    side.read_meter(0, side.at(-1, 290)).await;
+    let mut value = 0;
+    // Of these windows the gateway passed on 40, 60, 20 and 80; the ledger lacks 20 of the second.
+    for (window, passed_on, counted) in [(0, 40, 40), (1, 60, 40), (2, 20, 20), (3, 80, 80)] {
+        let (at, ids) = (side.at(window, 150), ids(window as usize, passed_on));
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        side.pass_on(&ids, at).await;
+        side.count(&ids[..counted], at).await;
+        value += passed_on as i64;
+        side.read_meter(value, side.at(window, 290)).await;
+    }
+    side.compare(3, 4).await;
+    let verdicts = side.verdicts().await;
+    let of = |proof: Proof| -> Vec<Verdict> { verdicts.iter().filter(|one| one.0 == proof).map(|one| one.1).collect() };
+    use Verdict::{Drift, Matched, Unproven};
+    assert_eq!(of(Proof::Requests), [Unproven, Unproven, Matched, Unproven], "{verdicts:?}");
+    // The last one is more than is counted.
+    assert_eq!(of(Proof::Cumulative), [Matched, Drift, Matched, Unproven], "{verdicts:?}");
+    assert_eq!(side.told().await, [(Cause::LostInLedger, Status::Open, 20)]);
+    let query = WindowQuery { window: EVERYTHING, proof: None, verdict: Some(Unproven), after: None, limit: 100 };
+    let unproven = reconciliation::windows(&mut side.connection, &query).await.unwrap().items;
+    assert!(unproven.iter().all(|(judged, _)| judged.reasons == [InterruptionReason::TooMany]), "{unproven:?}");
+}
+
+async fn a_source_that_nobody_listens_to_any_more_proves_nothing(house: &House) {
+    let mut side = Side::of(house).await;
+    side.read_meter(0, side.at(-1, 290)).await;
+    let mut books = Books::clone(&side.books);
+    books.comparison.terms.listened_to = [true, false, false];
+    side.books = Arc::new(books);
+    let (ids, at) = (["a", "b", "c", "d", "e"], side.at(0, 10));
+    side.pass_on(&ids, at).await;
+    side.count(&ids, at).await;
+    side.compare(0, 4).await;
+    assert_eq!(side.verdicts().await, [(Proof::Requests, Verdict::Matched, 5, 5)]);
+    assert_eq!(side.told().await, []);
 }
 
 async fn what_is_missing_on_either_side_is_found_and_resolved_when_it_comes(house: &House) {

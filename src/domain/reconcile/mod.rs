@@ -36,6 +36,7 @@ mod replay_tests;
 pub mod report;
 mod requests;
 pub mod schedule;
+pub mod tally;
 mod tolerance;
 pub mod window;
 #[cfg(test)]
@@ -43,6 +44,7 @@ mod window_tests;
 #[cfg(test)]
 mod world_tests;
 
+use self::reading::Source;
 use super::time::{MICROS_PER_DAY, MICROS_PER_MINUTE, MICROS_PER_SECOND};
 
 /// The three comparisons. What they can and cannot prove differs; see the table above.
@@ -62,6 +64,16 @@ impl Proof {
             Proof::Requests => "requests",
             Proof::Cumulative => "cumulative",
             Proof::Attempts => "attempts",
+        }
+    }
+
+    /// What it needs to be heard.
+    #[must_use]
+    pub fn source(self) -> Source {
+        match self {
+            Proof::Requests => Source::AccessLog,
+            Proof::Cumulative => Source::Metrics,
+            Proof::Attempts => Source::Limiter,
         }
     }
 
@@ -116,6 +128,16 @@ pub struct Terms {
     pub persistence: usize,
     /// How long a gateway's requests, meters and verdicts are kept; findings are kept for good.
     pub keep_micros: i64,
+    /// Which sources are listened to, in the order of [`Source::ALL`]. One that nobody listens to any more has not counted
+    /// nothing: its proof is not given.
+    pub listened_to: [bool; 3],
+}
+
+impl Terms {
+    #[must_use]
+    pub fn listens_to(&self, source: Source) -> bool {
+        self.listened_to[source as usize]
+    }
 }
 
 impl Default for Terms {
@@ -128,6 +150,7 @@ impl Default for Terms {
             skew_micros: 2 * MICROS_PER_SECOND,
             persistence: 2,
             keep_micros: 35 * MICROS_PER_DAY,
+            listened_to: [true; 3],
         }
     }
 }

@@ -46,7 +46,7 @@ impl Progress {
     /// Since when `source` speaks.
     #[must_use]
     pub fn since(&self, source: Source) -> Option<Timestamp> {
-        self.since[place(source)]
+        self.since[source as usize]
     }
 
     /// Sources that spoke during the whole of a window that begins at `start`.
@@ -65,14 +65,6 @@ impl Progress {
     }
 }
 
-fn place(source: Source) -> usize {
-    match source {
-        Source::AccessLog => 0,
-        Source::Metrics => 1,
-        Source::Limiter => 2,
-    }
-}
-
 impl Comparison {
     /// Notes that `source` speaks from `from` on, if it has not spoken before.
     fn begin(&mut self, source: Source, from: Timestamp) {
@@ -82,7 +74,7 @@ impl Comparison {
             // The window in which a source begins to speak is not whole, so the next one is the first.
             progress.settled_until = window_start(from.plus_micros(self.terms.window_micros - 1), &self.terms);
         }
-        progress.since[place(source)].get_or_insert(from);
+        progress.since[source as usize].get_or_insert(from);
     }
 
     /// Windows that something at `at` belongs to, and that are judged already, or might be at this very moment. A

@@ -153,10 +153,12 @@ pub enum InterruptionReason {
     NoCommonId,
     /// Without a whole access log it is not known which calls went over a route that has a limiter.
     RoutesUnknown,
+    /// There are more requests, or calls, than this proof can look at.
+    TooMany,
 }
 
 impl InterruptionReason {
-    pub const ALL: [InterruptionReason; 7] = [
+    pub const ALL: [InterruptionReason; 8] = [
         InterruptionReason::GatewayRestarted,
         InterruptionReason::LimiterReset,
         InterruptionReason::Gap,
@@ -164,6 +166,7 @@ impl InterruptionReason {
         InterruptionReason::LowerBound,
         InterruptionReason::NoCommonId,
         InterruptionReason::RoutesUnknown,
+        InterruptionReason::TooMany,
     ];
 
     #[must_use]
@@ -176,6 +179,7 @@ impl InterruptionReason {
             InterruptionReason::LowerBound => "lowerBound",
             InterruptionReason::NoCommonId => "noCommonId",
             InterruptionReason::RoutesUnknown => "routesUnknown",
+            InterruptionReason::TooMany => "tooMany",
         }
     }
 

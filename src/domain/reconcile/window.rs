@@ -86,8 +86,7 @@ pub fn compare(books: &Books<'_>, terms: &Terms) -> (Vec<Judged>, Vec<Found>) {
 pub fn compare_after(earlier: &[Judged], books: &Books<'_>, terms: &Terms) -> (Vec<Judged>, Vec<Found>) {
     let speaks = |source: Source| books.sources.contains(&source);
     let requests = if speaks(Source::AccessLog) { books.requests } else { &[] };
-    let interruptions: Vec<Interruption> =
-        books.interruptions.iter().filter(|one| touches(one, books.window)).cloned().collect();
+    let interruptions = touching(books);
     let books = &Books { requests, interruptions: &interruptions, ..*books };
     let joined = join::join(books, terms);
     let counts_of = |calls: &[Dated<'_>], source| {
@@ -109,15 +108,51 @@ pub fn compare_after(earlier: &[Judged], books: &Books<'_>, terms: &Terms) -> (V
     let by_attempt = speaks(Source::Limiter).then(|| {
         let counts = counts_of(&attempts::calls_of(books, &joined), Source::Limiter);
         let found = by_request.iter().flat_map(|by_request| &by_request.found).chain(&fail_open);
-        let rest = match (whole, &by_count) {
-            (Some(_), _) => Rest::Joined,
-            (None, Some((judged, _))) if judged.verdict == Verdict::Matched => Rest::PassedOn,
-            (None, _) => Rest::Unknown,
-        };
+        let rest = if whole.is_some() { Rest::Joined } else { rest_by_count(by_count.as_ref()) };
         let others = Others { explained: past_the_limiter(found), rest };
         attempts::judge(books, counts, others)
     });
     tell(by_request, fail_open, [by_count, by_attempt])
+}
+
+/// Compares by counts alone, where there are too many requests and calls to be joined one by one. `calls_at` is what a
+/// [`Tally`](super::tally::Tally) came to; of `books` neither the requests nor the calls are looked at.
+#[must_use]
+pub fn compare_counts(
+    earlier: &[Judged],
+    books: &Books<'_>,
+    calls_at: &[Timestamp],
+    terms: &Terms,
+) -> (Vec<Judged>, Vec<Found>) {
+    let interruptions = touching(books);
+    // The log is there, and says nothing of when a request began and ended, because nobody can look at all of it.
+    let sources: Vec<Source> = books.sources.iter().copied().filter(|source| *source != Source::AccessLog).collect();
+    let counted = &Books { requests: &[], calls: &[], interruptions: &interruptions, sources: &sources, ..*books };
+    let counts =
+        |source: Source| sources.contains(&source).then(|| cumulative::counts(counted, calls_at, source, terms));
+    let by_count = counts(Source::Metrics).map(|counts| cumulative::judge(counted, counts, None, earlier));
+    let by_attempt = counts(Source::Limiter).map(|counts| {
+        let others = Others { explained: 0, rest: rest_by_count(by_count.as_ref()) };
+        attempts::judge(counted, counts, others)
+    });
+    let (by_counts, found) = tell(None, None, [by_count, by_attempt]);
+    let of_log = books.sources.contains(&Source::AccessLog).then(|| too_many(Proof::Requests, books.window));
+    (of_log.into_iter().chain(by_counts).collect(), found)
+}
+
+/// The verdict on a window in which there is more than the proof can look at.
+#[must_use]
+pub fn too_many(proof: Proof, window: Window) -> Judged {
+    let (verdict, reasons) = (Verdict::Unproven, vec![InterruptionReason::TooMany]);
+    Judged { proof, window, verdict, gateway: 0, ledger: 0, tolerance: 0, reasons }
+}
+
+/// What the gateway's own counts say of calls that the limiter did not count.
+fn rest_by_count(by_count: Option<&(Judged, Option<Found>)>) -> Rest {
+    match by_count {
+        Some((judged, _)) if judged.verdict == Verdict::Matched => Rest::PassedOn,
+        _ => Rest::Unknown,
+    }
 }
 
 /// Calls that no limiter has counted, by what was found.
@@ -159,6 +194,10 @@ fn witness(books: &Books<'_>, joined: &Join<'_>, counts: Counts) -> Witness {
         true => Witness::PassedOn,
         false => Witness::Silent,
     }
+}
+
+fn touching(books: &Books<'_>) -> Vec<Interruption> {
+    books.interruptions.iter().filter(|one| touches(one, books.window)).cloned().collect()
 }
 
 fn touches(one: &Interruption, window: Window) -> bool {

@@ -102,15 +102,11 @@ impl Watch {
         }
     }
 
-    /// Marks the time since the last complete pass, for everybody who is watched.
+    /// Marks the time since the last complete pass, for everybody who is watched or may be compared.
     fn interrupt<R: Readings>(&self, until: Timestamp, reason: InterruptionReason, owed: &mut Owed<R>) {
-        let from = self.completed_at.unwrap_or(self.since);
-        let mut tenants: Vec<TenantId> = self.meters.values().map(|meter| meter.tenant).collect();
-        tenants.sort_unstable();
-        tenants.dedup();
-        for tenant in tenants {
-            owed.interruption(tenant, Interruption { source: Source::Limiter, from, until, reason });
-        }
+        let from = self.completed_at.unwrap_or_else(|| self.cadence.not_judged_at(self.since));
+        let watched = self.meters.values().map(|meter| meter.tenant);
+        owed.interrupt(watched, Interruption { source: Source::Limiter, from, until, reason });
     }
 
     pub(super) fn see<R: Readings>(
@@ -395,6 +391,23 @@ mod tests {
         // One that dies in its time is none that was lost.
         assert_eq!(reset(&passed(&[("a", &[(MINUTE, 5, 4)]), ("a", &[]), ("a", &[])]).await), []);
         assert_eq!(reset(&passed(&[("a", steady), ("b", grown)]).await), [(0, 5)]);
+    }
+
+    /// Who looks for the first time knows of nobody; what nobody could hear is not nothing.
+    #[tokio::test]
+    async fn a_redis_that_was_silent_from_our_start_on_is_marked_for_who_is_awake() {
+        let listeners = listeners();
+        *listeners.awake.lock().unwrap() = vec![(GLOBEX, Vec::new())];
+        let begin = second(1_795_219_200);
+        let (mut watch, mut owed) = (Watch::new(begin, cadence()), Owed::new(listeners.clone()));
+        watch.miss(begin, &mut owed);
+        watch.begin("first", begin.plus_micros(5_000_000), &mut owed);
+        watch.complete(begin.plus_micros(5_000_000), &mut owed);
+        owed.settle().await;
+        let told = listeners.heard_by(GLOBEX).interruptions;
+        let seconds = |one: &Interruption| [one.from, one.until].map(|at| (at.0 - begin.0) / MICROS_PER_SECOND);
+        assert_eq!(told.iter().map(seconds).collect::<Vec<_>>(), [[-300, 0], [-300, 5]]);
+        assert!(told.iter().all(|one| (one.source, one.reason) == (Source::Limiter, InterruptionReason::Gap)));
     }
 
     /// Each epoch's last value in the captured run is told, in order, and the loss of Redis is marked.

@@ -7,7 +7,7 @@
 //! look of each window, by which nothing of the window is lost, however the process ends afterwards; and at once where it
 //! begins to speak, or begins anew.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::time::Duration;
 
@@ -175,6 +175,11 @@ impl Cadence {
         window_start(at, &self.terms)
     }
 
+    /// Start of the first window that nobody had judged yet at `at`, or a little before it.
+    pub(super) fn not_judged_at(&self, at: Timestamp) -> Timestamp {
+        self.window(at.plus_micros(-self.terms.settle_micros))
+    }
+
     /// Is this the last look in its window? The next may come a little late.
     pub(super) fn is_last(&self, at: Timestamp) -> bool {
         let reach = self.every_micros.saturating_add(self.every_micros / LATE_PARTS);
@@ -317,6 +322,15 @@ impl<R: Readings> Owed<R> {
 
     pub(super) fn interruption(&mut self, tenant: TenantId, interruption: Interruption) {
         self.tenants.entry(tenant).or_default().interruptions.push(interruption);
+    }
+
+    /// Owes an interruption to those that are `watched`, and to everybody who is awake: a source that was never heard knows
+    /// nobody, and what nobody could hear is not nothing.
+    pub(super) fn interrupt(&mut self, watched: impl Iterator<Item = TenantId>, interruption: Interruption) {
+        let awake = self.readings.awake().into_iter().map(|(tenant, _)| tenant);
+        for tenant in watched.chain(awake).collect::<HashSet<_, ahash::RandomState>>() {
+            self.interruption(tenant, interruption.clone());
+        }
     }
 
     /// Tells everybody, several at once; keeps what somebody could not take.

@@ -97,7 +97,7 @@ impl<R: Readings> Scraper<R> {
         let node = |node: &config::KongNode| Node {
             name: node.name.clone(),
             url: node.url.clone(),
-            watch: Watch::new(&node.name),
+            watch: Watch::new(&node.name, clock.now()),
             problem: None,
             missing: Vec::new(),
         };
@@ -287,6 +287,8 @@ enum Before {
 struct Watch {
     name: String,
     before: Before,
+    /// When we began to look.
+    since: Timestamp,
     node_id: Option<String>,
     /// The last good look.
     looked_at: Option<Timestamp>,
@@ -319,10 +321,11 @@ struct Meter {
 }
 
 impl Watch {
-    fn new(name: &str) -> Watch {
+    fn new(name: &str, since: Timestamp) -> Watch {
         Watch {
             name: name.to_owned(),
             before: Before::Unread,
+            since,
             node_id: None,
             looked_at: None,
             missed_at: None,
@@ -335,13 +338,22 @@ impl Watch {
     /// A look that failed. No window is judged in the belief that nothing was counted in it: each is marked before it ends.
     fn miss<R: Readings>(&mut self, at: Timestamp, cadence: &Cadence, owed: &mut Owed<R>) {
         let before = self.missed_at.replace(at).or(self.looked_at);
-        let is_due = cadence.is_last(at) || before.is_none_or(|before| cadence.window(before) != cadence.window(at));
-        if let (Some(from), true) = (self.looked_at, is_due) {
-            self.mark(Source::Metrics, from, at, InterruptionReason::Gap, owed);
+        if cadence.is_last(at) || before.is_none_or(|before| cadence.window(before) != cadence.window(at)) {
+            self.mark(Source::Metrics, self.heard_until(cadence), at, InterruptionReason::Gap, owed);
         }
     }
 
-    /// Marks a time for everybody whose meters are read here.
+    /// When the node was last heard, if need be before our own start; where nobody knows, what was judged by our start is
+    /// not doubted.
+    fn heard_until(&self, cadence: &Cadence) -> Timestamp {
+        let before = match &self.before {
+            Before::Read(Some(seen)) => Some(seen.at),
+            Before::Unread | Before::Read(None) => None,
+        };
+        self.looked_at.or(before).unwrap_or_else(|| cadence.not_judged_at(self.since))
+    }
+
+    /// Marks a time for everybody whose meters are read here, or who may be compared.
     fn mark<R: Readings>(
         &self,
         source: Source,
@@ -351,9 +363,7 @@ impl Watch {
         owed: &mut Owed<R>,
     ) {
         let told = self.consumers.values().filter(|meter| meter.told.is_some());
-        for tenant in told.filter_map(|meter| meter.tenant) {
-            owed.interruption(tenant, Interruption { source, from, until, reason });
-        }
+        owed.interrupt(told.filter_map(|meter| meter.tenant), Interruption { source, from, until, reason });
     }
 
     /// A look that did not fail: what it says goes to the tenants whose it is.
@@ -374,8 +384,8 @@ impl Watch {
         }
         let awake = owed.readings().awake();
         self.expect(exposition, &awake);
-        if let (Some(from), Some(_)) = (self.looked_at, self.missed_at.take()) {
-            self.mark(Source::Metrics, from, at, InterruptionReason::Gap, owed);
+        if self.missed_at.take().is_some() {
+            self.mark(Source::Metrics, self.heard_until(cadence), at, InterruptionReason::Gap, owed);
         }
         self.read(exposition, node_id, at, cadence, owed);
         self.tell_of_clocks(at, skewed, cadence, owed);

@@ -37,7 +37,7 @@ fn second(second: i64) -> Timestamp {
 /// Looks at `expositions`, ten seconds apart; `None` is a look that failed.
 async fn looked(expositions: &[Option<Exposition>]) -> Listeners {
     let listeners = listeners();
-    let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
+    let (mut watch, mut owed) = (Watch::new("a", second(0)), Owed::new(listeners.clone()));
     for (at, exposition) in (0..).zip(expositions) {
         match exposition {
             Some(exposition) => watch.look(exposition, second(at * 10), false, &cadence(), &mut owed),
@@ -70,7 +70,7 @@ async fn only_what_moved_is_told_and_what_appears_was_zero_before() {
 async fn what_was_counted_before_it_was_anybody_s_is_not_new() {
     let one = |count| text("n", &[("tenant-late", "r", count)]);
     let mut listeners = listeners();
-    let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
+    let (mut watch, mut owed) = (Watch::new("a", second(0)), Owed::new(listeners.clone()));
     watch.look(&text("n", &[]), second(0), false, &cadence(), &mut owed);
     watch.look(&one(5), second(10), false, &cadence(), &mut owed);
     listeners.names.push((USERNAME, "tenant-late", ACME));
@@ -131,10 +131,31 @@ async fn a_node_that_is_away_is_marked_before_each_window_ends() {
     assert!(told.iter().all(|one| (one.source, one.reason) == (Source::Metrics, InterruptionReason::Gap)));
 }
 
+/// Who looks for the first time knows of nobody; what nobody could hear is not nothing.
+#[tokio::test]
+async fn a_node_that_was_silent_from_our_start_on_is_marked_for_who_is_awake() {
+    let listeners = listeners();
+    *listeners.awake.lock().unwrap() = vec![(ACME, Vec::new())];
+    let begin = second(3_600);
+    let (mut watch, mut owed) = (Watch::new("a", begin), Owed::new(listeners.clone()));
+    watch.miss(begin, &cadence(), &mut owed);
+    watch.before = Before::Read(Some(Seen { node: [1; 32], at: second(3_000) }));
+    watch.miss(second(3_890), &cadence(), &mut owed);
+    watch.look(&text("n", &[("tenant-acme", "r", 5)]), second(3_910), false, &cadence(), &mut owed);
+    owed.settle().await;
+    let told = listeners.heard_by(ACME).interruptions;
+    let gaps: Vec<(i64, i64)> = (told.iter().filter(|one| one.reason == InterruptionReason::Gap))
+        .map(|one| (one.from.0 / MICROS_PER_SECOND, one.until.0 / MICROS_PER_SECOND))
+        .collect();
+    // Three minutes before our start nobody had judged that window yet; then somebody had seen it.
+    assert_eq!(gaps, [(3_300, 3_600), (3_000, 3_890), (3_000, 3_910)]);
+    assert!(listeners.heard_by(GLOBEX).interruptions.is_empty());
+}
+
 #[tokio::test]
 async fn every_tenant_that_is_awake_hears_of_a_restart_and_of_no_request_of_its_own() {
     let listeners = listeners();
-    let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
+    let (mut watch, mut owed) = (Watch::new("a", second(0)), Owed::new(listeners.clone()));
     let is_awake = |names: &[(TenantId, &str)]| {
         let named = names.iter().map(|(tenant, name)| (*tenant, Vec::from([(*name).to_owned()])));
         *listeners.awake.lock().unwrap() = named.collect();
@@ -204,7 +225,7 @@ async fn a_restart_during_our_own_absence_is_told_once_to_whoever_is_awake() {
 #[tokio::test]
 async fn the_captured_run_adds_up() {
     let listeners = listeners();
-    let (mut watch, mut owed) = (Watch::new("a"), Owed::new(listeners.clone()));
+    let (mut watch, mut owed) = (Watch::new("a", second(0)), Owed::new(listeners.clone()));
     let mut last: Vec<(Option<String>, i64)> = Vec::new();
     for line in RECON.lines() {
         let scrape: Value = serde_json::from_str(line).unwrap();
