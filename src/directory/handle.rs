@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ractor::{ActorRef, RpcReplyPort};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use super::api_key::NewKey;
@@ -486,6 +487,22 @@ impl Handle {
     pub async fn platform_audit_verify(&self) -> Result<ChainReport, Refused> {
         let mut reader = self.control_reader().await?;
         audit::verify(&mut reader, audit::PLATFORM_CHAIN).await.map_err(unavailable)
+    }
+
+    /// Recomputes a tenant's chain, and proves what it says was counted, without opening the tenant: its head is compared with
+    /// what an open one has published, or with what the catalogue remembers. Ends early when `stop` says so.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`].
+    pub async fn audit_verify_unopened(
+        &self,
+        tenant: TenantId,
+        stop: &CancellationToken,
+    ) -> Result<ChainReport, Refused> {
+        let open = self.0.homes.get(tenant).map(|home| home.pulse().books().head);
+        let witness = open.unwrap_or_else(|| self.0.index.head(tenant));
+        let mut reader = self.0.store.reader(tenant).await.map_err(unavailable)?;
+        audit::verify_books(&mut reader, audit::Books { tenant, witness, stop }).await.map_err(unavailable)
     }
 
     // ---- for the daemon ----

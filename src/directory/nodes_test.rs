@@ -13,7 +13,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use super::handle::Handle;
 use super::key_use::PIECE_USES_MAX;
 use super::task::{Change, Halt, untold};
-use super::tests::begun_and_gone;
+use super::tests::{begun_and_gone, onboard};
 use super::{Settings, open};
 use crate::clock::Clock;
 use crate::config;
@@ -34,6 +34,7 @@ crate::store::tests::conformance!(
     uses_of_keys_are_written_in_pieces_that_others_come_between,
     uses_of_keys_wait_for_no_change_that_another_node_makes,
     what_a_dead_process_left_is_taken_up_at_once_only_where_it_was_the_one_owner,
+    a_tenant_that_another_node_has_taken_is_given_up_though_nothing_is_committed,
 );
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -161,6 +162,33 @@ async fn what_a_dead_process_left_is_taken_up_at_once_only_where_it_was_the_one_
     stop.cancel();
     running.await.unwrap();
     node.drain(PATIENCE).await;
+}
+
+/// Its next commit may be long to come. On SQLite there is no other node.
+async fn a_tenant_that_another_node_has_taken_is_given_up_though_nothing_is_committed(house: &House) {
+    if house.is_sqlite() {
+        return;
+    }
+    let (one, other) = (node(house.store().await).await, node(house.store().await).await);
+    let acme = onboard(&one, "acme").await;
+    one.find(acme).await.unwrap();
+    // As long as it is the only one, it keeps it.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(one.open_tenants().len(), 1);
+    let taken = async {
+        while other.find(acme).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        while !one.open_tenants().is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, taken).await.expect("it is noticed without a commit");
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(other.open_tenants().len(), 1, "who has it keeps it");
+    for node in [one, other] {
+        node.drain(PATIENCE).await;
+    }
 }
 
 #[derive(Clone, Default)]

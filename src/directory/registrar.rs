@@ -89,6 +89,11 @@ pub(super) enum Message {
         head: Head,
         awake: bool,
     },
+    /// Which of these tenants have a longer chain than this, as another node has noted.
+    Longer {
+        heads: Vec<(TenantId, i64)>,
+        reply: RpcReplyPort<Vec<(TenantId, i64)>>,
+    },
     /// When API keys were last used.
     NoteKeyUses {
         uses: Vec<(String, Timestamp)>,
@@ -256,6 +261,9 @@ impl Actor for Registrar {
             }
             Message::Retried { tenant, rows, reply } => answer(reply, state.retried(tenant, rows).await),
             Message::Remember { tenant, head, awake } => state.remember(tenant, head, awake).await,
+            Message::Longer { heads, reply } => {
+                let _ = reply.send(state.longer(&heads).await);
+            }
             Message::NoteKeyUses { uses, reply } => answer(reply, state.note_key_uses(&uses).await),
             Message::Task(task) => Box::pin(state.task(task)).await,
             Message::Follow => {

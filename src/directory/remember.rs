@@ -17,6 +17,19 @@ impl State {
         }
     }
 
+    /// Which of these tenants have a longer chain than this; none of those that cannot be looked up now.
+    pub(super) async fn longer(&mut self, heads: &[(TenantId, i64)]) -> Vec<(TenantId, i64)> {
+        // An outage is told by the look at the catalogue.
+        let Ok(connection) = self.connection().await else { return Vec::new() };
+        match catalogue::longer(connection, heads).await {
+            Ok(longer) => longer,
+            Err(error) => {
+                self.doubt(&error);
+                Vec::new()
+            }
+        }
+    }
+
     pub(super) async fn remember_all(&mut self) -> Result<(), Refused> {
         while let Some((tenant, (head, awake))) =
             self.unremembered.iter().next().map(|(tenant, noted)| (*tenant, *noted))

@@ -31,6 +31,8 @@ use crate::tenant::pulse::{Pulse, SET_BACK_MICROS};
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// Sweeps between two notes of how long each chain is.
 const SWEEPS_PER_NOTE: u32 = 120;
+/// Sweeps between two looks whether another node has taken one of the open tenants.
+const SWEEPS_PER_LOOK: u32 = 4;
 /// Tenants asked to rest when a place is needed; the first that can, will.
 const ASKED_TO_REST: usize = 4;
 /// How long a tenant that owes something and made room stays away, at least; at most the longest delay of a delivery.
@@ -39,6 +41,9 @@ const AWAY_MICROS_MIN: i64 = 30 * MICROS_PER_SECOND;
 const MADE_ROOM_IDLE_MICROS: i64 = 100_000;
 /// How long a tenant may take to commit what is waiting when the daemon ends.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why a tenant is asked to leave whose books another node keeps by now.
+const TAKEN: &str = "another node has taken it over";
 
 /// Doorbells of the open tenants: written by the supervisor, read by everybody.
 #[derive(Debug, Default)]
@@ -87,7 +92,7 @@ pub(super) enum Message {
         tenant: TenantId,
         reply: Caller,
     },
-    /// As `Find`, for nobody.
+    /// It may owe something from before our start: opened in its turn, behind whoever is asked for.
     Wake {
         tenant: TenantId,
     },
@@ -95,6 +100,10 @@ pub(super) enum Message {
     Opened {
         tenant: TenantId,
         result: Result<Home, StoreError>,
+    },
+    /// The answer to a look: other nodes have written to these tenants' chains, up to this record.
+    Taken {
+        tenants: Vec<(TenantId, i64)>,
     },
     Sweep,
     /// Every tenant commits what is waiting and leaves; answered when all are gone.
@@ -120,6 +129,8 @@ pub(super) struct State {
     sweeps: u32,
     swept_at: Timestamp,
     noted: HashMap<TenantId, Head>,
+    /// A look at what other nodes have taken is under way.
+    looking: bool,
     /// Tenants that rest, and when their books are due: to be compared, or because time alone changes them.
     unsettled: HashMap<TenantId, Timestamp>,
     /// Tenants that made room while they owed something, and when they come back for it.
@@ -147,6 +158,7 @@ impl Actor for Supervisor {
             sweeps: 0,
             swept_at: Timestamp(0),
             noted: HashMap::new(),
+            looking: false,
             unsettled: HashMap::new(),
             owing: HashMap::new(),
         })
@@ -160,10 +172,12 @@ impl Actor for Supervisor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             Message::Find { tenant, reply } => state.find(tenant, Some(reply)),
-            Message::Wake { tenant } => state.find(tenant, None),
+            Message::Wake { tenant } => state.wake(tenant),
             Message::Opened { tenant, result } => state.opened(tenant, result),
+            Message::Taken { tenants } => state.taken(&tenants),
             Message::Sweep => {
                 state.sweep();
+                state.look(&myself);
                 myself.send_after(SWEEP_EVERY, || Message::Sweep);
             }
             Message::Drain { reply } => state.drain(reply),
@@ -182,6 +196,7 @@ impl Actor for Supervisor {
         match event {
             SupervisionEvent::ActorTerminated(cell, _, reason) => match reason.as_deref() {
                 Some(keeper::RESTED | keeper::DRAINED) => state.left(cell.get_id()),
+                Some(TAKEN) => state.ended(cell.get_id(), TAKEN, Some(&StoreError::Fenced)),
                 _ => state.ended(cell.get_id(), "it was stopped", None),
             },
             SupervisionEvent::ActorFailed(cell, error) => {
@@ -236,6 +251,14 @@ impl State {
         };
         if let Some(reply) = reply {
             let _ = reply.send(answer);
+        }
+    }
+
+    fn wake(&mut self, tenant: TenantId) {
+        if !self.slots.contains_key(&tenant) {
+            let now = self.birth.clock.now();
+            self.owing.insert(tenant, now);
+            self.call_back(now);
         }
     }
 
@@ -298,6 +321,9 @@ impl State {
             Err(error) => {
                 self.failed(tenant, &error.to_string(), Some(&error));
             }
+        }
+        if self.queue.is_empty() {
+            self.call_back(now);
         }
         self.answer_drain();
     }
@@ -386,6 +412,41 @@ impl State {
         let _ = self.birth.registrar.cast(registrar::Message::Remember { tenant: home.tenant(), head, awake });
     }
 
+    /// Looks, now and then, whether another node has taken one of the open tenants, for its next commit here may be long to
+    /// come, and until then it would answer from older books: whoever opens a tenant writes to its chain, and notes that in
+    /// the catalogue.
+    fn look(&mut self, myself: &ActorRef<Message>) {
+        let store = &self.birth.store;
+        if store.followed_every().is_none() || self.looking || !self.sweeps.is_multiple_of(SWEEPS_PER_LOOK) {
+            return;
+        }
+        let homes = self.birth.homes.all();
+        let heads: Vec<_> = homes.iter().map(|home| (home.tenant(), home.pulse().books().head.seq)).collect();
+        let (sender, receiver) = ractor::concurrency::oneshot();
+        if heads.is_empty()
+            || self.birth.registrar.cast(registrar::Message::Longer { heads, reply: sender.into() }).is_err()
+        {
+            return;
+        }
+        self.looking = true;
+        let supervisor = myself.clone();
+        tokio::spawn(async move {
+            let tenants = receiver.await.unwrap_or_default();
+            let _ = supervisor.cast(Message::Taken { tenants });
+        });
+    }
+
+    fn taken(&mut self, tenants: &[(TenantId, i64)]) {
+        self.looking = false;
+        for (tenant, seq) in tenants {
+            // What we have noted ourselves meanwhile, we have written.
+            let home = self.birth.homes.get(*tenant).filter(|home| home.pulse().books().head.seq < *seq);
+            if let Some(home) = home {
+                home.actor().stop(Some(TAKEN.to_owned()));
+            }
+        }
+    }
+
     fn sweep(&mut self) {
         let now = self.birth.clock.now();
         self.sweeps = self.sweeps.wrapping_add(1);
@@ -424,6 +485,9 @@ impl State {
         let is_called = |tenant: &&TenantId| self.waiting.get(tenant).is_none_or(Vec::is_empty);
         let called = self.queue.iter().filter(is_called).count();
         let room = self.birth.settings.tenants.opening_max.saturating_sub(called);
+        if room == 0 || (self.owing.is_empty() && self.unsettled.is_empty()) {
+            return;
+        }
         let owing = self.owing.iter().filter(|(_, at)| is_back(**at, now));
         let unsettled = self.unsettled.iter().filter(|(_, at)| **at <= now);
         let mut due: Vec<(Timestamp, TenantId)> = owing.chain(unsettled).map(|(tenant, at)| (*at, *tenant)).collect();
@@ -458,8 +522,12 @@ impl State {
         for proof in Proof::ALL {
             let age = |home: &Home| {
                 let books = home.pulse().books();
-                let progress = books.comparison.progress?;
-                let proven = progress.proven(proof)?;
+                let (progress, source) = (books.comparison.progress?, proof.source());
+                // What was never proven is as old as the source that should have proven it.
+                let proven = progress.proven(proof).or(progress.since(source))?;
+                if !books.comparison.terms.listens_to(source) {
+                    return None;
+                }
                 // While nothing happens there is nothing to prove.
                 let until =
                     if books.comparison.next(books.latest_event_at).is_some() { now } else { progress.settled_until };

@@ -101,7 +101,7 @@ fn render(onboarded: &Onboarded) -> String {
     onboarded.tenant.slug.clone()
 }
 
-async fn onboard(handle: &Handle, name: &str) -> TenantId {
+pub(super) async fn onboard(handle: &Handle, name: &str) -> TenantId {
     let answer = handle.onboard(new_tenant(name), new_key(&format!("key-{name}")), request(None), render).await;
     match answer.unwrap() {
         Answer::Fresh(onboarded) => onboarded.tenant.id,

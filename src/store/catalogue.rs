@@ -34,6 +34,15 @@ static INSERT_EXTERNAL_IDS: LazyLock<Bulk> = LazyLock::new(|| {
 const REMEMBER_HEAD: &str = "UPDATE tenant SET head_seq = $2, head_hash = $3, awake = $4
     WHERE id = $1 AND head_seq <= $2";
 
+/// Tenants whose chain is remembered to be longer.
+static SELECT_LONGER: LazyLock<Bulk> = LazyLock::new(|| {
+    Bulk::new(
+        "WITH here (id, seq) AS (",
+        &["TEXT", "BIGINT"],
+        ") SELECT here.id, tenant.head_seq FROM here JOIN tenant ON tenant.id = here.id WHERE tenant.head_seq > here.seq",
+    )
+});
+
 /// A tenant and what the catalogue remembers of its database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
@@ -120,6 +129,24 @@ pub async fn remember_head(
     let values = [tenant.to_string().into(), head.seq.into(), hash, i64::from(awake).into()];
     connection.execute(REMEMBER_HEAD, &values).await?;
     Ok(())
+}
+
+/// Those of the tenants, each with the sequence number of its chain's head, of which a longer chain is remembered, with
+/// that.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn longer(
+    connection: &mut Connection,
+    heads: &[(TenantId, i64)],
+) -> Result<Vec<(TenantId, i64)>, StoreError> {
+    let ids: Vec<String> = heads.iter().map(|(tenant, _)| tenant.to_string()).collect();
+    let columns = [
+        Column::Texts(ids.iter().map(String::as_str).collect()),
+        Column::Ints(heads.iter().map(|(_, seq)| *seq).collect()),
+    ];
+    let rows = connection.fetch_bulk(&SELECT_LONGER, &columns).await?;
+    rows.iter().map(|row| Ok((row.parsed(0, |text| text.parse().ok())?, row.int(1)?))).collect()
 }
 
 async fn insert_external_ids(connection: &mut Connection, tenant: &Tenant) -> Result<(), StoreError> {
