@@ -14,6 +14,8 @@ pub struct Jobs {
     pub lease_ms: u64,
     /// How often what need not be kept is forgotten.
     pub housekeeping_every_ms: u64,
+    /// How often every audit chain is verified.
+    pub verify_every_ms: u64,
     /// How long jobs that have ended are shown.
     pub keep_days: u32,
     /// How long an `Idempotency-Key` is known.
@@ -28,6 +30,7 @@ impl Default for Jobs {
             at_once: 4,
             lease_ms: 30_000,
             housekeeping_every_ms: 3_600_000,
+            verify_every_ms: 7 * 24 * 3_600_000,
             keep_days: 30,
             keep_answers_days: 7,
             keep_quarantine_days: 90,
@@ -51,6 +54,7 @@ impl Jobs {
                 "jobs.lease_ms: must be from 1000 to 3600000",
             ),
             (self.housekeeping_every_ms >= 1_000, "jobs.housekeeping_every_ms: must be at least 1000"),
+            (self.verify_every_ms >= 1_000, "jobs.verify_every_ms: must be at least 1000"),
             (self.keep_days > 0, "jobs.keep_days: must be at least 1"),
             (self.keep_answers_days > 0, "jobs.keep_answers_days: must be at least 1"),
             (self.keep_quarantine_days > 0, "jobs.keep_quarantine_days: must be at least 1"),

@@ -60,6 +60,8 @@ impl State {
 pub enum Kind {
     /// Recomputes a chain: a tenant's, or the platform's.
     AuditVerification,
+    /// Recomputes every chain, one after the other.
+    AuditSweep,
     /// Forgets what need not be kept for ever.
     Housekeeping,
     /// Gives a tenant another data key, and encrypts its secrets under that.
@@ -73,8 +75,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 7] = [
         Kind::AuditVerification,
+        Kind::AuditSweep,
         Kind::Housekeeping,
         Kind::RotateDataKey,
         Kind::Rewrap,
@@ -86,6 +89,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::AuditVerification => "auditVerification",
+            Kind::AuditSweep => "auditSweep",
             Kind::Housekeeping => "housekeeping",
             Kind::RotateDataKey => "vault.rotateDataKey",
             Kind::Rewrap => "vault.rewrap",
@@ -465,6 +469,7 @@ mod tests {
             Kind::ALL.map(Kind::name),
             [
                 "auditVerification",
+                "auditSweep",
                 "housekeeping",
                 "vault.rotateDataKey",
                 "vault.rewrap",

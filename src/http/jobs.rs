@@ -28,7 +28,8 @@ impl Jobs {
     /// Ask for background work
     ///
     /// `auditVerification` recomputes the chain of the tenant, or the platform's own when no tenant is named.
-    /// `housekeeping` forgets what need not be kept for ever; only the platform may ask for it. `vault.rotateDataKey` gives a
+    /// `auditSweep` does that with every chain, and `housekeeping` forgets what need not be kept for ever; only the platform
+    /// may ask for these. `vault.rotateDataKey` gives a
     /// tenant another data key and encrypts its secrets under that; `vault.rewrap`, the platform's, wraps every tenant's data
     /// keys with the key encryption key of now; `litellm.sync` compares one tenant's providers, or everybody's, with LiteLLM.
     /// The job runs as soon as a hand is free; GET it to see how far it is. `tenant.finishChange`, what a change to a tenant has
@@ -154,7 +155,7 @@ impl From<Declined<JobRefused>> for Problem {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[oai(rename_all = "camelCase", deny_unknown_fields, example)]
 pub(super) struct SubmitJob {
-    /// `auditVerification`, `housekeeping`, `vault.rotateDataKey`, `vault.rewrap` or `litellm.sync`.
+    /// `auditVerification`, `auditSweep`, `housekeeping`, `vault.rotateDataKey`, `vault.rewrap` or `litellm.sync`.
     kind: String,
     /// Not before; at once when absent.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]

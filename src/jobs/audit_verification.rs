@@ -37,14 +37,21 @@ impl Work for AuditVerification {
     }
 }
 
-/// A broken chain is a failed job, and a line that on-call reads.
+/// A broken chain is a failed job.
 fn judge(errand: &Errand, report: &ChainReport) -> Result<Value, Failure> {
     let tenant = errand.job.draft.tenant.map(|tenant| tenant.to_string());
-    match &report.broken {
-        None => Ok(json!({ "records": report.head.seq })),
-        Some(broken) => {
-            tracing::error!(?tenant, ?broken, "the audit chain is broken");
-            Err(Failure::Hopeless(format!("the chain is broken after record {}", report.head.seq)))
-        }
+    match count(tenant.as_deref(), report) {
+        true => Ok(json!({ "records": report.head.seq })),
+        false => Err(Failure::Hopeless(format!("the chain is broken after record {}", report.head.seq))),
     }
+}
+
+/// Is the chain whole? It is counted, and one that is broken is a line that on-call reads.
+pub(super) fn count(tenant: Option<&str>, report: &ChainReport) -> bool {
+    let result = if report.broken.is_none() { "whole" } else { "broken" };
+    metrics::counter!("platform_api_audit_verifications_total", "result" => result).increment(1);
+    if let Some(broken) = &report.broken {
+        tracing::error!(?tenant, ?broken, "the audit chain is broken");
+    }
+    report.broken.is_none()
 }

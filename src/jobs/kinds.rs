@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::audit_sweep::AuditSweep;
 use super::audit_verification::AuditVerification;
 use super::data_keys::{Rewrapping, Rotation};
 use super::housekeeping::Housekeeping;
@@ -27,6 +28,7 @@ pub struct Tools {
 pub fn all(settings: &config::Jobs, tools: &Tools) -> Vec<Arc<dyn Work>> {
     vec![
         Arc::new(AuditVerification),
+        Arc::new(AuditSweep),
         Arc::new(Housekeeping::new(settings)),
         Arc::new(Rotation(tools.vault.clone())),
         Arc::new(Rewrapping(tools.vault.clone())),

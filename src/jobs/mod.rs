@@ -9,6 +9,7 @@
 //! in the directory, [`workflow`](crate::directory::workflow): what a change to the catalogue has left to do is written with the
 //! change, as a job whose first try begins at once; the runner goes on with those that need another.
 
+mod audit_sweep;
 mod audit_verification;
 mod data_keys;
 #[cfg(test)]

@@ -112,13 +112,16 @@ impl Runner {
 
     /// What the daemon itself wants to be done again and again; true once it is known.
     async fn begin_series(&self) -> bool {
-        let housekeeping = millis(self.settings.housekeeping_every_ms);
-        let begun = self.begin_one(Kind::Housekeeping, housekeeping).await;
-        let begun_too = match self.litellm_every {
-            Some(every) => self.begin_one(Kind::LiteLlmSync, every).await,
-            None => true,
-        };
-        begun && begun_too
+        let mut series = vec![
+            (Kind::Housekeeping, millis(self.settings.housekeeping_every_ms)),
+            (Kind::AuditSweep, millis(self.settings.verify_every_ms)),
+        ];
+        series.extend(self.litellm_every.map(|every| (Kind::LiteLlmSync, every)));
+        let mut begun = true;
+        for (kind, every) in series {
+            begun &= self.begin_one(kind, every).await;
+        }
+        begun
     }
 
     async fn begin_one(&self, kind: Kind, every: Duration) -> bool {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::harness::database::Database;
 use crate::harness::events::token_quota;
-use crate::harness::{Engine, Setup, Tenant, on_both};
+use crate::harness::{Daemon, Engine, Setup, Tenant, on_both};
 
 fn actions(records: &[Value]) -> Vec<&str> {
     records.iter().map(|record| record["record"]["action"].as_str().unwrap()).collect()
@@ -132,6 +132,8 @@ async fn a_forged_event_is_named_by_the_api_and_by_the_command() {
         let records = tenant.audit().await;
         let counted = records.iter().find(|record| record["record"]["action"] == "usage.committed").unwrap();
         let counted = counted["seq"].as_i64().unwrap();
+        let swept = swept(&daemon).await;
+        assert_eq!((&swept["state"], &swept["result"]), (&json!("succeeded"), &json!({"whole": 3, "unread": 0})));
         daemon.terminate().await;
         assert!(daemon.verify_offline().await.status.success());
 
@@ -160,8 +162,23 @@ async fn a_forged_event_is_named_by_the_api_and_by_the_command() {
         let verdict = tenant.verify().await;
         assert_eq!(verdict["firstBroken"]["seq"], counted, "{verdict}");
         Tenant::holds(&neighbour.verify().await);
+        // Who looks after all of them by themselves finds it as well, and goes on with the others.
+        let swept = self::swept(&daemon).await;
+        let error = "broken chains: 1; whole: 2; not read: 0";
+        assert_eq!((&swept["state"], &swept["error"]), (&json!("failed"), &json!(error)));
+        assert!(daemon.log().contains("the audit chain is broken"));
+        let metrics = daemon.platform.anonymous().get("/metrics").await.text;
+        let line = "platform_api_audit_verifications_total{result=\"broken\"} 1";
+        assert!(metrics.lines().any(|told| told == line), "{metrics}");
     })
     .await;
+}
+
+/// A verification of every chain, once it has ended.
+async fn swept(daemon: &Daemon) -> Value {
+    let asked = daemon.platform.post("/v1/jobs", &json!({"kind": "auditSweep"})).await;
+    assert_eq!(asked.status, 201, "{}", asked.text);
+    crate::jobs::finished(&daemon.platform, asked.body["id"].as_str().unwrap()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
