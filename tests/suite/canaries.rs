@@ -558,8 +558,7 @@ impl House {
         }
         let bus = self.daemon.bus().await;
         bus.publish_bytes(&bus.subject, json!({"planted": secret}).to_string().into_bytes()).await;
-        let client = redis::Client::open(self.redis_url.as_str()).expect("a URL");
-        let mut connection = client.get_multiplexed_async_connection().await.expect("Redis runs");
+        let mut connection = services::redis_at(&self.redis_url).await;
         let mut planted = redis::pipe();
         planted.cmd("HSET").arg("planted-hash").arg("field").arg(in_url(secret)).ignore();
         planted.cmd("SADD").arg("planted-set").arg(secret).ignore();

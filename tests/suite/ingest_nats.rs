@@ -131,10 +131,17 @@ async fn an_event_for_a_tenant_that_comes_later_is_replayed_from_quarantine() {
 async fn a_flood_of_one_tenant_waits_and_its_neighbour_does_not() {
     on_both(|engine| async move {
         let setup = Setup::on(engine).with_nats().with("TENANTS__PERMITS_EVENTS", 50);
-        let setup = setup.with("TENANTS__COMMIT_EVENTS_MAX", 50);
+        // What waits for the loud one waits in the stream.
+        let setup = setup.with("TENANTS__COMMIT_EVENTS_MAX", 50).with("NATS__PARK_AFTER_MS", 120_000);
         let daemon = setup.start().await;
         let bus = daemon.bus().await;
         let (loud, quiet) = (daemon.onboard("Loud").await, daemon.onboard("Quiet").await);
+        let mut holder = Database::of_tenant(&daemon, &loud.id).await;
+        let hold = match engine {
+            Engine::Sqlite => "PRAGMA busy_timeout = 10000; BEGIN IMMEDIATE",
+            Engine::Postgres => "BEGIN; SELECT 1 FROM books FOR UPDATE",
+        };
+        holder.script(hold.into()).await.expect("the books");
         let mut sent = Vec::new();
         for _ in 0..3_000 {
             let bytes = loud.event().json().to_string();
@@ -145,6 +152,7 @@ async fn a_flood_of_one_tenant_waits_and_its_neighbour_does_not() {
         }
         bus.publish(&quiet.event().json()).await;
         counted(&daemon, &quiet.id, 1).await;
+        holder.script("ROLLBACK".into()).await.expect("they are ours");
         counted(&daemon, &loud.id, 3_000).await;
         daemon.drained(&bus).await;
         let mut database = Database::of_tenant(&daemon, &loud.id).await;

@@ -230,8 +230,7 @@ async fn a_kong_that_hangs_slows_nothing() {
 }
 
 async fn connected(redis: &Server) -> MultiplexedConnection {
-    let client = redis::Client::open(redis.url("redis")).unwrap();
-    client.get_multiplexed_async_connection().await.unwrap()
+    services::redis_at(&redis.url("redis")).await
 }
 
 /// The captured name, in the period that is now.

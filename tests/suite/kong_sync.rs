@@ -211,7 +211,7 @@ async fn a_kong_without_a_database_is_given_one_document() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_node_without_a_database_is_loaded_whatever_the_others_do() {
     let (well, late) = (Kong::without_database().await, services::free_port());
-    let hanging = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let hanging = tokio::net::TcpListener::bind(("127.0.0.1", services::free_port())).await.unwrap();
     let urls = [
         format!("http://127.0.0.1:{}", hanging.local_addr().unwrap().port()),
         format!("http://127.0.0.1:{late}"),

@@ -11,7 +11,7 @@ use crate::harness::cluster::Cluster;
 use crate::harness::disk::Disk;
 use crate::harness::fire::{self, Fire, between};
 use crate::harness::receiver::Receiver;
-use crate::harness::{Engine, Setup};
+use crate::harness::{Engine, Setup, eventually};
 use crate::planted::invariant_broken_by;
 
 const DISK_MEBIBYTES: u64 = 512;
@@ -47,6 +47,13 @@ fn cuts(usual: usize) -> usize {
     std::env::var("POWER_CUTS").map_or(usual, |cuts| cuts.parse().expect("a number"))
 }
 
+/// For a while, and until something was acknowledged that a cut could lose.
+async fn light(fire: &Fire) {
+    let before = fire.acknowledged();
+    sleep(Duration::from_millis(between(LIGHT_MS.0, LIGHT_MS.1))).await;
+    eventually("something to lose", || async { (fire.acknowledged() > before).then_some(()) }).await;
+}
+
 async fn cut_sqlite(setup: Setup, cuts: usize) {
     let Some(mut disk) = Disk::insert(DISK_MEBIBYTES) else { return };
     let pager = Receiver::start().await;
@@ -55,7 +62,7 @@ async fn cut_sqlite(setup: Setup, cuts: usize) {
     let mut fire = Fire::on(&daemon, &pager, &["Acme", "Globex"]).await;
     disk.flush();
     for _ in 0..cuts {
-        sleep(Duration::from_millis(between(LIGHT_MS.0, LIGHT_MS.1))).await;
+        light(&fire).await;
         daemon.signal("STOP").await;
         disk.power_off();
         daemon.kill().await;
@@ -78,7 +85,7 @@ async fn cut_postgres(fsync: bool, cuts: usize) {
     cluster.checkpoint().await;
     disk.flush();
     for _ in 0..cuts {
-        sleep(Duration::from_millis(between(LIGHT_MS.0, LIGHT_MS.1))).await;
+        light(&fire).await;
         daemon.signal("STOP").await;
         disk.power_off();
         daemon.kill().await;

@@ -224,18 +224,17 @@ async fn a_denial_ends_with_its_period_also_for_a_gateway_that_asks_with_an_etag
     let (_daemon, tenant) = a_tenant(Engine::Sqlite).await;
     tenant.put_quotas(json!([token_quota(10, "minute")])).await;
     let path = format!("/v1/quotas/{}/decision", tenant.id);
-    let denied = eventually("a minute that does not end while it is looked at", || async {
+    let (denied, minute) = eventually("a minute that does not end while it is looked at", || async {
         let minute = now().0 / 60_000_000;
         tenant.post_events(&[tenant.event().tokens(10, 0)]).await;
         let denied = tenant.api.get(&path).await;
-        (now().0 / 60_000_000 == minute).then_some(denied)
+        (now().0 / 60_000_000 == minute).then_some((denied, minute))
     })
     .await;
     assert_eq!(denied.body["decision"], "deny", "{}", denied.text);
     let etag = denied.header("etag").to_owned();
     assert!(!etag.is_empty());
     let ask = async || tenant.api.raw(Method::GET, &path, &[("if-none-match", etag.as_str())], Vec::new()).await;
-    let minute = now().0 / 60_000_000;
     let again = ask().await;
     assert!(again.status == 304 || now().0 / 60_000_000 != minute, "{} {}", again.status, again.text);
     let left = 60_000_000 - now().0 % 60_000_000;

@@ -259,8 +259,7 @@ impl Pair {
 
     /// When the tenant's shared bucket is full again, in seconds of Redis's clock.
     async fn arrival(&self, tenant: &Tenant) -> Option<f64> {
-        let client = redis::Client::open(self.redis.url("redis")).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut connection = services::redis_at(&self.redis.url("redis")).await;
         let pattern = format!("{}read:{}:*", self.prefix, tenant.id);
         let keys: Vec<String> = connection.keys(pattern).await.unwrap();
         let [key] = &keys[..] else { return None };
@@ -307,8 +306,7 @@ async fn nodes_share_a_limit_through_redis_and_go_on_without_it() {
     pair.share(&tenants[0]).await;
 
     // Redis forgets the script, and is told it again.
-    let client = redis::Client::open(pair.redis.url("redis")).unwrap();
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut connection = services::redis_at(&pair.redis.url("redis")).await;
     let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut connection).await.unwrap();
     pair.share(&tenants[1]).await;
 

@@ -7,8 +7,7 @@ use crate::harness::events::token_quota;
 use crate::harness::{Setup, eventually, on_both, services};
 
 async fn read(key: &str) -> Option<(Value, i64)> {
-    let client = redis::Client::open(services::redis_url()).unwrap();
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut connection = services::redis_at(&services::redis_url()).await;
     let text: Option<String> = connection.get(key).await.unwrap();
     let ttl: i64 = connection.pttl(key).await.unwrap();
     text.map(|text| (serde_json::from_str(&text).unwrap(), ttl))

@@ -67,7 +67,7 @@ pub async fn takeovers(setup: Setup, pager: &Receiver, points: &[&str]) -> Fire 
         assert!(refused.is_empty(), "L3: {point}: events that a deposed node refused: {refused:?}");
         zombie.kill().await;
         // It woke up as the reader of the stream, which it was for as long as its last pull waited, and took tenants back: who
-        // has lost one answers from older books until its next commit.
+        // has lost one may answer from older books for two seconds.
         count(&heir, &fire, &Unsure::new()).await;
         fire.check(&heir).await;
         heir.kill().await;

@@ -201,7 +201,7 @@ impl World {
                 let mut database = Database::of_tenant(&self.daemon, &target.tenant.id).await;
                 let page = database.number("SELECT rootpage FROM sqlite_schema WHERE name = 'books'").await;
                 let size = database.number("PRAGMA page_size").await;
-                drop(database);
+                database.close().await;
                 flip(&file, u64::try_from((page - 1) * size).expect("a page"));
             }
             Damage::SwappedWithNext => swap(&file, &self.daemon.tenant_file(&next.expect("a partner").tenant.id)),
@@ -256,6 +256,7 @@ async fn migrate_ahead(daemon: &Daemon, target: &Target) {
     let mut database = Database::of_tenant(daemon, &target.tenant.id).await;
     let sql = "INSERT INTO schema_version VALUES (9999, 'from_the_future', '', 0)";
     database.execute(sql).await.expect("a table of ours");
+    database.close().await;
 }
 
 async fn drop_database(admin: &mut Database, name: &str) {
@@ -294,8 +295,9 @@ impl Copies {
                 Engine::Sqlite => {
                     // What is still in the log beside the file would mend, or spoil, what is done to the file.
                     let mut database = Database::of_tenant(daemon, tenant).await;
-                    database.script("PRAGMA wal_checkpoint(TRUNCATE)".into()).await.expect("nobody is connected");
-                    drop(database);
+                    let busy = database.number("PRAGMA wal_checkpoint(TRUNCATE)").await;
+                    assert_eq!(busy, 0, "somebody is connected");
+                    database.close().await;
                     copies.move_files(&daemon.data().join("tenants"), &copies.folder, tenant);
                 }
                 Engine::Postgres => {

@@ -110,7 +110,8 @@ async fn publish_to(bus: &Bus, target: &Target, events: usize) {
 pub async fn out_of_files(world: &mut World) {
     let resting = world.daemon.onboard("Resting").await;
     let process = world.daemon.process();
-    sleep(Duration::from_millis(1_200)).await;
+    let under_load = world.targets.len();
+    eventually("it to rest", || async { (open_tenants(world).await <= under_load).then_some(()) }).await;
     let (before, most) = (files_limit(process), Holdings::of(process).files + 8);
     limit_files(process, most).await;
     let mut crowd = Vec::new();
@@ -129,6 +130,13 @@ pub async fn out_of_files(world: &mut World) {
     };
     eventually("the resting tenant to wake", wakes).await;
     assert_eq!(world.daemon.process(), process);
+}
+
+/// Tenants that are open.
+async fn open_tenants(world: &World) -> usize {
+    let metrics = world.daemon.platform.anonymous().get("/metrics").await.text;
+    let count = metrics.lines().find_map(|line| line.strip_prefix("platform_api_tenants{state=\"open\"} "));
+    count.and_then(|count| count.parse().ok()).expect("a gauge of ours")
 }
 
 /// How many files a process may have open.

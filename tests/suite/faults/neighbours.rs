@@ -12,6 +12,7 @@ use super::World;
 use crate::harness::events::token_quota;
 use crate::harness::load::Target;
 use crate::harness::receiver::{Received, Receiver};
+use crate::harness::services;
 use crate::harness::{Engine, Tenant, eventually};
 
 /// Longer than an attempt to deliver may take.
@@ -41,8 +42,7 @@ pub async fn redis_killed(world: &mut World) {
 }
 
 pub async fn redis_flushed(world: &mut World) {
-    let client = redis::Client::open(world.redis.url("redis")).expect("an address");
-    let mut connection = client.get_multiplexed_async_connection().await.expect("Redis runs");
+    let mut connection = services::redis_at(&world.redis.url("redis")).await;
     redis::cmd("FLUSHALL").query_async::<()>(&mut connection).await.expect("a server of ours");
     is_mirrored(world, &world.targets[0]).await;
 }

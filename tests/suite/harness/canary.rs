@@ -139,8 +139,7 @@ pub async fn streams(url: &str) -> Vec<Kept> {
 
 /// Every key of a Redis, and all that it leads to.
 pub async fn redis(url: &str) -> Vec<Kept> {
-    let client = redis::Client::open(url).expect("a URL");
-    let mut connection = client.get_multiplexed_async_connection().await.expect("Redis runs");
+    let mut connection = super::services::redis_at(url).await;
     let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query_async(&mut connection).await.expect("its keys");
     let mut kept = Vec::new();
     for key in keys {

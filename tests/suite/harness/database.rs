@@ -67,6 +67,16 @@ impl Database {
         Database::Postgres(PgConnection::connect(url).await.unwrap_or_else(|error| panic!("{url}: {error}")))
     }
 
+    /// Ends the connection, and waits until it has ended. One to a file that is merely dropped is closed later, by a thread of
+    /// its own, which then takes away what SQLite keeps beside the file.
+    pub async fn close(self) {
+        match self {
+            Database::Sqlite(connection) => connection.close().await,
+            Database::Postgres(connection) => connection.close().await,
+        }
+        .expect("a connection of ours");
+    }
+
     /// Runs a text of statements made up by a test.
     pub async fn script(&mut self, sql: String) -> Result<(), sqlx::Error> {
         match self {

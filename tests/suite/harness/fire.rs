@@ -55,6 +55,11 @@ impl Fire {
         fire
     }
 
+    /// How many events of all tenants were acknowledged over HTTP.
+    pub fn acknowledged(&self) -> usize {
+        self.targets.iter().map(|target| target.oracle.acknowledgements()).sum()
+    }
+
     /// The same, without lighting it.
     pub async fn laid(daemon: &Daemon, pager: &Receiver, names: &[&str]) -> Fire {
         let mut targets = Vec::new();

@@ -50,6 +50,11 @@ impl Oracle {
         self.published.lock().unwrap().insert(sequence as i64, event.event_id.clone());
     }
 
+    /// How many events the daemon has answered that it counted.
+    pub fn acknowledgements(&self) -> usize {
+        self.acknowledged.lock().unwrap().len()
+    }
+
     /// The daemon has answered that these are counted.
     pub fn acknowledged(&self, events: &[Envelope]) {
         self.acknowledged.lock().unwrap().extend(events.iter().map(|event| event.event_id.clone()));

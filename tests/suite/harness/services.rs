@@ -7,6 +7,8 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
+use super::PATIENCE;
+
 /// Where ports for the tests are.
 const FIRST_PORT: u16 = 20_000;
 const PORTS: u16 = 10_000;
@@ -32,6 +34,14 @@ pub fn nats_url() -> String {
 
 pub fn redis_url() -> String {
     from_environment("TEST_REDIS_URL", "redis://127.0.0.1:6379/")
+}
+
+/// A connection that waits as long as tests do: the library's own half a second is little beside other builds.
+pub async fn redis_at(url: &str) -> redis::aio::MultiplexedConnection {
+    let patient =
+        redis::AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE)).set_response_timeout(Some(PATIENCE));
+    let client = redis::Client::open(url).expect("a URL");
+    client.get_multiplexed_async_connection_with_config(&patient).await.expect("Redis runs")
 }
 
 /// `None` where no Alertmanager runs: `tests/run` starts one.

@@ -220,8 +220,7 @@ impl Stage {
 
     /// One look at the limiter's counters, which stand so.
     pub async fn poll(&mut self, keys: &[Key]) {
-        let client = redis::Client::open(self.redis.url("redis")).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut connection = services::redis_at(&self.redis.url("redis")).await;
         let mut commands = redis::pipe();
         commands.cmd("FLUSHALL").ignore();
         for key in keys {
