@@ -1,6 +1,6 @@
 //! The supervisor: owns the slots; opens, restarts, rests and drains tenants. It never awaits a database itself.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ const SWEEPS_PER_NOTE: u32 = 120;
 const SWEEPS_PER_LOOK: u32 = 4;
 /// Tenants asked to rest when a place is needed; the first that can, will.
 const ASKED_TO_REST: usize = 4;
+/// How long who is asked for waits for a place before the one that has been open longest has to leave, however busy it is.
+const PLACE_PATIENCE_MICROS: i64 = MICROS_PER_SECOND;
 /// How long a tenant that owes something and made room stays away, at least; at most the longest delay of a delivery.
 const AWAY_MICROS_MIN: i64 = 30 * MICROS_PER_SECOND;
 /// A tenant heard of more recently than this is not asked to make room: somebody may be about to ask it again.
@@ -129,6 +131,10 @@ pub(super) struct State {
     sweeps: u32,
     swept_at: Timestamp,
     noted: HashMap<TenantId, Head>,
+    /// Since when somebody waits for a place and gets none.
+    crowded_since: Option<Timestamp>,
+    /// Who was asked to leave for that, and has not left.
+    leaving: HashSet<TenantId>,
     /// A look at what other nodes have taken is under way.
     looking: bool,
     /// Tenants that rest, and when their books are due: to be compared, or because time alone changes them.
@@ -158,6 +164,8 @@ impl Actor for Supervisor {
             sweeps: 0,
             swept_at: Timestamp(0),
             noted: HashMap::new(),
+            crowded_since: None,
+            leaving: HashSet::new(),
             looking: false,
             unsettled: HashMap::new(),
             owing: HashMap::new(),
@@ -278,6 +286,7 @@ impl State {
                 return;
             }
             let Some(tenant) = self.queue.pop_front() else { return };
+            self.crowded_since = None;
             self.opening += 1;
             let birth = self.birth.clone();
             let supervisor = myself.clone();
@@ -290,14 +299,42 @@ impl State {
 
     /// Asks those that were not heard of for longest to rest. Owing something keeps nobody in: as long as a receiver is down,
     /// every tenant may owe, and then they take turns.
-    fn make_room(&self) {
+    ///
+    /// Where all are busy, and somebody waits, one after the other commits what it has and leaves: nobody is kept out for ever.
+    fn make_room(&mut self) {
         let now = self.birth.clock.now();
-        let mut idle: Vec<Home> =
-            self.birth.homes.all().into_iter().filter(|home| home.pulse().waiting_events() == 0).collect();
+        let since = *self.crowded_since.get_or_insert(now);
+        if !(0..PLACE_PATIENCE_MICROS).contains(&(now.0 - since.0))
+            && self.queue.iter().any(|one| self.is_asked_for(one))
+        {
+            self.crowded_since = Some(now);
+            self.turn_out();
+            return;
+        }
+        let is_idle = |home: &Home| home.pulse().waiting_events() == 0 && !home.pulse().committing();
+        let mut idle: Vec<Home> = self.birth.homes.all().into_iter().filter(is_idle).collect();
         idle.sort_by_key(|home| home.pulse().heard_at());
         for home in idle.into_iter().take(ASKED_TO_REST) {
             let _ = home.actor().cast(TenantMessage::Life(Life::MakeRoom { now, idle_micros: MADE_ROOM_IDLE_MICROS }));
         }
+    }
+
+    fn is_asked_for(&self, tenant: &TenantId) -> bool {
+        self.waiting.get(tenant).is_some_and(|waiting| waiting.iter().any(|reply| !reply.is_closed()))
+    }
+
+    /// The tenant that has been open longest leaves. It comes back in its turn.
+    fn turn_out(&mut self) {
+        let opened = |home: &Home| match self.slots.get(&home.tenant()) {
+            Some(Slot::Open { since, .. }) => *since,
+            _ => Timestamp::MAX,
+        };
+        let stays = |home: &Home| !self.leaving.contains(&home.tenant());
+        let Some(home) = self.birth.homes.all().into_iter().filter(stays).min_by_key(opened) else { return };
+        tracing::info!(tenant = %home.tenant(), "leaves to make room for others; raise tenants.open_max if that is often so");
+        metrics::counter!("platform_api_tenants_turned_out_total").increment(1);
+        self.leaving.insert(home.tenant());
+        drain_all(vec![home]);
     }
 
     fn opened(&mut self, tenant: TenantId, result: Result<Home, StoreError>) {
@@ -331,9 +368,9 @@ impl State {
     /// A tenant that has nothing left to do is gone. One that still owes something has made room, and comes back for it.
     fn left(&mut self, actor: ActorId) {
         let Some(tenant) = self.tenants.remove(&actor) else { return };
+        self.leaving.remove(&tenant);
         // Somebody asked for it while it was leaving.
-        let is_awaited =
-            self.waiting.get(&tenant).is_some_and(|waiting| waiting.iter().any(|reply| !reply.is_closed()));
+        let is_awaited = self.is_asked_for(&tenant);
         if let Some(home) = self.birth.homes.remove(tenant) {
             // The outlets must hear of what it owes and what fires, even after a restart: wake it then.
             let books = home.pulse().books();
@@ -357,6 +394,7 @@ impl State {
 
     fn ended(&mut self, actor: ActorId, reason: &str, error: Option<&StoreError>) {
         let Some(tenant) = self.tenants.remove(&actor) else { return };
+        self.leaving.remove(&tenant);
         self.birth.homes.remove(tenant);
         self.failed(tenant, reason, error);
     }
@@ -482,7 +520,7 @@ impl State {
     /// Opens tenants that owe something or whose books time has changed, the first due first; no more than a few wait for a
     /// place at a time, so that they keep nobody out who is asked for: at a month's end all may be due at once.
     fn call_back(&mut self, now: Timestamp) {
-        let is_called = |tenant: &&TenantId| self.waiting.get(tenant).is_none_or(Vec::is_empty);
+        let is_called = |tenant: &&TenantId| !self.is_asked_for(tenant);
         let called = self.queue.iter().filter(is_called).count();
         let room = self.birth.settings.tenants.opening_max.saturating_sub(called);
         if room == 0 || (self.owing.is_empty() && self.unsettled.is_empty()) {

@@ -331,6 +331,41 @@ async fn idle_tenants_rest_and_make_room() {
     assert!(handle.open_tenants().is_empty());
 }
 
+/// Two tenants that never fall silent have both places, and a third one is asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_all_are_busy_nobody_is_kept_out_for_ever() {
+    let node = Node::sqlite();
+    let handle = node.open_with(config::Tenants { open_max: 2, idle_ms: 600_000, ..config::Tenants::default() }).await;
+    let mut ids = Vec::new();
+    for name in ["a", "b", "c"] {
+        ids.push(onboard(&handle, name).await);
+    }
+    let counted = |id: TenantId| {
+        let handle = handle.clone();
+        async move {
+            for number in 0.. {
+                let event = event(&number.to_string(), 1);
+                let mut is_counted = false;
+                while !is_counted {
+                    if let Ok(tenant) = handle.find(id).await {
+                        is_counted = tenant.record(vec![event.clone()], Origin::default(), PATIENCE).await.is_ok();
+                    }
+                }
+            }
+        }
+    };
+    let busy = [tokio::spawn(counted(ids[0])), tokio::spawn(counted(ids[1]))];
+    for _ in 0..3 {
+        let third = async { while handle.find(ids[2]).await.is_err() {} };
+        tokio::time::timeout(PATIENCE, third).await.expect("a place before long");
+        let back = async { while handle.find(ids[0]).await.is_err() || handle.find(ids[1]).await.is_err() {} };
+        tokio::time::timeout(PATIENCE, back).await.expect("and they come back");
+    }
+    busy.iter().for_each(tokio::task::JoinHandle::abort);
+    handle.drain(PATIENCE).await;
+    assert!(handle.open_tenants().is_empty());
+}
+
 /// Nobody asks for a tenant that rests, and its alert is over all the same when its time is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_time_alone_ends_is_ended_though_its_tenant_rests() {
