@@ -8,6 +8,7 @@ use async_nats::jetstream::{self, stream};
 use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{Connection as _, SqliteConnection};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::node_test::{NOW, Node, codes, event, fixture};
 use super::record::{BodyShape, RecordError, Reporter};
 use super::replayer::Replayer;
-use super::usage_stream::{StreamHealth, UsageStream};
+use super::usage_stream::{POISON, StreamHealth, UsageStream};
 use crate::clock;
 use crate::config;
 use crate::domain::ids::TenantId;
@@ -75,13 +76,28 @@ impl Bus {
         self.context.publish_with_headers(subject, headers, body.into()).await.unwrap().await.unwrap();
     }
 
+    /// Publishes with a header block as it is, past every client.
+    async fn publish_raw(&self, headers: &[u8], body: &str) {
+        let address = self.url().trim_start_matches("nats://").to_owned();
+        let (reading, mut writing) = tokio::net::TcpStream::connect(address).await.unwrap().into_split();
+        let mut lines = tokio::io::BufReader::new(reading).lines();
+        let (length, whole) = (headers.len(), headers.len() + body.len());
+        let connect = "CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true}\r\n";
+        let publish = format!("{connect}HPUB {} {length} {whole}\r\n", self.nats.subject);
+        for bytes in [publish.as_bytes(), headers, body.as_bytes(), b"\r\nPING\r\n"] {
+            writing.write_all(bytes).await.unwrap();
+        }
+        while lines.next_line().await.unwrap().expect("an answer") != "PONG" {}
+    }
+
     /// Waits until everything published is acknowledged.
     pub(super) async fn settled(&self) {
         let settled = async {
             loop {
                 if let Ok(stream) = self.context.get_stream(&self.nats.stream).await
                     && let Ok(consumer) = stream.consumer_info(&self.nats.consumer).await
-                    && consumer.ack_floor.stream_sequence == stream.cached_info().state.last_sequence
+                    && consumer.delivered.stream_sequence == stream.cached_info().state.last_sequence
+                    && consumer.num_ack_pending == 0
                 {
                     return;
                 }
@@ -183,6 +199,61 @@ async fn a_stream_is_counted_once_and_garbage_does_not_hold_it_up() {
     let stream = bus.context.get_stream(&bus.nats.stream).await.unwrap();
     let info = stream.consumer_info(&bus.nats.consumer).await.unwrap();
     assert_eq!((info.num_pending, info.num_ack_pending), (0, 0));
+    bus.close().await;
+}
+
+/// Each of them ended every session that came to it, on every node, until somebody purged it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_with_headers_that_nobody_can_read_hold_nobody_up() {
+    let node = Node::open().await;
+    let bus = Bus::open().await;
+    let mut reading = Reading::begin(&node, &bus);
+    reading.connected().await;
+    for (number, headers) in POISON.into_iter().enumerate() {
+        bus.publish("", event(&format!("before{number}"), Some(node.acme), 1)).await;
+        bus.publish_raw(headers, &event(&format!("poison{number}"), Some(node.acme), 1)).await;
+    }
+    bus.publish("", event("last", Some(node.acme), 1)).await;
+    bus.settled().await;
+    let events = POISON.len() as i64 + 1;
+    assert_eq!(node.totals(node.acme).await.events, events);
+    let rows = node.quarantined(None).await;
+    assert_eq!(rows.len(), POISON.len());
+    assert!(rows.iter().all(|row| row.reason == Refusal::Malformed && row.detail.starts_with("its headers")));
+    reading.end().await;
+
+    // Nor is one that stands at the checkpoint a reason to stop.
+    bus.publish_raw(POISON[6], "{}").await;
+    bus.publish("", event("behind", Some(node.acme), 1)).await;
+    let mut reading = Reading::begin(&node, &bus);
+    reading.connected().await;
+    bus.settled().await;
+    assert_eq!(node.totals(node.acme).await.events, events + 1);
+    reading.end().await;
+    bus.close().await;
+}
+
+/// The acknowledgements of its reader were ignored for as long as the consumer before it had lived.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acknowledgement_to_the_consumer_before_does_not_end_those_to_the_next() {
+    let node = Node::open().await;
+    let bus = Bus::open().await;
+    let mut reading = Reading::begin(&node, &bus);
+    reading.connected().await;
+    bus.publish_events("before", node.acme, 0..5).await;
+    bus.settled().await;
+    // As the server names it: how often it was delivered, the message, the delivery, when, and how many wait.
+    let late = format!("$JS.ACK.{}.{}.1.6.1000.0.0", bus.nats.stream, bus.nats.consumer);
+    bus.context.client().publish(late, "+ACK".into()).await.unwrap();
+    bus.context.client().flush().await.unwrap();
+    bus.publish_events("behind", node.acme, 0..5).await;
+    reading.until(|health| *health != StreamHealth::Connected).await;
+    reading.connected().await;
+    bus.settled().await;
+    assert_eq!(node.totals(node.acme).await.events, 10);
+    let stream = bus.context.get_stream(&bus.nats.stream).await.unwrap();
+    assert_eq!(stream.consumer_info(&bus.nats.consumer).await.unwrap().num_ack_pending, 0);
+    reading.end().await;
     bus.close().await;
 }
 

@@ -17,10 +17,12 @@ mod deliveries;
 mod floor;
 mod lanes;
 mod part;
+mod poison;
 mod reading;
 mod resume;
 mod room;
 mod session;
+mod stored;
 mod terms;
 mod turn;
 
@@ -32,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::connection::{BACKOFF_MAX, BACKOFF_MIN, connect, jittered};
+use self::poison::Standstill;
 use self::reading::Reader;
 use self::resume::Progress;
 use self::session::{Given, Session};
@@ -43,6 +46,9 @@ use crate::clock::{self, Clock};
 use crate::config;
 use crate::domain::stream::Anomaly;
 use crate::domain::time::Timestamp;
+
+#[cfg(test)]
+pub(in crate::intake) use self::stored::POISON;
 
 /// How long the last acknowledgement may take when we leave.
 const LAST_ACK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -86,6 +92,9 @@ enum Ended {
     Disconnected,
     #[error("the stream could not be read: {0}")]
     Broken(String),
+    /// A message did not come, or not as one.
+    #[error("the stream could not be read: {0}")]
+    Undelivered(String),
     #[error("{}", .0.explanation())]
     NotTheSame(Anomaly),
 }
@@ -113,12 +122,14 @@ impl UsageStream {
         let mut progress = Progress::default();
         let mut tasks = JoinSet::new();
         let mut backoff = BACKOFF_MIN;
+        let mut standstill = Standstill::default();
         while !stop.is_cancelled() {
-            match Box::pin(self.session(&stop, &mut progress, &mut tasks)).await {
+            match Box::pin(self.session(&stop, &mut progress, &mut tasks, &standstill)).await {
                 Ok(()) => break,
                 Err(ended) => {
                     if *self.health.borrow() == StreamHealth::Connected {
                         backoff = BACKOFF_MIN;
+                        standstill.ended(progress.position.as_ref().map(|position| position.sequence));
                     }
                     self.report(&ended);
                 }
@@ -129,7 +140,10 @@ impl UsageStream {
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
-        progress.keep_last(self.reader.recorder.directory()).await;
+        // Who was cut off does not know how far another node has read since.
+        if *self.health.borrow() == StreamHealth::Connected {
+            progress.keep_last(self.reader.recorder.directory()).await;
+        }
         while tasks.join_next().await.is_some() {}
         let reason = "stopped".to_owned();
         self.health.send_replace(StreamHealth::Disconnected { since: self.clock.now(), reason });
@@ -141,6 +155,7 @@ impl UsageStream {
         stop: &CancellationToken,
         progress: &mut Progress,
         tasks: &mut JoinSet<()>,
+        standstill: &Standstill,
     ) -> Result<(), Ended> {
         let (context, lost) = tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -158,7 +173,18 @@ impl UsageStream {
         }
         let directory = self.reader.recorder.directory().clone();
         let (nats, terms, reader) = (&self.nats, &self.terms, self.reader.clone());
-        let session = Session::begin(context, Given { nats, terms, reader, directory, progress, tasks }).await?;
+        let mut most = None;
+        if let Some(position) = progress.position.as_ref().filter(|_| standstill.is_suspicious())
+            && let Some(found) = poison::find(&context, &terms.stream, resume::sequence(position.sequence)).await?
+        {
+            match found.before {
+                0 => poison::put_aside(found.message, &reader, progress).await?,
+                // They are counted first.
+                before => most = Some(before),
+            }
+        }
+        let given = Given { nats, terms, reader, directory, progress, tasks, most };
+        let session = Session::begin(context, given).await?;
         self.health.send_replace(StreamHealth::Connected);
         tell_gauges(1.0, 0.0);
         session.run(lost, stop).await

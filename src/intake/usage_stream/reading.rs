@@ -1,6 +1,7 @@
 //! From messages to each tenant's part of them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
@@ -29,6 +30,11 @@ pub(super) struct Delivery {
     pub(super) sequence: u64,
 }
 
+/// Items of one message that are no events, above which they are kept as one: the message.
+const GARBAGE_MAX: usize = 100;
+/// The shortest item of an array, `{}`, and what divides it from the next.
+const ITEM_BYTES_MIN: usize = 3;
+
 /// What arrived at once.
 #[derive(Debug)]
 pub(super) struct Pull {
@@ -36,6 +42,8 @@ pub(super) struct Pull {
     pub(super) since: Instant,
     pub(super) span: Span,
     pub(super) deliveries: Vec<Delivery>,
+    /// As many items as these may become.
+    pub(super) items_max: usize,
     /// Of all payloads.
     pub(super) bytes: usize,
 }
@@ -44,8 +52,8 @@ pub(super) struct Pull {
 #[derive(Debug)]
 pub(super) struct Sorted {
     pub(super) pull: u64,
-    /// Messages and payload bytes that were read.
-    pub(super) messages: usize,
+    /// Items that there might have been, and payload bytes that were read.
+    pub(super) items_max: usize,
     pub(super) message_bytes: usize,
     pub(super) parts: Vec<(TenantId, Part)>,
     /// What nobody can count.
@@ -68,21 +76,30 @@ impl Reader {
     pub(super) async fn sort(self, pull: Pull) -> Option<Sorted> {
         let started = Instant::now();
         let now = self.recorder.now();
-        let sorted = if pull.bytes <= READ_INLINE_BYTES_MAX {
-            Some(self.sort_now(pull, now))
-        } else {
-            tokio::task::spawn_blocking(move || self.sort_now(pull, now)).await.ok()
-        };
+        let pull = Arc::new(pull);
+        let mut sorted = self.sort_somewhere(&pull, now).await;
+        // Who is unknown here may have been made by another node a moment ago.
+        if sorted.as_ref().is_some_and(Sorted::has_unowned) && self.recorder.directory().catch_up().await {
+            sorted = self.sort_somewhere(&pull, now).await;
+        }
         metrics::histogram!("platform_api_usage_parse_seconds").record(started.elapsed().as_secs_f64());
         sorted
     }
 
-    fn sort_now(&self, pull: Pull, now: Timestamp) -> Sorted {
-        let Pull { number, since, span, deliveries, bytes } = pull;
+    async fn sort_somewhere(&self, pull: &Arc<Pull>, now: Timestamp) -> Option<Sorted> {
+        if pull.bytes <= READ_INLINE_BYTES_MAX {
+            return Some(self.sort_now(pull, now));
+        }
+        let (reader, pull) = (self.clone(), pull.clone());
+        tokio::task::spawn_blocking(move || reader.sort_now(&pull, now)).await.ok()
+    }
+
+    fn sort_now(&self, pull: &Pull, now: Timestamp) -> Sorted {
+        let (since, span) = (pull.since, &pull.span);
         let mut sorted = Sorted {
-            pull: number,
-            messages: deliveries.len(),
-            message_bytes: bytes,
+            pull: pull.number,
+            items_max: pull.items_max,
+            message_bytes: pull.bytes,
             parts: Vec::new(),
             refused: Vec::new(),
             items: 0,
@@ -90,9 +107,11 @@ impl Reader {
         };
         let mut places: HashMap<TenantId, usize, ahash::RandomState> = HashMap::default();
         let mut items = Vec::new();
-        for delivery in deliveries {
+        for delivery in &pull.deliveries {
             let reporter = self.reporter(&delivery.subject);
-            read_items(&mut items, &delivery.body(), self.limits);
+            let body = delivery.body();
+            read_items(&mut items, &body, self.limits);
+            gather_garbage(&mut items, &body);
             for item in items.drain(..) {
                 sorted.items += 1;
                 sorted.bytes += item.raw.len();
@@ -107,7 +126,7 @@ impl Reader {
                             sequence: delivery.sequence,
                             from_litellm: is_from_litellm(&event),
                         };
-                        let part = sorted.part_of(tenant, (since, &span), &mut places);
+                        let part = sorted.part_of(tenant, (since, span), &mut places);
                         part.pieces.push(piece);
                         part.events.push(event);
                     }
@@ -141,6 +160,10 @@ impl Reader {
 }
 
 impl Sorted {
+    fn has_unowned(&self) -> bool {
+        self.refused.iter().any(|row| row.reason == Refusal::UnknownTenant)
+    }
+
     fn part_of(
         &mut self,
         tenant: TenantId,
@@ -175,6 +198,14 @@ impl Delivery {
         cloudevents::structured(pairs, self.payload.clone())
     }
 
+    /// As many items as it may hold: memory is taken for each of them.
+    pub(super) fn items_max(&self, limits: Limits) -> usize {
+        match self.payload.trim_ascii_start().first() {
+            Some(b'[') => (self.payload.len() / ITEM_BYTES_MIN).clamp(1, limits.events_max.max(1)),
+            _ => 1,
+        }
+    }
+
     /// The trace it belongs to, if its sender says.
     fn traceparent(&self) -> Option<&str> {
         Some(self.headers.as_ref()?.get("traceparent")?.as_str())
@@ -206,6 +237,19 @@ fn read_items(items: &mut Vec<Item>, body: &Bytes, limits: Limits) {
     }
 }
 
+/// A message full of what is no event is kept once, as it came, and not a hundred times its length in pieces.
+fn gather_garbage(items: &mut Vec<Item>, body: &Bytes) {
+    let is_garbage = |item: &Item| matches!(&item.reading, Err(problem) if problem.reason == Refusal::Malformed);
+    let count = items.iter().filter(|item| is_garbage(item)).count();
+    if count <= GARBAGE_MAX {
+        return;
+    }
+    let first = items.iter().find_map(|item| item.reading.as_ref().err().map(|problem| problem.detail.clone()));
+    items.retain(|item| !is_garbage(item));
+    let problem = format!("{count} items of this message are no events; the first: {}", first.unwrap_or_default());
+    items.push(Item { raw: body.clone(), reading: Err(text::malformed(problem)) });
+}
+
 /// Who speaks on this subject: the platform, or the tenant whose id is its last token. A token that is no id stands
 /// for the nil id, which no tenant has, so that its messages are quarantined.
 fn reporter(subject: &str, base: &str) -> Reporter {
@@ -218,6 +262,7 @@ fn reporter(subject: &str, base: &str) -> Reporter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::intake::node_test::event;
 
     const LIMITS: Limits = Limits { events_max: 2, event_bytes_max: 100 };
 
@@ -233,6 +278,40 @@ mod tests {
         ] {
             assert_eq!(reporter(subject, "quota.updated"), expected, "{subject}");
         }
+    }
+
+    #[test]
+    fn a_message_full_of_garbage_is_kept_once_and_its_events_are_counted() {
+        let limits = Limits { events_max: 5_000, event_bytes_max: 1 << 20 };
+        let read = |garbage: usize| {
+            let event = event("1", Some(TenantId(Uuid::from_u128(7))), 1);
+            let body = format!("[{}{event}]", "{},".repeat(garbage));
+            let mut items = Vec::new();
+            let bytes = Bytes::from(body.clone());
+            read_items(&mut items, &bytes, limits);
+            gather_garbage(&mut items, &bytes);
+            (body, items)
+        };
+        assert_eq!(read(GARBAGE_MAX).1.len(), GARBAGE_MAX + 1);
+        let (body, items) = read(GARBAGE_MAX + 1);
+        assert_eq!(items.len(), 2);
+        assert!(items[0].reading.is_ok(), "{:?}", items[0].reading);
+        assert_eq!(items[1].raw, body.as_bytes());
+        let problem = items[1].reading.as_ref().unwrap_err();
+        assert!(problem.detail.starts_with("101 items of this message are no events; the first: "), "{problem:?}");
+    }
+
+    #[test]
+    fn an_array_takes_the_room_of_as_many_as_it_may_hold() {
+        let items_max = |payload: &'static str| {
+            let payload = Bytes::from_static(payload.as_bytes());
+            let delivery = Delivery { subject: Subject::from("s"), headers: None, payload, sequence: 1 };
+            delivery.items_max(Limits { events_max: 4, event_bytes_max: 100 })
+        };
+        assert_eq!(
+            [" [{},{},{}]", "[]", "[{},{},{},{},{},{},{}]", "{\"a\":[{},{}]}", ""].map(items_max),
+            [3, 1, 4, 1, 1]
+        );
     }
 
     #[test]

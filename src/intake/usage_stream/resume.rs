@@ -9,13 +9,14 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{DeliverPolicy, PullConsumer};
-use async_nats::jetstream::stream::{self, RawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{self, Stream};
+use async_nats::jetstream::{Context, ErrorCode};
 use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::Ended;
+use super::stored::{self, Unread};
 use super::terms::{self, Terms};
 use crate::directory::handle::Handle as Directory;
 use crate::domain::chain::{Entry, EntryOutcome};
@@ -117,7 +118,7 @@ pub(super) async fn keep(directory: &Directory, checkpoint: &Checkpoint, gaps: &
 
 /// Agrees with the server on the stream, finds out whether it is still the same, and makes the consumer.
 pub(super) async fn begin(
-    context: &async_nats::jetstream::Context,
+    context: &Context,
     terms: &Terms,
     directory: &Directory,
     progress: &mut Progress,
@@ -131,9 +132,9 @@ pub(super) async fn begin(
     }
     let info = stream.get_info().await.map_err(|error| Ended::Broken(format!("the stream's state: {error}")))?;
     let Some(position) = progress.position.clone() else {
-        return begin_at_all(stream, terms, &info, progress).await;
+        return begin_at_all(context, stream, terms, &info, progress).await;
     };
-    match position.judge(&seen(&stream, &info, &position).await?) {
+    match position.judge(&seen(context, &info, &position).await?) {
         Verdict::Same => begin_after(stream, terms, sequence(position.sequence)).await,
         Verdict::Lost(gap) => {
             let after = Checkpoint { sequence: gap.to, hash: None, ..position };
@@ -149,7 +150,7 @@ pub(super) async fn begin(
             let policy = again_from(anomaly, &position, &info);
             let consumer = terms::make_consumer(&stream, terms, policy).await?;
             let read_to = consumer.cached_info().delivered.stream_sequence;
-            let hash = hash_at(&stream, &info, read_to).await?;
+            let hash = hash_at(context, &info, read_to).await?;
             let anew = Checkpoint { created_nanos: created(&info), sequence: number(read_to), hash, ..position };
             let mut entries: Vec<Entry> = gap_entry(&terms.stream, &progress.gaps).into_iter().collect();
             entries.push(anomaly_entry(anomaly, progress.position.as_ref(), &anew, &info));
@@ -165,6 +166,7 @@ pub(super) async fn begin(
 
 /// Nobody has read this stream: all of it.
 async fn begin_at_all(
+    context: &Context,
     stream: Stream,
     terms: &Terms,
     info: &stream::Info,
@@ -177,7 +179,7 @@ async fn begin_at_all(
         created_nanos: created(info),
         sequence: number(read_to),
         at_nanos: created(info),
-        hash: hash_at(&stream, info, read_to).await?,
+        hash: hash_at(context, info, read_to).await?,
     });
     Ok(Beginning { stream, consumer, read_to })
 }
@@ -204,7 +206,12 @@ fn again_from(anomaly: Anomaly, position: &Checkpoint, info: &stream::Info) -> D
 ///
 /// # Errors
 /// Whatever kept us from looking.
-pub(super) async fn look(stream: &Stream, terms: &Terms, position: Option<&Checkpoint>) -> Result<Look, Ended> {
+pub(super) async fn look(
+    context: &Context,
+    stream: &Stream,
+    terms: &Terms,
+    position: Option<&Checkpoint>,
+) -> Result<Look, Ended> {
     let broken = |what: &str, error: &dyn std::fmt::Display| Ended::Broken(format!("{what}: {error}"));
     // The consumer first: what arrives between the two questions must not make it look ahead of the stream.
     let consumer =
@@ -213,6 +220,11 @@ pub(super) async fn look(stream: &Stream, terms: &Terms, position: Option<&Check
     if terms::reader_of(&consumer.config).is_some_and(|reader| reader != terms.reader) {
         return Err(Ended::Broken("another node reads it by now".to_owned()));
     }
+    // More is acknowledged than was delivered: an acknowledgement for the consumer that had this name before came late, from a
+    // connection that was lost or a node that was frozen. The server ignores ours until they are as many.
+    if consumer.ack_floor.consumer_sequence > consumer.delivered.consumer_sequence {
+        return Err(Ended::Broken("somebody else has acknowledged to our consumer".to_owned()));
+    }
     metrics::gauge!("platform_api_stream_pending_messages").set(consumer.num_pending as f64);
     metrics::gauge!("platform_api_stream_ack_pending_messages").set(consumer.num_ack_pending as f64);
     // And again, now that we know where the stream begins: what was delivered meanwhile, and is gone since, is on its way
@@ -220,7 +232,7 @@ pub(super) async fn look(stream: &Stream, terms: &Terms, position: Option<&Check
     let after = stream.consumer_info(&terms.consumer).await.map_err(|error| broken("the consumer's state", &error))?;
     let mut anomaly = None;
     if let Some(position) = position
-        && let Verdict::Another(found) = position.judge(&seen(stream, &info, position).await?)
+        && let Verdict::Another(found) = position.judge(&seen(context, &info, position).await?)
     {
         anomaly = Some(found);
     } else if consumer.ack_floor.stream_sequence > info.state.last_sequence {
@@ -229,28 +241,25 @@ pub(super) async fn look(stream: &Stream, terms: &Terms, position: Option<&Check
     Ok(Look { first_sequence: info.state.first_sequence, delivered: after.delivered.consumer_sequence, anomaly })
 }
 
-async fn seen(stream: &Stream, info: &stream::Info, position: &Checkpoint) -> Result<Seen, Ended> {
+async fn seen(context: &Context, info: &stream::Info, position: &Checkpoint) -> Result<Seen, Ended> {
     Ok(Seen {
         created_nanos: created(info),
         first_sequence: number(info.state.first_sequence),
         last_sequence: number(info.state.last_sequence),
-        at_checkpoint: hash_at(stream, info, sequence(position.sequence)).await?,
+        at_checkpoint: hash_at(context, info, sequence(position.sequence)).await?,
     })
 }
 
 /// The hash of the message at a place of the stream; `None` when nothing stands there.
-async fn hash_at(stream: &Stream, info: &stream::Info, place: u64) -> Result<Option<[u8; 32]>, Ended> {
+async fn hash_at(context: &Context, info: &stream::Info, place: u64) -> Result<Option<[u8; 32]>, Ended> {
     if place == 0 || !(info.state.first_sequence..=info.state.last_sequence).contains(&place) {
         return Ok(None);
     }
-    match stream.get_raw_message(place).await {
-        Ok(message) => {
-            let at = nanos(message.time.unix_timestamp_nanos());
-            Ok(Some(hash(at, &message.subject, &message.payload)))
-        }
-        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+    match stored::at(context, &info.config.name, place).await {
+        Ok(message) => Ok(Some(hash(message.at_nanos, &message.subject, &message.payload))),
+        Err(Unread::Absent) => Ok(None),
         // The server cannot read it any more: not what was read.
-        Err(error) if matches!(error.kind(), RawMessageErrorKind::JetStream(said) if !is_passing(said.error_code())) => {
+        Err(Unread::Refused(error)) if !is_passing(error.error_code()) => {
             tracing::warn!(stream = info.config.name, sequence = place, %error, "the message that was read last cannot be read");
             Ok(Some([0; 32]))
         }
@@ -343,7 +352,7 @@ pub(super) fn number(sequence: u64) -> i64 {
     i64::try_from(sequence).unwrap_or(i64::MAX)
 }
 
-fn sequence(number: i64) -> u64 {
+pub(super) fn sequence(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
@@ -454,7 +463,7 @@ mod tests {
         });
         let through = jetstream::with_prefix(client, &prefix);
         let stream = through.get_stream(&terms.stream).await.unwrap();
-        let look = look(&stream, &terms, None).await.unwrap();
+        let look = look(&through, &stream, &terms, None).await.unwrap();
         // By the first answer there were none.
         assert_eq!((look.first_sequence, look.delivered), (6, 5));
         assert_eq!(Deliveries::after(0).begins(look.first_sequence, look.delivered), None, "{look:?}");

@@ -23,7 +23,7 @@ impl Room {
         self.bytes_max.saturating_sub(self.bytes)
     }
 
-    /// A pull takes its messages' room until it is read; then its events take theirs.
+    /// A pull takes the room of all that it may hold until it is read; then its events take theirs.
     pub(super) fn take(&mut self, events: usize, bytes: usize) {
         self.events += events;
         self.bytes += bytes;

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::message::Acker;
 use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{Context, Message};
+use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -60,13 +60,18 @@ pub(super) struct Given<'a> {
     pub(super) progress: &'a mut Progress,
     /// Outlive the session: what is being committed is committed.
     pub(super) tasks: &'a mut JoinSet<()>,
+    /// Messages after which the session ends: behind them stands one that would end it.
+    pub(super) most: Option<usize>,
 }
+
+/// What is delivered; an error is the last of it.
+type Messages = BoxStream<'static, Result<Message, String>>;
 
 pub(super) struct Session<'a> {
     given: Given<'a>,
     context: Context,
     stream: Stream,
-    messages: pull::Stream,
+    messages: Messages,
     counter: Counter,
     deliveries: Deliveries,
     floor: Floor<End>,
@@ -118,17 +123,27 @@ impl<'a> Session<'a> {
         let terms = given.terms;
         let Beginning { stream, consumer, read_to } =
             resume::begin(&context, terms, &given.directory, given.progress).await?;
-        // The longest message has to fit: one that does not would never come, nor anything after it.
-        let longest = context.client().server_info().max_payload.saturating_add(ENVELOPE_BYTES_MAX);
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(given.nats.pull_messages)
-            .max_bytes_per_batch(PULL_BYTES_MAX.max(longest))
-            .expires(PULL_EXPIRES)
-            .heartbeat(PULL_HEARTBEAT)
-            .messages()
-            .await
-            .map_err(|error| Ended::Broken(error.to_string()))?;
+        let broken = |error: &dyn std::fmt::Display| Ended::Broken(error.to_string());
+        let messages: Messages = match given.most {
+            // One pull, and none behind it.
+            Some(most) => {
+                let pull = consumer.batch().max_messages(most).expires(PULL_EXPIRES).messages().await;
+                pull.map_err(|error| broken(&error))?.map(|next| next.map_err(|error| error.to_string())).boxed()
+            }
+            None => {
+                // The longest message has to fit: one that does not would never come, nor anything after it.
+                let longest = context.client().server_info().max_payload.saturating_add(ENVELOPE_BYTES_MAX);
+                let pulls = consumer
+                    .stream()
+                    .max_messages_per_batch(given.nats.pull_messages)
+                    .max_bytes_per_batch(PULL_BYTES_MAX.max(longest))
+                    .expires(PULL_EXPIRES)
+                    .heartbeat(PULL_HEARTBEAT)
+                    .messages()
+                    .await;
+                pulls.map_err(|error| broken(&error))?.map(|next| next.map_err(|error| error.to_string())).boxed()
+            }
+        };
         let Terms { stream: name, consumer, reader, .. } = terms;
         tracing::info!(stream = name, consumer, %reader, read_to, "reading the usage stream");
         let closed = CancellationToken::new();
@@ -160,7 +175,26 @@ impl<'a> Session<'a> {
     }
 
     /// Reads until told to stop, which is `Ok`; what is in flight is committed and acknowledged then.
-    pub(super) async fn run(mut self, mut lost: watch::Receiver<()>, stop: &CancellationToken) -> Result<(), Ended> {
+    pub(super) async fn run(mut self, lost: watch::Receiver<()>, stop: &CancellationToken) -> Result<(), Ended> {
+        match self.read(lost, stop).await {
+            Ok(()) => {
+                self.leave().await;
+                self.rise().await;
+                self.confirm().await;
+                Ok(())
+            }
+            // Whatever ended it may come again with the next message: what came before it is not lost for that. Nothing is
+            // acknowledged: that might arrive after the next consumer of this name is made, and be taken for its own.
+            Err(ended @ (Ended::Disconnected | Ended::Undelivered(_))) => {
+                self.leave().await;
+                self.pass();
+                Err(ended)
+            }
+            Err(ended) => Err(ended),
+        }
+    }
+
+    async fn read(&mut self, mut lost: watch::Receiver<()>, stop: &CancellationToken) -> Result<(), Ended> {
         let mut look = interval(LOOK_EVERY);
         let mut sweep = interval(SWEEP_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -177,7 +211,7 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
-                _ = lost.changed() => return Err(Ended::Disconnected),
+                _ = lost.changed(), if self.given.most.is_none() => return Err(Ended::Disconnected),
                 Some(event) = self.events.recv() => self.hear(event)?,
                 Some(joined) = self.given.tasks.join_next(), if !self.given.tasks.is_empty() => done(joined)?,
                 _ = sweep.tick() => self.sweep(),
@@ -186,7 +220,6 @@ impl<'a> Session<'a> {
             }
             self.rise().await;
         }
-        self.leave().await;
         Ok(())
     }
 
@@ -221,7 +254,7 @@ impl<'a> Session<'a> {
             let info = message.info().map_err(|error| Ended::Broken(format!("a message without numbers: {error}")))?;
             let (sequence, at) = (info.stream_sequence, nanos(info.published.unix_timestamp_nanos()));
             match self.deliveries.next(info.consumer_sequence, sequence) {
-                Err(missing) => return Err(Ended::Broken(missing.to_string())),
+                Err(missing) => return Err(Ended::Undelivered(missing.to_string())),
                 Ok(Delivered::Again) => self.again(&message, sequence).await,
                 Ok(Delivered::New { gap }) => {
                     gaps.extend(gap);
@@ -239,19 +272,20 @@ impl<'a> Session<'a> {
                 let _ = acker.ack().await;
                 let _ = resume::keep(&self.given.directory, &position, &[]).await;
             }
-            self.room.take(deliveries.len(), bytes);
+            let items_max = deliveries.iter().map(|delivery| delivery.items_max(self.given.reader.limits)).sum();
+            self.room.take(items_max, bytes);
             let number = self.floor.open(deliveries.len(), End { position, acker: Some(acker), gaps });
             let span = span_of(&deliveries);
-            self.sort(Pull { number, since: Instant::now(), span, deliveries, bytes });
+            self.sort(Pull { number, since: Instant::now(), span, deliveries, items_max, bytes });
         }
         match failed {
-            Some(reason) => Err(Ended::Broken(reason)),
+            Some(reason) => Err(Ended::Undelivered(reason)),
             None => Ok(()),
         }
     }
 
     /// A message came again. What is in flight is acknowledged in its turn; what was acknowledged is once more.
-    async fn again(&self, message: &Message, sequence: u64) {
+    async fn again(&mut self, message: &Message, sequence: u64) {
         if self.acknowledged.as_ref().is_some_and(|(acknowledged, _)| sequence <= *acknowledged) {
             let _ = message.ack().await;
         }
@@ -319,7 +353,7 @@ impl<'a> Session<'a> {
     /// A pull was read: hands its parts to their lanes, and what nobody can count to the quarantine.
     fn sorted(&mut self, sorted: Sorted) {
         self.floor.read(sorted.pull, sorted.items);
-        self.room.leave(sorted.messages, sorted.message_bytes);
+        self.room.leave(sorted.items_max, sorted.message_bytes);
         self.room.take(sorted.items, sorted.bytes);
         for (tenant, part) in sorted.parts {
             self.lanes.offer(tenant, part);
@@ -340,7 +374,21 @@ impl<'a> Session<'a> {
 
     /// Acknowledges what has been settled, and remembers how far that is.
     async fn rise(&mut self) {
-        let mut risen = false;
+        if !self.pass() {
+            return;
+        }
+        let Some((_, acker)) = &self.acknowledged else { return };
+        fault::point("ack.before");
+        if let Err(error) = acker.ack().await {
+            // They come again after the server's patience, and are recognised.
+            tracing::debug!(%error, "the floor could not be acknowledged");
+        }
+        fault::point("ack.after");
+    }
+
+    /// Remembers how far everything is settled; true when that is something to acknowledge.
+    fn pass(&mut self) -> bool {
+        let mut passed = false;
         for end in self.floor.rise() {
             note_gaps(&self.given.terms.stream, &end.gaps);
             self.given.progress.gaps.extend(end.gaps);
@@ -348,15 +396,9 @@ impl<'a> Session<'a> {
                 self.acknowledged = Some((u64::try_from(end.position.sequence).unwrap_or(0), acker));
             }
             self.given.progress.position = Some(end.position);
-            risen = true;
+            passed = true;
         }
-        let Some((_, acker)) = self.acknowledged.as_ref().filter(|_| risen) else { return };
-        fault::point("ack.before");
-        if let Err(error) = acker.ack().await {
-            // They come again after the server's patience, and are recognised.
-            tracing::debug!(%error, "the floor could not be acknowledged");
-        }
-        fault::point("ack.after");
+        passed
     }
 
     fn sweep(&mut self) {
@@ -393,9 +435,9 @@ impl<'a> Session<'a> {
             return;
         }
         let (stream, terms) = (self.stream.clone(), self.given.terms.clone());
-        let position = self.given.progress.position.clone();
+        let (context, position) = (self.context.clone(), self.given.progress.position.clone());
         self.looking = true;
-        self.spawn(async move { Event::Looked(resume::look(&stream, &terms, position.as_ref()).await) });
+        self.spawn(async move { Event::Looked(resume::look(&context, &stream, &terms, position.as_ref()).await) });
     }
 
     fn looked(&mut self, look: Look) -> Result<(), Ended> {
@@ -411,7 +453,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Takes nothing new, lets what is in flight commit, and acknowledges it.
+    /// Takes nothing new, and lets what is in flight commit.
     async fn leave(&mut self) {
         self.lanes.close();
         let settled = async {
@@ -429,12 +471,10 @@ impl<'a> Session<'a> {
         if timeout(LEAVE_TIMEOUT, settled).await.is_err() {
             tracing::info!("not everything in flight was committed in time; it comes again");
         }
-        self.rise().await;
-        self.confirm().await;
     }
 
     /// Acknowledgements are not answered by the server; the last one is sent again in a way that is.
-    async fn confirm(&self) {
+    async fn confirm(&mut self) {
         let Some((_, acker)) = &self.acknowledged else { return };
         if !matches!(timeout(LAST_ACK_TIMEOUT, acker.double_ack()).await, Ok(Ok(()))) {
             tracing::info!("the last acknowledgement was not confirmed; some messages may come again");
@@ -448,7 +488,7 @@ fn done(joined: Result<(), tokio::task::JoinError>) -> Result<(), Ended> {
 }
 
 /// Waits for a first message, then takes what else is there already and has room.
-async fn take(messages: &mut pull::Stream, most: usize, bytes_max: usize) -> Taken {
+async fn take(messages: &mut Messages, most: usize, bytes_max: usize) -> Taken {
     let mut taken = Taken { messages: Vec::new(), bytes: 0, failed: None };
     let mut next = messages.next().await;
     loop {
@@ -457,7 +497,7 @@ async fn take(messages: &mut pull::Stream, most: usize, bytes_max: usize) -> Tak
                 taken.bytes += message.payload.len();
                 taken.messages.push(message);
             }
-            Some(Err(error)) => taken.failed = Some(error.to_string()),
+            Some(Err(error)) => taken.failed = Some(error),
             None => taken.failed = Some("it ended".to_owned()),
         }
         if taken.failed.is_some() || taken.messages.len() >= most || taken.bytes >= bytes_max {

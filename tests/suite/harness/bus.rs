@@ -62,6 +62,18 @@ impl Bus {
         info.map_or(u64::MAX, |info| info.num_pending + info.num_ack_pending as u64)
     }
 
+    /// How the consumer stands, for a person.
+    pub async fn standing(&self) -> String {
+        let stream = self.jetstream.get_stream(&self.stream).await.expect("the stream is there");
+        let info = stream.consumer_info(&self.consumer).await;
+        let told = info.map(|info| {
+            let (delivered, floor, waiting) = (info.delivered, info.ack_floor, info.num_waiting);
+            let (pending, unacknowledged) = (info.num_pending, info.num_ack_pending);
+            format!("{delivered:?}, acknowledged {floor:?}, {pending} to come, {unacknowledged} out, {waiting} pulls")
+        });
+        told.unwrap_or_else(|error| error.to_string())
+    }
+
     /// Up to which message of the stream everything is acknowledged. Nothing, when a node died while it made its consumer.
     pub async fn acked(&self) -> u64 {
         let stream = self.jetstream.get_stream(&self.stream).await.expect("the stream is there");

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
-use tokio::time::{Duration, timeout};
+use tokio::time::{Duration, sleep, timeout};
 
 use super::api::Api;
 use super::bus::{Bus, Names};
@@ -381,7 +381,16 @@ impl Daemon {
 
     /// Waits until the stream has nothing for us.
     pub async fn drained(&self, bus: &Bus) {
-        eventually("an empty backlog", || async { (bus.backlog().await == 0).then_some(()) }).await;
+        let empty = async {
+            while bus.backlog().await > 0 {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        if timeout(PATIENCE, empty).await.is_err() {
+            let metrics = self.platform.anonymous().get("/metrics").await.text;
+            let metrics: Vec<&str> = metrics.lines().filter(|line| line.starts_with("platform_api_stream")).collect();
+            panic!("the stream is not read to its end: {}\n{}", bus.standing().await, metrics.join("\n"));
+        }
     }
 }
 
