@@ -46,7 +46,7 @@ impl State {
         }
     }
 
-    async fn look(&mut self) -> Result<(), Refused> {
+    pub(super) async fn look(&mut self) -> Result<(), Refused> {
         self.connection().await?;
         let Some(connection) = self.connection.as_mut() else {
             return Err(Refused::Unavailable("no connection".into()));

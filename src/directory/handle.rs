@@ -32,6 +32,8 @@ use crate::tenant;
 
 /// Longest slug we derive, leaving room for a number.
 const SLUG_DERIVED_MAX: usize = 48;
+/// How long what other nodes have changed is waited for.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a look-up waits for a resting tenant to open before the caller is told to come back.
 const FIND_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the registrar may take for one message.
@@ -243,6 +245,16 @@ impl Handle {
     ) -> Result<Vec<(TenantId, Lifecycle)>, Refused> {
         let mut reader = self.control_reader().await?;
         catalogue::lifecycles(&mut reader, after, limit).await.map_err(unavailable)
+    }
+
+    /// Learns what other nodes have changed in the catalogue until now, if there can be any; true when that was learnt. Who is
+    /// unknown here may have been made there a moment ago.
+    pub async fn catch_up(&self) -> bool {
+        if self.0.store.followed_every().is_none() {
+            return false;
+        }
+        let asked = self.register(|reply| registrar::Message::CatchUp { reply });
+        matches!(tokio::time::timeout(CATCH_UP_TIMEOUT, asked).await, Ok(Ok(())))
     }
 
     /// How many tenants are in which state; a moment old.

@@ -103,6 +103,10 @@ pub(super) enum Message {
     Task(Task),
     /// Look what other nodes have changed.
     Follow,
+    /// The same, for somebody who waits for it.
+    CatchUp {
+        reply: RpcReplyPort<Result<(), Refused>>,
+    },
     Probe {
         reply: RpcReplyPort<Result<(), Refused>>,
     },
@@ -272,6 +276,8 @@ impl Actor for Registrar {
                     myself.send_after(pause, || Message::Follow);
                 }
             }
+            Message::CatchUp { reply } if reply.is_closed() => {}
+            Message::CatchUp { reply } => answer(reply, state.look().await),
             Message::Probe { reply } => answer(reply, state.probe().await),
         }
         Ok(())

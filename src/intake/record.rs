@@ -322,6 +322,9 @@ impl Recorder {
         patience: Duration,
         limit: Option<Duration>,
     ) -> Vec<Verdict> {
+        if readings.iter().any(|arrived| self.is_unowned(arrived)) {
+            self.directory.catch_up().await;
+        }
         let mut verdicts: Vec<Option<Verdict>> = vec![None; readings.len()];
         let mut groups: HashMap<TenantId, (Vec<usize>, Vec<UsageEvent>), ahash::RandomState> = HashMap::default();
         for (at, arrived) in readings.into_iter().enumerate() {
@@ -373,6 +376,13 @@ impl Recorder {
         Ok((tenant, event))
     }
 
+    /// Is it an event that nobody owns, as far as is known here?
+    fn is_unowned(&self, arrived: &Arrived) -> bool {
+        let Ok(parsed) = &arrived.reading else { return false };
+        let owner = attribute(&parsed.claim, arrived.reporter, |ids| self.directory.attribute(ids));
+        owner.is_err_and(|problem| problem.reason == Refusal::UnknownTenant)
+    }
+
     /// The tenant a reporter speaks for, if there is such a tenant.
     fn existing(&self, reporter: Reporter) -> Option<TenantId> {
         match reporter {
@@ -391,7 +401,11 @@ impl Recorder {
     ) -> Counted {
         fault::point("intake.received");
         let later = |after, why| Counted::Later(NotNow { after, why });
-        let handle = match self.directory.find(tenant).await {
+        let mut found = self.directory.find(tenant).await;
+        if matches!(found, Err(Absent::Unknown)) && self.directory.catch_up().await {
+            found = self.directory.find(tenant).await;
+        }
+        let handle = match found {
             Ok(handle) => handle,
             Err(Absent::Unknown) => return Counted::UnknownTenant,
             Err(Absent::Frozen) => return Counted::Frozen,

@@ -95,6 +95,28 @@ async fn what_one_node_changes_in_the_catalogue_the_other_goes_by() {
     }
 }
 
+/// Who makes a tenant at one node has it used at once, at whichever node its usage comes in.
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_of_a_tenant_that_another_node_has_just_made_is_counted() {
+    let setup = Setup::on(Engine::Postgres).with_nats().with("STORE__CATALOGUE_POLL_MS", 1000);
+    let (one, other) = two_nodes(setup).await;
+    let bus = one.bus().await;
+    for round in 0..5 {
+        let ids = json!({"externalIds": [{"source": "litellm", "kind": "team", "id": format!("team-{round}")}]});
+        let acme = one.onboard_as(ids, &format!("Acme {round}")).await;
+        let event = acme.event().json();
+        let answer = other.platform.post("/v1/usage/events", &event).await;
+        assert_eq!(answer.body["accepted"], 1, "{}", answer.text);
+        let late = one.onboard(&format!("Late {round}")).await;
+        bus.publish(&late.event().json()).await;
+        let later = other.onboard(&format!("Later {round}")).await;
+        bus.publish(&later.event().json()).await;
+    }
+    one.drained(&bus).await;
+    let kept_aside = one.platform.pages("/v1/quarantine", 50).await;
+    assert!(kept_aside.is_empty(), "{kept_aside:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn neither_node_overwrites_what_it_has_not_seen() {
     // So seldom that nothing but the change itself makes them look.
