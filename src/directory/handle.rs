@@ -203,6 +203,12 @@ impl Handle {
         self.0.homes.all()
     }
 
+    /// Has another node a tenant that was open here? It is that node's to tell about.
+    #[must_use]
+    pub fn is_elsewhere(&self, tenant: TenantId) -> bool {
+        self.0.homes.is_elsewhere(tenant)
+    }
+
     /// The catalogue's row.
     #[must_use]
     pub fn tenant(&self, tenant: TenantId) -> Option<Tenant> {

@@ -27,6 +27,7 @@ pub mod handle;
 mod index;
 pub mod jobs;
 mod key_use;
+mod neighbours;
 pub mod noted;
 pub mod platform_admin;
 mod platform_chain;

@@ -10,14 +10,14 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::Registry;
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::handle::Handle;
+use super::handle::{Absent, Handle};
 use super::key_use::PIECE_USES_MAX;
 use super::task::{Change, Halt, untold};
 use super::tests::{begun_and_gone, onboard};
 use super::{Settings, open};
 use crate::clock::Clock;
 use crate::config;
-use crate::domain::chain::Entry;
+use crate::domain::chain::{Entry, Hash, Head};
 use crate::domain::ids::TenantId;
 use crate::domain::job::State;
 use crate::domain::request::{Answer, Request};
@@ -35,6 +35,7 @@ crate::store::tests::conformance!(
     uses_of_keys_wait_for_no_change_that_another_node_makes,
     what_a_dead_process_left_is_taken_up_at_once_only_where_it_was_the_one_owner,
     a_tenant_that_another_node_has_taken_is_given_up_though_nothing_is_committed,
+    a_chain_that_another_node_has_seen_longer_is_not_gone_on_with,
 );
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -186,9 +187,31 @@ async fn a_tenant_that_another_node_has_taken_is_given_up_though_nothing_is_comm
     tokio::time::timeout(PATIENCE, taken).await.expect("it is noticed without a commit");
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert_eq!(other.open_tenants().len(), 1, "who has it keeps it");
+    assert!(one.is_elsewhere(acme) && !other.is_elsewhere(acme));
     for node in [one, other] {
         node.drain(PATIENCE).await;
     }
+}
+
+/// The database was restored from a copy after another node had written to it. On SQLite there is no other node.
+async fn a_chain_that_another_node_has_seen_longer_is_not_gone_on_with(house: &House) {
+    if house.is_sqlite() {
+        return;
+    }
+    let store = house.store().await;
+    let node = node(store.clone()).await;
+    let acme = onboard(&node, "acme").await;
+    let longer = Head { seq: 1_000, hash: Hash([7; 32]) };
+    let mut other = store.control_again().await.unwrap();
+    catalogue::remember_head(&mut other, acme, longer, true).await.unwrap();
+    // Until then it is open here, by what this node has seen.
+    let closed = async {
+        while !matches!(node.find(acme).await, Err(Absent::Frozen)) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, closed).await.expect("it is frozen");
+    node.drain(PATIENCE).await;
 }
 
 #[derive(Clone, Default)]

@@ -21,7 +21,7 @@ use crate::domain::reconcile::Proof;
 use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
 use crate::store::database::Store;
 use crate::store::load::{self, Opening};
-use crate::store::{StoreError, notice};
+use crate::store::{StoreError, catalogue, notice};
 use crate::tenant::handle::{Bounds, Handle as Home};
 use crate::tenant::keeper::{self, Keeper};
 use crate::tenant::message::{Life, Message as TenantMessage, Reconciliation};
@@ -31,8 +31,6 @@ use crate::tenant::pulse::{Pulse, SET_BACK_MICROS};
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// Sweeps between two notes of how long each chain is.
 const SWEEPS_PER_NOTE: u32 = 120;
-/// Sweeps between two looks whether another node has taken one of the open tenants.
-const SWEEPS_PER_LOOK: u32 = 4;
 /// Tenants asked to rest when a place is needed; the first that can, will.
 const ASKED_TO_REST: usize = 4;
 /// How long who is asked for waits for a place before the one that has been open longest has to leave, however busy it is.
@@ -45,12 +43,14 @@ const MADE_ROOM_IDLE_MICROS: i64 = 100_000;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why a tenant is asked to leave whose books another node keeps by now.
-const TAKEN: &str = "another node has taken it over";
+pub(super) const TAKEN: &str = "another node has taken it over";
 
 /// Doorbells of the open tenants: written by the supervisor, read by everybody.
 #[derive(Debug, Default)]
 pub(super) struct Homes {
     open: RwLock<HashMap<TenantId, Home, ahash::RandomState>>,
+    /// Tenants that were open here, and that another node has by now.
+    elsewhere: RwLock<HashSet<TenantId, ahash::RandomState>>,
     census: Mutex<Census>,
 }
 
@@ -67,7 +67,17 @@ impl Homes {
         *self.census.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has another node a tenant that was ours?
+    pub(super) fn is_elsewhere(&self, tenant: TenantId) -> bool {
+        self.elsewhere.read().unwrap_or_else(PoisonError::into_inner).contains(&tenant)
+    }
+
+    pub(super) fn leave_to_another(&self, tenant: TenantId) {
+        self.elsewhere.write().unwrap_or_else(PoisonError::into_inner).insert(tenant);
+    }
+
     fn put(&self, home: Home) {
+        self.elsewhere.write().unwrap_or_else(PoisonError::into_inner).remove(&home.tenant());
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(home.tenant(), home);
     }
 
@@ -120,7 +130,7 @@ type Caller = RpcReplyPort<Result<Home, Absent>>;
 pub(super) struct Supervisor;
 
 pub(super) struct State {
-    birth: Birth,
+    pub(super) birth: Birth,
     slots: HashMap<TenantId, Slot>,
     tenants: HashMap<ActorId, TenantId>,
     waiting: HashMap<TenantId, Vec<Caller>>,
@@ -128,7 +138,7 @@ pub(super) struct State {
     queue: VecDeque<TenantId>,
     opening: usize,
     drained: Option<RpcReplyPort<()>>,
-    sweeps: u32,
+    pub(super) sweeps: u32,
     swept_at: Timestamp,
     noted: HashMap<TenantId, Head>,
     /// Since when somebody waits for a place and gets none.
@@ -136,11 +146,13 @@ pub(super) struct State {
     /// Who was asked to leave for that, and has not left.
     leaving: HashSet<TenantId>,
     /// A look at what other nodes have taken is under way.
-    looking: bool,
+    pub(super) looking: bool,
     /// Tenants that rest, and when their books are due: to be compared, or because time alone changes them.
-    unsettled: HashMap<TenantId, Timestamp>,
+    pub(super) unsettled: HashMap<TenantId, Timestamp>,
     /// Tenants that made room while they owed something, and when they come back for it.
-    owing: HashMap<TenantId, Timestamp>,
+    pub(super) owing: HashMap<TenantId, Timestamp>,
+    /// Tenants that rest and that somebody has to come back to, or to tell about; each with the head of its chain.
+    pub(super) resting: HashMap<TenantId, i64>,
     /// Nothing is compared before: what came while we were away comes in first, and who was not heard is known.
     compares_from: Timestamp,
 }
@@ -169,6 +181,7 @@ impl Actor for Supervisor {
             looking: false,
             unsettled: HashMap::new(),
             owing: HashMap::new(),
+            resting: HashMap::new(),
         })
     }
 
@@ -347,6 +360,7 @@ impl State {
                 self.slots.insert(tenant, slot);
                 self.tenants.insert(home.actor().get_id(), tenant);
                 self.unsettled.remove(&tenant);
+                self.resting.remove(&tenant);
                 self.note(&home, true);
                 self.birth.homes.put(home.clone());
                 self.answer(tenant, &Ok(home.clone()));
@@ -382,7 +396,11 @@ impl State {
             let unsettled =
                 [books.comparison.next(books.latest_event_at), books.next_roll()].into_iter().flatten().min();
             self.unsettled.extend(unsettled.map(|at| (tenant, at)));
-            self.note(&home, owes || unsettled.is_some() || !books.firing.is_empty());
+            let comes_back = owes || unsettled.is_some() || !books.firing.is_empty();
+            if comes_back {
+                self.resting.insert(tenant, books.head.seq);
+            }
+            self.note(&home, comes_back);
         }
         self.slots.remove(&tenant);
         self.noted.remove(&tenant);
@@ -412,6 +430,7 @@ impl State {
         let before = self.slots.get(&tenant).map_or(Slot::Starting { failures: 0 }, Clone::clone);
         if let Some(StoreError::Fenced) = error {
             tracing::warn!(%tenant, "another node has taken the tenant over");
+            self.birth.homes.leave_to_another(tenant);
             let slot = before.yielded(now, backoff);
             self.answer(tenant, &Err(elsewhere(&slot, now)));
             self.slots.insert(tenant, slot);
@@ -448,41 +467,6 @@ impl State {
         let head = home.pulse().books().head;
         self.noted.insert(home.tenant(), head);
         let _ = self.birth.registrar.cast(registrar::Message::Remember { tenant: home.tenant(), head, awake });
-    }
-
-    /// Looks, now and then, whether another node has taken one of the open tenants, for its next commit here may be long to
-    /// come, and until then it would answer from older books: whoever opens a tenant writes to its chain, and notes that in
-    /// the catalogue.
-    fn look(&mut self, myself: &ActorRef<Message>) {
-        let store = &self.birth.store;
-        if store.followed_every().is_none() || self.looking || !self.sweeps.is_multiple_of(SWEEPS_PER_LOOK) {
-            return;
-        }
-        let homes = self.birth.homes.all();
-        let heads: Vec<_> = homes.iter().map(|home| (home.tenant(), home.pulse().books().head.seq)).collect();
-        let (sender, receiver) = ractor::concurrency::oneshot();
-        if heads.is_empty()
-            || self.birth.registrar.cast(registrar::Message::Longer { heads, reply: sender.into() }).is_err()
-        {
-            return;
-        }
-        self.looking = true;
-        let supervisor = myself.clone();
-        tokio::spawn(async move {
-            let tenants = receiver.await.unwrap_or_default();
-            let _ = supervisor.cast(Message::Taken { tenants });
-        });
-    }
-
-    fn taken(&mut self, tenants: &[(TenantId, i64)]) {
-        self.looking = false;
-        for (tenant, seq) in tenants {
-            // What we have noted ourselves meanwhile, we have written.
-            let home = self.birth.homes.get(*tenant).filter(|home| home.pulse().books().head.seq < *seq);
-            if let Some(home) = home {
-                home.actor().stop(Some(TAKEN.to_owned()));
-            }
-        }
     }
 
     fn sweep(&mut self) {
@@ -654,6 +638,23 @@ fn drain_all(homes: Vec<Home>) {
     });
 }
 
+/// The longest head of a tenant's chain that anybody has seen: this node, or, as the catalogue remembers, another one. What
+/// cannot be asked there now is not waited for.
+async fn witness(birth: &Birth, tenant: TenantId) -> Head {
+    let ours = birth.index.head(tenant);
+    if birth.store.followed_every().is_none() {
+        return ours;
+    }
+    let theirs = async {
+        let mut reader = birth.store.control_reader().await?;
+        catalogue::one(&mut reader, &tenant.to_string()).await
+    };
+    match theirs.await {
+        Ok(Some(row)) if row.head.seq > ours.seq => row.head,
+        Ok(_) | Err(_) => ours,
+    }
+}
+
 /// Opens a tenant: its database, its books, its pair of actors.
 async fn open(birth: &Birth, tenant: TenantId, supervisor: &ActorRef<Message>) -> Result<Home, StoreError> {
     let settings = &birth.settings;
@@ -666,7 +667,7 @@ async fn open(birth: &Birth, tenant: TenantId, supervisor: &ActorRef<Message>) -
         reconcile: settings.reconcile,
         now,
         salt_seed: clock::random_bytes(),
-        witnessed: birth.index.head(tenant),
+        witnessed: witness(birth, tenant).await,
     };
     let books = Arc::new(load::take_over(&mut connection, opening).await?);
     let owed = notice::owed(&mut connection).await?;

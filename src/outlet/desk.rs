@@ -124,6 +124,11 @@ impl Desk {
         self.agenda.finished(tenant);
     }
 
+    /// What fires in tenants of which this holds is somebody else's to repeat.
+    pub fn leave(&mut self, is_elsewhere: impl Fn(TenantId) -> bool) {
+        self.firing.retain(|tenant, _| !is_elsewhere(*tenant));
+    }
+
     /// Keeps what fires, and comes back when the first of it is to end, which wakes a tenant that rests.
     fn remember(&mut self, tenant: TenantId, firing: Vec<Firing>, now: Timestamp) {
         if let Some(end) = firing.iter().filter_map(|one| one.alert.period_end()).min() {

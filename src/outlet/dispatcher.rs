@@ -21,6 +21,7 @@ use crate::directory::handle::{Absent, Handle as Directory};
 use crate::domain::ids::TenantId;
 use crate::domain::notice::Attempt;
 use crate::fault;
+use crate::tenant::handle::Handle as Home;
 
 /// Tenants visited at the same time.
 const VISITS_MAX: usize = 16;
@@ -183,6 +184,7 @@ impl Dispatcher {
         let Some(every) = lane.repeat else { return };
         self.next_repeat.insert(name.to_owned(), now + every);
         let wall = self.clock.now();
+        self.desk.leave(|tenant| self.directory.is_elsewhere(tenant));
         let mut firing = self.desk.firing(name, wall);
         while !firing.is_empty() {
             let part = firing.drain(..firing.len().min(REPEAT_ALERTS_MAX)).collect();
@@ -195,7 +197,7 @@ impl Dispatcher {
 /// Asks for what fires before what is due: a resolution that comes between the two is seen.
 async fn visit(directory: Directory, tenant: TenantId) -> Visit {
     let found = async {
-        let handle = directory.find(tenant).await.map_err(Missed::Absent)?;
+        let handle = find(&directory, tenant).await.map_err(Missed::Absent)?;
         let firing = handle.firing().await.map_err(|error| Missed::Silent(error.to_string()))?;
         let due = handle.due(DUE_MAX).await.map_err(|error| Missed::Silent(error.to_string()))?;
         Ok(Found { firing, due: due.map_err(|error| Missed::Silent(error.to_string()))? })
@@ -203,8 +205,16 @@ async fn visit(directory: Directory, tenant: TenantId) -> Visit {
     Visit { tenant, found: found.await }
 }
 
+/// The tenant, unless another node has it by now: nobody takes it back for what that one delivers.
+async fn find(directory: &Directory, tenant: TenantId) -> Result<Home, Absent> {
+    if directory.is_elsewhere(tenant) {
+        return Err(Absent::Elsewhere { after_ms: 0 });
+    }
+    directory.find(tenant).await
+}
+
 async fn record(directory: Directory, tenant: TenantId, attempts: Vec<Attempt>) -> Recorded {
-    let done = match directory.find(tenant).await {
+    let done = match find(&directory, tenant).await {
         Ok(handle) => handle.settle(attempts.clone()).await.is_ok(),
         // The new owner finds the delivery owed, and makes it again under the same id.
         Err(Absent::Unknown | Absent::Elsewhere { .. }) => true,

@@ -106,6 +106,21 @@ fn is_readable(line: &str) -> bool {
         .is_some_and(|(name, value)| HeaderName::from_str(name).is_ok() && HeaderValue::from_str(value.trim()).is_ok())
 }
 
+/// Header blocks that end a session, each in its own way.
+#[cfg(test)]
+pub(in crate::intake) const POISON: [&[u8]; 10] = [
+    b"NATS/1.0 503\r\n\r\n",
+    b"NATS/1.0 100\r\n\r\n",
+    b"NATS/1.0 408 Request Timeout\r\n\r\n",
+    b"NATS/1.0 409 Consumer Deleted\r\n\r\n",
+    b"NATS/1.0 409 Nonsense\r\n\r\n",
+    b"NATS/1.0 abc\r\n\r\n",
+    b"NATS/1.0\r\nce-subject: caf\xe9\r\n\r\n",
+    b"NATS/1.0\r\nno colon\r\n\r\n",
+    b"NATS/1.0\r\nbad name: x\r\n\r\n",
+    b"NATS/1.0\r\nvalue: a\rb\r\n\r\n",
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,18 +140,3 @@ mod tests {
         assert!(!are_readable(b"garbage"));
     }
 }
-
-/// Header blocks that end a session, each in its own way.
-#[cfg(test)]
-pub(in crate::intake) const POISON: [&[u8]; 10] = [
-    b"NATS/1.0 503\r\n\r\n",
-    b"NATS/1.0 100\r\n\r\n",
-    b"NATS/1.0 408 Request Timeout\r\n\r\n",
-    b"NATS/1.0 409 Consumer Deleted\r\n\r\n",
-    b"NATS/1.0 409 Nonsense\r\n\r\n",
-    b"NATS/1.0 abc\r\n\r\n",
-    b"NATS/1.0\r\nce-subject: caf\xe9\r\n\r\n",
-    b"NATS/1.0\r\nno colon\r\n\r\n",
-    b"NATS/1.0\r\nbad name: x\r\n\r\n",
-    b"NATS/1.0\r\nvalue: a\rb\r\n\r\n",
-];

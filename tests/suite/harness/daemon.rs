@@ -14,7 +14,7 @@ use tokio::time::{Duration, sleep, timeout};
 use super::api::Api;
 use super::bus::{Bus, Names};
 use super::tenant::Tenant;
-use super::{Engine, PATIENCE, database, eventually, process, services};
+use super::{Engine, PATIENCE, database, process, services};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_platform-api");
 pub const BOOTSTRAP_KEY: &str = "suite-bootstrap-key-0123456789abcdef";
