@@ -37,9 +37,7 @@ impl Fold {
         let texts = [user, group, api_key, model, provider];
         let lengths = texts.map(|text| (text.len() as u64).to_be_bytes());
         parts.extend(texts.iter().zip(&lengths).flat_map(|(text, length)| [length.as_slice(), text.as_bytes()]));
-        let [a, b, c, d, e, f, g, h] = totals.amounts.to_array();
-        let numbers = [totals.events, totals.failures, a, b, c, d, e, f, g, h];
-        let products = self.places.iter().zip(numbers).map(|(place, number)| {
+        let products = self.places.iter().zip(totals.to_array()).map(|(place, number)| {
             // Of 128 bits, so that the sign is kept.
             place.wrapping_mul(i128::from(number).cast_unsigned())
         });

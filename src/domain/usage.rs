@@ -165,6 +165,13 @@ impl Totals {
         Totals { events: 1, failures: i64::from(event.status == Status::Failure), amounts: event.amounts }
     }
 
+    /// The ten numbers, in the order of their columns.
+    #[must_use]
+    pub fn to_array(&self) -> [i64; 10] {
+        let [a, b, c, d, e, f, g, h] = self.amounts.to_array();
+        [self.events, self.failures, a, b, c, d, e, f, g, h]
+    }
+
     #[must_use]
     pub fn checked_add(&self, other: &Totals) -> Option<Totals> {
         Some(Totals {

@@ -319,7 +319,7 @@ async fn write_books(connection: &mut Connection, before: &Books, posting: &Post
         books.head.hash.0.as_slice().into(),
         posting.time_zone.as_deref().unwrap_or_default().into(),
     ];
-    values.extend(numbers(&books.lifetime).map(Value::Int));
+    values.extend(books.lifetime.to_array().map(Value::Int));
     let outside = fault::is_planted("counter-outside-transaction");
     let quotas = if outside { Vec::new() } else { counter_quotas(posting) };
     let rows =
@@ -351,7 +351,7 @@ fn rollup_columns(posting: &Posting) -> Vec<Column<'_>> {
         Column::Texts(keys().map(|key| key.subject.model.as_str()).collect()),
         Column::Texts(keys().map(|key| key.subject.provider.as_str()).collect()),
     ];
-    let sums: Vec<[i64; 10]> = posting.rollups.values().map(numbers).collect();
+    let sums: Vec<[i64; 10]> = posting.rollups.values().map(Totals::to_array).collect();
     columns.extend((0..10).map(|at| Column::Ints(sums.iter().map(|sum| sum[at]).collect())));
     columns
 }
@@ -572,12 +572,6 @@ impl QuotaTexts {
             Column::Texts(quotas.iter().map(|quota| quota.enforcement.name()).collect()),
         ]
     }
-}
-
-/// The ten numbers of a sum in their column order.
-fn numbers(totals: &Totals) -> [i64; 10] {
-    let [a, b, c, d, e, f, g, h] = totals.amounts.to_array();
-    [totals.events, totals.failures, a, b, c, d, e, f, g, h]
 }
 
 fn ledger_columns<'a>(

@@ -7,7 +7,7 @@ use aws_lc_rs::digest;
 use super::finding::Finding;
 use super::join::ended_micros;
 use super::meter::{self, Series, window_start};
-use super::reading::{EVERY_ROUTE, GatewayRequest, Interruption, MeterReading, Role, Source};
+use super::reading::{EVERY_ROUTE, GatewayRequest, Interruption, InterruptionReason, MeterReading, Role, Source};
 use super::window::Judged;
 use super::{Proof, Terms};
 use crate::domain::books::Posting;
@@ -275,9 +275,17 @@ impl Posting {
             let key = (reading.source, reading.series.clone());
             let stored = || known.iter().find(|one| one.source == key.0 && one.series == key.1);
             let last = self.gateway.series.get(&key).or_else(stored);
-            let (series, increase, interruption) = meter::advance(last, reading, &terms);
+            let ahead = last.filter(|last| last.at > now.plus_micros(terms.skew_micros));
+            let from = window_start(reading.at, &terms);
+            // Read by a clock that was set back since: what it has counted, it has counted, but nobody knows when.
+            let dated = ahead.map(|last| Series { at: from, ..last.clone() });
+            let (series, increase, interruption) = meter::advance(dated.as_ref().or(last), reading, &terms);
             self.gateway.series.insert(key, series);
             self.gateway.interruptions.extend(interruption);
+            if dated.is_some() {
+                let (source, until, reason) = (reading.source, reading.at, InterruptionReason::ClockSkew);
+                self.gateway.interruptions.push(Interruption { source, from, until, reason });
+            }
             self.books.comparison.begin(reading.source, reading.at);
             if reading.source == Source::Limiter && reading.series.starts_with(EVERY_ROUTE) {
                 self.gateway.routes.insert(EVERY_ROUTE.to_owned());
@@ -297,7 +305,6 @@ impl Posting {
 
 #[cfg(test)]
 mod tests {
-    use super::super::reading::InterruptionReason;
     use super::*;
     use crate::domain::books::Books;
     use crate::domain::properties_tests::{berlin, noon, tenant};
@@ -329,6 +336,31 @@ mod tests {
         posting.gateway_readings(&[], &[reading(Source::Metrics, "one", 0, 0)], &[gap()]);
         assert_eq!(posting.gateway.interruptions, [gap()]);
         assert!(posting.gateway.disturbed.is_empty(), "nothing has been judged");
+    }
+
+    /// Until the old time had come again, it was told nothing, and the ledger had more than the gateway.
+    #[test]
+    fn a_meter_is_read_on_when_the_clock_was_set_back() {
+        let books = Books::new(tenant(), berlin(), 0);
+        let read = |now: i64, known: &[Series], value: i64| {
+            let mut posting = Posting::open(&books, noon().plus_micros(now * MICROS_PER_MINUTE), [7; 32]);
+            posting.gateway_readings(known, &[reading(Source::Metrics, "one", value, now)], &[]);
+            posting.gateway
+        };
+        let known: Vec<Series> = read(61, &[], 5).series.into_values().collect();
+        let rows = read(1, &known, 12);
+        let amounts: Vec<(Timestamp, i64)> = rows.increases.iter().map(|((at, _), sum)| (*at, sum.0)).collect();
+        assert_eq!(amounts, [(noon(), 7)]);
+        assert_eq!(
+            rows.series.values().map(|one| (one.value, one.at)).collect::<Vec<_>>(),
+            [(12, noon().plus_micros(MICROS_PER_MINUTE))]
+        );
+        let skew = |one: &Interruption| (one.from, one.until, one.reason);
+        let told: Vec<_> = rows.interruptions.iter().map(skew).collect();
+        assert_eq!(told, [(noon(), noon().plus_micros(MICROS_PER_MINUTE), InterruptionReason::ClockSkew)]);
+        // What comes late is old, and no more than that.
+        let rows = read(61, &known, 12);
+        assert_eq!(rows.interruptions, []);
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub(super) struct Session<'a> {
     acknowledged: Option<(u64, Acker)>,
     full_since: Option<Instant>,
     looking: bool,
+    /// The last checkpoint could not be kept.
+    unkept: bool,
     kept_at: Instant,
     _closed: DropGuard,
 }
@@ -105,8 +107,8 @@ enum Event {
     Parked(CallEnded),
     Kept(Option<Settled>),
     Looked(Result<Look, Ended>),
-    /// A checkpoint is kept, or could not be; [`Progress`] has been told which.
-    CheckpointKept,
+    /// A checkpoint is kept, or could not be, and why; [`Progress`] has been told which.
+    CheckpointKept(Result<(), Ended>),
 }
 
 /// What was there to be taken.
@@ -169,6 +171,7 @@ impl<'a> Session<'a> {
             acknowledged: None,
             full_since: None,
             looking: false,
+            unkept: false,
             kept_at: Instant::now(),
             _closed: closed.drop_guard(),
         })
@@ -343,8 +346,9 @@ impl<'a> Session<'a> {
                 self.looking = false;
                 self.looked(look?)?;
             }
-            Event::CheckpointKept => {
+            Event::CheckpointKept(result) => {
                 let _ = self.given.progress.wait_for_keeping().now_or_never();
+                self.tell_of_keeping(result);
             }
         }
         Ok(())
@@ -421,13 +425,24 @@ impl<'a> Session<'a> {
         let directory = self.given.directory.clone();
         self.spawn(async move {
             let result = resume::keep(&directory, &checkpoint, &gaps).await;
-            if let Err(error) = &result {
-                tracing::warn!(%error, "the stream's checkpoint could not be kept");
-            }
             // Not the event alone: this session may end before it hears, and the next has to know.
             let _ = kept.send(result.is_ok());
-            Event::CheckpointKept
+            Event::CheckpointKept(result)
         });
+    }
+
+    /// Tries are two a second: one line when they begin to fail, and one when that is over.
+    fn tell_of_keeping(&mut self, result: Result<(), Ended>) {
+        match (result, std::mem::take(&mut self.unkept)) {
+            (Ok(()), true) => tracing::info!("the stream's checkpoint is kept again"),
+            (Ok(()), false) => {}
+            (Err(error), was_unkept) => {
+                if !was_unkept {
+                    tracing::warn!(%error, "the stream's checkpoint cannot be kept; what is read since would be read again");
+                }
+                self.unkept = true;
+            }
+        }
     }
 
     fn look(&mut self) {
