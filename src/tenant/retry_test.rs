@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics_exporter_prometheus::PrometheusBuilder;
 use ractor::concurrency::oneshot;
 use uuid::Uuid;
 
@@ -41,6 +42,7 @@ crate::store::tests::conformance!(
     no_event_is_refused_for_what_is_not_its_fault,
     a_piece_that_meets_a_busy_database_is_tried_again,
     a_piece_that_is_given_up_is_told_and_seen,
+    an_event_that_meets_a_busy_database_is_tried_again_and_not_for_ever,
     what_is_owed_is_what_came_less_what_was_settled,
     what_is_withdrawn_is_owed_no_more,
 );
@@ -48,12 +50,13 @@ crate::store::tests::conformance!(
 /// The event that the database refuses.
 const POISON: &str = "poison";
 
-/// A real database that is busy for the next `busy` transactions, and refuses one event for ever. Its first refusal leaves
-/// it busy for `busy_after` transactions.
+/// A real database that is busy for the next `busy` transactions, and refuses one event for ever. Its first refusal, but for
+/// those that are `spared`, leaves it busy for `busy_after` transactions.
 struct Busy {
     connection: Connection,
     busy: u32,
     busy_after: u32,
+    spared: u32,
     pauses: Vec<Duration>,
 }
 
@@ -83,7 +86,10 @@ impl Ledger for Busy {
         expecting: Expecting,
     ) -> Result<Vec<Inserted>, StoreError> {
         if events.iter().any(|event| event.event_id == POISON) {
-            self.busy = std::mem::take(&mut self.busy_after);
+            match self.spared.checked_sub(1) {
+                Some(left) => self.spared = left,
+                None => self.busy = std::mem::take(&mut self.busy_after),
+            }
             return Err(StoreError::Unwritable("a value that no column takes".into()));
         }
         self.connection.insert_events(first_position, recorded_at, events, keys, expecting).await
@@ -149,7 +155,7 @@ impl Busy {
 
 async fn write(house: &House, busy: u32, work: Vec<Work>) -> (Written, Busy) {
     let (_, connection, books) = house.owner().await;
-    let mut ledger = Busy { connection, busy, busy_after: 0, pauses: Vec::new() };
+    let mut ledger = Busy { connection, busy, busy_after: 0, spared: 0, pauses: Vec::new() };
     (ledger.write(Arc::new(books), work).await, ledger)
 }
 
@@ -274,7 +280,7 @@ async fn what_is_withdrawn_is_owed_no_more(house: &House) {
     let quiet = QuietHours::read("UTC", "00:00", "23:59", &[]).unwrap();
     let mail = Route { channels: vec!["mail".into()], quiet_hours: Some(quiet), ..Route::default() };
     books.routing = Arc::new(Routing { routes: vec![mail], ..Routing::all(vec!["mail".into()]) });
-    let mut ledger = Busy { connection, busy: 0, busy_after: 0, pauses: Vec::new() };
+    let mut ledger = Busy { connection, busy: 0, busy_after: 0, spared: 0, pauses: Vec::new() };
     let minute = quota_of(Scope::Tenant, Metric::PromptTokens, PeriodKind::Minute, 100);
     let books = set_quotas(&mut ledger.connection, &books, vec![minute], NOW).await;
     let written = ledger.write(Arc::new(books), vec![record(vec![event("a", "ada", NOW, 60)], "")]).await;
@@ -309,7 +315,12 @@ async fn no_event_is_refused_for_what_is_not_its_fault(house: &House) {
         }
     };
     house.tamper(tenant, "ALTER TABLE usage_ledger RENAME TO elsewhere").await;
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let guard = metrics::set_default_local_recorder(&recorder);
     fail(&mut connection, "renamed").await;
+    drop(guard);
+    let counted = recorder.handle().render();
+    assert!(counted.contains("platform_api_commits_total{outcome=\"refused\"} 2"), "{counted}");
     house.tamper(tenant, "ALTER TABLE elsewhere RENAME TO usage_ledger").await;
     if !house.is_sqlite() {
         for code in NO_FAULT_OF_AN_EVENT {
@@ -343,7 +354,7 @@ async fn a_piece_that_meets_a_busy_database_is_tried_again(house: &House) {
     let of = |ids: &[&str]| ids.iter().map(|id| event(id, "ada", NOW, 40)).collect::<Vec<_>>();
     let (_, connection, books) = house.owner().await;
     // Busy as soon as the unit was refused whole, and again as soon as the batch was.
-    let mut ledger = Busy { connection, busy: 0, busy_after: 2, pauses: Vec::new() };
+    let mut ledger = Busy { connection, busy: 0, busy_after: 2, spared: 0, pauses: Vec::new() };
     let work = vec![record(of(&["c"]), ""), record(of(&["a", POISON, "b"]), "")];
     let written = ledger.write(Arc::new(books), work).await;
     let outcomes: Vec<Vec<Outcome>> = (written.answers.iter())
@@ -358,10 +369,33 @@ async fn a_piece_that_meets_a_busy_database_is_tried_again(house: &House) {
     assert_eq!(ledger.pauses.len(), 2);
 }
 
+/// The unit was refused, and the batch; the event that nobody can write leaves the database busy for those behind it.
+async fn an_event_that_meets_a_busy_database_is_tried_again_and_not_for_ever(house: &House) {
+    let batch = || vec![record(["a", POISON, "b"].map(|id| event(id, "ada", NOW, 40)).into(), "")];
+    let (_, connection, books) = house.owner().await;
+    let books = Arc::new(books);
+    let mut ledger = Busy { connection, busy: 0, busy_after: 2, spared: 2, pauses: Vec::new() };
+    let written = ledger.write(books.clone(), batch()).await;
+    let expected = [Outcome::Accepted, Outcome::Refused(Refusal::Malformed), Outcome::Accepted];
+    assert!(matches!(&written.answers[..], [Reply::Record { outcomes, .. }] if *outcomes == expected));
+    assert_eq!((written.books.lifetime.events, ledger.pauses.len()), (2, 2));
+
+    let (recorder, unit) = (PrometheusBuilder::new().build_recorder(), Unit { books: written.books, work: batch() });
+    let guard = metrics::set_default_local_recorder(&recorder);
+    (ledger.busy_after, ledger.spared) = (TRIES_MAX, 2);
+    let ended = writer::write(&mut ledger, &mut Guess::default(), unit).await;
+    drop(guard);
+    // Its sender is told nothing, and comes back with all of it.
+    assert!(matches!(ended, Err(StoreError::Retryable(_))), "{ended:?}");
+    let counted = recorder.handle().render();
+    assert!(counted.contains("platform_api_commits_total{outcome=\"rolled_back\"} 1"), "{counted}");
+    assert!(!counted.contains("outcome=\"unknown\""), "nothing is in doubt: {counted}");
+}
+
 async fn a_piece_that_is_given_up_is_told_and_seen(house: &House) {
     let (reply, replaced) = oneshot();
     let (_, connection, books) = house.owner().await;
-    let mut ledger = Busy { connection, busy: 0, busy_after: TRIES_MAX, pauses: Vec::new() };
+    let mut ledger = Busy { connection, busy: 0, busy_after: TRIES_MAX, spared: 0, pauses: Vec::new() };
     let work = vec![
         Work::Replace { change: replace(vec![hundred_a_day()]), reply: reply.into() },
         record(vec![event(POISON, "ada", NOW, 1)], ""),
