@@ -35,6 +35,8 @@ const SWEEPS_PER_NOTE: u32 = 120;
 const ASKED_TO_REST: usize = 4;
 /// How long who is asked for waits for a place before the one that has been open longest has to leave, however busy it is.
 const PLACE_PATIENCE_MICROS: i64 = MICROS_PER_SECOND;
+/// How long the catalogue is asked for what other nodes have seen of a chain.
+const WITNESS_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a tenant that owes something and made room stays away, at least; at most the longest delay of a delivery.
 const AWAY_MICROS_MIN: i64 = 30 * MICROS_PER_SECOND;
 /// A tenant heard of more recently than this is not asked to make room: somebody may be about to ask it again.
@@ -76,8 +78,11 @@ impl Homes {
         self.elsewhere.write().unwrap_or_else(PoisonError::into_inner).insert(tenant);
     }
 
+    fn come_home(&self, tenant: TenantId) {
+        self.elsewhere.write().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
+    }
+
     fn put(&self, home: Home) {
-        self.elsewhere.write().unwrap_or_else(PoisonError::into_inner).remove(&home.tenant());
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(home.tenant(), home);
     }
 
@@ -298,7 +303,9 @@ impl State {
                 self.make_room();
                 return;
             }
-            let Some(tenant) = self.queue.pop_front() else { return };
+            // Who is asked for comes before who is only woken.
+            let next = self.queue.iter().position(|tenant| self.is_asked_for(tenant)).unwrap_or(0);
+            let Some(tenant) = self.queue.remove(next) else { return };
             self.crowded_since = None;
             self.opening += 1;
             let birth = self.birth.clone();
@@ -316,10 +323,9 @@ impl State {
     /// Where all are busy, and somebody waits, one after the other commits what it has and leaves: nobody is kept out for ever.
     fn make_room(&mut self) {
         let now = self.birth.clock.now();
-        let since = *self.crowded_since.get_or_insert(now);
-        if !(0..PLACE_PATIENCE_MICROS).contains(&(now.0 - since.0))
-            && self.queue.iter().any(|one| self.is_asked_for(one))
-        {
+        if !self.queue.iter().any(|tenant| self.is_asked_for(tenant)) {
+            self.crowded_since = None;
+        } else if !(0..PLACE_PATIENCE_MICROS).contains(&(now.0 - self.crowded_since.get_or_insert(now).0)) {
             self.crowded_since = Some(now);
             self.turn_out();
             return;
@@ -649,9 +655,9 @@ async fn witness(birth: &Birth, tenant: TenantId) -> Head {
         let mut reader = birth.store.control_reader().await?;
         catalogue::one(&mut reader, &tenant.to_string()).await
     };
-    match theirs.await {
-        Ok(Some(row)) if row.head.seq > ours.seq => row.head,
-        Ok(_) | Err(_) => ours,
+    match tokio::time::timeout(WITNESS_PATIENCE, theirs).await {
+        Ok(Ok(Some(row))) if row.head.seq > ours.seq => row.head,
+        _ => ours,
     }
 }
 
@@ -688,6 +694,8 @@ async fn open(birth: &Birth, tenant: TenantId, supervisor: &ActorRef<Message>) -
         kibibytes: settings.tenants.permits_bytes / 1024,
         message_events: settings.tenants.commit_events_max,
     };
+    // Before anybody is told to visit it.
+    birth.homes.come_home(tenant);
     if owed.count > 0 || !pulse.books().firing.is_empty() {
         let _ = birth.hints.try_send(tenant);
     }

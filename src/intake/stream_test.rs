@@ -233,6 +233,32 @@ async fn messages_with_headers_that_nobody_can_read_hold_nobody_up() {
     bus.close().await;
 }
 
+/// What stands before such a message belongs to a tenant that cannot take it now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_nobody_can_read_behind_a_tenant_that_is_stuck_holds_nobody_up() {
+    let node = Node::open().await;
+    let bus = Bus::open().await;
+    let mut reading = Reading::begin(&node, &bus);
+    reading.connected().await;
+    bus.publish("", event("first", Some(node.acme), 1)).await;
+    bus.settled().await;
+    let mut lock = SqliteConnection::connect(&format!("sqlite:{}", node.file_of(node.acme).display())).await.unwrap();
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut lock).await.unwrap();
+    bus.publish("", event("stuck", Some(node.acme), 1)).await;
+    bus.publish_raw(POISON[6], "{}").await;
+    bus.publish("", event("behind", Some(node.globex), 1)).await;
+    let counted = async {
+        while node.totals(node.globex).await.events == 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.expect("it is counted meanwhile");
+    sqlx::raw_sql("ROLLBACK").execute(&mut lock).await.unwrap();
+    bus.settled().await;
+    reading.end().await;
+    bus.close().await;
+}
+
 /// The acknowledgements of its reader were ignored for as long as the consumer before it had lived.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_acknowledgement_to_the_consumer_before_does_not_end_those_to_the_next() {

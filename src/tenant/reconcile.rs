@@ -100,7 +100,8 @@ impl Side {
     fn requests(&self, limits: Limits) -> usize {
         match self {
             Side::Rows(rows) => rows.requests.len(),
-            Side::Counted(_) | Side::Nothing => limits.joined,
+            Side::Counted(calls_at) => calls_at.len().max(limits.joined),
+            Side::Nothing => limits.counted,
         }
     }
 }

@@ -124,6 +124,7 @@ impl Side {
     }
 
     async fn read_meters(&mut self, readings: Vec<MeterReading>, interruptions: Vec<Interruption>) {
+        self.now = readings.iter().map(|reading| reading.at).fold(self.now, Timestamp::max);
         let readings = GatewayReadings { readings, interruptions, now: self.now, permits: Permits::none() };
         let (reply, _) = ractor::concurrency::oneshot();
         self.work(vec![Work::GatewayReadings { readings, reply: reply.into() }]).await;

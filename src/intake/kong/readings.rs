@@ -127,6 +127,10 @@ impl Readings for Directory {
     }
 
     async fn take(&self, tenant: TenantId, readings: Vec<MeterReading>, interruptions: Vec<Interruption>) -> bool {
+        // Whoever has it by now reads the same meters.
+        if self.is_elsewhere(tenant) {
+            return true;
+        }
         match self.find(tenant).await {
             Ok(handle) => handle.gateway_readings(readings, interruptions).await.is_ok(),
             Err(_) => false,

@@ -124,7 +124,7 @@ impl UsageStream {
         let mut backoff = BACKOFF_MIN;
         let mut standstill = Standstill::default();
         while !stop.is_cancelled() {
-            match Box::pin(self.session(&stop, &mut progress, &mut tasks, &standstill)).await {
+            match Box::pin(self.session(&stop, &mut progress, &mut tasks, &mut standstill)).await {
                 Ok(()) => break,
                 Err(ended) => {
                     if *self.health.borrow() == StreamHealth::Connected {
@@ -155,7 +155,7 @@ impl UsageStream {
         stop: &CancellationToken,
         progress: &mut Progress,
         tasks: &mut JoinSet<()>,
-        standstill: &Standstill,
+        standstill: &mut Standstill,
     ) -> Result<(), Ended> {
         let (context, lost) = tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -173,18 +173,11 @@ impl UsageStream {
         }
         let directory = self.reader.recorder.directory().clone();
         let (nats, terms, reader) = (&self.nats, &self.terms, self.reader.clone());
-        let mut most = None;
-        if let Some(position) = progress.position.as_ref().filter(|_| standstill.is_suspicious())
-            && let Some(found) = poison::find(&context, &terms.stream, resume::sequence(position.sequence)).await?
-        {
-            match found.before {
-                0 => poison::put_aside(found.message, &reader, progress).await?,
-                // They are counted first.
-                before => most = Some(before),
-            }
-        }
-        let given = Given { nats, terms, reader, directory, progress, tasks, most };
-        let session = Session::begin(context, given).await?;
+        let given = Given { nats, terms, reader, directory, progress, tasks, standstill };
+        let session = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            begun = Session::begin(context, given) => begun?,
+        };
         self.health.send_replace(StreamHealth::Connected);
         tell_gauges(1.0, 0.0);
         session.run(lost, stop).await

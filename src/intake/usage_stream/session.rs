@@ -19,6 +19,7 @@ use super::deliveries::{Delivered, Deliveries};
 use super::floor::Floor;
 use super::lanes::{Bounds, Lanes};
 use super::part::Settled;
+use super::poison::{self, Standstill};
 use super::reading::{Delivery, Pull, Reader, Sorted, span_of};
 use super::resume::{self, Beginning, Look, News, Progress, nanos, note_gaps, number};
 use super::room::Room;
@@ -39,6 +40,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_millis(500);
 const PRESSURE_AFTER: Duration = Duration::from_secs(1);
 /// How long calls may take when we leave.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How much longer than a tenant is waited for before its events are parked a session waits that is to be short.
+const PARKED_WITHIN: Duration = Duration::from_secs(5);
 /// A process that did not run for this long was frozen, perhaps: another node may read by now.
 const FROZEN_AFTER: Duration = Duration::from_secs(5);
 /// How long an idle pull stays open at the server, so how long one does whose reader was frozen; and how often the server
@@ -60,8 +63,7 @@ pub(super) struct Given<'a> {
     pub(super) progress: &'a mut Progress,
     /// Outlive the session: what is being committed is committed.
     pub(super) tasks: &'a mut JoinSet<()>,
-    /// Messages after which the session ends: behind them stands one that would end it.
-    pub(super) most: Option<usize>,
+    pub(super) standstill: &'a mut Standstill,
 }
 
 /// What is delivered; an error is the last of it.
@@ -72,6 +74,10 @@ pub(super) struct Session<'a> {
     context: Context,
     stream: Stream,
     messages: Messages,
+    /// Behind these messages stands one that ends sessions.
+    is_short: bool,
+    /// All of those have been delivered.
+    is_over: bool,
     counter: Counter,
     deliveries: Deliveries,
     floor: Floor<End>,
@@ -122,29 +128,28 @@ struct Taken {
 impl<'a> Session<'a> {
     /// Agrees with the server on where to read on.
     pub(super) async fn begin(context: Context, given: Given<'a>) -> Result<Session<'a>, Ended> {
-        let terms = given.terms;
-        let Beginning { stream, consumer, read_to } =
-            resume::begin(&context, terms, &given.directory, given.progress).await?;
+        let Given { terms, nats, .. } = given;
+        let mut beginning = resume::begin(&context, terms, &given.directory, given.progress).await?;
+        let looked_at = nats.pull_messages.saturating_mul(2);
+        let found = poison::search(&context, given.standstill, &given.reader, given.progress, looked_at).await?;
+        if found.put_aside {
+            beginning = resume::begin(&context, terms, &given.directory, given.progress).await?;
+        }
+        let Beginning { stream, consumer, read_to } = beginning;
+        given.standstill.begins(consumer.cached_info().num_pending);
         let broken = |error: &dyn std::fmt::Display| Ended::Broken(error.to_string());
-        let messages: Messages = match given.most {
+        // The longest message has to fit: one that does not would never come, nor anything after it.
+        let longest = context.client().server_info().max_payload.saturating_add(ENVELOPE_BYTES_MAX);
+        let bytes_max = PULL_BYTES_MAX.max(longest);
+        let messages: Messages = if let Some(before) = found.before {
             // One pull, and none behind it.
-            Some(most) => {
-                let pull = consumer.batch().max_messages(most).expires(PULL_EXPIRES).messages().await;
-                pull.map_err(|error| broken(&error))?.map(|next| next.map_err(|error| error.to_string())).boxed()
-            }
-            None => {
-                // The longest message has to fit: one that does not would never come, nor anything after it.
-                let longest = context.client().server_info().max_payload.saturating_add(ENVELOPE_BYTES_MAX);
-                let pulls = consumer
-                    .stream()
-                    .max_messages_per_batch(given.nats.pull_messages)
-                    .max_bytes_per_batch(PULL_BYTES_MAX.max(longest))
-                    .expires(PULL_EXPIRES)
-                    .heartbeat(PULL_HEARTBEAT)
-                    .messages()
-                    .await;
-                pulls.map_err(|error| broken(&error))?.map(|next| next.map_err(|error| error.to_string())).boxed()
-            }
+            let pull = consumer.batch().max_messages(before.min(nats.pull_messages)).max_bytes(bytes_max);
+            let pulled = pull.expires(PULL_EXPIRES).messages().await.map_err(|error| broken(&error))?;
+            pulled.map(|next| next.map_err(|error| error.to_string())).boxed()
+        } else {
+            let pulls = consumer.stream().max_messages_per_batch(nats.pull_messages).max_bytes_per_batch(bytes_max);
+            let pulled = pulls.expires(PULL_EXPIRES).heartbeat(PULL_HEARTBEAT).messages().await;
+            pulled.map_err(|error| broken(&error))?.map(|next| next.map_err(|error| error.to_string())).boxed()
         };
         let Terms { stream: name, consumer, reader, .. } = terms;
         tracing::info!(stream = name, consumer, %reader, read_to, "reading the usage stream");
@@ -170,6 +175,8 @@ impl<'a> Session<'a> {
             under_way: 0,
             acknowledged: None,
             full_since: None,
+            is_short: found.before.is_some(),
+            is_over: false,
             looking: false,
             unkept: false,
             kept_at: Instant::now(),
@@ -203,23 +210,38 @@ impl<'a> Session<'a> {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ran_at = Instant::now();
+        // Of a session that is to be short: why nothing more comes, and until when what has come is waited for.
+        let mut over: Option<(Ended, Instant)> = None;
         while !stop.is_cancelled() {
             // Swept far more often than this. Before anything is counted, whose turn it is has to be found out.
             let ran_before = std::mem::replace(&mut ran_at, Instant::now());
             if ran_at - ran_before >= FROZEN_AFTER {
                 return Err(Ended::Broken("this process did not run for a while".to_owned()));
             }
+            if let Some((ended, _)) = over.take_if(|(_, until)| self.floor.messages() == 0 || ran_at >= *until) {
+                return Err(ended);
+            }
             self.start_calls();
             let (most, bytes_max) = self.most();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
-                _ = lost.changed(), if self.given.most.is_none() => return Err(Ended::Disconnected),
+                _ = lost.changed(), if !self.is_short => return Err(Ended::Disconnected),
                 Some(event) = self.events.recv() => self.hear(event)?,
                 Some(joined) = self.given.tasks.join_next(), if !self.given.tasks.is_empty() => done(joined)?,
                 _ = sweep.tick() => self.sweep(),
                 _ = look.tick() => self.look(),
-                taken = take(&mut self.messages, most, bytes_max), if most > 0 => self.pulled(taken).await?,
+                taken = take(&mut self.messages, most, bytes_max), if most > 0 && over.is_none() => {
+                    self.given.standstill.sees_something();
+                    match self.pulled(taken).await {
+                        Err(ended @ Ended::Undelivered(_)) if self.is_short => {
+                            let parked = config::millis(self.given.nats.park_after_ms) + PARKED_WITHIN;
+                            over = Some((ended, Instant::now() + parked));
+                            self.is_over = true;
+                        }
+                        pulled => pulled?,
+                    }
+                }
             }
             self.rise().await;
         }
@@ -407,7 +429,9 @@ impl<'a> Session<'a> {
 
     fn sweep(&mut self) {
         let now = Instant::now();
-        let pressure = self.full_since.is_some_and(|since| now - since >= PRESSURE_AFTER);
+        let is_full = self.full_since.is_some_and(|since| now - since >= PRESSURE_AFTER);
+        // Nothing more is read before what is stuck has gone.
+        let pressure = is_full || self.is_over;
         self.lanes.may_park(self.given.reader.recorder.may_park());
         for (tenant, parts) in self.lanes.sweep(pressure, now) {
             let counter = self.counter.clone();
@@ -474,7 +498,8 @@ impl<'a> Session<'a> {
         let settled = async {
             loop {
                 self.start_calls();
-                if self.under_way == 0 {
+                // A look may wait for an answer that does not come any more.
+                if self.under_way == usize::from(self.looking) {
                     break;
                 }
                 let Some(event) = self.events.recv().await else { break };

@@ -15,8 +15,8 @@ use serde_json::json;
 
 use super::resume::nanos;
 
-/// The server's own words for "this is what comes now".
-const VERSION_LINE: &str = "NATS/1.0\r\n";
+/// How a block begins. What follows in its line is a status: the server's own word.
+const VERSION: &str = "NATS/1.0";
 
 /// A message of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,27 +88,38 @@ async fn ask(context: &Context, stream: &str, question: &serde_json::Value) -> R
 impl Stored {
     /// Would the client hand it on?
     pub(super) fn is_readable(&self) -> bool {
-        self.headers.is_empty() || are_readable(&self.headers)
+        // What was no text in the subject, the server has replaced.
+        let is_named = !self.subject.contains(char::REPLACEMENT_CHARACTER);
+        is_named && (self.headers.is_empty() || are_readable(&self.headers))
     }
 }
 
+/// As the client reads a block: lines end at a line feed, and one that begins with a space belongs to the header before it.
 fn are_readable(headers: &[u8]) -> bool {
-    let lines = std::str::from_utf8(headers).ok().and_then(|text| text.strip_prefix(VERSION_LINE));
-    lines.is_some_and(|lines| lines.split("\r\n").filter(|line| !line.is_empty()).all(is_readable))
-}
-
-fn is_readable(line: &str) -> bool {
-    // The end of the line before.
-    if let Some(rest) = line.strip_prefix([' ', '\t']) {
-        return HeaderValue::from_str(rest).is_ok();
+    let Ok(text) = std::str::from_utf8(headers) else { return false };
+    let mut lines = text.lines().peekable();
+    if !lines.next().and_then(|line| line.strip_prefix(VERSION)).is_some_and(|status| status.trim().is_empty()) {
+        return false;
     }
-    line.split_once(':')
-        .is_some_and(|(name, value)| HeaderName::from_str(name).is_ok() && HeaderValue::from_str(value.trim()).is_ok())
+    while let Some(line) = lines.next() {
+        if line.is_empty() {
+            continue;
+        }
+        let Some((name, value)) = line.split_once(':') else { return false };
+        let mut value = value.trim_start().to_owned();
+        while let Some(more) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
+            value.push_str(more);
+        }
+        if HeaderName::from_str(name).is_err() || HeaderValue::from_str(value.trim_end()).is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 /// Header blocks that end a session, each in its own way.
 #[cfg(test)]
-pub(in crate::intake) const POISON: [&[u8]; 10] = [
+pub(in crate::intake) const POISON: [&[u8]; 13] = [
     b"NATS/1.0 503\r\n\r\n",
     b"NATS/1.0 100\r\n\r\n",
     b"NATS/1.0 408 Request Timeout\r\n\r\n",
@@ -119,6 +130,9 @@ pub(in crate::intake) const POISON: [&[u8]; 10] = [
     b"NATS/1.0\r\nno colon\r\n\r\n",
     b"NATS/1.0\r\nbad name: x\r\n\r\n",
     b"NATS/1.0\r\nvalue: a\rb\r\n\r\n",
+    b"NATS/1.0\r\n x\r\n\r\n",
+    b"NATS/1.0\r\n a: b\r\n\r\n",
+    b"NATS/1.0\r\na: b\r\n\r\n c\r\n\r\n",
 ];
 
 #[cfg(test)]
@@ -127,11 +141,12 @@ mod tests {
 
     #[test]
     fn headers_that_the_client_cannot_hand_on_are_known() {
-        let readable: [&[u8]; 4] = [
+        let readable: [&[u8]; 5] = [
             b"NATS/1.0\r\n\r\n",
             b"NATS/1.0\r\nce-id: 1\r\nce-source: /a b\r\n\r\n",
             b"NATS/1.0\r\nempty:\r\n\r\n",
             b"NATS/1.0\r\nlong: a\r\n b\r\n\r\n",
+            b"NATS/1.0\r\na: b\nc: d\r\n\r\n",
         ];
         assert!(readable.iter().all(|headers| are_readable(headers)));
         for headers in POISON {
