@@ -20,6 +20,7 @@
 //! database is missing, swapped, corrupt or behind is frozen: answered with "unavailable", never created anew.
 
 pub mod api_key;
+mod crowd;
 pub mod errand;
 pub mod flag;
 mod follow;

@@ -31,16 +31,10 @@ use crate::tenant::pulse::{Pulse, SET_BACK_MICROS};
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// Sweeps between two notes of how long each chain is.
 const SWEEPS_PER_NOTE: u32 = 120;
-/// Tenants asked to rest when a place is needed; the first that can, will.
-const ASKED_TO_REST: usize = 4;
-/// How long who is asked for waits for a place before the one that has been open longest has to leave, however busy it is.
-const PLACE_PATIENCE_MICROS: i64 = MICROS_PER_SECOND;
 /// How long the catalogue is asked for what other nodes have seen of a chain.
 const WITNESS_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a tenant that owes something and made room stays away, at least; at most the longest delay of a delivery.
 const AWAY_MICROS_MIN: i64 = 30 * MICROS_PER_SECOND;
-/// A tenant heard of more recently than this is not asked to make room: somebody may be about to ask it again.
-const MADE_ROOM_IDLE_MICROS: i64 = 100_000;
 /// How long a tenant may take to commit what is waiting when the daemon ends.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -130,26 +124,26 @@ pub(super) enum Message {
 }
 
 /// Waits for a tenant's doorbell.
-type Caller = RpcReplyPort<Result<Home, Absent>>;
+pub(super) type Caller = RpcReplyPort<Result<Home, Absent>>;
 
 pub(super) struct Supervisor;
 
 pub(super) struct State {
     pub(super) birth: Birth,
-    slots: HashMap<TenantId, Slot>,
+    pub(super) slots: HashMap<TenantId, Slot>,
     tenants: HashMap<ActorId, TenantId>,
-    waiting: HashMap<TenantId, Vec<Caller>>,
+    pub(super) waiting: HashMap<TenantId, Vec<Caller>>,
     /// Tenants to open, in the order they were asked for.
-    queue: VecDeque<TenantId>,
+    pub(super) queue: VecDeque<TenantId>,
     opening: usize,
     drained: Option<RpcReplyPort<()>>,
     pub(super) sweeps: u32,
     swept_at: Timestamp,
     noted: HashMap<TenantId, Head>,
     /// Since when somebody waits for a place and gets none.
-    crowded_since: Option<Timestamp>,
+    pub(super) crowded_since: Option<Timestamp>,
     /// Who was asked to leave for that, and has not left.
-    leaving: HashSet<TenantId>,
+    pub(super) leaving: HashSet<TenantId>,
     /// A look at what other nodes have taken is under way.
     pub(super) looking: bool,
     /// Tenants that rest, and when their books are due: to be compared, or because time alone changes them.
@@ -315,45 +309,6 @@ impl State {
                 let _ = supervisor.cast(Message::Opened { tenant, result });
             });
         }
-    }
-
-    /// Asks those that were not heard of for longest to rest. Owing something keeps nobody in: as long as a receiver is down,
-    /// every tenant may owe, and then they take turns.
-    ///
-    /// Where all are busy, and somebody waits, one after the other commits what it has and leaves: nobody is kept out for ever.
-    fn make_room(&mut self) {
-        let now = self.birth.clock.now();
-        if !self.queue.iter().any(|tenant| self.is_asked_for(tenant)) {
-            self.crowded_since = None;
-        } else if !(0..PLACE_PATIENCE_MICROS).contains(&(now.0 - self.crowded_since.get_or_insert(now).0)) {
-            self.crowded_since = Some(now);
-            self.turn_out();
-            return;
-        }
-        let is_idle = |home: &Home| home.pulse().waiting_events() == 0 && !home.pulse().committing();
-        let mut idle: Vec<Home> = self.birth.homes.all().into_iter().filter(is_idle).collect();
-        idle.sort_by_key(|home| home.pulse().heard_at());
-        for home in idle.into_iter().take(ASKED_TO_REST) {
-            let _ = home.actor().cast(TenantMessage::Life(Life::MakeRoom { now, idle_micros: MADE_ROOM_IDLE_MICROS }));
-        }
-    }
-
-    fn is_asked_for(&self, tenant: &TenantId) -> bool {
-        self.waiting.get(tenant).is_some_and(|waiting| waiting.iter().any(|reply| !reply.is_closed()))
-    }
-
-    /// The tenant that has been open longest leaves. It comes back in its turn.
-    fn turn_out(&mut self) {
-        let opened = |home: &Home| match self.slots.get(&home.tenant()) {
-            Some(Slot::Open { since, .. }) => *since,
-            _ => Timestamp::MAX,
-        };
-        let stays = |home: &Home| !self.leaving.contains(&home.tenant());
-        let Some(home) = self.birth.homes.all().into_iter().filter(stays).min_by_key(opened) else { return };
-        tracing::info!(tenant = %home.tenant(), "leaves to make room for others; raise tenants.open_max if that is often so");
-        metrics::counter!("platform_api_tenants_turned_out_total").increment(1);
-        self.leaving.insert(home.tenant());
-        drain_all(vec![home]);
     }
 
     fn opened(&mut self, tenant: TenantId, result: Result<Home, StoreError>) {
@@ -637,7 +592,7 @@ fn is_back(at: Timestamp, now: Timestamp) -> bool {
 }
 
 /// Asks each to commit and leave; their ends arrive as supervision events.
-fn drain_all(homes: Vec<Home>) {
+pub(super) fn drain_all(homes: Vec<Home>) {
     tokio::spawn(async move {
         join_all(homes.iter().map(|home| home.ask(DRAIN_TIMEOUT, |reply| TenantMessage::Life(Life::Drain { reply }))))
             .await;

@@ -132,6 +132,12 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Tenant transactions, by outcome: committed, known_events, tried_again, rolled_back, refused, unknown.",
     ),
     ("platform_api_tenant_restarts_total", Counter, Unit::Count, "Tenants opened again after a failure."),
+    (
+        "platform_api_tenants_turned_out_total",
+        Counter,
+        Unit::Count,
+        "Busy tenants that had to leave because others waited for a place.",
+    ),
     ("platform_api_tenants", Gauge, Unit::Count, "Tenants, by state."),
     ("platform_api_waiting_events", Gauge, Unit::Count, "Usage events admitted and not committed yet."),
     ("platform_api_oldest_waiting_seconds", Gauge, Unit::Seconds, "Age of the oldest usage event not committed yet."),
@@ -296,6 +302,12 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
     ("platform_api_channel_open", Gauge, Unit::Count, "1 while a channel's circuit is open and it is left alone."),
     ("platform_api_mirror_writes_total", Counter, Unit::Count, "Standings written to Redis, by result: ok, failed."),
     // The reconciliation.
+    (
+        "platform_api_audit_verifications_total",
+        Counter,
+        Unit::Count,
+        "Chains verified in the background, by result: whole, broken, unread.",
+    ),
     (
         "platform_api_reconcile_windows_total",
         Counter,

@@ -277,9 +277,15 @@ impl Posting {
             let last = self.gateway.series.get(&key).or_else(stored);
             let ahead = last.filter(|last| last.at > now.plus_micros(terms.skew_micros));
             let from = window_start(reading.at, &terms);
-            // Read by a clock that was set back since: what it has counted, it has counted, but nobody knows when.
+            // Read by a clock that was set back since: what it has counted, it has counted, but nobody knows when. Of another
+            // life of the meter not even that is known.
             let dated = ahead.map(|last| Series { at: from, ..last.clone() });
-            let (series, increase, interruption) = meter::advance(dated.as_ref().or(last), reading, &terms);
+            let (series, increase, interruption) = match &dated {
+                Some(dated) if dated.epoch != reading.epoch => {
+                    meter::advance(None, &MeterReading { from_zero: false, ..reading.clone() }, &terms)
+                }
+                dated => meter::advance(dated.as_ref().or(last), reading, &terms),
+            };
             self.gateway.series.insert(key, series);
             self.gateway.interruptions.extend(interruption);
             if dated.is_some() {
@@ -358,6 +364,14 @@ mod tests {
         let skew = |one: &Interruption| (one.from, one.until, one.reason);
         let told: Vec<_> = rows.interruptions.iter().map(skew).collect();
         assert_eq!(told, [(noon(), noon().plus_micros(MICROS_PER_MINUTE), InterruptionReason::ClockSkew)]);
+        // A day that has not begun yet, and the one that runs.
+        let tomorrow = Series { source: Source::Limiter, epoch: "86400000".into(), ..known[0].clone() };
+        let mut posting = Posting::open(&books, noon().plus_micros(MICROS_PER_MINUTE), [7; 32]);
+        let today = MeterReading { epoch: "0".into(), ..reading(Source::Limiter, "one", 400, 1) };
+        posting.gateway_readings(&[tomorrow], &[today], &[]);
+        let rows = posting.gateway;
+        assert!(rows.increases.is_empty(), "{rows:?}");
+        assert_eq!(rows.series.values().map(|one| (one.epoch.as_str(), one.value)).collect::<Vec<_>>(), [("0", 400)]);
         // What comes late is old, and no more than that.
         let rows = read(61, &known, 12);
         assert_eq!(rows.interruptions, []);

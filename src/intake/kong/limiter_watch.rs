@@ -210,7 +210,7 @@ impl Watch {
                 from_zero: counter.from_zero,
                 lower_bound: counter.period.is_lower_bound(),
             };
-            if meter.told.is_past(&reading) {
+            if meter.told.is_past(&reading, now) {
                 continue;
             }
             let tenant = meter.tenant;

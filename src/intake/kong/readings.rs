@@ -208,9 +208,10 @@ impl LastTold {
         self.held.last().or(self.told.as_ref())
     }
 
-    /// Is `reading` of an older period than what was seen?
-    pub(super) fn is_past(&self, reading: &MeterReading) -> bool {
-        self.newest().is_some_and(|known| known.epoch != reading.epoch && reading.at < known.at)
+    /// Is `reading` of an older period than what was seen? What was seen in a future that is not to come was no period.
+    pub(super) fn is_past(&self, reading: &MeterReading, now: Timestamp) -> bool {
+        let newest = self.newest().filter(|known| known.at <= now);
+        newest.is_some_and(|known| known.epoch != reading.epoch && reading.at < known.at)
     }
 
     /// Takes what a look at `now` has seen, after the last look, `looked_at`; tells what is due.

@@ -46,6 +46,8 @@ pub(super) struct Lanes {
     quick: Quick,
     bounds: Bounds,
     may_park: bool,
+    /// Nothing more comes, and what is stuck has to go soon.
+    runs_out: bool,
     closed: bool,
 }
 
@@ -127,7 +129,7 @@ pub(super) struct Call {
 impl Lanes {
     pub(super) fn new(bounds: Bounds) -> Lanes {
         let (lanes, awake, quick) = (HashMap::default(), VecDeque::new(), Quick::default());
-        Lanes { lanes, awake, quick, bounds, may_park: true, closed: false }
+        Lanes { lanes, awake, quick, bounds, may_park: true, runs_out: false, closed: false }
     }
 
     /// Something has arrived for a tenant.
@@ -199,10 +201,11 @@ impl Lanes {
     /// more can be read, whatever is stuck has to go.
     pub(super) fn sweep(&mut self, pressure: bool, now: Instant) -> Vec<(TenantId, Vec<Part>)> {
         let mut overdue = Vec::new();
-        let bounds = self.bounds;
+        let (bounds, pressure) = (self.bounds, pressure || self.runs_out);
+        let stuck_after = if self.runs_out { AWAY_PATIENCE } else { bounds.stuck_after() };
         self.lanes.retain(|_, lane| !(lane.is_idle() && now - lane.progress_at >= FORGOTTEN_AFTER));
         for (tenant, lane) in &mut self.lanes {
-            let stuck = !lane.is_idle() && now - lane.progress_at >= bounds.stuck_after();
+            let stuck = !lane.is_idle() && now - lane.progress_at >= stuck_after;
             let crowding = self.may_park && stuck && (pressure || lane.queued + lane.calling > bounds.share_events);
             if crowding {
                 lane.hurry();
@@ -221,6 +224,11 @@ impl Lanes {
             }
         }
         overdue
+    }
+
+    /// Nothing more comes before what is there has gone, and another node must not take us for dead meanwhile.
+    pub(super) fn run_out(&mut self) {
+        self.runs_out = true;
     }
 
     /// We are leaving: what a tenant does not take at once is dropped, and comes again.

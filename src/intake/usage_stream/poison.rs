@@ -84,16 +84,16 @@ pub(super) async fn search(
     while let Some(position) =
         progress.position.clone().filter(|_| standstill.is_suspicious() && Instant::now() < until)
     {
-        match first(context, &position, most, until).await? {
-            None => break,
-            Some((0, message)) => {
+        match look(context, &position, most, until).await? {
+            Seen::End => break,
+            Seen::Poison { before: 0, message } => {
                 put_aside(message, &position, reader, progress).await?;
                 standstill.passed(progress.position.as_ref().map_or(0, |position| position.sequence));
                 found.put_aside = true;
             }
             // They are counted first.
-            Some((before, _)) => {
-                found.before = Some(before);
+            Seen::Poison { before, .. } | Seen::Readable { before } => {
+                found.before = Some(before).filter(|before| *before > 0);
                 break;
             }
         }
@@ -101,26 +101,30 @@ pub(super) async fn search(
     Ok(found)
 }
 
-/// The first message behind `position` that cannot be handed on, and how many readable ones stand before it.
-async fn first(
-    context: &Context,
-    position: &Checkpoint,
-    most: usize,
-    until: Instant,
-) -> Result<Option<(usize, Stored)>, Ended> {
+/// What stands behind a position.
+enum Seen {
+    /// Nothing that cannot be handed on.
+    End,
+    /// So many messages that can be, and nobody has looked further.
+    Readable { before: usize },
+    /// One that cannot be, behind so many that can.
+    Poison { before: usize, message: Stored },
+}
+
+/// Looks at the messages behind `position`, at most so many.
+async fn look(context: &Context, position: &Checkpoint, most: usize, until: Instant) -> Result<Seen, Ended> {
     let mut next = resume::sequence(position.sequence).saturating_add(1);
-    for before in 0..=most {
+    let mut before = 0;
+    while before < most && Instant::now() < until {
         match stored::from(context, &position.stream, next).await {
             Ok(message) if message.is_readable() => next = message.sequence.saturating_add(1),
-            Ok(message) => return Ok(Some((before, message))),
-            Err(Unread::Absent) => return Ok(None),
+            Ok(message) => return Ok(Seen::Poison { before, message }),
+            Err(Unread::Absent) => return Ok(Seen::End),
             Err(error) => return Err(Ended::Broken(format!("a message that ends sessions: {error}"))),
         }
-        if Instant::now() >= until {
-            break;
-        }
+        before += 1;
     }
-    Ok(None)
+    Ok(Seen::Readable { before })
 }
 
 /// Keeps a message in quarantine that is next to be read, and goes on behind it.
@@ -130,8 +134,8 @@ async fn put_aside(
     reader: &Reader,
     progress: &mut Progress,
 ) -> Result<(), Ended> {
-    let Stored { sequence, subject, payload, at_nanos, .. } = message;
-    let subject = Subject::from(subject);
+    let subject = Subject::from(message.subject());
+    let Stored { sequence, payload, at_nanos, .. } = message;
     let problem = text::malformed("its headers cannot be read; its body is kept without them");
     let recorder = &reader.recorder;
     let row = reader.row(&subject, &payload, &Rejection { problem, tenant: None }, recorder.now());

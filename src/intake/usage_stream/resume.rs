@@ -212,11 +212,11 @@ pub(super) async fn look(
     terms: &Terms,
     position: Option<&Checkpoint>,
 ) -> Result<Look, Ended> {
-    let broken = |what: &str, error: &dyn std::fmt::Display| Ended::Broken(format!("{what}: {error}"));
+    let unasked = |what: &str, error: &dyn std::fmt::Display| Ended::Undelivered(format!("{what}: {error}"));
     // The consumer first: what arrives between the two questions must not make it look ahead of the stream.
     let consumer =
-        stream.consumer_info(&terms.consumer).await.map_err(|error| broken("the consumer's state", &error))?;
-    let info = stream.get_info().await.map_err(|error| broken("the stream's state", &error))?;
+        stream.consumer_info(&terms.consumer).await.map_err(|error| unasked("the consumer's state", &error))?;
+    let info = stream.get_info().await.map_err(|error| unasked("the stream's state", &error))?;
     if terms::reader_of(&consumer.config).is_some_and(|reader| reader != terms.reader) {
         return Err(Ended::Broken("another node reads it by now".to_owned()));
     }
@@ -229,7 +229,7 @@ pub(super) async fn look(
     metrics::gauge!("platform_api_stream_ack_pending_messages").set(consumer.num_ack_pending as f64);
     // And again, now that we know where the stream begins: what was delivered meanwhile, and is gone since, is on its way
     // to us.
-    let after = stream.consumer_info(&terms.consumer).await.map_err(|error| broken("the consumer's state", &error))?;
+    let after = stream.consumer_info(&terms.consumer).await.map_err(|error| unasked("the consumer's state", &error))?;
     let mut anomaly = None;
     if let Some(position) = position
         && let Verdict::Another(found) = position.judge(&seen(context, &info, position).await?)
@@ -256,7 +256,7 @@ async fn hash_at(context: &Context, info: &stream::Info, place: u64) -> Result<O
         return Ok(None);
     }
     match stored::at(context, &info.config.name, place).await {
-        Ok(message) => Ok(Some(hash(message.at_nanos, &message.subject, &message.payload))),
+        Ok(message) => Ok(Some(hash(message.at_nanos, message.subject(), &message.payload))),
         Err(Unread::Absent) => Ok(None),
         // The server cannot read it any more: not what was read.
         Err(Unread::Refused(error)) if !is_passing(error.error_code()) => {

@@ -76,8 +76,6 @@ pub(super) struct Session<'a> {
     messages: Messages,
     /// Behind these messages stands one that ends sessions.
     is_short: bool,
-    /// All of those have been delivered.
-    is_over: bool,
     counter: Counter,
     deliveries: Deliveries,
     floor: Floor<End>,
@@ -176,7 +174,6 @@ impl<'a> Session<'a> {
             acknowledged: None,
             full_since: None,
             is_short: found.before.is_some(),
-            is_over: false,
             looking: false,
             unkept: false,
             kept_at: Instant::now(),
@@ -237,7 +234,7 @@ impl<'a> Session<'a> {
                         Err(ended @ Ended::Undelivered(_)) if self.is_short => {
                             let parked = config::millis(self.given.nats.park_after_ms) + PARKED_WITHIN;
                             over = Some((ended, Instant::now() + parked));
-                            self.is_over = true;
+                            self.lanes.run_out();
                         }
                         pulled => pulled?,
                     }
@@ -429,9 +426,7 @@ impl<'a> Session<'a> {
 
     fn sweep(&mut self) {
         let now = Instant::now();
-        let is_full = self.full_since.is_some_and(|since| now - since >= PRESSURE_AFTER);
-        // Nothing more is read before what is stuck has gone.
-        let pressure = is_full || self.is_over;
+        let pressure = self.full_since.is_some_and(|since| now - since >= PRESSURE_AFTER);
         self.lanes.may_park(self.given.reader.recorder.may_park());
         for (tenant, parts) in self.lanes.sweep(pressure, now) {
             let counter = self.counter.clone();
@@ -502,9 +497,18 @@ impl<'a> Session<'a> {
                 if self.under_way == usize::from(self.looking) {
                     break;
                 }
-                let Some(event) = self.events.recv().await else { break };
-                if self.heard(event).is_err() {
-                    break;
+                match self.events.recv().await {
+                    // It says nothing about what is in flight.
+                    Some(Event::Looked(_)) => {
+                        self.under_way -= 1;
+                        self.looking = false;
+                    }
+                    Some(event) => {
+                        if self.heard(event).is_err() {
+                            break;
+                        }
+                    }
+                    None => break,
                 }
             }
         };

@@ -22,7 +22,7 @@ const VERSION: &str = "NATS/1.0";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stored {
     pub(super) sequence: u64,
-    pub(super) subject: String,
+    subject: String,
     /// The block as it was sent; empty when there is none.
     headers: Vec<u8>,
     pub(super) payload: Bytes,
@@ -88,9 +88,16 @@ async fn ask(context: &Context, stream: &str, question: &serde_json::Value) -> R
 impl Stored {
     /// Would the client hand it on?
     pub(super) fn is_readable(&self) -> bool {
-        // What was no text in the subject, the server has replaced.
-        let is_named = !self.subject.contains(char::REPLACEMENT_CHARACTER);
-        is_named && (self.headers.is_empty() || are_readable(&self.headers))
+        // What was no text in the subject, the server has replaced. With headers, the client divides its line at any space.
+        let is_strange = |letter: char| {
+            letter == char::REPLACEMENT_CHARACTER || (!self.headers.is_empty() && letter.is_whitespace())
+        };
+        !self.subject.contains(is_strange) && (self.headers.is_empty() || are_readable(&self.headers))
+    }
+
+    /// The subject as the client hands it on.
+    pub(super) fn subject(&self) -> &str {
+        if self.headers.is_empty() { &self.subject } else { self.subject.trim() }
     }
 }
 
@@ -98,7 +105,8 @@ impl Stored {
 fn are_readable(headers: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(headers) else { return false };
     let mut lines = text.lines().peekable();
-    if !lines.next().and_then(|line| line.strip_prefix(VERSION)).is_some_and(|status| status.trim().is_empty()) {
+    let status = lines.next().and_then(|line| line.strip_prefix(VERSION)).map(|rest| rest.split_whitespace().next());
+    if !matches!(status, Some(None | Some("200"))) {
         return false;
     }
     while let Some(line) = lines.next() {
@@ -141,17 +149,29 @@ mod tests {
 
     #[test]
     fn headers_that_the_client_cannot_hand_on_are_known() {
-        let readable: [&[u8]; 5] = [
+        let readable: [&[u8]; 6] = [
             b"NATS/1.0\r\n\r\n",
             b"NATS/1.0\r\nce-id: 1\r\nce-source: /a b\r\n\r\n",
             b"NATS/1.0\r\nempty:\r\n\r\n",
             b"NATS/1.0\r\nlong: a\r\n b\r\n\r\n",
             b"NATS/1.0\r\na: b\nc: d\r\n\r\n",
+            b"NATS/1.0 200 OK\r\na: b\r\n\r\n",
         ];
         assert!(readable.iter().all(|headers| are_readable(headers)));
         for headers in POISON {
             assert!(!are_readable(headers), "{}", String::from_utf8_lossy(headers));
         }
         assert!(!are_readable(b"garbage"));
+        let stored = |subject: &str, headers: &[u8]| Stored {
+            sequence: 1,
+            subject: subject.to_owned(),
+            headers: headers.to_vec(),
+            payload: Bytes::new(),
+            at_nanos: 0,
+        };
+        let plain: &[u8] = b"NATS/1.0\r\n\r\n";
+        assert!(stored("a.b", plain).is_readable() && stored("a.b\u{3000}c", b"").is_readable());
+        assert!(!stored("a.b\u{3000}c", plain).is_readable() && !stored("a.\u{fffd}", b"").is_readable());
+        assert_eq!([stored("a\u{3000}", plain).subject(), stored("a\u{3000}", b"").subject()], ["a", "a\u{3000}"]);
     }
 }

@@ -96,8 +96,9 @@ async fn meters_add_up_by_window(house: &House) {
         let names: BTreeSet<&str> = given.iter().map(|reading| reading.series.as_str()).collect();
         let known = gateway::series(&mut connection, &names).await.unwrap();
         let gaps = std::slice::from_ref(&gap);
+        let now = given.iter().map(|reading| reading.at).max().unwrap();
         books =
-            post(&mut connection, &books, NOW, |posting| posting.gateway_readings(&known, &given, gaps)).await.unwrap();
+            post(&mut connection, &books, now, |posting| posting.gateway_readings(&known, &given, gaps)).await.unwrap();
     }
     let terms = books.comparison.terms;
     let sql = "SELECT window_start, source, amount, lower_bound FROM gateway_meter ORDER BY window_start";
