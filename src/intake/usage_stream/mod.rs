@@ -9,7 +9,8 @@
 //! Acknowledgements and stream sequences are hints: the tenants' ledgers decide what was counted. So a lost
 //! acknowledgement, a lost connection and a stream that went backwards all end in the same way: the messages come
 //! again, and are known. Where reading goes on is decided by our own checkpoint, compared with what the stream holds
-//! ([`resume`]). Of several nodes one reads, the others stand by ([`turn`]).
+//! ([`resume`]). A message that ends each session that comes to it is looked for and put aside ([`poison`]). Of several nodes
+//! one reads, the others stand by ([`turn`]).
 
 mod connection;
 mod counting;
