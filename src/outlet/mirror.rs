@@ -22,7 +22,8 @@
 //! or Redis cannot be reached, and a gateway that finds no key asks `GET /v1/quotas/{tenantId}/decision`. A period that
 //! ends is in the document with the next refresh, so a reader past `resetAt` counts from zero.
 //!
-//! Redis is never read, and nothing depends on it: down means an entry in the health report.
+//! Nothing depends on Redis: down means an entry in the health report. It is read in one place only: a node that does not know
+//! yet that another has the tenant by now replaces no newer document by an older one, while that is there.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -50,6 +51,19 @@ use crate::domain::tenant::Lifecycle;
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Subject;
 
+/// Writes a document unless a newer one is there. The first fields of ours say how new it is; what is not ours is replaced.
+const SET_UNLESS_NEWER: &str = r#"
+local known = redis.call('GET', KEYS[1])
+if known then
+    local epoch, version = string.match(known, '"epoch":(%d+),"version":(%d+)')
+    epoch, version = tonumber(epoch or -1), tonumber(version or -1)
+    if epoch > tonumber(ARGV[3]) or (epoch == tonumber(ARGV[3]) and version > tonumber(ARGV[4])) then
+        return 0
+    end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"#;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Tenants written with one command sequence.
@@ -69,6 +83,14 @@ pub(super) struct Mirror {
     health: watch::Sender<State>,
     /// Tenants whose document is older than their books. Bounded by the number of tenants.
     dirty: HashSet<TenantId>,
+}
+
+/// What is written for a tenant, and how new it is.
+struct Page {
+    tenant: TenantId,
+    epoch: i64,
+    version: i64,
+    document: String,
 }
 
 /// The connection, and what a key looks like.
@@ -163,7 +185,7 @@ impl Mirror {
         let mut documents = Vec::with_capacity(tenants.len());
         while let Some(answer) = described.join_next().await {
             if let Ok(Ok(books)) = answer {
-                documents.extend(self.document(&books).map(|document| (books.tenant, document)));
+                documents.extend(self.page(&books));
             }
         }
         if !documents.is_empty() && !self.write(&documents).await {
@@ -175,7 +197,7 @@ impl Mirror {
         true
     }
 
-    async fn write(&mut self, documents: &[(TenantId, String)]) -> bool {
+    async fn write(&mut self, documents: &[Page]) -> bool {
         let result = self.writer.set(documents).await;
         let (written, word) = (result.is_ok(), if result.is_ok() { "ok" } else { "failed" });
         let count = u64::try_from(documents.len()).unwrap_or(u64::MAX);
@@ -211,14 +233,15 @@ impl Mirror {
     }
 
     /// None while a period runs whose usage is not known: it must not pass for unused. The next round asks again.
-    fn document(&self, books: &Books) -> Option<String> {
+    fn page(&self, books: &Books) -> Option<Page> {
         let now = self.clock.now();
         if !books.knows_running(now) {
             return None;
         }
         let suspended =
             self.directory.tenant(books.tenant).is_some_and(|tenant| tenant.lifecycle == Lifecycle::Suspended);
-        Some(document(books, suspended, now))
+        let document = document(books, suspended, now);
+        Some(Page { tenant: books.tenant, epoch: books.epoch, version: books.version, document })
     }
 }
 
@@ -239,11 +262,12 @@ impl Writer {
         Ok(Some(Writer { redis: manager.map_err(unusable)?, key_prefix, ttl_ms }))
     }
 
-    async fn set(&mut self, documents: &[(TenantId, String)]) -> Result<(), redis::RedisError> {
+    async fn set(&mut self, pages: &[Page]) -> Result<(), redis::RedisError> {
         let mut commands = redis::pipe();
-        for (tenant, document) in documents {
-            let key = format!("{}{tenant}", self.key_prefix);
-            commands.cmd("SET").arg(key).arg(document).arg("PX").arg(self.ttl_ms).ignore();
+        for page in pages {
+            let key = format!("{}{}", self.key_prefix, page.tenant);
+            commands.cmd("EVAL").arg(SET_UNLESS_NEWER).arg(1).arg(key);
+            commands.arg(&page.document).arg(self.ttl_ms).arg(page.epoch).arg(page.version).ignore();
         }
         commands.query_async(&mut self.redis).await
     }
@@ -340,7 +364,8 @@ mod tests {
         let settings = config::Redis { url: Some(url.clone().into()), key_prefix: key_prefix.clone(), ttl_ms: 60_000 };
         let mut writer = Writer::open(&settings).unwrap().unwrap();
         let tenant = TenantId(crate::clock::new_id());
-        writer.set(&[(tenant, "{}".into()), (tenant, "{\"version\":2}".into())]).await.unwrap();
+        let page = |epoch, version, document: &str| Page { tenant, epoch, version, document: document.into() };
+        writer.set(&[page(0, 1, "{}"), page(0, 2, "{\"version\":2}")]).await.unwrap();
 
         let mut reader = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
         let key = format!("{key_prefix}{tenant}");
@@ -351,12 +376,50 @@ mod tests {
         assert!((1..=60_000).contains(&left_ms), "{left_ms}");
     }
 
+    /// Nor does it lengthen the time to live of the newer one.
+    #[tokio::test]
+    async fn who_has_lost_a_tenant_replaces_nothing_that_is_newer() {
+        let url = std::env::var("TEST_REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379/".into());
+        let key_prefix = format!("outlet-test-{}:", crate::clock::new_id());
+        let settings = |ttl_ms| config::Redis { url: Some(url.clone().into()), key_prefix: key_prefix.clone(), ttl_ms };
+        let [mut heir, mut deposed] = [60_000, 600_000].map(|ttl_ms| Writer::open(&settings(ttl_ms)).unwrap().unwrap());
+        let mut reader = redis::Client::open(url.clone()).unwrap().get_multiplexed_async_connection().await.unwrap();
+        let now: Timestamp = "2026-11-20T15:37:12.345Z".parse().unwrap();
+        let mut books = books(now);
+        let tenant = books.tenant;
+        let mut page = |epoch, version| {
+            (books.epoch, books.version) = (epoch, version);
+            Page { tenant, epoch, version, document: document(&books, false, now) }
+        };
+        let [older, newer, next, last] = [(4, 9), (5, 7), (5, 8), (12, 1)].map(|(epoch, version)| page(epoch, version));
+        let key = format!("{key_prefix}{tenant}");
+        for (by_heir, page, is_written) in [
+            (true, &newer, true),
+            (false, &older, false),
+            (true, &next, true),
+            (false, &newer, false),
+            (true, &last, true),
+            (false, &next, false),
+        ] {
+            let writer = if by_heir { &mut heir } else { &mut deposed };
+            writer.set(std::slice::from_ref(page)).await.unwrap();
+            let stored: String = reader.get(&key).await.unwrap();
+            assert_eq!(stored == page.document, is_written, "epoch {}, version {}", page.epoch, page.version);
+        }
+        let stored: String = reader.get(&key).await.unwrap();
+        let left_ms: i64 = reader.pttl(&key).await.unwrap();
+        let _: () = reader.del(&key).await.unwrap();
+        assert_eq!(stored, last.document);
+        assert!((1..=60_000).contains(&left_ms), "{left_ms}");
+    }
+
     #[tokio::test]
     async fn a_redis_that_is_down_is_an_error_soon_and_a_poor_url_at_start() {
         let settings = |url: &str| config::Redis { url: Some(url.into()), ..config::Redis::default() };
         let mut writer = Writer::open(&settings("redis://127.0.0.1:1/")).unwrap().unwrap();
         let began = Instant::now();
-        assert!(writer.set(&[(TenantId(crate::clock::new_id()), "{}".into())]).await.is_err());
+        let tenant = TenantId(crate::clock::new_id());
+        assert!(writer.set(&[Page { tenant, epoch: 0, version: 0, document: "{}".into() }]).await.is_err());
         assert!(began.elapsed() < Duration::from_secs(30));
         assert!(problem(&settings("http://user:secret@host/")).is_some_and(|problem| !problem.contains("secret")));
         assert_eq!(problem(&settings("rediss://user:secret@cache.example.com:6380/1")), None);
