@@ -10,6 +10,8 @@ use uuid::Uuid;
 
 pub use super::api_key::NewKey;
 use super::api_key::key_record;
+use super::crowd::Caller;
+use super::heartbeat::Pacemaker;
 use super::index::Index;
 use super::registrar::{self, Change, Edit, What, Written};
 use super::supervisor::{self, Homes};
@@ -139,6 +141,7 @@ pub(super) struct Parts {
     pub(super) changes: workflow::Changes,
     /// In bytes: what is on its way to the quarantine, also what nobody waits for any more.
     pub(super) quarantine_room: Arc<Semaphore>,
+    pub(super) pacemaker: Pacemaker,
 }
 
 impl std::fmt::Debug for Handle {
@@ -178,12 +181,32 @@ impl Handle {
 
     /// As [`find`](Handle::find), for a tenant that need not be served: workflows open pending and archived ones.
     pub(super) async fn open(&self, tenant: TenantId) -> Result<tenant::handle::Handle, Absent> {
+        self.visit(tenant, Caller::guest).await
+    }
+
+    /// As [`find`](Handle::find), for what this node has to do there by itself: what another node holds is left to that.
+    ///
+    /// # Errors
+    /// [`Absent`].
+    pub async fn return_to(&self, tenant: TenantId) -> Result<tenant::handle::Handle, Absent> {
+        match self.lifecycle(tenant) {
+            _ if self.is_elsewhere(tenant) => Err(Absent::Elsewhere { after_ms: 0 }),
+            Some(lifecycle) if registrar::is_served(lifecycle) => self.visit(tenant, Caller::resident).await,
+            _ => Err(Absent::Unknown),
+        }
+    }
+
+    async fn visit(
+        &self,
+        tenant: TenantId,
+        caller: fn(RpcReplyPort<Result<tenant::handle::Handle, Absent>>) -> Caller,
+    ) -> Result<tenant::handle::Handle, Absent> {
         if let Some(home) = self.0.homes.get(tenant) {
             return Ok(home);
         }
         let (sender, receiver) = ractor::concurrency::oneshot();
         let gone = Absent::ComeBack { after_ms: 1_000 };
-        if self.0.supervisor.cast(supervisor::Message::Find { tenant, reply: sender.into() }).is_err() {
+        if self.0.supervisor.cast(supervisor::Message::Find { tenant, caller: caller(sender.into()) }).is_err() {
             return Err(gone);
         }
         match tokio::time::timeout(FIND_TIMEOUT, receiver).await {
@@ -192,18 +215,13 @@ impl Handle {
         }
     }
 
-    /// Opens a tenant for nobody in particular.
-    pub(super) fn wake(&self, tenant: TenantId) {
-        let _ = self.0.supervisor.cast(supervisor::Message::Wake { tenant });
-    }
-
     /// Every tenant that is open now.
     #[must_use]
     pub fn open_tenants(&self) -> Vec<tenant::handle::Handle> {
         self.0.homes.all()
     }
 
-    /// Has another node a tenant that was open here? It is that node's to tell about.
+    /// Has another node a tenant, as far as was noticed here? It is that node's to tell about.
     #[must_use]
     pub fn is_elsewhere(&self, tenant: TenantId) -> bool {
         self.0.homes.is_elsewhere(tenant)
@@ -552,6 +570,8 @@ impl Handle {
         }
         // What the tenants' ends left to remember is in the registrar's mailbox; a drain works it off.
         let _ = self.0.registrar.drain_and_wait(Some(REGISTER_TIMEOUT)).await;
+        // And with what it has noted, the others know what is left.
+        self.0.pacemaker.leave().await;
         let _ = self.0.supervisor.stop_and_wait(None, Some(REGISTER_TIMEOUT)).await;
     }
 

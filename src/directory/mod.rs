@@ -10,7 +10,9 @@
 //! - [`api_key`]: a tenant's keys. `key_use`: when each was last used.
 //! - `quarantine`: how much of it is whose.
 //! - [`jobs`]: background work, as far as it is durable. [`session`]: sessions of browsers, and passwords.
-//! - `follow`: what other nodes on the same control database change. `remember`: how long each tenant's chain is.
+//! - `follow`: what other nodes on the same control database change. `remember`: how long each tenant's chain is, and whose it
+//!   is. `neighbours`: which tenants other nodes have taken. [`heartbeat`]: which nodes live, and who comes back to what the others
+//!   owed. `crowd`: more tenants than places.
 //! - [`index`]: the catalogue in memory, for look-ups in the request path.
 //! - [`errand`]: one try of a job, and who holds it. [`workflow`]: changes that touch the control database and a tenant's;
 //!   what is left to do is a job, each step may be done again, and whatever a crash left unfinished is taken up by whichever
@@ -25,6 +27,7 @@ pub mod errand;
 pub mod flag;
 mod follow;
 pub mod handle;
+pub mod heartbeat;
 mod index;
 pub mod jobs;
 mod key_use;
@@ -46,9 +49,9 @@ use std::sync::Arc;
 use ractor::Actor;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config;
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{NodeId, TenantId};
 use crate::domain::reconcile::Terms;
 use crate::domain::routing::Routing;
 use crate::store::StoreError;
@@ -67,8 +70,8 @@ pub struct Settings {
     pub lease_micros: i64,
 }
 
-/// Opens the directory: loads the catalogue, and wakes the tenants that were awake, so that what they owe is delivered. What a
-/// crash left unfinished is taken up by the [runner](crate::jobs::runner).
+/// Opens the directory: loads the catalogue, and wakes the tenants that were awake and that no other node holds, so that what they
+/// owe is delivered. What a crash left unfinished is taken up by the [runner](crate::jobs::runner).
 ///
 /// # Errors
 /// [`StoreError`] when the control database cannot be opened or read.
@@ -80,7 +83,9 @@ pub async fn open(
 ) -> Result<handle::Handle, StoreError> {
     let index = Arc::new(index::Index::default());
     let lease_micros = settings.lease_micros;
-    let registrar = registrar::Birth { store: store.clone(), index: index.clone(), clock: clock.clone(), lease_micros };
+    let node = NodeId(clock::new_id());
+    let registrar =
+        registrar::Birth { node, store: store.clone(), index: index.clone(), clock: clock.clone(), lease_micros };
     let awake = registrar::load(&registrar).await?;
     let (registrar, _) = Actor::spawn(None, registrar::Registrar, registrar)
         .await
@@ -98,22 +103,22 @@ pub async fn open(
     let (supervisor, _) = Actor::spawn(None, supervisor::Supervisor, birth)
         .await
         .map_err(|error| StoreError::Wrong(format!("the supervisor did not start: {error}")))?;
+    let pacemaker = heartbeat::Heart::start(node, store.clone(), supervisor.clone()).await?;
     let handle = handle::Handle::new(handle::Parts {
         store,
         index,
         homes,
         registrar,
-        supervisor,
+        supervisor: supervisor.clone(),
         clock,
         exposures: flag::Exposures::default(),
         job_bell: Notify::new(),
         held: Arc::default(),
         changes: workflow::Changes::new(lease_micros),
         quarantine_room: Arc::new(Semaphore::new(handle::QUARANTINE_BYTES_MAX)),
+        pacemaker,
     });
-    for tenant in awake {
-        handle.wake(tenant);
-    }
+    let _ = supervisor.cast(supervisor::Message::TakeUp { held: awake });
     Ok(handle)
 }
 

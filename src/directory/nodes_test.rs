@@ -15,19 +15,20 @@ use super::key_use::PIECE_USES_MAX;
 use super::task::{Change, Halt, untold};
 use super::tests::{begun_and_gone, onboard};
 use super::{Settings, open};
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config;
 use crate::domain::chain::{Entry, Hash, Head};
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{NodeId, TenantId};
 use crate::domain::job::State;
 use crate::domain::request::{Answer, Request};
 use crate::domain::tenant::{Lifecycle, Tenant};
 use crate::domain::time::{MICROS_PER_DAY, Timestamp};
 use crate::jobs::kinds::Tools;
 use crate::jobs::runner::Runner;
+use crate::store::catalogue::{self, Note};
 use crate::store::database::{Connection, Store};
 use crate::store::tests::harness::{House, NOW};
-use crate::store::{api_key, catalogue, news};
+use crate::store::{api_key, news};
 use crate::telemetry::logs::JsonLines;
 
 crate::store::tests::conformance!(
@@ -36,6 +37,7 @@ crate::store::tests::conformance!(
     what_a_dead_process_left_is_taken_up_at_once_only_where_it_was_the_one_owner,
     a_tenant_that_another_node_has_taken_is_given_up_though_nothing_is_committed,
     a_chain_that_another_node_has_seen_longer_is_not_gone_on_with,
+    what_a_node_had_that_is_gone_another_takes_up_and_what_a_living_one_has_nobody,
 );
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -58,7 +60,7 @@ fn jobs() -> config::Jobs {
 
 fn tenant(slug: &str) -> Tenant {
     Tenant {
-        id: TenantId(crate::clock::new_id()),
+        id: TenantId(clock::new_id()),
         slug: slug.into(),
         name: "Acme".into(),
         tier: "standard".into(),
@@ -193,6 +195,32 @@ async fn a_tenant_that_another_node_has_taken_is_given_up_though_nothing_is_comm
     }
 }
 
+/// On SQLite there is no other node.
+async fn what_a_node_had_that_is_gone_another_takes_up_and_what_a_living_one_has_nobody(house: &House) {
+    if house.is_sqlite() {
+        return;
+    }
+    let (one, other) = (node(house.store().await).await, node(house.store().await).await);
+    let acme = onboard(&one, "acme").await;
+    one.find(acme).await.unwrap();
+    let third = node(house.store().await).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let open = |node: &Handle| node.open_tenants().len();
+    assert_eq!([&one, &other, &third].map(open), [1, 0, 0], "it lives");
+
+    one.parts().pacemaker.stop();
+    let taken_up = async {
+        while open(&other) + open(&third) == 0 || open(&one) > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, taken_up).await.expect("nobody asks for it");
+    assert_eq!(open(&other) + open(&third), 1, "one of them");
+    for node in [one, other, third] {
+        node.drain(PATIENCE).await;
+    }
+}
+
 /// The database was restored from a copy after another node had written to it. On SQLite there is no other node.
 async fn a_chain_that_another_node_has_seen_longer_is_not_gone_on_with(house: &House) {
     if house.is_sqlite() {
@@ -201,9 +229,9 @@ async fn a_chain_that_another_node_has_seen_longer_is_not_gone_on_with(house: &H
     let store = house.store().await;
     let node = node(store.clone()).await;
     let acme = onboard(&node, "acme").await;
-    let longer = Head { seq: 1_000, hash: Hash([7; 32]) };
+    let longer = Note { head: Head { seq: 1_000, hash: Hash([7; 32]) }, awake: true, opened: true };
     let mut other = store.control_again().await.unwrap();
-    catalogue::remember_head(&mut other, acme, longer, true).await.unwrap();
+    catalogue::remember_head(&mut other, acme, longer, NodeId(clock::new_id())).await.unwrap();
     // Until then it is open here, by what this node has seen.
     let closed = async {
         while !matches!(node.find(acme).await, Err(Absent::Frozen)) {

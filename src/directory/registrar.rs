@@ -18,7 +18,7 @@ use super::workflow::{self, Finish, Plan};
 use crate::clock::{self, Clock};
 use crate::domain::api_key::{self, ApiKey};
 use crate::domain::chain::{Entry, EntryOutcome, Head};
-use crate::domain::ids::{JobId, TenantId};
+use crate::domain::ids::{JobId, NodeId, TenantId};
 use crate::domain::job::{Ending, Job};
 use crate::domain::organization::Expected;
 use crate::domain::report::{Fate, Quarantined, Retried, Share};
@@ -27,10 +27,13 @@ use crate::domain::stream::Checkpoint;
 use crate::domain::tenant::{Lifecycle, Tenant};
 use crate::domain::time::Timestamp;
 use crate::fault;
+use crate::store::catalogue::{self, Note};
 use crate::store::database::{Connection, Store};
-use crate::store::{self, StoreError, catalogue, flag, job, news, platform_admin, quarantine, request};
+use crate::store::node::{self, Held};
+use crate::store::{self, StoreError, flag, job, news, platform_admin, quarantine, request};
 
 pub(super) struct Birth {
+    pub(super) node: NodeId,
     pub(super) store: Store,
     pub(super) index: Arc<Index>,
     pub(super) clock: Clock,
@@ -86,8 +89,14 @@ pub(super) enum Message {
     /// Remember how long a tenant's chain is, and whether the tenant is open.
     Remember {
         tenant: TenantId,
-        head: Head,
-        awake: bool,
+        note: Note,
+    },
+    /// Remember that a tenant is about to be opened here; answers the longest head of its chain that any node has noted. `None`
+    /// when another node holds it, unless somebody `asked` this one for it.
+    Hold {
+        tenant: TenantId,
+        asked: bool,
+        reply: RpcReplyPort<Result<Option<Head>, Refused>>,
     },
     /// Which of these tenants have a longer chain than this, as another node has noted.
     Longer {
@@ -189,14 +198,14 @@ pub(super) struct State {
     /// Looks at what other nodes have changed that have failed in a row.
     pub(super) failed_looks: i64,
     pub(super) told_of_tampering: bool,
-    /// What could not be remembered of tenants, yet: how long their chains are, and whether they are open.
-    pub(super) unremembered: HashMap<TenantId, (Head, bool)>,
+    /// What could not be remembered of tenants, yet.
+    pub(super) unremembered: HashMap<TenantId, Note>,
     shares: Shares,
 }
 
-/// Opens the control database and fills the index; answers the tenants that were open when the last daemon ended. Where it
-/// can only have been the last owner who held a job, nobody waits for its lease to be over.
-pub(super) async fn load(birth: &Birth) -> Result<Vec<TenantId>, StoreError> {
+/// Opens the control database and fills the index; answers the tenants that owed something when the last daemon ended,
+/// if none but the last owner can have held them. Nor does anybody wait then for the lease of its jobs to be over.
+pub(super) async fn load(birth: &Birth) -> Result<Vec<Held>, StoreError> {
     let mut connection = birth.store.control().await?;
     if birth.store.has_one_owner() {
         let left = job::let_go(&mut connection).await?;
@@ -208,8 +217,9 @@ pub(super) async fn load(birth: &Birth) -> Result<Vec<TenantId>, StoreError> {
     let admins = platform_admin::all(&mut connection).await?;
     birth.index.uses.load(store::api_key::uses(&mut connection).await?);
     birth.index.put_flags(flag::all(&mut connection).await?);
-    let awake =
-        rows.iter().filter(|row| row.awake && is_served(row.tenant.lifecycle)).map(|row| row.tenant.id).collect();
+    let was_ours = |row: &&catalogue::Row| birth.store.has_one_owner() && row.awake && is_served(row.tenant.lifecycle);
+    let held = |row: &catalogue::Row| Held { tenant: row.tenant.id, head_seq: row.head.seq, is_orphan: true };
+    let awake = rows.iter().filter(was_ours).map(held).collect();
     birth.index.load(rows.into_iter().map(|row| (row.tenant, row.head)).collect(), keys, admins);
     Ok(awake)
 }
@@ -264,7 +274,10 @@ impl Actor for Registrar {
                 answer(reply, state.append(entries, Beside::Checkpoint(checkpoint)).await);
             }
             Message::Retried { tenant, rows, reply } => answer(reply, state.retried(tenant, rows).await),
-            Message::Remember { tenant, head, awake } => state.remember(tenant, head, awake).await,
+            Message::Remember { tenant, note } => state.remember(tenant, note).await,
+            // It is open by now, or about to be asked for again.
+            Message::Hold { reply, .. } if reply.is_closed() => {}
+            Message::Hold { tenant, asked, reply } => answer(reply, state.hold(tenant, asked).await),
             Message::Longer { heads, reply } => {
                 let _ = reply.send(state.longer(&heads).await);
             }
@@ -297,6 +310,11 @@ impl State {
     pub(super) async fn connection(&mut self) -> Result<&mut Connection, Refused> {
         if self.connection.is_none() {
             let mut connection = self.birth.store.control_again().await.map_err(|error| unavailable(&error))?;
+            // Others may have taken us to be gone meanwhile.
+            if self.birth.store.followed_every().is_some() {
+                let back = node::come_back(&mut connection, self.birth.node).await;
+                back.map_err(|error| unavailable(&error))?;
+            }
             // Before anything is read: what is changed meanwhile is read twice, and nothing is missed.
             self.version = news::version(&mut connection).await.map_err(|error| unavailable(&error))?;
             let (rows, keys) = catalogue::load(&mut connection).await.map_err(|error| unavailable(&error))?;

@@ -33,8 +33,8 @@ pub enum Slot {
         until: Timestamp,
         failures: u32,
     },
-    /// Another node has taken it over. It is opened again when somebody asks for it here, and not before `until`: two
-    /// nodes that are both asked take turns, longer ones each time, and neither waits for a person.
+    /// Another node has taken it over. It is opened again when somebody asks for it here or the other node is gone, and not
+    /// before `until`: two nodes that are both asked take turns, longer ones each time, and neither waits for a person.
     Yielded {
         until: Timestamp,
         failures: u32,
@@ -139,7 +139,7 @@ mod tests {
         let Slot::Yielded { until, failures } = slot.yielded(now, BACKOFF) else { panic!("not yielded") };
         assert_eq!((until.0, failures), (1_000_000, 7));
         let yielded = slot.yielded(now, BACKOFF);
-        assert!(!yielded.is_due(until, BACKOFF), "only somebody who asks opens it again");
+        assert!(!yielded.is_due(until, BACKOFF), "time alone does not open it again");
         assert!(yielded.may_be_taken_back(until, BACKOFF) && !yielded.may_be_taken_back(now, BACKOFF));
         let open = slot.opened(now);
         let soon = open.failed(now.plus_micros(HEALTHY_MICROS - 1), BACKOFF);

@@ -9,8 +9,10 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, ActorStatus, RpcReply
 use tokio::sync::mpsc;
 
 use super::Settings;
+use super::crowd::{Caller, queue_up};
 use super::handle::{Absent, Census};
 use super::index::Index;
+use super::neighbours::hold;
 use super::registrar;
 use super::slot::{Backoff, Slot};
 use crate::clock::{self, Clock};
@@ -19,9 +21,11 @@ use crate::domain::ids::TenantId;
 use crate::domain::notice::RETRY_DELAY_MICROS_MAX;
 use crate::domain::reconcile::Proof;
 use crate::domain::time::{MICROS_PER_SECOND, Timestamp};
+use crate::store::catalogue::Note;
 use crate::store::database::Store;
 use crate::store::load::{self, Opening};
-use crate::store::{StoreError, catalogue, notice};
+use crate::store::node::Held;
+use crate::store::{StoreError, notice};
 use crate::tenant::handle::{Bounds, Handle as Home};
 use crate::tenant::keeper::{self, Keeper};
 use crate::tenant::message::{Life, Message as TenantMessage, Reconciliation};
@@ -31,8 +35,6 @@ use crate::tenant::pulse::{Pulse, SET_BACK_MICROS};
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// Sweeps between two notes of how long each chain is.
 const SWEEPS_PER_NOTE: u32 = 120;
-/// How long the catalogue is asked for what other nodes have seen of a chain.
-const WITNESS_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a tenant that owes something and made room stays away, at least; at most the longest delay of a delivery.
 const AWAY_MICROS_MIN: i64 = 30 * MICROS_PER_SECOND;
 /// How long a tenant may take to commit what is waiting when the daemon ends.
@@ -45,7 +47,7 @@ pub(super) const TAKEN: &str = "another node has taken it over";
 #[derive(Debug, Default)]
 pub(super) struct Homes {
     open: RwLock<HashMap<TenantId, Home, ahash::RandomState>>,
-    /// Tenants that were open here, and that another node has by now.
+    /// Tenants that another node has, as far as was noticed here.
     elsewhere: RwLock<HashSet<TenantId, ahash::RandomState>>,
     census: Mutex<Census>,
 }
@@ -72,7 +74,7 @@ impl Homes {
         self.elsewhere.write().unwrap_or_else(PoisonError::into_inner).insert(tenant);
     }
 
-    fn come_home(&self, tenant: TenantId) {
+    pub(super) fn come_home(&self, tenant: TenantId) {
         self.elsewhere.write().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
     }
 
@@ -101,11 +103,12 @@ pub(super) enum Message {
     /// The tenant's doorbell, opened if it rests.
     Find {
         tenant: TenantId,
-        reply: Caller,
+        caller: Caller,
     },
-    /// It may owe something from before our start: opened in its turn, behind whoever is asked for.
-    Wake {
-        tenant: TenantId,
+    /// They may owe something from before our start, or what a node that is gone owed: opened in their turn, behind whoever is
+    /// asked for.
+    TakeUp {
+        held: Vec<Held>,
     },
     /// From the task that opened a tenant.
     Opened {
@@ -123,9 +126,6 @@ pub(super) enum Message {
     },
 }
 
-/// Waits for a tenant's doorbell.
-pub(super) type Caller = RpcReplyPort<Result<Home, Absent>>;
-
 pub(super) struct Supervisor;
 
 pub(super) struct State {
@@ -133,6 +133,8 @@ pub(super) struct State {
     pub(super) slots: HashMap<TenantId, Slot>,
     tenants: HashMap<ActorId, TenantId>,
     pub(super) waiting: HashMap<TenantId, Vec<Caller>>,
+    /// Tenants that are to be opened because a guest has come, who need not wait any more.
+    asked: HashSet<TenantId>,
     /// Tenants to open, in the order they were asked for.
     pub(super) queue: VecDeque<TenantId>,
     opening: usize,
@@ -169,6 +171,7 @@ impl Actor for Supervisor {
             slots: HashMap::new(),
             tenants: HashMap::new(),
             waiting: HashMap::new(),
+            asked: HashSet::new(),
             queue: VecDeque::new(),
             opening: 0,
             drained: None,
@@ -191,8 +194,8 @@ impl Actor for Supervisor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            Message::Find { tenant, reply } => state.find(tenant, Some(reply)),
-            Message::Wake { tenant } => state.wake(tenant),
+            Message::Find { tenant, caller } => state.find(tenant, Some(caller)),
+            Message::TakeUp { held } => state.take_up(&held),
             Message::Opened { tenant, result } => state.opened(tenant, result),
             Message::Taken { tenants } => state.taken(&tenants),
             Message::Sweep => {
@@ -242,8 +245,11 @@ fn is_final(error: &StoreError) -> bool {
 }
 
 impl State {
-    fn find(&mut self, tenant: TenantId, reply: Option<Caller>) {
+    fn find(&mut self, tenant: TenantId, caller: Option<Caller>) {
         let now = self.birth.clock.now();
+        if caller.as_ref().is_some_and(|caller| caller.is_guest) && self.is_to_open(&tenant, now) {
+            self.asked.insert(tenant);
+        }
         let answer = match self.slots.get(&tenant) {
             _ if self.drained.is_some() => Err(Absent::ComeBack { after_ms: 1_000 }),
             Some(Slot::Open { .. }) => match self.birth.homes.get(tenant) {
@@ -256,37 +262,38 @@ impl State {
             Some(Slot::Frozen { .. }) => Err(Absent::Frozen),
             Some(slot @ Slot::Yielded { failures, .. }) if slot.may_be_taken_back(now, self.backoff()) => {
                 let failures = *failures;
-                self.start(tenant, failures, reply);
+                self.start(tenant, failures, caller);
                 return;
             }
             Some(slot @ Slot::Yielded { .. }) => Err(elsewhere(slot, now)),
             Some(Slot::Starting { .. }) => {
-                queue_up(self.waiting.entry(tenant).or_default(), reply);
+                queue_up(self.waiting.entry(tenant).or_default(), caller);
                 return;
             }
             None => {
-                self.start(tenant, 0, reply);
+                self.start(tenant, 0, caller);
                 return;
             }
         };
-        if let Some(reply) = reply {
-            let _ = reply.send(answer);
+        if let Some(caller) = caller {
+            caller.answer(answer);
         }
     }
 
-    fn wake(&mut self, tenant: TenantId) {
-        if !self.slots.contains_key(&tenant) {
-            let now = self.birth.clock.now();
-            self.owing.insert(tenant, now);
-            self.call_back(now);
+    /// Is it on its way here, or will it be if somebody asks?
+    fn is_to_open(&self, tenant: &TenantId, now: Timestamp) -> bool {
+        match self.slots.get(tenant) {
+            None | Some(Slot::Starting { .. } | Slot::BackingOff { .. }) => true,
+            Some(Slot::Open { .. } | Slot::Frozen { .. }) => false,
+            Some(slot @ Slot::Yielded { .. }) => slot.may_be_taken_back(now, self.backoff()),
         }
     }
 
-    fn start(&mut self, tenant: TenantId, failures: u32, reply: Option<Caller>) {
+    fn start(&mut self, tenant: TenantId, failures: u32, caller: Option<Caller>) {
         self.owing.remove(&tenant);
         self.slots.insert(tenant, Slot::Starting { failures });
         self.queue.push_back(tenant);
-        queue_up(self.waiting.entry(tenant).or_default(), reply);
+        queue_up(self.waiting.entry(tenant).or_default(), caller);
     }
 
     /// Opens queued tenants while there are places; asks idle tenants to rest when there are none.
@@ -304,8 +311,9 @@ impl State {
             self.opening += 1;
             let birth = self.birth.clone();
             let supervisor = myself.clone();
+            let asked = self.asked.contains(&tenant);
             tokio::spawn(async move {
-                let result = Box::pin(open(&birth, tenant, &supervisor)).await;
+                let result = Box::pin(open(&birth, tenant, asked, &supervisor)).await;
                 let _ = supervisor.cast(Message::Opened { tenant, result });
             });
         }
@@ -322,7 +330,9 @@ impl State {
                 self.tenants.insert(home.actor().get_id(), tenant);
                 self.unsettled.remove(&tenant);
                 self.resting.remove(&tenant);
-                self.note(&home, true);
+                self.owing.remove(&tenant);
+                self.asked.remove(&tenant);
+                self.note(&home, true, true);
                 self.birth.homes.put(home.clone());
                 self.answer(tenant, &Ok(home.clone()));
                 if self.drained.is_some() {
@@ -330,9 +340,14 @@ impl State {
                 }
             }
             Ok(_) => self.failed(tenant, "it ended while it was opened", None),
-            Err(error) => {
-                self.failed(tenant, &error.to_string(), Some(&error));
+            // A guest has come meanwhile.
+            Err(StoreError::Fenced) if self.asked.contains(&tenant) => self.queue.push_back(tenant),
+            Err(StoreError::Fenced) => {
+                tracing::info!(%tenant, "another node holds the tenant: left to it");
+                self.forget(tenant);
+                self.yield_to_another(tenant);
             }
+            Err(error) => self.failed(tenant, &error.to_string(), Some(&error)),
         }
         if self.queue.is_empty() {
             self.call_back(now);
@@ -361,7 +376,7 @@ impl State {
             if comes_back {
                 self.resting.insert(tenant, books.head.seq);
             }
-            self.note(&home, comes_back);
+            self.note(&home, comes_back, false);
         }
         self.slots.remove(&tenant);
         self.noted.remove(&tenant);
@@ -383,21 +398,17 @@ impl State {
         metrics::counter!("platform_api_tenant_restarts_total").increment(1);
         if error.is_some_and(is_final) {
             tracing::error!(%tenant, reason, "tenant is frozen: its database needs a person");
+            self.asked.remove(&tenant);
             self.slots.insert(tenant, Slot::Frozen { reason: reason.to_owned() });
             self.answer(tenant, &Err(Absent::Frozen));
             return;
         }
-        let backoff = self.backoff();
-        let before = self.slots.get(&tenant).map_or(Slot::Starting { failures: 0 }, Clone::clone);
         if let Some(StoreError::Fenced) = error {
             tracing::warn!(%tenant, "another node has taken the tenant over");
-            self.birth.homes.leave_to_another(tenant);
-            let slot = before.yielded(now, backoff);
-            self.answer(tenant, &Err(elsewhere(&slot, now)));
-            self.slots.insert(tenant, slot);
-            return;
+            return self.yield_to_another(tenant);
         }
-        let slot = before.failed(now, backoff);
+        let before = self.slots.get(&tenant).map_or(Slot::Starting { failures: 0 }, Clone::clone);
+        let slot = before.failed(now, self.backoff());
         if let Some(StoreError::Wrong(_)) = error {
             let failures = slot.failures();
             tracing::error!(%tenant, reason, failures, "the database refuses the tenant's statements: opened again later");
@@ -412,22 +423,33 @@ impl State {
         self.answer(tenant, &Err(Absent::ComeBack { after_ms }));
     }
 
+    fn yield_to_another(&mut self, tenant: TenantId) {
+        let now = self.birth.clock.now();
+        self.asked.remove(&tenant);
+        self.birth.homes.leave_to_another(tenant);
+        let before = self.slots.get(&tenant).map_or(Slot::Starting { failures: 0 }, Clone::clone);
+        let slot = before.yielded(now, self.backoff());
+        self.answer(tenant, &Err(elsewhere(&slot, now)));
+        self.slots.insert(tenant, slot);
+    }
+
     fn backoff(&self) -> Backoff {
         let settings = &self.birth.settings.tenants;
         Backoff { first_ms: settings.restart_backoff_ms, most_ms: settings.restart_backoff_max_ms }
     }
 
     fn answer(&mut self, tenant: TenantId, answer: &Result<Home, Absent>) {
-        for reply in self.waiting.remove(&tenant).unwrap_or_default() {
-            let _ = reply.send(answer.clone());
+        for caller in self.waiting.remove(&tenant).unwrap_or_default() {
+            caller.answer(answer.clone());
         }
     }
 
     /// Remembers in the catalogue how long the tenant's chain is, so that a restored database is noticed.
-    fn note(&mut self, home: &Home, awake: bool) {
-        let head = home.pulse().books().head;
-        self.noted.insert(home.tenant(), head);
-        let _ = self.birth.registrar.cast(registrar::Message::Remember { tenant: home.tenant(), head, awake });
+    fn note(&mut self, home: &Home, awake: bool, opened: bool) {
+        let (tenant, head) = (home.tenant(), home.pulse().books().head);
+        self.noted.insert(tenant, head);
+        let note = Note { head, awake, opened };
+        let _ = self.birth.registrar.cast(registrar::Message::Remember { tenant, note });
     }
 
     fn sweep(&mut self) {
@@ -444,7 +466,7 @@ impl State {
         if self.sweeps.is_multiple_of(SWEEPS_PER_NOTE) {
             let grown = homes.iter().filter(|home| self.noted.get(&home.tenant()) != Some(&home.pulse().books().head));
             for home in grown.cloned().collect::<Vec<_>>() {
-                self.note(&home, true);
+                self.note(&home, true, false);
             }
         }
         self.call_back(now);
@@ -464,14 +486,16 @@ impl State {
 
     /// Opens tenants that owe something or whose books time has changed, the first due first; no more than a few wait for a
     /// place at a time, so that they keep nobody out who is asked for: at a month's end all may be due at once.
-    fn call_back(&mut self, now: Timestamp) {
+    pub(super) fn call_back(&mut self, now: Timestamp) {
         let is_called = |tenant: &&TenantId| !self.is_asked_for(tenant);
         let called = self.queue.iter().filter(is_called).count();
         let room = self.birth.settings.tenants.opening_max.saturating_sub(called);
         if room == 0 || (self.owing.is_empty() && self.unsettled.is_empty()) {
             return;
         }
-        let owing = self.owing.iter().filter(|(_, at)| is_back(**at, now));
+        let backoff = self.backoff();
+        let may_open = |tenant| self.slots.get(tenant).is_none_or(|slot| slot.may_be_taken_back(now, backoff));
+        let owing = self.owing.iter().filter(|(tenant, at)| is_back(**at, now) && may_open(tenant));
         let unsettled = self.unsettled.iter().filter(|(_, at)| **at <= now);
         let mut due: Vec<(Timestamp, TenantId)> = owing.chain(unsettled).map(|(tenant, at)| (*at, *tenant)).collect();
         due.sort_unstable();
@@ -555,8 +579,8 @@ impl State {
         self.drained = Some(reply);
         self.queue.clear();
         for (_, waiting) in self.waiting.drain() {
-            for reply in waiting {
-                let _ = reply.send(Err(Absent::ComeBack { after_ms: 1_000 }));
+            for caller in waiting {
+                caller.answer(Err(Absent::ComeBack { after_ms: 1_000 }));
             }
         }
         drain_all(self.birth.homes.all());
@@ -572,12 +596,6 @@ impl State {
             }
         }
     }
-}
-
-/// Adds a caller to those who wait, and forgets those who gave up: a tenant may be on its way for long.
-fn queue_up(waiting: &mut Vec<Caller>, caller: Option<Caller>) {
-    waiting.retain(|reply| !reply.is_closed());
-    waiting.extend(caller);
 }
 
 /// When a tenant that made room comes back for what it owes: when that is due, but not at once, and not so late that it would
@@ -599,25 +617,13 @@ pub(super) fn drain_all(homes: Vec<Home>) {
     });
 }
 
-/// The longest head of a tenant's chain that anybody has seen: this node, or, as the catalogue remembers, another one. What
-/// cannot be asked there now is not waited for.
-async fn witness(birth: &Birth, tenant: TenantId) -> Head {
-    let ours = birth.index.head(tenant);
-    if birth.store.followed_every().is_none() {
-        return ours;
-    }
-    let theirs = async {
-        let mut reader = birth.store.control_reader().await?;
-        catalogue::one(&mut reader, &tenant.to_string()).await
-    };
-    match tokio::time::timeout(WITNESS_PATIENCE, theirs).await {
-        Ok(Ok(Some(row))) if row.head.seq > ours.seq => row.head,
-        _ => ours,
-    }
-}
-
 /// Opens a tenant: its database, its books, its pair of actors.
-async fn open(birth: &Birth, tenant: TenantId, supervisor: &ActorRef<Message>) -> Result<Home, StoreError> {
+async fn open(
+    birth: &Birth,
+    tenant: TenantId,
+    asked: bool,
+    supervisor: &ActorRef<Message>,
+) -> Result<Home, StoreError> {
     let settings = &birth.settings;
     let now = birth.clock.now();
     let mut connection = birth.store.open_tenant(tenant).await?;
@@ -628,7 +634,7 @@ async fn open(birth: &Birth, tenant: TenantId, supervisor: &ActorRef<Message>) -
         reconcile: settings.reconcile,
         now,
         salt_seed: clock::random_bytes(),
-        witnessed: witness(birth, tenant).await,
+        witnessed: hold(birth, tenant, asked).await?,
     };
     let books = Arc::new(load::take_over(&mut connection, opening).await?);
     let owed = notice::owed(&mut connection).await?;
@@ -661,20 +667,6 @@ async fn open(birth: &Birth, tenant: TenantId, supervisor: &ActorRef<Message>) -
 mod tests {
     use super::*;
     use crate::domain::time::MICROS_PER_MINUTE;
-
-    #[test]
-    fn whoever_gave_up_is_forgotten_when_somebody_comes() {
-        let mut waiting = Vec::new();
-        let (patient, _hears) = ractor::concurrency::oneshot();
-        queue_up(&mut waiting, Some(patient.into()));
-        for _ in 0..1_000 {
-            let (impatient, gone) = ractor::concurrency::oneshot();
-            queue_up(&mut waiting, Some(impatient.into()));
-            drop(gone);
-        }
-        queue_up(&mut waiting, None);
-        assert_eq!(waiting.len(), 1, "only one of a thousand still waits");
-    }
 
     #[test]
     fn a_tenant_comes_back_when_its_delivery_is_due() {

@@ -50,6 +50,10 @@ uuid_id! {
     TenantId
 }
 uuid_id! {
+    /// One process of the daemon, from its start to its end.
+    NodeId
+}
+uuid_id! {
     /// A quota of one tenant; stays the same while the quota is edited.
     QuotaId
 }

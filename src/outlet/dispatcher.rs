@@ -1,8 +1,8 @@
 //! Finds what is due and hands it to the lanes; records how it ended. One task per node.
 //!
 //! A tenant is visited when it has committed, when a retry is due, when one of its alerts is to end, in a round over all
-//! open tenants every few seconds, and when the directory has opened it and it owes or fires something: after a start the
-//! directory opens those that did when the node ended, even if nobody else asks for them. Visits and settlements run
+//! open tenants every few seconds, and when the directory has opened it and it owes or fires something: the directory
+//! opens those that did when a node ended, even if nobody asks for them. Visits and settlements run
 //! beside each other, so one tenant that is slow delays no other.
 
 use std::collections::HashMap;
@@ -21,7 +21,6 @@ use crate::directory::handle::{Absent, Handle as Directory};
 use crate::domain::ids::TenantId;
 use crate::domain::notice::Attempt;
 use crate::fault;
-use crate::tenant::handle::Handle as Home;
 
 /// Tenants visited at the same time.
 const VISITS_MAX: usize = 16;
@@ -197,7 +196,7 @@ impl Dispatcher {
 /// Asks for what fires before what is due: a resolution that comes between the two is seen.
 async fn visit(directory: Directory, tenant: TenantId) -> Visit {
     let found = async {
-        let handle = find(&directory, tenant).await.map_err(Missed::Absent)?;
+        let handle = directory.return_to(tenant).await.map_err(Missed::Absent)?;
         let firing = handle.firing().await.map_err(|error| Missed::Silent(error.to_string()))?;
         let due = handle.due(DUE_MAX).await.map_err(|error| Missed::Silent(error.to_string()))?;
         Ok(Found { firing, due: due.map_err(|error| Missed::Silent(error.to_string()))? })
@@ -205,16 +204,8 @@ async fn visit(directory: Directory, tenant: TenantId) -> Visit {
     Visit { tenant, found: found.await }
 }
 
-/// The tenant, unless another node has it by now: nobody takes it back for what that one delivers.
-async fn find(directory: &Directory, tenant: TenantId) -> Result<Home, Absent> {
-    if directory.is_elsewhere(tenant) {
-        return Err(Absent::Elsewhere { after_ms: 0 });
-    }
-    directory.find(tenant).await
-}
-
 async fn record(directory: Directory, tenant: TenantId, attempts: Vec<Attempt>) -> Recorded {
-    let done = match find(&directory, tenant).await {
+    let done = match directory.return_to(tenant).await {
         Ok(handle) => handle.settle(attempts.clone()).await.is_ok(),
         // The new owner finds the delivery owed, and makes it again under the same id.
         Err(Absent::Unknown | Absent::Elsewhere { .. }) => true,

@@ -10,7 +10,7 @@ use super::news::{self, Kind};
 use super::{StoreError, api_key};
 use crate::domain::api_key::ApiKey;
 use crate::domain::chain::{Hash, Head};
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{NodeId, TenantId};
 use crate::domain::tenant::{ExternalId, Lifecycle, Tenant};
 use crate::domain::time::Timestamp;
 
@@ -30,9 +30,15 @@ const DELETE_EXTERNAL_IDS: &str = "DELETE FROM external_id WHERE tenant_id = $1"
 static INSERT_EXTERNAL_IDS: LazyLock<Bulk> = LazyLock::new(|| {
     Bulk::new("INSERT INTO external_id (source, kind, id, tenant_id)", &["TEXT", "TEXT", "TEXT", "TEXT"], "")
 });
-/// Never backwards: a late report of an older head changes nothing.
-const REMEMBER_HEAD: &str = "UPDATE tenant SET head_seq = $2, head_hash = $3, awake = $4
-    WHERE id = $1 AND head_seq <= $2";
+/// Never backwards: a late report of an older head changes nothing. Whoever has just opened it is its holder from then on; of
+/// what another holds only the head is news, and what was taken up stays so until it was opened. Nobody puts to sleep what was
+/// another's.
+const REMEMBER_HEAD: &str = "UPDATE tenant SET head_seq = $2, head_hash = $3,
+    awake = CASE WHEN $6 = 1 AND head_seq < $2 THEN CASE WHEN holder <> $5 AND awake <> 0 THEN 1 ELSE $4 END
+        WHEN holder <> $5 OR awake = 2 THEN awake ELSE $4 END,
+    holder = CASE WHEN $6 = 1 AND head_seq < $2 THEN $5 ELSE holder END WHERE id = $1 AND head_seq <= $2";
+const HOLD: &str = "UPDATE tenant SET awake = 1, holder = $2 WHERE id = $1
+    AND ($3 = 1 OR holder = $2 OR holder NOT IN (SELECT id FROM node)) RETURNING head_seq, head_hash";
 
 /// Tenants whose chain is remembered to be longer.
 static SELECT_LONGER: LazyLock<Bulk> = LazyLock::new(|| {
@@ -51,6 +57,16 @@ pub struct Row {
     pub head: Head,
     /// Something is owed that only an open tenant can do.
     pub awake: bool,
+}
+
+/// What a node notes of a tenant that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Note {
+    pub head: Head,
+    /// Something is owed there, or will be.
+    pub awake: bool,
+    /// It has just opened the tenant, which is its own by that.
+    pub opened: bool,
 }
 
 /// Every tenant by id, and every API key.
@@ -115,20 +131,39 @@ pub async fn update_tenant(connection: &mut Connection, tenant: &Tenant) -> Resu
     news::note(connection, Kind::Tenant, &tenant.id.to_string()).await
 }
 
-/// Remembers how long a tenant's chain is, so that a database that is restored from a copy or swapped is noticed.
+/// Remembers how long a tenant's chain is, so that a database that is restored from a copy or swapped is noticed; and whether
+/// something is owed there, which is the node's to do.
 ///
 /// # Errors
 /// [`StoreError`].
 pub async fn remember_head(
     connection: &mut Connection,
     tenant: TenantId,
-    head: Head,
-    awake: bool,
+    note: Note,
+    node: NodeId,
 ) -> Result<(), StoreError> {
-    let hash = head.hash.0.as_slice().into();
-    let values = [tenant.to_string().into(), head.seq.into(), hash, i64::from(awake).into()];
+    let hash = note.head.hash.0.as_slice().into();
+    let flags = [note.awake, note.opened].map(|flag| i64::from(flag).into());
+    let [awake, opened] = flags;
+    let values = [tenant.to_string().into(), note.head.seq.into(), hash, awake, node.to_string().into(), opened];
     connection.execute(REMEMBER_HEAD, &values).await?;
     Ok(())
+}
+
+/// Remembers that a node is about to open a tenant, whatever it will owe; answers the head that is remembered of its chain.
+/// `None`, unless somebody `asked` that very node for it, when another holds it.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn hold(
+    connection: &mut Connection,
+    tenant: TenantId,
+    node: NodeId,
+    asked: bool,
+) -> Result<Option<Head>, StoreError> {
+    let values = [tenant.to_string().into(), node.to_string().into(), i64::from(asked).into()];
+    let row = connection.fetch_one_optional(HOLD, &values).await?;
+    row.map(|row| head_at(&row, 0)).transpose()
 }
 
 /// Those of the tenants, each with the sequence number of its chain's head, of which a longer chain is remembered, with
@@ -198,8 +233,11 @@ fn tenant_at(row: &Answer, external_ids: &mut HashMap<String, Vec<ExternalId>>) 
         created_at: Timestamp(row.int(7)?),
         updated_at: Timestamp(row.int(8)?),
     };
-    let head = Head { seq: row.int(9)?, hash: Hash(row.array(10)?) };
-    Ok(Row { tenant, head, awake: row.int(11)? != 0 })
+    Ok(Row { tenant, head: head_at(row, 9)?, awake: row.int(11)? != 0 })
+}
+
+fn head_at(row: &Answer, index: usize) -> Result<Head, StoreError> {
+    Ok(Head { seq: row.int(index)?, hash: Hash(row.array(index + 1)?) })
 }
 
 pub(super) fn one_row(changed: u64, what: &str) -> Result<(), StoreError> {

@@ -36,7 +36,7 @@ macro_rules! migration {
     };
 }
 
-pub(super) static CONTROL: [Migration; 14] = [
+pub(super) static CONTROL: [Migration; 15] = [
     migration!(Both, 1, "control", "0001_catalogue"),
     migration!(Sqlite, 2, "control", "0002_append_only.sqlite"),
     migration!(Postgres, 2, "control", "0002_append_only.postgres"),
@@ -51,6 +51,7 @@ pub(super) static CONTROL: [Migration; 14] = [
     migration!(Both, 11, "control", "0011_catalogue_news"),
     migration!(Both, 13, "control", "0013_quarantine_shares"),
     migration!(Both, 14, "control", "0014_quarantine_kept"),
+    migration!(Both, 15, "control", "0015_nodes"),
 ];
 
 pub(super) static TENANT: [Migration; 14] = [

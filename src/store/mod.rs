@@ -15,7 +15,8 @@
 //! - [`provider`]: LLM providers, their sealed secrets, wrapped data keys.
 //! - [`gateway`]: what gateways say. [`reconciliation`]: how it compares.
 //! - [`usage`], [`audit`], [`notice`]: questions about the past. [`request`]: answers kept for idempotency keys.
-//! - [`catalogue`], [`api_key`], [`quarantine`], [`stream`], [`job`], [`session`]: the control database.
+//! - [`catalogue`], [`api_key`], [`quarantine`], [`stream`], [`job`], [`session`], [`node`]: the control
+//!   database.
 
 pub mod api_key;
 pub mod audit;
@@ -30,6 +31,7 @@ pub mod job;
 pub mod load;
 mod migration;
 pub mod news;
+pub mod node;
 pub mod notice;
 pub mod organization;
 mod place;

@@ -138,6 +138,13 @@ pub const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Unit::Count,
         "Busy tenants that had to leave because others waited for a place.",
     ),
+    (
+        "platform_api_tenants_taken_up_total",
+        Counter,
+        Unit::Count,
+        "Tenants that owed something when their node was gone, and that this node came back to.",
+    ),
+    ("platform_api_nodes", Gauge, Unit::Count, "Nodes on the same databases that are alive, with this one."),
     ("platform_api_tenants", Gauge, Unit::Count, "Tenants, by state."),
     ("platform_api_waiting_events", Gauge, Unit::Count, "Usage events admitted and not committed yet."),
     ("platform_api_oldest_waiting_seconds", Gauge, Unit::Seconds, "Age of the oldest usage event not committed yet."),

@@ -1,13 +1,17 @@
 //! Two nodes on one control database: what one changes in the catalogue the other goes by, without a restart, neither
-//! overwrites what it has not seen, and one of them reads the usage stream.
+//! overwrites what it has not seen, one of them reads the usage stream, and what one owed that is gone the other delivers.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::api::{Answer, Api};
 use crate::harness::database::Database;
-use crate::harness::events::Envelope;
+use crate::harness::events::{Envelope, token_quota};
 use crate::harness::issuer::Issuer;
+use crate::harness::receiver::Receiver;
 use crate::harness::{Daemon, Engine, Setup, Tenant, eventually};
 
 async fn put_flag(api: &Api, if_match: &str, enabled: bool) -> Answer {
@@ -136,6 +140,54 @@ async fn neither_node_overwrites_what_it_has_not_seen() {
     other.platform.post("/v1/platform-admins", &body).await.refused(409, "IDENTITY_TAKEN");
     // The platform's own chain has taken every record of both.
     Tenant::holds(&one.platform.get("/v1/audit/verify").await.ok());
+}
+
+/// Three alerts that a pager which is down was not told of, of a tenant that nobody asks for any more.
+async fn owing(node: &Daemon, pager: &Receiver, name: &str) {
+    pager.will_answer(&[500; 10_000]);
+    let tenant = node.onboard(name).await;
+    tenant.put_quotas(json!([token_quota(100, "month")])).await;
+    for _ in 0..3 {
+        tenant.post_events(&[tenant.event().tokens(50, 0)]).await;
+    }
+    eventually("the pager to be told in vain", || async { (!pager.received().is_empty()).then_some(()) }).await;
+    assert_eq!(pager.taken().len(), 0, "nobody was told");
+}
+
+/// What the pager has taken, as it tells one message from another.
+fn taken(pager: &Receiver) -> BTreeSet<String> {
+    pager.taken().iter().map(|one| one.header("webhook-id").to_owned()).collect()
+}
+
+/// Nobody asks for the tenant: what one node owed another comes back to by itself, however the one ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_owed_that_is_gone_another_delivers() {
+    let endings = ["killed", "frozen", "stopped"].map(|ending| async move {
+        let pager = Receiver::start().await;
+        let (mut one, mut other) = two_nodes(Setup::on(Engine::Postgres).with_section(&pager.channel("pager"))).await;
+        owing(&one, &pager, "Acme").await;
+        match ending {
+            "killed" => one.kill().await,
+            "frozen" => one.signal("STOP").await,
+            _ => assert!(one.stop().await.success()),
+        }
+        pager.is_well();
+        eventually("the pager to be told", || async { (taken(&pager).len() == 3).then_some(()) }).await;
+        assert!(other.log().contains("taken up from nodes that are gone"), "{}", other.log());
+        if ending == "frozen" {
+            // It wakes up, with messages in its hands: the pager knows them. It learns that another has the tenant.
+            one.signal("CONT").await;
+        } else {
+            assert_eq!(pager.taken().len(), 3, "{ending}: each once");
+            one.restart().await;
+        }
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        assert_eq!(taken(&pager).len(), 3);
+        let lost = other.log().matches("another node has taken the tenant over").count();
+        assert_eq!(lost, 0, "{ending}: who comes back leaves it to its heir");
+        other.terminate().await;
+    });
+    futures_util::future::join_all(endings).await;
 }
 
 /// What a node says of the usage stream.

@@ -1,15 +1,17 @@
 //! The control database.
 
+use uuid::Uuid;
+
 use super::harness::{House, NOW, entry};
 use crate::domain::api_key::{ApiKey, Previous, Terms};
 use crate::domain::chain::{self, Hash, Head};
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{NodeId, TenantId};
 use crate::domain::rate_limit::{Class, Policy};
 use crate::domain::report::{ChainQuery, Quarantined};
 use crate::domain::tenant::{ExternalId, Lifecycle, Role, Tenant};
 use crate::domain::time::Timestamp;
 use crate::domain::usage::Refusal;
-use crate::store::catalogue;
+use crate::store::catalogue::{self, Note};
 use crate::store::migration::{self, CONTROL};
 use crate::store::news::{self, Kind, News};
 use crate::store::quarantine::Kept;
@@ -31,7 +33,7 @@ super::conformance!(
     the_platform_has_a_chain_of_its_own,
 );
 
-fn tenant(slug: &str) -> Tenant {
+pub(super) fn tenant(slug: &str) -> Tenant {
     Tenant {
         id: TenantId(crate::clock::new_id()),
         name: "Grüße GmbH".into(),
@@ -107,10 +109,16 @@ async fn the_catalogue_comes_back_as_it_was_written(house: &House) {
     catalogue::update_tenant(&mut connection, &one).await.unwrap();
     connection.commit().await.unwrap();
     let head = Head { seq: 7, hash: Hash([7; 32]) };
-    catalogue::remember_head(&mut connection, one.id, head, true).await.unwrap();
+    let [here, there] = [1, 2].map(|number| NodeId(Uuid::from_u128(number)));
+    let note = Note { head, awake: true, opened: true };
+    catalogue::remember_head(&mut connection, one.id, note, here).await.unwrap();
     // A report that comes late does not take the memory back.
     let older = Head { seq: 3, hash: Hash([3; 32]) };
-    catalogue::remember_head(&mut connection, one.id, older, false).await.unwrap();
+    catalogue::remember_head(&mut connection, one.id, Note { head: older, awake: false, opened: true }, here)
+        .await
+        .unwrap();
+    // Nor does another node's that has written nothing.
+    catalogue::remember_head(&mut connection, one.id, Note { awake: false, ..note }, there).await.unwrap();
     let revoked_at = NOW.plus_micros(2);
     api_key::revoke(&mut connection, "pk_1", revoked_at).await.unwrap();
     api_key::revoke(&mut connection, "pk_1", NOW.plus_micros(9)).await.unwrap();

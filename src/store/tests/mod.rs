@@ -11,6 +11,7 @@ mod gateway;
 pub(crate) mod harness;
 mod jobs;
 mod measure;
+mod nodes;
 mod notices;
 mod reports;
 mod sessions;
