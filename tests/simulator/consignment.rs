@@ -75,7 +75,7 @@ impl Consignment {
     /// Reads everything and hands each tenant its part.
     pub fn submit(
         node: &mut Node,
-        town: &Town,
+        town: &mut Town,
         ground: &super::ground::Shared<Ground>,
         via: Via,
         parcels: &[Parcel],
@@ -114,7 +114,7 @@ impl Consignment {
     fn hand_over(
         &mut self,
         node: &mut Node,
-        town: &Town,
+        town: &mut Town,
         ground: &super::ground::Shared<Ground>,
         tenant: TenantId,
         group: Group,

@@ -140,7 +140,7 @@ fn send(ground: &mut Ground, parcel: Parcel) -> Send {
     let delivery = &parcel.delivery;
     let (heard, takes, result) = if ground.strikes(Fault::ReceiverHangs) {
         (false, SEND_TIMEOUT_MICROS, Err(Failure::Passing))
-    } else if ground.strikes(Fault::ReceiverFails) {
+    } else if ground.silence || ground.strikes(Fault::ReceiverFails) {
         (false, 10_000, Err(Failure::Passing))
     } else if ground.strikes(Fault::ReceiverRefuses) {
         (false, 10_000, Err(Failure::Final))

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use platform_api::domain::books::Books;
-use platform_api::domain::ids::{AlertId, QuotaId, TenantId};
+use platform_api::domain::ids::{AlertId, NodeId, QuotaId, TenantId};
 use platform_api::domain::time::Timestamp;
 use platform_api::domain::usage::UsageEvent;
+use uuid::Uuid;
 
 use super::checks;
 use super::coverage::Coverage;
@@ -38,6 +39,8 @@ pub struct Ground {
     pub now: i64,
     /// While it is true, faults strike.
     pub storm: bool,
+    /// While it is true, no receiver answers.
+    pub silence: bool,
     /// The first invariant that did not hold.
     pub broken: Option<String>,
     /// Every event anybody sent.
@@ -48,6 +51,8 @@ pub struct Ground {
     pub alerts: BTreeMap<TenantId, BTreeSet<(QuotaId, Timestamp, u16)>>,
     /// What receivers have accepted: alert, event, channel.
     pub received: BTreeSet<(AlertId, &'static str, String)>,
+    /// Nodes that were ever started.
+    pub nodes: u128,
     /// Planted: books that are shown before they are committed.
     pub leaked: BTreeMap<TenantId, Books>,
 }
@@ -66,13 +71,21 @@ impl Ground {
             planted,
             now,
             storm: true,
+            silence: false,
             broken: None,
             sent: Vec::new(),
             published: BTreeMap::new(),
             alerts: BTreeMap::new(),
             received: BTreeSet::new(),
+            nodes: 0,
             leaked: BTreeMap::new(),
         }
+    }
+
+    /// The next node that is started.
+    pub fn new_node(&mut self) -> NodeId {
+        self.nodes += 1;
+        NodeId(Uuid::from_u128(self.nodes))
     }
 
     /// The event somebody sent that this row is.

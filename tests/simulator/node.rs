@@ -3,19 +3,22 @@
 //! The slots, the queues, the writers, the desk, the parsers and the attribution are the real ones. What is written here
 //! is only what ties them together and would be tasks, channels and timers elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use platform_api::directory::handle::Absent;
+use platform_api::directory::heartbeat::Detector;
 use platform_api::directory::slot::{Backoff, Slot};
 use platform_api::domain::books::Books;
-use platform_api::domain::ids::TenantId;
+use platform_api::domain::ids::{NodeId, TenantId};
 use platform_api::domain::notice::Attempt;
 use platform_api::domain::time::{MICROS_PER_SECOND, Timestamp};
 use platform_api::outlet::desk::{DUE_MAX, Found, Recorded};
 use platform_api::store::StoreError;
+use platform_api::store::catalogue::Note;
+use platform_api::store::node::Held;
 use platform_api::tenant::work::Work;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -24,11 +27,14 @@ use super::consignment::Consignment;
 use super::courier::{Courier, channels};
 use super::ground::{Ground, Shared, lock};
 use super::home::{Home, Step};
+use super::planted::Planted;
 use super::session::Session;
 use super::town::Town;
 
 const BACKOFF: Backoff = Backoff { first_ms: 100, most_ms: 60_000 };
 const IDLE_MICROS: i64 = 120 * MICROS_PER_SECOND;
+const BEAT_EVERY_MICROS: i64 = 3 * MICROS_PER_SECOND;
+const BEATS_PER_REVIEW: u32 = 20;
 
 type Opening = Pin<Box<dyn Future<Output = (Session, Result<(Books, i64), StoreError>)>>>;
 
@@ -43,6 +49,11 @@ struct Recording {
 
 pub struct Node {
     pub number: usize,
+    id: NodeId,
+    detector: Detector,
+    /// When it beats next, by true time: it goes by a clock that nobody sets.
+    beats_at: i64,
+    review_in: u32,
     /// What its clock shows more than the true time.
     pub clock_ahead: i64,
     /// It believes that the tenants are its own.
@@ -53,6 +64,14 @@ pub struct Node {
     openings: BTreeMap<TenantId, Opening>,
     /// Tenants that rest, and when time alone changes their books.
     unsettled: BTreeMap<TenantId, Timestamp>,
+    /// Tenants that rest and are to be come back to, with the heads of their chains.
+    resting: BTreeMap<TenantId, i64>,
+    /// Tenants that are to be opened because somebody has asked.
+    asked: BTreeSet<TenantId>,
+    /// Tenants that were another node's, and are to be opened here.
+    owing: BTreeSet<TenantId>,
+    /// Tenants that were here, and that another node has by now.
+    elsewhere: BTreeSet<TenantId>,
     pub consignments: Vec<Consignment>,
     pub courier: Courier,
     recordings: Vec<Recording>,
@@ -61,9 +80,14 @@ pub struct Node {
 
 impl Node {
     pub fn new(number: usize, clock_ahead: i64, ground: &Shared<Ground>) -> Node {
+        let id = lock(ground).new_node();
         let receivers = lock(ground).plan.receivers;
         Node {
             number,
+            id,
+            detector: Detector::default(),
+            beats_at: 0,
+            review_in: 0,
             clock_ahead,
             believes: true,
             frozen_until: 0,
@@ -71,6 +95,10 @@ impl Node {
             homes: BTreeMap::new(),
             openings: BTreeMap::new(),
             unsettled: BTreeMap::new(),
+            resting: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            owing: BTreeSet::new(),
+            elsewhere: BTreeSet::new(),
             consignments: Vec::new(),
             courier: Courier::new(receivers),
             recordings: Vec::new(),
@@ -85,8 +113,23 @@ impl Node {
     // ---- tenants ----
 
     /// The tenant's home; one that rests is opened, and whoever asked comes back.
-    pub fn find(&mut self, tenant: TenantId, town: &Town) -> Result<&mut Home, Absent> {
+    pub fn find(&mut self, tenant: TenantId, town: &mut Town) -> Result<&mut Home, Absent> {
+        self.visit(tenant, true, town)
+    }
+
+    /// The same for what is to be done there without being asked, unless another node has it.
+    fn return_to(&mut self, tenant: TenantId, town: &mut Town) -> Result<&mut Home, Absent> {
+        if self.elsewhere.contains(&tenant) {
+            return Err(Absent::Elsewhere { after_ms: 0 });
+        }
+        self.visit(tenant, false, town)
+    }
+
+    fn visit(&mut self, tenant: TenantId, asked: bool, town: &mut Town) -> Result<&mut Home, Absent> {
         let now = self.now();
+        if asked && matches!(self.slots.get(&tenant), None | Some(Slot::Starting { .. } | Slot::BackingOff { .. })) {
+            self.asked.insert(tenant);
+        }
         match self.slots.get(&tenant) {
             Some(Slot::Open { .. }) => {}
             Some(Slot::BackingOff { until, .. }) => {
@@ -94,7 +137,7 @@ impl Node {
             }
             Some(slot @ Slot::Yielded { failures, .. }) if slot.may_be_taken_back(now, BACKOFF) => {
                 self.slots.insert(tenant, Slot::Starting { failures: *failures });
-                self.open(tenant, town);
+                self.open(tenant, asked, town);
                 return Err(Absent::ComeBack { after_ms: 100 });
             }
             Some(Slot::Yielded { until, .. }) => {
@@ -104,16 +147,21 @@ impl Node {
             Some(Slot::Starting { .. }) => return Err(Absent::ComeBack { after_ms: 100 }),
             None => {
                 self.slots.insert(tenant, Slot::Starting { failures: 0 });
-                self.open(tenant, town);
+                self.open(tenant, asked, town);
                 return Err(Absent::ComeBack { after_ms: 100 });
             }
         }
         self.homes.get_mut(&tenant).ok_or(Absent::ComeBack { after_ms: 100 })
     }
 
-    fn open(&mut self, tenant: TenantId, town: &Town) {
+    fn open(&mut self, tenant: TenantId, asked: bool, town: &mut Town) {
+        self.owing.remove(&tenant);
+        let Some(witnessed) = town.hold(tenant, self.id, asked) else {
+            lock(&self.ground).coverage.saw("owner: left to the node that holds it");
+            self.forget(tenant);
+            return self.failed(tenant, &StoreError::Fenced);
+        };
         let mut session = Session::connect(&town.vaults[&tenant], &self.ground);
-        let witnessed = town.witnessed(tenant);
         let (now, channels) = (self.now(), channels(lock(&self.ground).plan.receivers));
         let opening = async move {
             let result = session.take_over(channels, now, witnessed).await;
@@ -132,9 +180,12 @@ impl Node {
         let now = self.now();
         match result {
             Ok((books, owed)) => {
-                town.witness(tenant, books.head);
-                town.awake.insert(tenant);
+                town.remember(tenant, Note { head: books.head, awake: true, opened: true }, self.id);
                 self.unsettled.remove(&tenant);
+                self.resting.remove(&tenant);
+                self.owing.remove(&tenant);
+                self.asked.remove(&tenant);
+                self.elsewhere.remove(&tenant);
                 let slot =
                     self.slots.get(&tenant).map_or(Slot::Open { since: now, failures: 0 }, |slot| slot.opened(now));
                 self.slots.insert(tenant, slot);
@@ -189,18 +240,94 @@ impl Node {
     fn leave(&mut self, tenant: TenantId, town: &mut Town) {
         let Some(home) = self.homes.remove(&tenant) else { return };
         self.slots.remove(&tenant);
-        self.unsettled.extend(home.books.next_roll().map(|at| (tenant, at)));
-        town.witness(tenant, home.books.head);
-        if home.owed <= 0 && home.books.firing.is_empty() {
-            town.awake.remove(&tenant);
+        let (next_roll, head) = (home.books.next_roll(), home.books.head);
+        self.unsettled.extend(next_roll.map(|at| (tenant, at)));
+        let comes_back = home.owed > 0 || next_roll.is_some() || !home.books.firing.is_empty();
+        if comes_back {
+            self.resting.insert(tenant, head.seq);
+        }
+        if home.owed > 0 {
+            self.owing.insert(tenant);
+        }
+        town.remember(tenant, Note { head, awake: comes_back, opened: false }, self.id);
+    }
+
+    /// It starts: from here on it may hold tenants.
+    pub fn start(&mut self, town: &mut Town) {
+        town.beat(self.id);
+    }
+
+    /// One beat now and then, and a look at the others.
+    fn beat(&mut self, town: &mut Town) {
+        let now = lock(&self.ground).now;
+        if now < self.beats_at {
+            return;
+        }
+        self.beats_at = now + BEAT_EVERY_MICROS;
+        for last in self.detector.look(&town.beat(self.id)) {
+            town.strike_off(last);
+        }
+        if !lock(&self.ground).plants(Planted::OrphansForgotten) {
+            let taken = town.take_up(self.id);
+            if !taken.is_empty() {
+                lock(&self.ground).coverage.saw("owner: taken up from a node that is gone");
+            }
+            self.take_up(&taken);
+        }
+        if self.review_in == 0 {
+            self.take_up(&town.held(self.id));
+        }
+        self.review_in = self.review_in.checked_sub(1).unwrap_or(BEATS_PER_REVIEW);
+    }
+
+    fn take_up(&mut self, held: &[Held]) {
+        for Held { tenant, head_seq, is_orphan } in held {
+            let home = self.homes.get(tenant).map(|home| home.books.head.seq);
+            let known = home.or(self.resting.get(tenant).copied());
+            if !is_orphan && known.is_some_and(|known| known >= *head_seq) {
+                continue;
+            }
+            match self.slots.get(tenant) {
+                Some(Slot::Starting { .. } | Slot::BackingOff { .. } | Slot::Frozen { .. }) => continue,
+                Some(Slot::Open { .. }) => {
+                    lock(&self.ground).coverage.saw("owner: taken up, and open here as it was before");
+                    self.give_up(*tenant);
+                }
+                _ => {}
+            }
+            self.elsewhere.remove(tenant);
+            self.resting.insert(*tenant, known.unwrap_or(*head_seq).max(*head_seq));
+            self.owing.insert(*tenant);
         }
     }
 
-    /// Opens the tenants that were awake when the last node ended.
-    pub fn wake(&mut self, town: &Town) {
-        for tenant in &town.awake {
-            let _ = self.find(*tenant, town).is_ok();
+    /// A look at what other nodes have noted of the tenants that are open here, or rest.
+    fn look_at_chains(&mut self, town: &Town) {
+        let is_longer = |tenant: &TenantId, seq: i64| town.witnessed(*tenant).seq > seq;
+        let open = self.homes.iter().filter(|(tenant, home)| is_longer(tenant, home.books.head.seq));
+        let open: Vec<TenantId> = open.map(|(tenant, _)| *tenant).collect();
+        let resting = self.resting.iter().filter(|(tenant, seq)| is_longer(tenant, **seq));
+        let resting: Vec<TenantId> = resting.map(|(tenant, _)| *tenant).collect();
+        for tenant in open {
+            lock(&self.ground).coverage.saw("owner: given up without a commit");
+            self.give_up(tenant);
         }
+        for tenant in resting.into_iter().filter(|tenant| !self.slots.contains_key(tenant)).collect::<Vec<_>>() {
+            self.forget(tenant);
+        }
+    }
+
+    /// It is another node's to come back to.
+    fn forget(&mut self, tenant: TenantId) {
+        self.resting.remove(&tenant);
+        self.owing.remove(&tenant);
+        self.unsettled.remove(&tenant);
+        self.elsewhere.insert(tenant);
+    }
+
+    fn give_up(&mut self, tenant: TenantId) {
+        self.homes.remove(&tenant);
+        self.failed(tenant, &StoreError::Fenced);
     }
 
     fn failed(&mut self, tenant: TenantId, error: &StoreError) {
@@ -215,6 +342,8 @@ impl Node {
             }
             StoreError::Fenced => {
                 ground.coverage.saw("tenant: yielded to another node");
+                self.asked.remove(&tenant);
+                self.elsewhere.insert(tenant);
                 before.yielded(now, BACKOFF)
             }
             _ => before.failed(now, BACKOFF),
@@ -235,7 +364,7 @@ impl Node {
                 rested.push(*tenant);
                 continue;
             }
-            town.witness(*tenant, home.books.head);
+            town.remember(*tenant, Note { head: home.books.head, awake: true, opened: false }, self.id);
             // The round over open tenants, in case a hint was lost.
             self.courier.desk.visit(*tenant);
         }
@@ -247,15 +376,25 @@ impl Node {
             self.unsettled.iter().filter(|(_, at)| **at <= now).map(|(tenant, _)| *tenant).collect();
         for tenant in unsettled {
             self.unsettled.remove(&tenant);
-            let _ = self.find(tenant, town).is_ok();
+            let _ = self.visit(tenant, false, town).is_ok();
             lock(&self.ground).coverage.saw("owner: woken by time");
+        }
+        self.beat(town);
+        // Who does not look whose the books are, does not find out this way either.
+        if !lock(&self.ground).plants(Planted::MissingEpochCheck) {
+            self.look_at_chains(town);
+        }
+        let may_open =
+            |tenant: &&TenantId| self.slots.get(tenant).is_none_or(|slot| slot.may_be_taken_back(now, BACKOFF));
+        for tenant in self.owing.iter().filter(may_open).copied().collect::<Vec<_>>() {
+            let _ = self.visit(tenant, false, town).is_ok();
         }
         let due: Vec<TenantId> =
             self.slots.iter().filter(|(_, slot)| slot.is_due(now, BACKOFF)).map(|(tenant, _)| *tenant).collect();
         for tenant in due {
             let failures = self.slots[&tenant].failures();
             self.slots.insert(tenant, Slot::Starting { failures });
-            self.open(tenant, town);
+            self.open(tenant, self.asked.contains(&tenant), town);
         }
     }
 
@@ -278,7 +417,7 @@ impl Node {
     // ---- outlets ----
 
     /// Walks, sends, or records: one thing a courier does.
-    pub fn step_courier(&mut self, town: &Town) {
+    pub fn step_courier(&mut self, town: &mut Town) {
         let now = self.now();
         let choice = lock(&self.ground).dice.below(4);
         match choice {
@@ -301,19 +440,19 @@ impl Node {
         }
     }
 
-    fn look(&mut self, tenant: TenantId, town: &Town) -> Result<Found, Absent> {
+    fn look(&mut self, tenant: TenantId, town: &mut Town) -> Result<Found, Absent> {
         let now = self.now();
-        let home = self.find(tenant, town)?;
+        let home = self.return_to(tenant, town)?;
         let firing = home.books.firing_and_told();
         let due =
             if home.owed > 0 { lock(&town.vaults[&tenant]).database.tables.due(now, DUE_MAX) } else { Vec::new() };
         Ok(Found { firing, due })
     }
 
-    fn record_next(&mut self, tenant: TenantId, town: &Town) {
+    fn record_next(&mut self, tenant: TenantId, town: &mut Town) {
         let Some(attempts) = self.courier.desk.next_recording(tenant) else { return };
         let now = self.now();
-        let found = self.find(tenant, town);
+        let found = self.return_to(tenant, town);
         let elsewhere = matches!(found, Err(Absent::Elsewhere { .. }));
         let answer = found.ok().map(|home| {
             let (reply, answer) = oneshot::channel();
@@ -323,7 +462,7 @@ impl Node {
         self.recordings.push(Recording { tenant, attempts, answer, elsewhere });
     }
 
-    fn end_recordings(&mut self, town: &Town) {
+    fn end_recordings(&mut self, town: &mut Town) {
         let mut ended = Vec::new();
         self.recordings.retain_mut(|recording| {
             let done = match recording.answer.as_mut().map(oneshot::Receiver::try_recv) {

@@ -116,7 +116,8 @@ impl Fault {
             Fault::ReceiverRefuses => 0.1,
             // Asked at every step of the world.
             Fault::DatabaseRestored => 0.002,
-            Fault::NodeCrash | Fault::NodeFreeze | Fault::Failover | Fault::DatabaseCrash => 0.02,
+            Fault::DatabaseCrash => 0.02,
+            Fault::NodeCrash | Fault::NodeFreeze | Fault::Failover => 0.1,
             Fault::ClockJump => 0.2,
             _ => 0.01,
         }
@@ -152,6 +153,10 @@ pub struct Plan {
     pub burn_span_micros: i64,
     /// Does nobody come for some hours once the storm is over?
     pub sleeps: bool,
+    /// Does the storm end with the death of the node that has the tenants?
+    pub owner_dies: bool,
+    /// Do two nodes live on once the storm is over? Otherwise the operator leaves one.
+    pub leaves_two: bool,
     rates: BTreeMap<Fault, f64>,
 }
 
@@ -184,6 +189,8 @@ impl Plan {
             changes,
             burn_span_micros: if dice.chance(0.5) { [1, 12, 72][dice.below(3)] * MICROS_PER_HOUR } else { 0 },
             sleeps: dice.chance(0.2),
+            owner_dies: dice.chance(0.3),
+            leaves_two: dice.chance(0.4),
             rates,
         }
     }

@@ -33,10 +33,12 @@ pub enum Planted {
     UnknownForUnused,
     /// A new owner knows the counters, and not how fast they have risen.
     RateForgotten,
+    /// Nobody comes back to what a node owed that is gone.
+    OrphansForgotten,
 }
 
 impl Planted {
-    pub const ALL: [Planted; 15] = [
+    pub const ALL: [Planted; 16] = [
         Planted::AckBeforeCommit,
         Planted::CounterOutside,
         Planted::DedupeBySequence,
@@ -52,5 +54,6 @@ impl Planted {
         Planted::NoResumeCheck,
         Planted::UnknownForUnused,
         Planted::RateForgotten,
+        Planted::OrphansForgotten,
     ];
 }

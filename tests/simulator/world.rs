@@ -19,6 +19,8 @@ use super::town::Town;
 
 /// Rounds after the storm in which everything has to come to rest.
 const CALM_ROUNDS: usize = 6_000;
+/// Rounds in which the owner may come to owe nothing but notices, before it dies.
+const OWING_ROUNDS: usize = 1_000;
 /// How often a node sweeps.
 const QUICK_MICROS: i64 = MICROS_PER_SECOND / 4;
 const PULL_MAX: usize = 8;
@@ -71,8 +73,9 @@ impl World {
     fn new(seed: u64, planted: Option<Planted>, told: bool) -> World {
         let ground = share(Ground::new(seed, planted, told));
         let plan = lock(&ground).plan.clone();
-        let town = Town::new(plan.tenants);
-        let nodes = vec![Node::new(0, 0, &ground)];
+        let mut town = Town::new(plan.tenants);
+        let mut nodes = vec![Node::new(0, 0, &ground)];
+        nodes[0].start(&mut town);
         let clients = (0..2).map(|_| Client { drafts: Vec::new(), waits: None, attempt: 0, not_before: 0 });
         let mut world = World {
             plan,
@@ -203,7 +206,7 @@ impl World {
         let body = self.message(drafts).body;
         let via = Via::Http { client: at, attempt };
         let parcel = Parcel { body, subject: None, sequence: None };
-        let consignment = Consignment::submit(&mut self.nodes[number], &self.town, &self.ground, via, &[parcel]);
+        let consignment = Consignment::submit(&mut self.nodes[number], &mut self.town, &self.ground, via, &[parcel]);
         self.nodes[number].consignments.push(consignment);
     }
 
@@ -231,7 +234,7 @@ impl World {
             let due = !change.over && !change.is_waiting() && change.not_before <= now;
             if due && self.nodes[active].believes {
                 let clock = self.nodes[active].now();
-                match self.nodes[active].find(change.tenant, &self.town) {
+                match self.nodes[active].find(change.tenant, &mut self.town) {
                     Ok(home) => change.ask(home, clock, now),
                     Err(_) => change.not_before = now + MICROS_PER_SECOND,
                 }
@@ -298,7 +301,7 @@ impl World {
                 0 => self.nodes[number].sweep(&mut self.town),
                 1 | 2 => self.pull(number),
                 3 | 4 => self.answer(number),
-                5..8 => self.nodes[number].step_courier(&self.town),
+                5..8 => self.nodes[number].step_courier(&mut self.town),
                 _ => self.step_tenants(number),
             }
         }
@@ -358,7 +361,7 @@ impl World {
         let parcels: Vec<Parcel> = deliveries.iter().map(parcel).collect();
         let node = &mut self.nodes[number];
         let consignment =
-            Consignment::submit(node, &self.town, &self.ground, Via::Stream(deliveries.clone()), &parcels);
+            Consignment::submit(node, &mut self.town, &self.ground, Via::Stream(deliveries.clone()), &parcels);
         node.consignments.push(consignment);
         if self.ground().plants(Planted::AckBeforeCommit) {
             for delivery in &deliveries {
@@ -473,7 +476,7 @@ impl World {
         self.nodes[number] = Node::new(number, ahead, &self.ground);
         self.nodes[number].believes = believes;
         if believes {
-            self.nodes[number].wake(&self.town);
+            self.nodes[number].start(&mut self.town);
         }
         for client in &mut self.clients {
             client.waits = client.waits.filter(|(at, _)| *at != number);
@@ -482,12 +485,7 @@ impl World {
 
     /// Another node becomes the owner; the old one is dead, or frozen, or does not know.
     fn fail_over(&mut self) {
-        if self.nodes.len() < 2 {
-            let node = Node::new(1, 0, &self.ground);
-            self.nodes.push(node);
-        }
-        let old = self.active;
-        self.active = 1 - old;
+        let old = self.elect();
         let (fate, until) = {
             let mut ground = lock(&self.ground);
             let until = ground.now + ground.dice.between(1, 60) * MICROS_PER_SECOND;
@@ -500,6 +498,32 @@ impl World {
         }
         // A node that has owned before starts anew.
         self.crash(self.active);
+    }
+
+    /// Everybody was answered, no receiver listens, and the owner dies: nobody asks the next one for anything.
+    fn die_owing(&mut self) {
+        self.ground().silence = true;
+        for _ in 0..OWING_ROUNDS {
+            if self.is_broken() || self.restless().iter().all(|what| ["an outbox", "a node"].contains(what)) {
+                break;
+            }
+            self.calm_round(QUICK_MICROS);
+        }
+        self.ground().silence = false;
+        let old = self.elect();
+        self.crash(old);
+        self.crash(self.active);
+    }
+
+    /// From now on another node is asked; answers which was before.
+    fn elect(&mut self) -> usize {
+        if self.nodes.len() < 2 {
+            let node = Node::new(1, 0, &self.ground);
+            self.nodes.push(node);
+        }
+        let old = self.active;
+        self.active = 1 - old;
+        old
     }
 
     fn disturb_databases(&mut self) {
@@ -571,7 +595,14 @@ impl World {
         for number in 0..self.nodes.len() {
             (self.nodes[number].clock_ahead, self.nodes[number].frozen_until) = (0, 0);
         }
-        self.end_zombies();
+        if self.plan.owner_dies {
+            self.die_owing();
+        }
+        if self.plan.leaves_two && self.nodes.len() > 1 {
+            self.restart_all();
+        } else {
+            self.end_zombies();
+        }
         let mut sleeps = self.plan.sleeps;
         for round in 0..CALM_ROUNDS {
             if self.is_broken() {
@@ -587,7 +618,7 @@ impl World {
             // hour, and by a clock that was an hour ahead.
             self.calm_round(if round < 1_000 { QUICK_MICROS } else { 5 * MICROS_PER_SECOND });
         }
-        let what = self.restless();
+        let what = self.restless().join(", ");
         self.ground().violated("V1", format_args!("the backlog does not drain: {what}"));
     }
 
@@ -598,6 +629,19 @@ impl World {
             self.town.vaults.keys().any(|tenant| self.nodes[self.active].is_frozen(*tenant) && healthy(self, tenant));
         for number in (0..self.nodes.len()).filter(|number| *number != self.active || fenced).collect::<Vec<_>>() {
             self.crash(number);
+        }
+    }
+
+    /// Every node lives, and none has the other's tenants: whoever was frozen, or does not know, finds out.
+    fn restart_all(&mut self) {
+        self.ground().coverage.saw("calm: two nodes live on");
+        for number in 0..self.nodes.len() {
+            let is_stuck = self.town.vaults.keys().any(|tenant| self.nodes[number].is_frozen(*tenant));
+            if !self.nodes[number].believes || is_stuck {
+                self.crash(number);
+                self.nodes[number].believes = true;
+                self.nodes[number].start(&mut self.town);
+            }
         }
     }
 
@@ -621,7 +665,10 @@ impl World {
                 continue;
             }
             self.nodes[number].sweep(&mut self.town);
-            self.pull(number);
+            // Of several nodes one reads.
+            if number == self.active {
+                self.pull(number);
+            }
             for tenant in self.town.vaults.keys().copied().collect::<Vec<_>>() {
                 for _ in 0..12 {
                     self.nodes[number].step_opening(tenant, &mut self.town);
@@ -630,7 +677,7 @@ impl World {
             }
             for _ in 0..8 {
                 self.answer(number);
-                self.nodes[number].step_courier(&self.town);
+                self.nodes[number].step_courier(&mut self.town);
             }
         }
         self.look_up();
@@ -651,33 +698,33 @@ impl World {
     }
 
     /// What is still on its way.
-    fn restless(&self) -> String {
+    fn restless(&self) -> Vec<&'static str> {
         let mut what = Vec::new();
         if !self.town.stream.is_drained() {
-            what.push("the stream".to_owned());
+            what.push("the stream");
         }
         if self.clients.iter().any(|client| !client.drafts.is_empty()) {
-            what.push("a client".to_owned());
+            what.push("a client");
         }
         if self.changes.iter().any(|change| !change.over) {
-            what.push("a change".to_owned());
+            what.push("a change");
         }
         if self.nodes.iter().any(|node| node.believes && !node.is_idle()) {
-            what.push("a node".to_owned());
+            what.push("a node");
         }
         let now = self.ground().now;
         for vault in self.town.vaults.values().map(lock).filter(|vault| !vault.restored) {
             let tables = &vault.database.tables;
             if tables.owed_count() > 0 {
-                what.push("an outbox".to_owned());
+                what.push("an outbox");
             }
             let ended = |end: platform_api::domain::time::Timestamp| end.0 <= now;
             if tables.alerts.values().any(|alert| alert.resolved_at.is_none() && alert.period_end().is_some_and(ended))
             {
-                what.push("an alert whose period is over".to_owned());
+                what.push("an alert whose period is over");
             }
         }
-        what.join(", ")
+        what
     }
 
     fn check_the_end(&mut self) {
