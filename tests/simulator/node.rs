@@ -492,6 +492,6 @@ impl Node {
             && self.recordings.iter().all(|recording| self.is_frozen(recording.tenant))
             && self.openings.is_empty()
             && self.courier.is_idle()
-            && self.homes.values().all(|home| home.queue.is_idle() && home.books.knows_running(now))
+            && self.homes.values().all(|home| home.queue.is_idle() && !home.books.needs_roll(now))
     }
 }
