@@ -41,7 +41,8 @@ pub struct Detector {
 }
 
 impl Detector {
-    /// A look has found these; answers which of them are gone.
+    /// A look has found these; answers which of them are gone. Those are forgotten: one that comes back after it was struck off
+    /// counts from one again, and may well be at the number where it was found last.
     pub fn look(&mut self, found: &[Beat]) -> Vec<Beat> {
         let before = std::mem::take(&mut self.seen);
         let count = |beat: &Beat| match before.get(&beat.node) {
@@ -49,7 +50,9 @@ impl Detector {
             _ => (beat.node, (beat.beats, 0)),
         };
         self.seen = found.iter().map(count).collect();
-        found.iter().filter(|beat| self.seen[&beat.node].1 >= STILL_MAX).copied().collect()
+        let gone: Vec<Beat> = found.iter().filter(|beat| self.seen[&beat.node].1 >= STILL_MAX).copied().collect();
+        gone.iter().for_each(|beat| drop(self.seen.remove(&beat.node)));
+        gone
     }
 
     /// A look has failed: the others may have been unable to beat as well.
@@ -218,6 +221,9 @@ mod tests {
             assert_eq!(detector.look(&[beat(1, 7), beat(2, look.into())]), [], "look {look}");
         }
         assert_eq!(detector.look(&[beat(1, 7), beat(2, 9)]), [beat(1, 7)]);
+        for look in 0..STILL_MAX {
+            assert_eq!(detector.look(&[beat(1, 7), beat(2, i64::from(look))]), [], "look {look} after that");
+        }
         assert_eq!(detector.look(&[beat(1, 7), beat(2, 9)]), [beat(1, 7)], "nobody has struck it off");
         assert_eq!(detector.look(&[beat(1, 8), beat(2, 10)]), [], "it lives after all");
     }
@@ -236,10 +242,11 @@ mod tests {
     #[test]
     fn who_was_struck_off_and_comes_back_is_new() {
         let mut detector = Detector::default();
-        for _ in 0..=STILL_MAX {
-            detector.look(&[beat(1, 1)]);
+        for look in 0..=STILL_MAX {
+            assert_eq!(detector.look(&[beat(1, 1)]).len(), usize::from(look == STILL_MAX));
         }
-        assert_eq!(detector.look(&[]), []);
-        assert_eq!(detector.look(&[beat(1, 1)]), []);
+        for beats in 1..50 {
+            assert_eq!(detector.look(&[beat(1, beats)]), [], "it beats again, from one on");
+        }
     }
 }
