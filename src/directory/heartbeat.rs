@@ -51,7 +51,7 @@ impl Detector {
         };
         self.seen = found.iter().map(count).collect();
         let gone: Vec<Beat> = found.iter().filter(|beat| self.seen[&beat.node].1 >= STILL_MAX).copied().collect();
-        gone.iter().for_each(|beat| drop(self.seen.remove(&beat.node)));
+        self.seen.retain(|node, _| gone.iter().all(|beat| beat.node != *node));
         gone
     }
 
