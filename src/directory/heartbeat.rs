@@ -23,11 +23,11 @@ use crate::store::database::{Connection, Store};
 use crate::store::node::{self, Beat, Held};
 
 /// How often a node beats, and looks at the others.
-const BEAT_EVERY: Duration = Duration::from_secs(3);
+pub const BEAT_EVERY: Duration = Duration::from_secs(3);
 /// Looks in a row that find a node's number where it was, until the node is taken to be gone.
-pub const STILL_MAX: u32 = 5;
+const STILL_MAX: u32 = 5;
 /// Beats between two looks at all that this node holds, should it have missed something.
-const BEATS_PER_REVIEW: u32 = 20;
+pub const BEATS_PER_REVIEW: u32 = 20;
 /// How long a beat and a look may take: a connection that is dead without a word must not make the node look so.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a node that ends tries to say so.
@@ -89,7 +89,8 @@ impl Pacemaker {
         let running = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some((farewell, task)) = running else { return };
         let _ = farewell.send(());
-        let _ = timeout(LEAVE_TIMEOUT, task).await;
+        // It ends by itself, and says so if nobody could be told.
+        let _ = task.await;
     }
 }
 

@@ -143,8 +143,7 @@ pub async fn remember_head(
     node: NodeId,
 ) -> Result<(), StoreError> {
     let hash = note.head.hash.0.as_slice().into();
-    let flags = [note.awake, note.opened].map(|flag| i64::from(flag).into());
-    let [awake, opened] = flags;
+    let [awake, opened] = [note.awake, note.opened].map(|flag| i64::from(flag).into());
     let values = [tenant.to_string().into(), note.head.seq.into(), hash, awake, node.to_string().into(), opened];
     connection.execute(REMEMBER_HEAD, &values).await?;
     Ok(())

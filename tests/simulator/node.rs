@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use platform_api::directory::handle::Absent;
-use platform_api::directory::heartbeat::Detector;
+use platform_api::directory::heartbeat::{BEAT_EVERY, BEATS_PER_REVIEW, Detector};
 use platform_api::directory::slot::{Backoff, Slot};
 use platform_api::domain::books::Books;
 use platform_api::domain::ids::{NodeId, TenantId};
@@ -33,8 +33,7 @@ use super::town::Town;
 
 const BACKOFF: Backoff = Backoff { first_ms: 100, most_ms: 60_000 };
 const IDLE_MICROS: i64 = 120 * MICROS_PER_SECOND;
-const BEAT_EVERY_MICROS: i64 = 3 * MICROS_PER_SECOND;
-const BEATS_PER_REVIEW: u32 = 20;
+const BEAT_EVERY_MICROS: i64 = BEAT_EVERY.as_micros() as i64;
 
 type Opening = Pin<Box<dyn Future<Output = (Session, Result<(Books, i64), StoreError>)>>>;
 
@@ -277,7 +276,7 @@ impl Node {
         if self.review_in == 0 {
             self.take_up(&town.held(self.id));
         }
-        self.review_in = self.review_in.checked_sub(1).unwrap_or(BEATS_PER_REVIEW);
+        self.review_in = self.review_in.checked_sub(1).unwrap_or(BEATS_PER_REVIEW - 1);
     }
 
     fn take_up(&mut self, held: &[Held]) {
